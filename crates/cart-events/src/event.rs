@@ -1,0 +1,125 @@
+//! The events, and the streams that the slices' states fold.
+#![allow(missing_docs, reason = "the fields and streams are the event model's; the derive makes public items without docs")]
+
+use disintegrate::Event;
+use serde::{Deserialize, Serialize};
+
+use crate::{CartId, Description, Image, Inventory, ItemId, Price, ProductId, Total};
+
+/// A product and the price it was ordered at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct OrderedProduct {
+    /// The product.
+    pub product_id: ProductId,
+    /// What the item costs: each item's own price, also where two are of one product.
+    pub price: Price,
+}
+
+/// `device_fingerprint` came in version 2 of ItemAdded; an event stored without it reads back with this.
+fn default_fingerprint() -> String {
+    "default-fingerprint".into()
+}
+
+/// Everything that happens. A variant is an event's type; `#[id]` marks what it is tagged with, a column of the log each.
+#[derive(Debug, Clone, PartialEq, Eq, Event, Serialize, Deserialize)]
+// What a cart holds, and whether it may still change.
+#[stream(CartStream, [CartCreated, ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted])]
+// What has become of a cart's submission.
+#[stream(SubmissionStream, [CartCreated, CartSubmitted])]
+#[stream(PublicationStream, [CartSubmitted, CartPublished, CartPublicationFailed])]
+// What is left of a product.
+#[stream(InventoryStream, [InventoryChanged])]
+// What Archive Item looks at: the items in carts, and the prices.
+#[stream(ArchivingStream, [ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted, PriceChanged])]
+pub enum DomainEvent {
+    CartCreated {
+        #[id]
+        cart_id: CartId,
+    },
+    ItemAdded {
+        #[id]
+        cart_id: CartId,
+        #[id]
+        item_id: ItemId,
+        #[id]
+        product_id: ProductId,
+        description: Description,
+        image: Image,
+        price: Price,
+        #[serde(default = "default_fingerprint")]
+        device_fingerprint: String,
+    },
+    ItemRemoved {
+        #[id]
+        cart_id: CartId,
+        #[id]
+        item_id: ItemId,
+    },
+    CartCleared {
+        #[id]
+        cart_id: CartId,
+    },
+    ItemArchived {
+        #[id]
+        cart_id: CartId,
+        #[id]
+        item_id: ItemId,
+        /// The position of the PriceChanged that caused it.
+        price_changed_at: i64,
+    },
+    CartSubmitted {
+        #[id]
+        cart_id: CartId,
+        /// In the order they were added.
+        ordered_products: Vec<OrderedProduct>,
+        total_price: Total,
+    },
+    CartPublished {
+        #[id]
+        cart_id: CartId,
+    },
+    CartPublicationFailed {
+        #[id]
+        cart_id: CartId,
+        reason: String,
+    },
+    InventoryChanged {
+        #[id]
+        product_id: ProductId,
+        inventory: Inventory,
+    },
+    PriceChanged {
+        #[id]
+        product_id: ProductId,
+        old_price: Price,
+        new_price: Price,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_added_before_the_fingerprint_reads_back_with_the_default_one() {
+        let stored = r#"{"ItemAdded":{"cart_id":"01890a5d-ac96-774b-bcce-b302099a8057","item_id":"01890a5d-ac96-774b-bcce-b302099a8058",
+            "product_id":"01890a5d-ac96-774b-bcce-b302099a8059","description":"A tea pot","image":"pot.png","price":"9.99"}}"#;
+        let DomainEvent::ItemAdded { device_fingerprint, price, .. } = serde_json::from_str(stored).unwrap() else { panic!() };
+        assert_eq!(device_fingerprint, "default-fingerprint");
+        assert_eq!(price.to_string(), "9.99");
+    }
+
+    /// What is published is committed: a change of an event's stored shape shows here first.
+    #[test]
+    fn the_stored_shape_of_every_event_is_the_committed_one() {
+        let uuid = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let committed = include_str!("../events.jsonl");
+        for line in committed.lines() {
+            let event: DomainEvent = serde_json::from_str(line).unwrap();
+            assert_eq!(serde_json::to_string(&event).unwrap(), line);
+            assert!(line.contains(uuid));
+        }
+        let types: Vec<_> = committed.lines().map(|line| serde_json::from_str::<DomainEvent>(line).unwrap().name()).collect();
+        assert_eq!(types, DomainEvent::SCHEMA.events);
+    }
+}

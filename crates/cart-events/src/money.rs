@@ -1,0 +1,188 @@
+//! Money: exact decimals, never floats; taken as JSON strings or numbers, always answered as strings with two decimals.
+
+use std::{fmt, iter::Sum, str::FromStr};
+
+use rust_decimal::Decimal;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The greatest price: what the column numeric(12,2) holds.
+const MAX: Decimal = Decimal::from_parts(0xD4A5_0FFF, 0xE8, 0, false, 2);
+
+/// What a price has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, as \"9.99\"")]
+pub struct PriceError;
+
+/// The price of one item: from 0 to 9,999,999,999.99, in steps of 0.01.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Price(Decimal);
+
+/// A sum of prices; exact, and not bounded as one price is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Total(Decimal);
+
+impl Price {
+    /// The exact value, with two decimals.
+    pub const fn decimal(self) -> Decimal {
+        self.0
+    }
+}
+
+impl TryFrom<Decimal> for Price {
+    type Error = PriceError;
+
+    /// # Errors
+    /// Where the value is outside the range of a price, or finer than 0.01.
+    fn try_from(mut value: Decimal) -> Result<Self, PriceError> {
+        if value.is_sign_negative() || value > MAX {
+            return Err(PriceError);
+        }
+        if value.scale() > 2 {
+            return Err(PriceError);
+        }
+        value.rescale(2);
+        Ok(Self(value))
+    }
+}
+
+impl FromStr for Price {
+    type Err = PriceError;
+
+    /// A price as JSON writes numbers: digits, an optional point and decimals, an optional exponent; no sign, no space.
+    ///
+    /// # Errors
+    /// Where the text is no such number, or no price.
+    fn from_str(text: &str) -> Result<Self, PriceError> {
+        let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        // `Decimal` rounds what it cannot hold: a text longer than that is no price, whatever it says.
+        if text.len() > 28 || !text.starts_with(|c: char| c.is_ascii_digit()) || text.ends_with('.') {
+            return Err(PriceError);
+        }
+        let value = if plain {
+            Decimal::from_str_exact(text).map_err(|_| PriceError)?
+        } else {
+            // 1e2 is a JSON number too.
+            Decimal::from_scientific(text).map_err(|_| PriceError)?.normalize()
+        };
+        Self::try_from(value)
+    }
+}
+
+impl<'a> Sum<&'a Price> for Total {
+    fn sum<I: Iterator<Item = &'a Price>>(prices: I) -> Self {
+        let mut sum: Decimal = prices.map(|price| price.0).sum();
+        sum.rescale(2);
+        Self(sum)
+    }
+}
+
+impl From<Decimal> for Total {
+    /// A total as the database summed it.
+    fn from(mut sum: Decimal) -> Self {
+        sum.rescale(2);
+        Self(sum)
+    }
+}
+
+macro_rules! written_with_two_decimals {
+    ($name:ident, $description:literal) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:.2}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:.2})"), self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .description(Some($description))
+                    .examples([serde_json::json!("9.99")])
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+    };
+}
+written_with_two_decimals!(
+    Price,
+    "An exact decimal from 0 to 9999999999.99 with at most 2 decimal places; taken as a string or a number, answered as a string."
+);
+written_with_two_decimals!(Total, "An exact decimal with 2 decimal places.");
+
+impl<'de> Deserialize<'de> for Price {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The raw text, so that a number's digits are read as they stand and never pass through a float.
+        let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
+        let text = match raw.as_bytes().first() {
+            Some(b'"') => serde_json::from_str::<String>(raw).map_err(de::Error::custom)?,
+            Some(b'0'..=b'9') => raw.to_owned(),
+            _ => return Err(de::Error::custom(PriceError)),
+        };
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Total {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Decimal::from_str_exact(&text).map(Self::from).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_price_is_exact_and_written_with_two_decimals() {
+        for (json, written) in [
+            ("0", "0.00"),
+            ("\"0\"", "0.00"),
+            ("9.9", "9.90"),
+            ("\"9.99\"", "9.99"),
+            ("1e2", "100.00"),
+            ("1.5e1", "15.00"),
+            ("9999999999.99", "9999999999.99"),
+            ("\"9999999999.99\"", "9999999999.99"),
+            ("0.1", "0.10"),
+        ] {
+            let price: Price = serde_json::from_str(json).unwrap();
+            assert_eq!(price.to_string(), written);
+            assert_eq!(serde_json::to_string(&price).unwrap(), format!("\"{written}\""));
+        }
+    }
+
+    #[test]
+    fn what_is_no_price_is_refused_with_what_it_should_be() {
+        for json in [
+            "-1", "-0.01", "-0", "\"-1\"", "1.001", "\"1.001\"", "10000000000", "9999999999.991", "10000000000.00", "1e10", "1e-3", "1e400",
+            "\"\"", "\" 1\"", "\"1 \"", "\"+1\"", "\"1,5\"", "\"0x1\"", "\"NaN\"", "\"1.\"", "\".5\"", "\"1_0\"", "null", "true", "[]", "{}",
+            "1.000000000000000000000000000000000001",
+            "\"1\\u0000\"",
+        ] {
+            let error = serde_json::from_str::<Price>(json).unwrap_err().to_string();
+            assert!(error.starts_with("must be a decimal from 0 to 9999999999.99"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn totals_are_exact() {
+        let prices = ["0.10", "0.20", "9999999999.99"].map(|p| p.parse().unwrap());
+        assert_eq!(prices.iter().sum::<Total>().to_string(), "10000000000.29");
+        assert_eq!([].iter().sum::<Total>().to_string(), "0.00");
+    }
+}

@@ -1,0 +1,148 @@
+//! Texts and counts, with the lengths and ranges the event model gives them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::{
+    ObjectBuilder, RefOr,
+    schema::{Schema, Type},
+};
+
+/// What a text or count has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// Outside the length that the field may have.
+    #[error("must have from {min} to {max} characters")]
+    Length {
+        /// Fewest characters.
+        min: usize,
+        /// Most characters.
+        max: usize,
+    },
+    /// PostgreSQL's text holds every character but this one.
+    #[error("must not contain the NUL character")]
+    Nul,
+    /// Outside the range of an inventory.
+    #[error("must be a whole number from 0 to 2147483647")]
+    Inventory,
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $min:literal, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl TryFrom<String> for $name {
+            type Error = TextError;
+
+            fn try_from(text: String) -> Result<Self, TextError> {
+                if text.contains('\0') {
+                    return Err(TextError::Nul);
+                }
+                // Characters, not bytes: what a person would count.
+                #[allow(clippy::absurd_extreme_comparisons, unused_comparisons, reason = "one of the texts may be empty")]
+                match text.chars().take($max + 1).count() {
+                    n if n >= $min && n <= $max => Ok(Self(text)),
+                    _ => Err(TextError::Length { min: $min, max: $max }),
+                }
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> String {
+                text.0
+            }
+        }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                ObjectBuilder::new().schema_type(Type::String).min_length(Some($min)).max_length(Some($max)).into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text!(
+    /// What an item is: 1 to 1,000 characters.
+    Description, 1, 1_000
+);
+text!(
+    /// Where an item's picture is: 0 to 2,000 characters.
+    Image, 0, 2_000
+);
+
+/// How many of a product there are: from 0 to 2,147,483,647.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i32")]
+pub struct Inventory(i32);
+
+impl Inventory {
+    /// None left.
+    pub const OUT_OF_STOCK: Self = Self(0);
+}
+
+impl utoipa::PartialSchema for Inventory {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(i32::MAX)).into()
+    }
+}
+
+impl utoipa::ToSchema for Inventory {}
+
+impl TryFrom<i64> for Inventory {
+    type Error = TextError;
+
+    fn try_from(count: i64) -> Result<Self, TextError> {
+        i32::try_from(count).ok().filter(|count| *count >= 0).map(Self).ok_or(TextError::Inventory)
+    }
+}
+
+impl From<Inventory> for i32 {
+    fn from(inventory: Inventory) -> i32 {
+        inventory.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_has_1_to_1000_characters() {
+        assert_eq!(Description::try_from(String::new()), Err(TextError::Length { min: 1, max: 1_000 }));
+        assert!(Description::try_from("ß".repeat(1_000)).is_ok());
+        assert_eq!(Description::try_from("ß".repeat(1_001)), Err(TextError::Length { min: 1, max: 1_000 }));
+        assert_eq!(Description::try_from("a\0b".to_owned()), Err(TextError::Nul));
+    }
+
+    #[test]
+    fn an_image_has_0_to_2000_characters() {
+        assert!(Image::try_from(String::new()).is_ok());
+        assert!(Image::try_from("x".repeat(2_001)).is_err());
+    }
+
+    #[test]
+    fn an_inventory_is_a_whole_number_from_0() {
+        assert_eq!(serde_json::from_str::<Inventory>("0").unwrap(), Inventory::OUT_OF_STOCK);
+        assert_eq!(i32::from(serde_json::from_str::<Inventory>("2147483647").unwrap()), i32::MAX);
+        for wrong in ["-1", "2147483648", "1.5", "\"1\"", "null", "99999999999999999999"] {
+            assert!(serde_json::from_str::<Inventory>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

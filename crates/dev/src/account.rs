@@ -1,0 +1,82 @@
+//! The unprivileged account that PostgreSQL runs as when we are root: it refuses to run as root itself.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::unistd::{Gid, Uid, User};
+use tokio::process::Command;
+
+use crate::error::{Context, Error};
+
+/// An unprivileged account of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// The account for PostgreSQL's processes; none where we are not root and run them as ourselves.
+    ///
+    /// # Errors
+    /// We are root, and the machine has neither a user `postgres` nor a user `nobody`.
+    pub fn for_postgres() -> Result<Option<Self>, Error> {
+        if !Uid::effective().is_root() {
+            return Ok(None);
+        }
+        for name in ["postgres", "nobody"] {
+            let user = User::from_name(name).context(|| format!("look up the user {name}"))?;
+            if let Some(user) = user.filter(|user| !user.uid.is_root()) {
+                return Ok(Some(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
+            }
+        }
+        Err(Error::Missing(
+            "PostgreSQL refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as: \
+             add one, run `cargo dev` as an ordinary user, or set DATABASE_URL to a server that you run"
+                .to_owned(),
+        ))
+    }
+
+    /// The account that owns a directory.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn owner(path: &Path) -> Result<Self, Error> {
+        let metadata = std::fs::metadata(path).context(|| format!("read {}", path.display()))?;
+        Ok(Self { uid: metadata.uid(), gid: metadata.gid() })
+    }
+
+    /// This account is ourselves.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.uid == Uid::effective().as_raw() && self.gid == Gid::effective().as_raw()
+    }
+
+    /// Makes `command` run as this account, with no other groups.
+    pub fn run(&self, command: &mut Command) {
+        command.uid(self.uid).gid(self.gid);
+    }
+
+    /// Gives a directory to this account.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn own(&self, path: &Path) -> Result<(), Error> {
+        chown(path, Some(self.uid), Some(self.gid)).context(|| format!("change the owner of {}", path.display()))
+    }
+
+    /// Tries whether this account can enter a directory, which every directory above it has a say in.
+    pub async fn can_enter(&self, directory: &Path) -> bool {
+        let mut command = Command::new("true");
+        self.run(&mut command);
+        command
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .await
+            .is_ok_and(|status| status.success())
+    }
+}

@@ -1,0 +1,68 @@
+//! Cargo, run from within a program that cargo runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::error::{Context, Error};
+use crate::layout::{Layout, SERVICES};
+
+/// Cargo in the workspace's root.
+#[must_use]
+pub fn command(layout: &Layout) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What the outer cargo says about *this* package would make build scripts that look at it run anew.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(layout.checkout());
+    command
+}
+
+/// Builds the four services, with cargo's own progress on the screen, and answers the directory they are in.
+///
+/// # Errors
+/// Cargo cannot be run, or a service does not compile (cargo has said why on the screen).
+pub async fn build_services(layout: &Layout, release: bool) -> Result<PathBuf, Error> {
+    let mut build = command(layout);
+    build.args(["build", "--message-format=json-render-diagnostics"]);
+    for service in SERVICES {
+        build.args(["--package", service]);
+    }
+    if release {
+        build.arg("--release");
+    }
+    let output = build
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context(|| "run cargo".to_owned())?;
+    if !output.status.success() {
+        return Err(failed("cargo build", output.status));
+    }
+    // Cargo knows best where its configuration puts programs.
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter_map(|message| message.executable)
+        .find_map(|program| program.parent().map(Path::to_owned))
+        .ok_or_else(|| Error::Missing("cargo build named no program".to_owned()))
+}
+
+/// The error that says how a cargo command ended that spoke for itself.
+#[must_use]
+pub fn failed(command: &str, status: ExitStatus) -> Error {
+    Error::Command { command: command.to_owned(), status, output: String::new() }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+}

@@ -1,0 +1,134 @@
+//! The servers' programs, fetched from Maven Central once and kept in the build directory.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::account::Account;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::java;
+use crate::layout::Layout;
+use crate::maven::{self, Artifact};
+use crate::report::Report;
+
+/// PostgreSQL's version here.
+pub const POSTGRES: &str = "18.4";
+/// Kafka's version here.
+pub const KAFKA: &str = "4.3.1";
+/// The logging library that Kafka's own download carries and its Maven artifact leaves to us.
+const LOG4J: &str = "2.25.4";
+
+/// PostgreSQL's programs: a directory with `bin`, `lib` and `share`.
+#[derive(Debug, Clone)]
+pub struct PostgresDistribution {
+    pub(crate) directory: PathBuf,
+    pub(crate) account: Option<Account>,
+}
+
+/// Kafka's jars and the Java to run them.
+#[derive(Debug, Clone)]
+pub struct KafkaDistribution {
+    pub(crate) jars: PathBuf,
+    pub(crate) java: PathBuf,
+}
+
+/// PostgreSQL's programs, fetched where they are not there yet.
+///
+/// # Errors
+/// No such build for this machine, Maven missing or failing, or a directory that cannot be written.
+pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistribution, Error> {
+    let account = Account::for_postgres()?;
+    let all = layout.reachable(&layout.distributions(), account.as_ref()).await?;
+    let directory = all.join(format!("postgres-{POSTGRES}"));
+    let _lock = lock(&all, report).await?;
+    if !directory.exists() {
+        report.say(format!("fetching PostgreSQL {POSTGRES}"));
+        let name = format!("embedded-postgres-binaries-{}", platform()?);
+        let version = format!("{POSTGRES}.0");
+        let jars = fresh(&all.join("postgres.jars"))?;
+        let artifact = Artifact { group: "io.zonky.test.postgres", name: &name, version: &version };
+        maven::fetch(&[artifact], &jars, report).await?;
+        let jar = jars.join(format!("{name}-{version}.jar"));
+        let unpacked = fresh(&all.join("postgres.unpacked"))?;
+        let into = unpacked.clone();
+        blocking(move || unpack(&jar, &into)).await?;
+        std::fs::rename(&unpacked, &directory).context(|| format!("create {}", directory.display()))?;
+        files::remove(&jars)?;
+    }
+    Ok(PostgresDistribution { directory, account })
+}
+
+/// Kafka's jars, fetched where they are not there yet, and a Java.
+///
+/// # Errors
+/// Java or Maven missing or failing, or a directory that cannot be written.
+pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution, Error> {
+    let java = java::java(report).await?;
+    let all = layout.distributions();
+    files::create_directory(&all)?;
+    let jars = all.join(format!("kafka-{KAFKA}"));
+    let _lock = lock(&all, report).await?;
+    if !jars.exists() {
+        report.say(format!("fetching Kafka {KAFKA}"));
+        let fetched = fresh(&all.join("kafka.jars"))?;
+        let artifacts = [
+            Artifact { group: "org.apache.kafka", name: "kafka_2.13", version: KAFKA },
+            Artifact { group: "org.apache.logging.log4j", name: "log4j-slf4j-impl", version: LOG4J },
+        ];
+        maven::fetch(&artifacts, &fetched, report).await?;
+        std::fs::rename(&fetched, &jars).context(|| format!("create {}", jars.display()))?;
+    }
+    Ok(KafkaDistribution { jars, java })
+}
+
+/// The system and processor in the names of PostgreSQL's artifacts.
+fn platform() -> Result<&'static str, Error> {
+    match (std::env::consts::OS, std::env::consts::ARCH) {
+        ("linux", "x86_64") => Ok("linux-amd64"),
+        ("linux", "aarch64") => Ok("linux-arm64v8"),
+        ("macos", "x86_64") => Ok("darwin-amd64"),
+        ("macos", "aarch64") => Ok("darwin-arm64v8"),
+        (os, arch) => Err(Error::Missing(format!(
+            "there is no PostgreSQL to fetch for {os} on {arch}: set DATABASE_URL to a PostgreSQL that you run"
+        ))),
+    }
+}
+
+/// One process fetches at a time; the others find what it fetched.
+async fn lock(directory: &Path, report: &Report) -> Result<File, Error> {
+    let path = directory.join("lock");
+    let file = File::create(&path).context(|| format!("create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        report.say("another process is fetching; waiting for it");
+        return blocking(move || file.lock().map(|()| file).context(|| format!("lock {}", path.display()))).await;
+    }
+    Ok(file)
+}
+
+fn fresh(directory: &Path) -> Result<PathBuf, Error> {
+    files::remove(directory)?;
+    files::create_directory(directory)?;
+    Ok(directory.to_owned())
+}
+
+/// The jar holds one compressed tar archive with the whole installation.
+fn unpack(jar: &Path, into: &Path) -> Result<(), Error> {
+    let unreadable = |reason: String| Error::Unreadable { path: jar.to_owned(), reason };
+    let file = File::open(jar).context(|| format!("open {}", jar.display()))?;
+    let mut zip = zip::ZipArchive::new(file).map_err(|error| unreadable(error.to_string()))?;
+    let name = zip.file_names().find(|name| name.ends_with(".txz")).map(str::to_owned);
+    let name = name.ok_or_else(|| unreadable("there is no .txz in it".to_owned()))?;
+    let entry = zip.by_name(&name).map_err(|error| unreadable(error.to_string()))?;
+    tar::Archive::new(xz2::read::XzDecoder::new(entry))
+        .unpack(into)
+        .context(|| format!("unpack {}", jar.display()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(std::io::Error::other)
+        .context(|| "finish a piece of work".to_owned())?
+}

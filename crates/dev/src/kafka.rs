@@ -1,0 +1,292 @@
+//! A Kafka broker of our own, which is its own controller (KRaft).
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rand::Rng;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::process::Command;
+
+use crate::distribution::KafkaDistribution;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::ports;
+use crate::process::Process;
+
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running Kafka broker on 127.0.0.1.
+#[derive(Debug)]
+pub struct Kafka {
+    process: Process,
+    distribution: KafkaDistribution,
+    files: BrokerFiles,
+    port: u16,
+}
+
+#[derive(Debug, Clone)]
+struct BrokerFiles {
+    data: PathBuf,
+    settings: PathBuf,
+    logging: PathBuf,
+    log: PathBuf,
+}
+
+/// A topic to be made.
+#[derive(Debug, Clone)]
+pub struct Topic<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How many partitions it has, at least 1.
+    pub partitions: i32,
+    /// The largest message it takes, in bytes; the broker's default where none is given.
+    pub max_message_bytes: Option<u32>,
+}
+
+impl Kafka {
+    /// Starts a broker whose data lie in `directory`/kafka, made where they are not there yet, and waits until it
+    /// answers. Clients reach it on `port`; it needs `controller_port` for itself. Its log is
+    /// `directory`/logs/kafka.log.
+    ///
+    /// # Errors
+    /// Its data cannot be made, or it does not come up; with the end of its log.
+    pub async fn start(
+        distribution: &KafkaDistribution,
+        directory: &Path,
+        port: u16,
+        controller_port: u16,
+    ) -> Result<Self, Error> {
+        let own = directory.join("kafka");
+        files::create_directory(&own)?;
+        let files = BrokerFiles {
+            data: own.join("data"),
+            settings: own.join("server.properties"),
+            logging: own.join("log4j2.properties"),
+            log: directory.join("logs/kafka.log"),
+        };
+        files::write_atomically(&files.settings, settings(&files.data, port, controller_port).as_bytes())?;
+        files::write_atomically(&files.logging, LOGGING.as_bytes())?;
+        if !files.data.join("meta.properties").exists() {
+            format(distribution, &files).await?;
+        }
+        let process = launch(distribution, &files, port).await?;
+        Ok(Self { process, distribution: distribution.clone(), files, port })
+    }
+
+    /// Starts a broker as [`start`](Self::start) does, on any free ports.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_on_free_ports(distribution: &KafkaDistribution, directory: &Path) -> Result<Self, Error> {
+        let [port, controller_port] = ports::free([None, None])?;
+        Self::start(distribution, directory, port, controller_port).await
+    }
+
+    /// The port clients connect to, on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What clients need as their `bootstrap.servers`.
+    #[must_use]
+    pub fn bootstrap_servers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The broker's process.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Stops it in order (SIGTERM).
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        self.process.stop(Signal::SIGTERM, STOP_DEADLINE).await.map(drop)
+    }
+
+    /// Kills it as a crash would (SIGKILL); [`restart`](Self::restart) recovers.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        self.process.kill().await.map(drop)
+    }
+
+    /// Stops it where it runs, and starts it again on the same ports and data.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.stop().await?;
+        self.process = launch(&self.distribution, &self.files, self.port).await?;
+        Ok(())
+    }
+}
+
+/// Makes the topics that are not there yet, with the broker's own number of replicas. Those that are there stay as
+/// they are.
+///
+/// # Errors
+/// The broker is away or refuses one.
+pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Result<(), Error> {
+    let admin = admin(bootstrap_servers)?;
+    let limits: Vec<Option<String>> =
+        topics.iter().map(|topic| topic.max_message_bytes.map(|bytes| bytes.to_string())).collect();
+    let new: Vec<NewTopic<'_>> = topics
+        .iter()
+        .zip(&limits)
+        .map(|(topic, limit)| {
+            let new = NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(-1));
+            match limit {
+                Some(limit) => new.set("max.message.bytes", limit),
+                None => new,
+            }
+        })
+        .collect();
+    let options = AdminOptions::new()
+        .request_timeout(Some(REQUEST_DEADLINE))
+        .operation_timeout(Some(REQUEST_DEADLINE));
+    let failed = |reason: String| Error::Kafka { what: "create topics".to_owned(), reason };
+    let results = admin.create_topics(&new, &options).await.map_err(|error| failed(error.to_string()))?;
+    for result in results {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(failed(format!("{topic}: {code}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a broker's answer.
+///
+/// # Errors
+/// Why there was none.
+pub async fn ping(bootstrap_servers: &str) -> Result<(), String> {
+    let admin = admin(bootstrap_servers).map_err(|error| error.to_string())?;
+    let asked = tokio::task::spawn_blocking(move || {
+        admin.inner().fetch_metadata(None, Duration::from_millis(1500)).map(|metadata| metadata.brokers().len())
+    });
+    match asked.await {
+        Ok(Ok(0)) => Err("no broker registered yet".to_owned()),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn admin(bootstrap_servers: &str) -> Result<AdminClient<DefaultClientContext>, Error> {
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap_servers)
+        // A broker that is just starting is asked again soon, and its refusals are no news.
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "200")
+        .set("log_level", "0")
+        .create()
+        .map_err(|error| Error::Kafka { what: format!("reach {bootstrap_servers}"), reason: error.to_string() })
+}
+
+async fn format(distribution: &KafkaDistribution, files: &BrokerFiles) -> Result<(), Error> {
+    let output = java(distribution, files, &["-Xmx128m"])
+        .args(["kafka.tools.StorageTool", "format", "--ignore-formatted", "--cluster-id", &cluster_id(), "--config"])
+        .arg(&files.settings)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .context(|| "run java".to_owned())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    Err(Error::Command { command: "kafka.tools.StorageTool format".to_owned(), status: output.status, output: text })
+}
+
+async fn launch(distribution: &KafkaDistribution, files: &BrokerFiles, port: u16) -> Result<Process, Error> {
+    let mut command = java(distribution, files, &["-Xms128m", "-Xmx512m"]);
+    command.arg("kafka.Kafka").arg(&files.settings);
+    let mut process = Process::spawn("Kafka", command, &files.log)?;
+    let servers = format!("127.0.0.1:{port}");
+    process.until_ready(START_DEADLINE, || ping(&servers)).await?;
+    Ok(process)
+}
+
+fn java(distribution: &KafkaDistribution, files: &BrokerFiles, memory: &[&str]) -> Command {
+    let mut command = Command::new(&distribution.java);
+    command
+        .args(memory)
+        .args(["-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true"])
+        .arg(format!("-Dlog4j2.configurationFile={}", files.logging.display()))
+        .arg("-cp")
+        .arg(distribution.jars.join("*"));
+    command
+}
+
+/// A new cluster's id: 16 bytes in Kafka's base 64, which has no bits to spare in the last of 22 characters.
+fn cluster_id() -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut random = rand::rng();
+    let mut id: String = (0..21).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect();
+    id.push('A');
+    id
+}
+
+fn settings(data: &Path, port: u16, controller_port: u16) -> String {
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+# One broker cannot hold three copies, and one user needs few partitions of Kafka's own topics.
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# Tests make topics by the hundred; an index is this large from its first byte on.
+log.index.size.max.bytes=1048576
+",
+        data.display()
+    )
+}
+
+const LOGGING: &str = "rootLogger.level=WARN
+rootLogger.appenderRef.out.ref=OUT
+logger.server.name=kafka.server
+logger.server.level=INFO
+appender.out.type=Console
+appender.out.name=OUT
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d{yyyy-MM-dd'T'HH:mm:ss.SSSXXX} %-5p %c{1.} %m%n
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_id_has_22_characters_and_is_no_option() {
+        let id = cluster_id();
+        assert_eq!(id.len(), 22);
+        assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    }
+}

@@ -1,0 +1,110 @@
+//! Free ports, and who has the ones that are not.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use crate::error::{Context, Error};
+
+/// This port of 127.0.0.1 can be listened on now.
+#[must_use]
+pub fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// As many different ports as asked for, free on 127.0.0.1 at this moment: the given ones where they are, else
+/// others that the operating system picks.
+///
+/// # Errors
+/// The operating system has no port left.
+pub fn free<const N: usize>(wanted: [Option<u16>; N]) -> Result<[u16; N], Error> {
+    // All are held until the last is found, so that none is found twice.
+    let mut held = Vec::with_capacity(N);
+    for port in wanted {
+        let listener = port
+            .and_then(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+            .map_or_else(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), Ok)
+            .context(|| "find a free port".to_owned())?;
+        held.push(listener);
+    }
+    let mut ports = [0; N];
+    for (port, listener) in ports.iter_mut().zip(&held) {
+        *port = listener.local_addr().context(|| "find a free port".to_owned())?.port();
+    }
+    Ok(ports)
+}
+
+/// The process that listens on a port, as "name (process 123)", where that can be found out.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn listener(port: u16) -> Option<String> {
+    let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|table| {
+            let found = table.lines().filter_map(|line| listening_inode(line, port));
+            found.map(|inode| format!("socket:[{inode}]")).collect::<Vec<_>>()
+        })
+        .collect();
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // Other users' processes do not show their files: then there is no answer.
+        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let holds = open
+            .flatten()
+            .filter_map(|file| std::fs::read_link(file.path()).ok())
+            .any(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()));
+        if holds {
+            let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+            return Some(format!("{} (process {pid})", name.trim()));
+        }
+    }
+    None
+}
+
+/// The process that listens on a port, as "name (process 123)", where that can be found out.
+#[cfg(not(target_os = "linux"))]
+#[must_use]
+pub fn listener(port: u16) -> Option<String> {
+    let selection = format!("-iTCP:{port}");
+    let output = std::process::Command::new("lsof")
+        .args(["-nP", "-sTCP:LISTEN", "-Fpc", &selection])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let field = |mark: char| text.lines().find_map(|line| line.strip_prefix(mark));
+    Some(format!("{} (process {})", field('c')?, field('p')?))
+}
+
+/// The socket's inode, where the line of /proc/net/tcp is one that listens on `port`.
+#[cfg(target_os = "linux")]
+fn listening_inode(line: &str, port: u16) -> Option<&str> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (_, local) = fields.get(1)?.rsplit_once(':')?;
+    let listens = *fields.get(3)? == "0A";
+    (listens && u16::from_str_radix(local, 16).is_ok_and(|found| found == port)).then(|| fields.get(9).copied())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wanted_port_is_given_where_it_is_free_and_another_where_it_is_not() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        assert!(!is_free(port));
+        let [first, second] = free([Some(port), None]).unwrap();
+        assert!(first != port && second != port && first != second);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_that_listens_is_named() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let found = listener(taken.local_addr().unwrap().port()).unwrap();
+        assert!(found.contains(&format!("(process {})", std::process::id())), "{found}");
+    }
+}

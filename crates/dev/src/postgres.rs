@@ -1,0 +1,216 @@
+//! A PostgreSQL server of our own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::process::Command;
+
+use crate::account::Account;
+use crate::distribution::PostgresDistribution;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::layout::Layout;
+use crate::ports;
+use crate::process::Process;
+
+/// Crash recovery of a large log takes its time.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the server is started with, beside its data directory and port.
+const SETTINGS: [&str; 7] = [
+    "listen_addresses=127.0.0.1",
+    // A socket's path may have at most 107 bytes, which a checkout's often exceeds; TCP does.
+    "unix_socket_directories=",
+    "max_connections=200",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "log_line_prefix=%m [%p] %q%u@%d ",
+    "logging_collector=off",
+];
+
+/// A running PostgreSQL server on 127.0.0.1 whose superuser `postgres` needs no password. fsync stays on.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Process,
+    distribution: PostgresDistribution,
+    data: PathBuf,
+    log: PathBuf,
+    port: u16,
+}
+
+impl Postgres {
+    /// Starts a server whose data lie in `directory`/postgres, made where they are not there yet, and waits until it
+    /// answers. Its log is `directory`/logs/postgres.log.
+    ///
+    /// # Errors
+    /// Its data cannot be made, or it does not come up; with the end of its log.
+    pub async fn start(
+        layout: &Layout,
+        distribution: &PostgresDistribution,
+        directory: &Path,
+        port: u16,
+    ) -> Result<Self, Error> {
+        let log = directory.join("logs/postgres.log");
+        let account = distribution.account.as_ref();
+        let data = data_directory(layout, directory, account).await?.join("data");
+        if !data.join("PG_VERSION").exists() {
+            initialise(distribution, &data).await?;
+        }
+        let process = launch(distribution, &data, port, &log).await?;
+        Ok(Self { process, distribution: distribution.clone(), data, log, port })
+    }
+
+    /// Starts a server as [`start`](Self::start) does, on any free port.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_on_free_port(
+        layout: &Layout,
+        distribution: &PostgresDistribution,
+        directory: &Path,
+    ) -> Result<Self, Error> {
+        let [port] = ports::free([None])?;
+        Self::start(layout, distribution, directory, port).await
+    }
+
+    /// The port it listens on, on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of a database of this server for a user.
+    #[must_use]
+    pub fn url(&self, user: &str, database: &str) -> String {
+        url(self.port, user, database)
+    }
+
+    /// The server's process.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Ends its sessions and stops it in order (SIGINT, a "fast" shutdown).
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        self.process.stop(Signal::SIGINT, STOP_DEADLINE).await.map(drop)
+    }
+
+    /// Kills it as a crash would (SIGKILL); [`restart`](Self::restart) recovers.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        self.process.kill().await.map(drop)
+    }
+
+    /// Stops it where it runs, and starts it again on the same port and data.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.stop().await?;
+        self.process = launch(&self.distribution, &self.data, self.port, &self.log).await?;
+        Ok(())
+    }
+}
+
+/// The URL of a database on a server of ours.
+#[must_use]
+pub fn url(port: u16, user: &str, database: &str) -> String {
+    format!("postgres://{user}@127.0.0.1:{port}/{database}")
+}
+
+/// Removes a stopped server's data.
+///
+/// # Errors
+/// The operating system's refusal.
+pub async fn remove_data(layout: &Layout, directory: &Path) -> Result<(), Error> {
+    let account = Account::for_postgres()?;
+    files::remove(&data_directory(layout, directory, account.as_ref()).await?)
+}
+
+async fn data_directory(layout: &Layout, directory: &Path, account: Option<&Account>) -> Result<PathBuf, Error> {
+    layout.reachable(&directory.join("postgres"), account).await
+}
+
+async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<(), Error> {
+    // What an interrupted run left is no cluster.
+    files::remove(data)?;
+    files::create_directory(data)?;
+    let mut command = program(distribution, "initdb");
+    if let Some(account) = &distribution.account {
+        account.own(data)?;
+        account.run(&mut command);
+    }
+    let output = command
+        .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-instructions"])
+        // The built-in locale is the same on every system, whatever locales that has.
+        .args(["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--pgdata"])
+        .arg(data)
+        .current_dir(data)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .context(|| "run initdb".to_owned())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Command { command: "initdb".to_owned(), status: output.status, output: text })
+}
+
+async fn launch(
+    distribution: &PostgresDistribution,
+    data: &Path,
+    port: u16,
+    log: &Path,
+) -> Result<Process, Error> {
+    let end = tokio::time::Instant::now() + START_DEADLINE;
+    loop {
+        let mut command = program(distribution, "postgres");
+        if distribution.account.is_some() {
+            Account::owner(data)?.run(&mut command);
+        }
+        command.arg("-D").arg(data).args(["-p", &port.to_string()]).current_dir(data);
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
+        let mut process = Process::spawn("PostgreSQL", command, log)?;
+        match process.until_ready(START_DEADLINE, || ping(port)).await {
+            // A killed server's sessions take a moment to notice, and until then their memory is still in use.
+            Err(Error::Ended { tail, .. })
+                if tail.contains("pre-existing shared memory block") && tokio::time::Instant::now() < end =>
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error),
+            Ok(()) => return Ok(process),
+        }
+    }
+}
+
+fn program(distribution: &PostgresDistribution, name: &str) -> Command {
+    let mut command = Command::new(distribution.directory.join("bin").join(name));
+    // The user's own settings for clients and locales are none for this server.
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+async fn ping(port: u16) -> Result<(), String> {
+    let options: PgConnectOptions =
+        PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).username("postgres").database("postgres");
+    let connection: Result<PgConnection, sqlx::Error> = options.disable_statement_logging().connect().await;
+    match connection {
+        Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,189 @@
+//! `cargo dev test`: every test, on a stack of its own.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cargo;
+use crate::distribution;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::identity;
+use crate::kafka::Kafka;
+use crate::layout::Layout;
+use crate::postgres::{self, Postgres};
+use crate::report::Report;
+
+/// PostgreSQL and Kafka for tests, empty at the start. Several may run beside each other.
+#[derive(Debug)]
+pub struct TestStack {
+    postgres: Postgres,
+    kafka: Kafka,
+    layout: Layout,
+    directory: PathBuf,
+    // Keeps the directory ours.
+    _lock: File,
+}
+
+impl TestStack {
+    /// Starts both servers on free ports.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub async fn start(layout: &Layout, report: &Report) -> Result<Self, Error> {
+        let (directory, lock) = layout.claim_test()?;
+        postgres::remove_data(layout, &directory).await?;
+        files::remove(&directory)?;
+        files::create_directory(&directory)?;
+        let postgres = async {
+            let distribution = distribution::postgres(layout, report).await?;
+            Postgres::start_on_free_port(layout, &distribution, &directory).await
+        };
+        let kafka = async {
+            let distribution = distribution::kafka(layout, report).await?;
+            Kafka::start_on_free_ports(&distribution, &directory).await
+        };
+        let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
+        Ok(Self { postgres, kafka, layout: layout.clone(), directory, _lock: lock })
+    }
+
+    /// The superuser's URL of the database `postgres`.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        self.postgres.url("postgres", "postgres")
+    }
+
+    /// What clients of the broker need.
+    #[must_use]
+    pub fn bootstrap_servers(&self) -> String {
+        self.kafka.bootstrap_servers()
+    }
+
+    /// Kills both and removes their data; the logs stay.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn end(mut self) -> Result<(), Error> {
+        // Nothing is to be kept, so nothing needs an orderly end.
+        self.kafka.kill().await?;
+        self.postgres.kill().await?;
+        files::remove(&self.directory.join("kafka"))?;
+        postgres::remove_data(&self.layout, &self.directory).await
+    }
+}
+
+/// Runs `cargo test` with `arguments` on a stack of its own, and answers how it ended. Without arguments that name
+/// packages, all packages are tested.
+///
+/// # Errors
+/// The services do not compile, or the stack does not come up.
+pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Result<ExitStatus, Error> {
+    let selection = Selection::of(arguments);
+    let build = async {
+        if selection.needs_services {
+            report.say("building the services");
+            cargo::build_services(layout, selection.release).await
+        } else {
+            Ok(layout.target().join(if selection.release { "release" } else { "debug" }))
+        }
+    };
+    let (programs, stack) = tokio::try_join!(build, TestStack::start(layout, report))?;
+    report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.directory.join("logs").display()));
+
+    let mut command = cargo::command(layout);
+    command.arg("test");
+    if !selection.names_packages {
+        command.arg("--workspace");
+    }
+    command
+        .args(arguments)
+        .env("CARTLOG_TEST_DATABASE_URL", stack.database_url())
+        .env("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS", stack.bootstrap_servers())
+        .env("CARTLOG_TEST_BIN_DIR", programs)
+        .env_remove("DATABASE_URL")
+        .env_remove("KAFKA_BOOTSTRAP_SERVERS");
+    let tested = supervise(command).await;
+    let ended = stack.end().await;
+    let status = tested?;
+    ended?;
+    Ok(status)
+}
+
+/// Waits for the tests to end. A Ctrl-C reaches them from the terminal, as it does us; a SIGTERM is passed on.
+async fn supervise(mut command: tokio::process::Command) -> Result<ExitStatus, Error> {
+    let listen = |kind| signal(kind).context(|| "listen for signals".to_owned());
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut child = command.kill_on_drop(true).spawn().context(|| "run cargo test".to_owned())?;
+    loop {
+        tokio::select! {
+            status = child.wait() => return status.context(|| "wait for cargo test".to_owned()),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {
+                if let Some(pid) = child.id() {
+                    let sent = nix::sys::signal::kill(identity::process(pid), Signal::SIGTERM);
+                    sent.context(|| "stop cargo test".to_owned())?;
+                }
+            }
+        }
+    }
+}
+
+/// What the arguments for `cargo test` choose.
+#[derive(Debug, PartialEq, Eq)]
+struct Selection {
+    names_packages: bool,
+    needs_services: bool,
+    release: bool,
+}
+
+impl Selection {
+    fn of(arguments: &[String]) -> Self {
+        // What stands behind "--" is the test programs' own.
+        let ours: Vec<&str> = arguments.iter().map(String::as_str).take_while(|argument| *argument != "--").collect();
+        let mut packages = Vec::new();
+        for (index, argument) in ours.iter().enumerate() {
+            match *argument {
+                "-p" | "--package" => packages.extend(ours.get(index + 1).copied()),
+                other => packages.extend(
+                    other.strip_prefix("--package=").or_else(|| other.strip_prefix("-p").filter(|name| !name.is_empty())),
+                ),
+            }
+        }
+        Self {
+            names_packages: !packages.is_empty(),
+            // Only this crate's end-to-end tests run the services' programs.
+            needs_services: packages.is_empty() || packages.contains(&env!("CARGO_PKG_NAME")),
+            release: ours.iter().any(|argument| matches!(*argument, "--release" | "-r")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(line: &str) -> Selection {
+        Selection::of(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn without_a_package_everything_is_tested_and_the_services_are_needed() {
+        let all = Selection { names_packages: false, needs_services: true, release: false };
+        assert_eq!(of(""), all);
+        assert_eq!(of("some_test -- -p kafka --release"), all);
+    }
+
+    #[test]
+    fn a_package_is_tested_without_the_services_unless_its_tests_run_them() {
+        let one = Selection { names_packages: true, needs_services: false, release: false };
+        assert_eq!(of("-p event-store -- --nocapture"), one);
+        assert_eq!(of("--package=kafka"), one);
+        assert_eq!(of("-pkafka"), one);
+        let both = Selection { names_packages: true, needs_services: true, release: true };
+        assert_eq!(of("--release --package event-store -p dev"), both);
+    }
+}

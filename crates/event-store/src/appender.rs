@@ -1,0 +1,361 @@
+//! The appender: one task and one connection a process. While a call is in flight, further appends gather, and the next call carries
+//! them all, each with its own condition and outcome. Under load batches grow by themselves; alone, an append waits for nothing.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, Row,
+    postgres::{PgConnectOptions, PgRow},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    Heads, Position, StoreError,
+    batch::Batch,
+    lookup::{Lookup, LookupColumns, placeholders},
+    metrics::METRICS,
+    read::Answer,
+    store::StoreSettings,
+};
+
+/// An event to be written.
+#[derive(Debug, Clone)]
+pub(crate) struct NewEvent {
+    pub(crate) event_type: &'static str,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) ids: Vec<Option<Uuid>>,
+}
+
+/// One append: it is written where none of its lookups finds anything, and not otherwise.
+pub(crate) struct Append {
+    pub(crate) id: Uuid,
+    /// Each with the position up to which its part is known.
+    pub(crate) lookups: Vec<(Lookup, Position)>,
+    pub(crate) events: Vec<NewEvent>,
+    pub(crate) metadata: String,
+    pub(crate) reply: oneshot::Sender<Result<Appended, StoreError>>,
+}
+
+/// What became of an append.
+pub(crate) enum Appended {
+    /// Its events were written, the last one here.
+    Written { last: Position },
+    /// Something its condition forbids has come: nothing was written. The answer's lookups are numbered as the append's.
+    Missed(Answer),
+}
+
+pub(crate) struct Settings {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) ids: Vec<&'static str>,
+    pub(crate) settings: StoreSettings,
+}
+
+/// A connection, and what is needed to see what became of a call on it that got no answer.
+struct Session {
+    connection: PgConnection,
+    backend: Backend,
+    log_id: String,
+    /// The last head known before a call.
+    head: i64,
+}
+
+/// A server process: its start tells it from another one that got the same number.
+#[derive(Clone)]
+struct Backend {
+    pid: i32,
+    started: String,
+}
+
+struct Appender {
+    settings: Settings,
+    sql: String,
+    heads: Heads,
+    session: Option<Session>,
+    /// The log that this process knows, from its first connection on.
+    log_id: Option<String>,
+}
+
+pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
+    let ids = settings.ids.len();
+    let sql = format!(
+        "SELECT lookup, event_id, event_type, payload, more FROM event_append({})",
+        placeholders(1, 1 + 3 + ids + 4 + ids)
+    );
+    let mut appender = Appender { settings, sql, heads, session: None, log_id: None };
+    let mut waiting: VecDeque<Append> = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            let next = tokio::select! {
+                biased;
+                next = queue.recv() => next,
+                () = closed.cancelled() => { queue.close(); queue.recv().await }
+            };
+            match next {
+                Some(append) => waiting.push_back(append),
+                None => return,
+            }
+        }
+        while waiting.len() < 4 * appender.settings.settings.max_batch
+            && let Ok(append) = queue.try_recv()
+        {
+            waiting.push_back(append);
+        }
+        let mut batch = Batch::default();
+        for append in std::mem::take(&mut waiting) {
+            // Its caller has given up: nobody would learn of it.
+            if append.reply.is_closed() {
+                continue;
+            }
+            if batch.appends.len() < appender.settings.settings.max_batch && batch.admits(&append) {
+                batch.push(append);
+            } else {
+                waiting.push_back(append);
+            }
+        }
+        appender.append(batch.appends).await;
+    }
+}
+
+impl Appender {
+    /// Appends a batch and answers each of its appends.
+    async fn append(&mut self, batch: Vec<Append>) {
+        match self.call(&batch).await {
+            Ok(answer) => self.answer(batch, answer),
+            Err(StoreError::Unavailable(error)) if self.session.is_some() => {
+                self.resolve(batch, error).await;
+            }
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => refuse(batch, || again(&error)),
+            // One bad row hurts nobody else.
+            Err(_) if batch.len() > 1 => {
+                for append in batch {
+                    Box::pin(self.append(vec![append])).await;
+                }
+            }
+            Err(error) => {
+                if let StoreError::Reset(reason) = &error {
+                    tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                    self.heads.reset(Position::START);
+                    self.session = None;
+                }
+                let mut error = Some(error);
+                refuse(batch, || error.take().unwrap_or(StoreError::Closed));
+            }
+        }
+    }
+
+    /// Sends a batch. After an error, a session that is left is one whose call was sent.
+    async fn call(&mut self, batch: &[Append]) -> Result<Answer, StoreError> {
+        if batch.is_empty() {
+            return Ok(Answer { head: 0, found: vec![] });
+        }
+        if self.session.is_none() {
+            let session = self.connect().await?;
+            self.session = Some(session);
+        }
+        let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
+        let ids = self.settings.ids.len();
+        let mut l_append = vec![];
+        let mut lookups = LookupColumns::new(ids);
+        let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
+            (vec![], vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
+        for (n, append) in (0_i32..).zip(batch) {
+            for (lookup, after) in &append.lookups {
+                l_append.push(n);
+                lookups.push(lookup, after.0);
+            }
+            for event in &append.events {
+                e_append.push(n);
+                e_type.push(event.event_type);
+                e_payload.push(event.payload.as_slice());
+                e_metadata.push(append.metadata.as_str());
+                for (column, id) in e_ids.iter_mut().zip(&event.ids) {
+                    column.push(*id);
+                }
+            }
+        }
+        let query = lookups.bind(sqlx::query(&self.sql).bind(l_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
+        let query = e_ids.into_iter().fold(query, sqlx::query::Query::bind);
+        let started = Instant::now();
+        // A call that is not answered within this is a lost connection: its outcome is looked up on another one.
+        let rows: Result<Vec<PgRow>, sqlx::Error> =
+            match tokio::time::timeout(Duration::from_secs(10), query.fetch_all(&mut session.connection)).await {
+                Ok(rows) => rows,
+                Err(_) => Err(sqlx::Error::PoolTimedOut),
+            };
+        METRICS.append_duration.record(started.elapsed().as_secs_f64(), &[]);
+        METRICS.append_batch.record(batch.len() as u64, &[]);
+        let answer = Answer::from_rows(&rows?)?;
+        session.head = answer.head;
+        Ok(answer)
+    }
+
+    /// Tells each append of a batch what became of it.
+    fn answer(&mut self, batch: Vec<Append>, answer: Answer) {
+        let mut found: HashMap<usize, Vec<_>> = HashMap::new();
+        for event in answer.found {
+            found.entry(event.lookup).or_default().push(event);
+        }
+        let (mut lookup, mut head) = (0, answer.head);
+        for append in batch {
+            let mut missed = vec![];
+            for own in 0..append.lookups.len() {
+                missed.extend(found.remove(&lookup).into_iter().flatten().map(|event| crate::lookup::Found { lookup: own, ..event }));
+                lookup += 1;
+            }
+            let outcome = if missed.is_empty() {
+                head += i64::try_from(append.events.len()).unwrap_or_default();
+                METRICS.appends.add(1, &[]);
+                Appended::Written { last: Position(head) }
+            } else {
+                METRICS.conflicts.add(1, &[]);
+                Appended::Missed(Answer { head: answer.head, found: missed })
+            };
+            // A caller that is gone learns it from the log.
+            let _ = append.reply.send(Ok(outcome));
+        }
+        if let Some(session) = &mut self.session {
+            session.head = head;
+        }
+        if head > answer.head {
+            self.heads.committed(Position(head));
+        } else {
+            self.heads.seen(Position(head));
+        }
+    }
+
+    /// The connection was lost with a batch on its way. Looks on a new one whether it was committed, before anyone decides again.
+    async fn resolve(&mut self, batch: Vec<Append>, lost: sqlx::Error) {
+        METRICS.unknown_outcomes.add(1, &[]);
+        tracing::warn!(error = %lost, appends = batch.len(), "the connection was lost during an append: looking up what became of it");
+        let Some(session) = self.session.take() else { return };
+        let (backend, known) = (session.backend.clone(), session.head);
+        drop(session);
+        let deadline = Instant::now() + self.settings.settings.decide_deadline;
+        let mut pause = Duration::from_millis(20);
+        let written = loop {
+            match self.look_up(&backend, known).await {
+                Ok(written) => break written,
+                Err(error) if Instant::now() >= deadline => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "what became of an append could not be looked up");
+                    return refuse(batch, || StoreError::OutcomeUnknown);
+                }
+                Err(StoreError::Reset(reason)) => {
+                    tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                    return refuse(batch, || StoreError::OutcomeUnknown);
+                }
+                Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(500));
+                }
+            }
+        };
+        let mut unwritten = vec![];
+        for append in batch {
+            match written.get(&append.id) {
+                Some(last) => {
+                    METRICS.appends.add(1, &[]);
+                    self.heads.committed(*last);
+                    // As above.
+                    let _ = append.reply.send(Ok(Appended::Written { last: *last }));
+                }
+                None => unwritten.push(append),
+            }
+        }
+        if !unwritten.is_empty() {
+            // Nothing of these is in the log and nothing can come any more: they are sent as they were.
+            Box::pin(self.append(unwritten)).await;
+        }
+    }
+
+    /// The appends written after a position, by id. The lost connection's server process is ended first: while it lives, it may still
+    /// read the call from its socket and commit it.
+    async fn look_up(&mut self, backend: &Backend, known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
+        let mut session = self.connect().await?;
+        let gone: Option<bool> = sqlx::query_scalar(
+            "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2",
+        )
+        .bind(backend.pid)
+        .bind(&backend.started)
+        .fetch_optional(&mut session.connection)
+        .await?;
+        if gone == Some(false) {
+            return Err(StoreError::Busy);
+        }
+        let mut transaction = session.connection.begin().await?;
+        sqlx::query("SELECT event_lock()").execute(&mut *transaction).await?;
+        let rows: Vec<(Option<Uuid>, i64)> = sqlx::query_as(
+            "SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1",
+        )
+        .bind(known)
+        .fetch_all(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        self.session = Some(session);
+        Ok(rows.into_iter().filter_map(|(id, last)| Some((id?, Position(last)))).collect())
+    }
+
+    async fn connect(&mut self) -> Result<Session, StoreError> {
+        let connecting = async {
+            let mut connection = self.settings.options.connect().await?;
+            let row = sqlx::query(
+                "SELECT pg_backend_pid(), (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()), \
+                        event_log_id(), (SELECT coalesce(max(event_id), 0) FROM event)",
+            )
+            .fetch_one(&mut connection)
+            .await?;
+            Ok(Session {
+                backend: Backend { pid: row.try_get(0)?, started: row.try_get(1)? },
+                log_id: row.try_get(2)?,
+                head: row.try_get(3)?,
+                connection,
+            })
+        };
+        let session: Session = match tokio::time::timeout(self.settings.settings.connect_timeout, connecting).await {
+            Ok(session) => session.map_err(|error: sqlx::Error| match StoreError::from(error) {
+                // Whatever it is, nothing was sent.
+                StoreError::Database(error) | StoreError::Rejected(error) => StoreError::Unavailable(error),
+                error => error,
+            })?,
+            Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+        };
+        match &self.log_id {
+            Some(known) if *known != session.log_id => {
+                let reason = format!("this is the log {}, and {known} was connected before", session.log_id);
+                self.log_id = Some(session.log_id);
+                self.heads.reset(Position(session.head));
+                return Err(StoreError::Reset(reason));
+            }
+            Some(_) => {}
+            None => self.log_id = Some(session.log_id.clone()),
+        }
+        Ok(session)
+    }
+}
+
+/// Answers a whole batch with an error.
+fn refuse(batch: Vec<Append>, mut error: impl FnMut() -> StoreError) {
+    for append in batch {
+        // A caller that is gone need not know.
+        let _ = append.reply.send(Err(error()));
+    }
+}
+
+/// The same error once more: sqlx's errors cannot be cloned.
+fn again(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(cause) => StoreError::Unavailable(sqlx::Error::Protocol(cause.to_string())),
+        _ => StoreError::Closed,
+    }
+}
+
+/// A pause before deciding again, longer with every conflict, drawn at random so that those who met once do not meet again.
+pub(crate) fn jittered(conflicts: u32) -> Duration {
+    let most = 1_u64 << conflicts.min(6);
+    Duration::from_micros(rand::rng().random_range(0..=most * 500))
+}

@@ -1,0 +1,57 @@
+//! Which appends may share a call.
+//!
+//! Conditions are checked against the log before the batch's own events are in it. So two appends share a batch only if neither writes an
+//! event that the other's condition matches, whatever the condition; the later one waits for the next call.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::appender::Append;
+
+/// What the appends of a batch write and forbid, by the ids they lead with.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) appends: Vec<Append>,
+    /// (append, lookup in it) by the lookup's first id; `None` for lookups without an id.
+    lookups: HashMap<Option<(usize, Uuid)>, Vec<(usize, usize)>>,
+    /// (append, event in it) by each of the event's ids.
+    events: HashMap<(usize, Uuid), Vec<(usize, usize)>>,
+}
+
+impl Batch {
+    /// Whether this append may join.
+    pub(crate) fn admits(&self, append: &Append) -> bool {
+        let forbids = |at: &(usize, usize), event: &crate::appender::NewEvent| {
+            self.appends.get(at.0).and_then(|a| a.lookups.get(at.1)).is_some_and(|(l, _)| l.matches(event.event_type, &event.ids))
+        };
+        let written_is_forbidden = append.events.iter().any(|event| {
+            ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(|at| forbids(at, event)))
+        });
+        let forbidden_is_written = append.lookups.iter().any(|(lookup, _)| match ids(&lookup.ids).next() {
+            Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
+                self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
+            }),
+            None => self.appends.iter().flat_map(|a| &a.events).any(|e| lookup.matches(e.event_type, &e.ids)),
+        });
+        !written_is_forbidden && !forbidden_is_written
+    }
+
+    /// Takes an append in.
+    pub(crate) fn push(&mut self, append: Append) {
+        let at = self.appends.len();
+        for (n, (lookup, _)) in append.lookups.iter().enumerate() {
+            self.lookups.entry(ids(&lookup.ids).next()).or_default().push((at, n));
+        }
+        for (n, event) in append.events.iter().enumerate() {
+            for key in ids(&event.ids) {
+                self.events.entry(key).or_default().push((at, n));
+            }
+        }
+        self.appends.push(append);
+    }
+}
+
+fn ids(ids: &[Option<Uuid>]) -> impl Iterator<Item = (usize, Uuid)> {
+    ids.iter().enumerate().filter_map(|(n, id)| id.map(|id| (n, id)))
+}

@@ -1,0 +1,38 @@
+//! The log on PostgreSQL: decide, read, project, wait. Knows no cart.
+//!
+//! [`EventStore`] appends and reads. [`Decision`] is a command's rule, in disintegrate's language: states fold the events that their
+//! queries name, and what they name *is* the consistency boundary; [`EventStore::decide`] is the only way to run one.
+//! [`projection`] turns the log into tables, [`todo`] keeps what automations have to do, [`Heads`] wakes readers.
+//!
+//! The model (`Event` and its derives, `StateQuery`, `StreamQuery`) is [disintegrate](https://docs.rs/disintegrate)'s. Reading,
+//! deciding and appending are this crate's own: see `ARCHITECTURE.md`.
+
+mod appender;
+mod batch;
+mod criteria;
+mod decide;
+mod error;
+mod event;
+mod heads;
+mod lease;
+mod lookup;
+mod metrics;
+mod migrate;
+pub mod projection;
+mod read;
+mod state;
+mod store;
+pub mod todo;
+pub mod trace;
+mod translate;
+
+pub use criteria::{Criteria, CriteriaError};
+pub use decide::{DecideError, Decided, Decision};
+pub use error::StoreError;
+pub use event::{LogEvent, Metadata, Position, Recorded};
+pub use heads::Heads;
+pub use migrate::{MigrateError, MIGRATOR, migrate};
+pub use state::{AnyPart, Next, Stages, State, States, Then};
+pub use read::fold_history;
+pub use store::{EventStore, StoreSettings};
+pub use translate::{SourcePartition, Translated};

@@ -1,0 +1,67 @@
+//! What the store counts, through the globally installed OpenTelemetry meter.
+
+use std::sync::LazyLock;
+
+use opentelemetry::{
+    global,
+    metrics::{Counter, Gauge, Histogram},
+};
+
+pub(crate) struct Metrics {
+    pub(crate) append_duration: Histogram<f64>,
+    pub(crate) append_batch: Histogram<u64>,
+    pub(crate) appends: Counter<u64>,
+    pub(crate) conflicts: Counter<u64>,
+    pub(crate) busy: Counter<u64>,
+    pub(crate) unknown_outcomes: Counter<u64>,
+    pub(crate) head: Gauge<i64>,
+    pub(crate) projection_position: Gauge<i64>,
+    pub(crate) projection_lag: Gauge<i64>,
+    pub(crate) projection_events: Counter<u64>,
+    pub(crate) projection_faults: Counter<u64>,
+    pub(crate) todos: Counter<u64>,
+}
+
+/// Made at first use, which is after the service has installed its meter.
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let meter = global::meter("event-store");
+    Metrics {
+        append_duration: meter
+            .f64_histogram("log.append.duration")
+            .with_unit("s")
+            .with_description("A call of event_append, from sending to its answer.")
+            .with_boundaries(vec![0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0])
+            .build(),
+        append_batch: meter
+            .u64_histogram("log.append.batch")
+            .with_description("Appends carried by one call.")
+            .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+            .build(),
+        appends: meter.u64_counter("log.appends").with_description("Appends written.").build(),
+        conflicts: meter
+            .u64_counter("log.conflicts")
+            .with_description("Appends refused because events that their condition forbids had come; decided again.")
+            .build(),
+        busy: meter.u64_counter("log.busy").with_description("Commands given up because the log was busy past the bound.").build(),
+        unknown_outcomes: meter
+            .u64_counter("log.unknown_outcomes")
+            .with_description("Calls whose connection was lost before their answer; looked up afterwards.")
+            .build(),
+        head: meter.i64_gauge("log.head").with_description("The newest position known to this process.").build(),
+        projection_position: meter
+            .i64_gauge("projection.position")
+            .with_description("Up to where a build of a projection or automation has applied the log.")
+            .build(),
+        projection_lag: meter
+            .i64_gauge("projection.lag")
+            .with_unit("{event}")
+            .with_description("Positions of the log that a build has still before it.")
+            .build(),
+        projection_events: meter.u64_counter("projection.events").with_description("Events applied.").build(),
+        projection_faults: meter
+            .u64_counter("projection.faults")
+            .with_description("Batches that could not be applied; tried again.")
+            .build(),
+        todos: meter.u64_counter("todo.attempts").with_description("To-dos worked, by automation and outcome.").build(),
+    }
+});

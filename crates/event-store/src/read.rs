@@ -1,0 +1,139 @@
+//! Reading: one statement answers the matching events *and* the head of the same snapshot.
+
+use sqlx::{Row, postgres::PgRow};
+
+use crate::{
+    LogEvent, Position, StoreError,
+    event::decode,
+    lookup::{Found, LookupColumns, placeholders},
+    state::{AnyPart, Stages, States},
+    store::EventStore,
+};
+
+/// The head, as a row with no lookup, and what the lookups find: in one statement, so in one snapshot.
+pub(crate) fn sql(ids: usize) -> String {
+    format!(
+        "SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
+         FROM event e \
+         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM event_matching({})",
+        placeholders(1, 3 + ids)
+    )
+}
+
+/// What a call found, and the head of the snapshot it saw.
+pub(crate) struct Answer {
+    pub(crate) head: i64,
+    pub(crate) found: Vec<Found>,
+}
+
+impl Answer {
+    pub(crate) fn from_rows(rows: &[PgRow]) -> Result<Self, sqlx::Error> {
+        let mut answer = Self { head: 0, found: Vec::with_capacity(rows.len()) };
+        for row in rows {
+            match row.try_get::<Option<i32>, _>(0)? {
+                None => answer.head = row.try_get(1)?,
+                Some(lookup) => answer.found.push(Found {
+                    lookup: usize::try_from(lookup).unwrap_or_default(),
+                    position: row.try_get(1)?,
+                    event_type: row.try_get(2)?,
+                    payload: row.try_get(3)?,
+                    more: row.try_get(4)?,
+                }),
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// Gives each part what was found for its lookups. `first` is the answer's index of the parts' first lookup. Returns whether every
+/// part is complete up to the answer's head.
+pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize, answer: &Answer) -> Result<bool, StoreError> {
+    let mut complete = true;
+    let mut next = first;
+    for part in parts {
+        let lookups = next..next + part.criteria().lookups.len();
+        next = lookups.end;
+        let mut found: Vec<&Found> = answer.found.iter().filter(|f| lookups.contains(&f.lookup)).collect();
+        // A cut answer is complete only up to where it was cut; what other lookups found beyond that is not taken yet.
+        let cut = found.iter().filter(|f| f.more).map(|f| f.position).min();
+        let complete_to = cut.unwrap_or(answer.head);
+        found.retain(|f| f.position <= complete_to);
+        found.sort_by_key(|f| f.position);
+        let events = found.iter().map(|f| Ok((Position(f.position), decode(f.position, &f.payload)?))).collect::<Result<_, StoreError>>()?;
+        part.fold(events, Position(complete_to.max(part.position().0)));
+        complete &= cut.is_none();
+    }
+    Ok(complete)
+}
+
+impl<E: LogEvent> EventStore<E> {
+    /// The newest position in the log.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn head(&self) -> Result<Position, StoreError> {
+        Ok(sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(self.pool()).await?)
+    }
+
+    /// Folds a state, or several, from the log as it stands at this moment. Answers also the position up to which they are complete.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn read<S: States<E>>(&self, states: S) -> Result<(S, Position), StoreError> {
+        let mut stages = states.start().map_err(|error| StoreError::Schema(error.to_string()))?;
+        let at = self.catch_up::<S, _>(&mut stages).await?;
+        let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
+        Ok((view, at))
+    }
+
+    /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread.
+    pub(crate) async fn catch_up<S: States<E>, T: Stages<E, S>>(&self, stages: &mut T) -> Result<Position, StoreError> {
+        loop {
+            let mut columns = LookupColumns::new(self.shared.ids.len());
+            let mut parts = vec![];
+            stages.parts(&mut parts);
+            for part in &parts {
+                for lookup in &part.criteria().lookups {
+                    columns.push(lookup, part.position().0);
+                }
+            }
+            let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(self.pool()).await?;
+            let answer = Answer::from_rows(&rows)?;
+            if parts.iter().any(|part| part.position().0 > answer.head) {
+                return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
+            }
+            let complete = fold(&mut parts, 0, &answer)?;
+            self.heads().seen(Position(answer.head));
+            if complete && !stages.open_next().map_err(|error| StoreError::Schema(error.to_string()))? {
+                return Ok(Position(answer.head));
+            }
+        }
+    }
+}
+
+/// Folds states from a history at hand, by the same rules as from the log: for tests, and for tools that read a log elsewhere.
+///
+/// # Errors
+/// Where a state's query, or an event's ids, do not fit the schema.
+pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S, StoreError> {
+    let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
+    let order = crate::event::domain_ids::<E>();
+    let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
+    let mut stages = states.start().map_err(schema)?;
+    loop {
+        let mut parts = vec![];
+        stages.parts(&mut parts);
+        for part in parts {
+            let mut matching = vec![];
+            for (position, event) in history {
+                if part.criteria().matches(event.name(), &crate::event::ids_of(event, &order)?) {
+                    matching.push((*position, event.clone()));
+                }
+            }
+            part.fold(matching, head);
+        }
+        if !stages.open_next().map_err(schema)? {
+            return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! States: what a decision folds, and the stages in which it reads them.
+
+use disintegrate::StateQuery;
+
+use crate::{Criteria, CriteriaError, LogEvent, Position};
+
+/// A state that a decision folds: disintegrate's `StateQuery` (derive it), and how an event changes it.
+///
+/// Keep it small: what is folded is what the decision depends on. Its query, with the ids it was made with, is its part of the
+/// consistency boundary.
+pub trait State: StateQuery + 'static {
+    /// The newest matching event suffices, as for a product's inventory: only that one is read, however many there are.
+    const NEWEST_SUFFICES: bool = false;
+
+    /// Takes an event of the query in. `at` is the event's position.
+    fn mutate(&mut self, event: Self::Event, at: Position);
+}
+
+/// A state, and up to where it is complete. Its position never exceeds what it has folded.
+#[doc(hidden)]
+pub struct Part<S> {
+    state: S,
+    criteria: Criteria,
+    position: Position,
+}
+
+/// A part of a decision's knowledge, whatever its state.
+pub trait AnyPart<E> {
+    /// Which events it folds.
+    #[doc(hidden)]
+    fn criteria(&self) -> &Criteria;
+    /// Up to where it is complete.
+    #[doc(hidden)]
+    fn position(&self) -> Position;
+    /// Takes matching events in, in order, and is complete up to a position from then on.
+    #[doc(hidden)]
+    fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position);
+}
+
+impl<S, E> AnyPart<E> for Part<S>
+where
+    S: State,
+    S::Event: TryFrom<E>,
+{
+    fn criteria(&self) -> &Criteria {
+        &self.criteria
+    }
+
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position) {
+        for (position, event) in events {
+            // Conversion fails only for a type outside the state's stream, which its criteria do not name.
+            if position > self.position
+                && let Ok(event) = event.try_into()
+            {
+                self.state.mutate(event, position);
+            }
+        }
+        self.position = self.position.max(complete_to);
+    }
+}
+
+/// The states of a decision: one, a tuple or a `Vec` of them, or [`Then`] of two.
+pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
+    /// The same, with what is known of each.
+    #[doc(hidden)]
+    type Stages: Stages<E, Self>;
+
+    /// Starts with nothing known.
+    ///
+    /// # Errors
+    /// Where a state's query does not fit the log's schema.
+    #[doc(hidden)]
+    fn start(self) -> Result<Self::Stages, CriteriaError>;
+}
+
+/// What is known of a decision's states, stage by stage.
+#[doc(hidden)]
+pub trait Stages<E, S>: Send {
+    /// The parts of the stages opened so far, always in the same order.
+    fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>);
+    /// Opens the stage that what was read so far names. Returns whether it has parts that nothing is known of yet.
+    fn open_next(&mut self) -> Result<bool, CriteriaError>;
+    /// The states as they stand. `None` where a stage is not open.
+    fn view(&self) -> Option<S>;
+}
+
+impl<S, E> States<E> for S
+where
+    E: LogEvent,
+    S: State,
+    S::Event: TryFrom<E>,
+{
+    type Stages = Part<S>;
+
+    fn start(self) -> Result<Part<S>, CriteriaError> {
+        Ok(Part { criteria: Criteria::of::<S, E>(&self, S::NEWEST_SUFFICES)?, state: self, position: Position::START })
+    }
+}
+
+impl<S, E> Stages<E, S> for Part<S>
+where
+    S: State,
+    S::Event: TryFrom<E>,
+{
+    fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
+        parts.push(self);
+    }
+    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+        Ok(false)
+    }
+    fn view(&self) -> Option<S> {
+        Some(self.state.clone())
+    }
+}
+
+macro_rules! tuple {
+    ($($name:ident $stages:ident $n:tt),*) => {
+        impl<E: LogEvent, $($name: States<E>),*> States<E> for ($($name,)*) {
+            type Stages = ($($name::Stages,)*);
+            fn start(self) -> Result<Self::Stages, CriteriaError> {
+                Ok(($(self.$n.start()?,)*))
+            }
+        }
+
+        impl<E, $($name,)* $($stages: Stages<E, $name>),*> Stages<E, ($($name,)*)> for ($($stages,)*) {
+            fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
+                $(self.$n.parts(parts);)*
+            }
+            fn open_next(&mut self) -> Result<bool, CriteriaError> {
+                let mut opened = false;
+                $(opened |= self.$n.open_next()?;)*
+                Ok(opened)
+            }
+            fn view(&self) -> Option<($($name,)*)> {
+                Some(($(self.$n.view()?,)*))
+            }
+        }
+    };
+}
+tuple!(A SA 0, B SB 1);
+tuple!(A SA 0, B SB 1, C SC 2);
+tuple!(A SA 0, B SB 1, C SC 2, D SD 3);
+
+/// A decision without states: it is always taken.
+impl<E: LogEvent> States<E> for () {
+    type Stages = ();
+    fn start(self) -> Result<(), CriteriaError> {
+        Ok(())
+    }
+}
+
+impl<E> Stages<E, ()> for () {
+    fn parts<'a>(&'a mut self, _: &mut Vec<&'a mut dyn AnyPart<E>>) {}
+    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+        Ok(false)
+    }
+    fn view(&self) -> Option<()> {
+        Some(())
+    }
+}
+
+impl<E: LogEvent, S: States<E>> States<E> for Vec<S> {
+    type Stages = Vec<S::Stages>;
+    fn start(self) -> Result<Self::Stages, CriteriaError> {
+        self.into_iter().map(States::start).collect()
+    }
+}
+
+impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
+    fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
+        self.iter_mut().for_each(|stages| stages.parts(parts));
+    }
+    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+        self.iter_mut().try_fold(false, |opened, stages| Ok(stages.open_next()? | opened))
+    }
+    fn view(&self) -> Option<Vec<S>> {
+        self.iter().map(Stages::view).collect()
+    }
+}
+
+/// Two stages: the first is read, and names the second by [`Names`](Then). Both are in the decision's condition.
+///
+/// Submit Cart reads its cart, and that names the products whose inventories it must read.
+#[derive(Debug, Clone)]
+pub struct Then<First, Second>(
+    /// What is read first.
+    pub First,
+    /// What the first names: as made by the decision's `state_query`, a function of the first; when processed, what was read.
+    pub Next<First, Second>,
+);
+
+/// The second stage of [`Then`].
+#[derive(Debug, Clone)]
+pub enum Next<First, Second> {
+    /// Not read yet: how the first names it.
+    Named(fn(&First) -> Second),
+    /// Read.
+    Read(Second),
+}
+
+impl<First, Second> Then<First, Second> {
+    /// The first stage, and how it names the second.
+    pub fn new(first: First, names: fn(&First) -> Second) -> Self {
+        Self(first, Next::Named(names))
+    }
+
+    /// What was read, stage by stage; the second only once it was.
+    pub fn read(&self) -> Option<(&First, &Second)> {
+        match &self.1 {
+            Next::Read(second) => Some((&self.0, second)),
+            Next::Named(_) => None,
+        }
+    }
+}
+
+#[doc(hidden)]
+pub struct ThenStages<E: LogEvent, A: States<E>, B: States<E>> {
+    first: A::Stages,
+    names: fn(&A) -> B,
+    /// What was named, and what is known of it.
+    second: Option<(B, B::Stages)>,
+}
+
+impl<E, A, B> States<E> for Then<A, B>
+where
+    E: LogEvent,
+    A: States<E>,
+    B: States<E> + PartialEq,
+{
+    type Stages = ThenStages<E, A, B>;
+
+    fn start(self) -> Result<Self::Stages, CriteriaError> {
+        let Next::Named(names) = self.1 else {
+            return Err(CriteriaError::AlreadyRead);
+        };
+        Ok(ThenStages { first: self.0.start()?, names, second: None })
+    }
+}
+
+impl<E, A, B> Stages<E, Then<A, B>> for ThenStages<E, A, B>
+where
+    E: LogEvent,
+    A: States<E>,
+    B: States<E> + PartialEq,
+{
+    fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
+        self.first.parts(parts);
+        if let Some((_, second)) = &mut self.second {
+            second.parts(parts);
+        }
+    }
+
+    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+        if self.first.open_next()? {
+            return Ok(true);
+        }
+        let Some(first) = self.first.view() else { return Ok(false) };
+        let named = (self.names)(&first);
+        match &mut self.second {
+            // The first stage still names the same: what is known of it stays.
+            Some((known, second)) if *known == named => second.open_next(),
+            _ => {
+                let mut second = named.clone().start()?;
+                let mut parts = vec![];
+                second.parts(&mut parts);
+                let unread = !parts.is_empty();
+                self.second = Some((named, second));
+                Ok(unread)
+            }
+        }
+    }
+
+    fn view(&self) -> Option<Then<A, B>> {
+        let (_, second) = self.second.as_ref()?;
+        Some(Then(self.first.view()?, Next::Read(second.view()?)))
+    }
+}

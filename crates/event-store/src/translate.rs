@@ -1,0 +1,99 @@
+//! From another log into this one, once each: a batch of a partition's messages and the partition's next offset in one call.
+
+use std::collections::HashMap;
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::{
+    LogEvent, Metadata, Position, StoreError,
+    event::{encode, ids_of},
+    lookup::placeholders,
+    store::EventStore,
+};
+
+/// A partition of a topic, as one consumer (a group) reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct SourcePartition<'a> {
+    /// The consumer group.
+    pub consumer: &'a str,
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Translated {
+    /// It is in the log, and the stored offset has moved.
+    Appended {
+        /// The position of the newest event.
+        head: Position,
+    },
+    /// Another has moved the stored offset since: nothing was appended, and this consumer has to read from there.
+    Moved {
+        /// What is stored.
+        stored: Option<i64>,
+    },
+}
+
+pub(crate) fn sql(ids: usize) -> String {
+    format!("SELECT moved, stored_offset, head FROM event_append_from({})", placeholders(1, 8 + ids))
+}
+
+impl<E: LogEvent> EventStore<E> {
+    /// The offset of the next message to read, by partition; a partition never read has none.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
+        let rows: Vec<(i32, i64)> = sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
+            .bind(consumer)
+            .bind(topic)
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Appends a batch's events and moves the stored offset from `from` (`None`: never read) to `to`, both or neither. Where the stored
+    /// offset is another than `from`, nothing is done.
+    ///
+    /// # Errors
+    /// Where the log is away (the outcome may be unknown then: [`EventStore::stored_offsets`] tells), or refuses the data.
+    pub async fn append_from(
+        &self,
+        source: SourcePartition<'_>,
+        from: Option<i64>,
+        to: i64,
+        events: &[(E, Metadata)],
+    ) -> Result<Translated, StoreError> {
+        let ids = self.shared.ids.len();
+        let (mut types, mut payloads, mut metadata, mut columns) = (vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
+        let append_id = Uuid::now_v7();
+        for (event, known) in events {
+            types.push(event.name());
+            payloads.push(encode(event)?);
+            metadata.push(known.stored(append_id));
+            for (column, id) in columns.iter_mut().zip(ids_of(event, &self.shared.ids)?) {
+                column.push(id);
+            }
+        }
+        let query = sqlx::query(&self.shared.append_from_sql)
+            .bind(source.consumer)
+            .bind(source.topic)
+            .bind(source.partition)
+            .bind(from)
+            .bind(to)
+            .bind(types)
+            .bind(payloads)
+            .bind(metadata);
+        let row = columns.into_iter().fold(query, sqlx::query::Query::bind).fetch_one(self.pool()).await?;
+        if !row.try_get::<bool, _>(0)? {
+            return Ok(Translated::Moved { stored: row.try_get(1)? });
+        }
+        let head = row.try_get(2)?;
+        self.heads().committed(head);
+        Ok(Translated::Appended { head })
+    }
+}

@@ -1,0 +1,36 @@
+//! What every service needs, whatever it is about: settings, telemetry, health, shutdown and HTTP errors.
+//!
+//! A service's `main` calls [`run`] with its name, its default settings and a function that starts it; that function
+//! gets the settings and a [`Service`], to which it adds what readiness waits for ([`Service::ready_when`]) and what
+//! works beside the requests ([`Service::background`]), and ends by serving its routes ([`Service::serve`]).
+
+mod body;
+mod cors;
+mod edge;
+mod error;
+mod expectation;
+mod health;
+mod path;
+mod refused_head;
+mod run;
+mod server;
+mod supervise;
+mod telemetry;
+
+pub mod openapi;
+pub mod settings;
+pub mod trace;
+
+pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
+pub use error::{ErrorBody, HttpError};
+pub use path::{agree, path_value};
+pub use run::{Service, run};
+pub use settings::Validate;
+
+/// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.
+pub use anyhow::Error as Fault;
+/// The token that tells a background task to finish.
+pub use tokio_util::sync::CancellationToken;
+
+#[cfg(test)]
+mod tests;

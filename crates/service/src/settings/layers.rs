@@ -1,0 +1,141 @@
+//! The layers settings are read from, merged; each value remembers where it came from.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::{SettingsError, Validate, environment_variable};
+use crate::expectation;
+
+const COMMON_DEFAULTS: &str = include_str!("../settings.toml");
+const BUILT_IN: &str = "built in";
+
+/// All settings, merged and not yet typed.
+#[derive(Debug, Clone)]
+pub(crate) struct Layers {
+    values: Map<String, Value>,
+}
+
+impl Layers {
+    /// Merges the common defaults, the service's own, the file and the environment.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or sets an unknown key.
+    pub(crate) fn load(
+        defaults: &str,
+        file: Option<PathBuf>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, SettingsError> {
+        let mut layers = Config::builder()
+            .add_source(File::from_str(COMMON_DEFAULTS, FileFormat::Toml))
+            .add_source(File::from_str(defaults, FileFormat::Toml))
+            .build()
+            .and_then(|defaults| defaults.collect())
+            .map_err(|error| SettingsError::Defaults(error.to_string()))?;
+        let known: BTreeSet<String> = layers.keys().cloned().collect();
+
+        if let Some(path) = file {
+            layers.extend(read_file(path, &known)?);
+        }
+        for key in known {
+            let name = environment_variable(&key);
+            let Some(text) = variable(&name).filter(|text| !text.is_empty()) else {
+                continue;
+            };
+            let is_list = layers.get(&key).is_some_and(|value| matches!(value.kind, ValueKind::Array(_)));
+            let kind = if is_list {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                ValueKind::Array(items.map(Value::from).collect())
+            } else {
+                ValueKind::String(text)
+            };
+            layers.insert(key, Value::new(Some(&format!("from the environment, {name}")), kind));
+        }
+        Ok(Self { values: layers })
+    }
+
+    /// The settings as `T`, which takes the keys it knows and leaves the rest to others.
+    ///
+    /// # Errors
+    /// Where a value is not what its type allows, or contradicts another.
+    pub(crate) fn read<T: DeserializeOwned + Validate>(&self) -> Result<T, SettingsError> {
+        let table = Value::new(None, ValueKind::Table(self.values.clone()));
+        let settings: T = serde_path_to_error::deserialize(table).map_err(|error| {
+            let path = error.path().to_string();
+            let key = path.split(['.', '[']).next().unwrap_or_default().to_owned();
+            let allowed = match error.into_inner() {
+                ConfigError::Type { expected, .. } => expected.to_owned(),
+                other => expectation::of(&other.to_string()),
+            };
+            if self.values.contains_key(&key) {
+                self.invalid(&key, allowed)
+            } else {
+                SettingsError::Defaults(allowed)
+            }
+        })?;
+        settings.validate().map_err(|invalid| self.invalid(invalid.key, invalid.allowed))?;
+        Ok(settings)
+    }
+
+    fn invalid(&self, key: &str, allowed: String) -> SettingsError {
+        let value = self.values.get(key);
+        SettingsError::Invalid {
+            value: value.map_or_else(|| "missing".to_owned(), |value| shown(key, value)),
+            origin: value.and_then(Value::origin).unwrap_or(BUILT_IN).to_owned(),
+            key: key.to_owned(),
+            allowed,
+        }
+    }
+}
+
+fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Value>, SettingsError> {
+    let name = path.display().to_string();
+    let unreadable = |reason: String| SettingsError::File { path: name.clone(), reason };
+    let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
+    let values =
+        File::from_str(&text, FileFormat::Toml).collect().map_err(|error| unreadable(error.to_string()))?;
+    let origin = format!("from the file {name}");
+    values
+        .into_iter()
+        .map(|(key, value)| {
+            if known.contains(&key) {
+                Ok((key, Value::new(Some(&origin), value.kind)))
+            } else {
+                let known = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                Err(SettingsError::Unknown { key, origin: format!("the file {name}"), known })
+            }
+        })
+        .collect()
+}
+
+/// A value as it may appear in an error or a log.
+fn shown(key: &str, value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(text) if key.ends_with("_url") => format!("{:?}", masked_url(text)),
+        _ if ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
+        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::Array(items) => {
+            let items: Vec<_> = items.iter().map(|item| shown(key, item)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        _ => value.to_string(),
+    }
+}
+
+/// A URL without its password. What cannot be read as a URL may be a secret as a whole.
+pub(super) fn masked_url(text: &str) -> String {
+    let Some(mut url) = Url::parse(text).ok().filter(Url::has_host) else {
+        return "***".to_owned();
+    };
+    if url.password().is_some() && url.set_password(Some("***")).is_err() {
+        return "***".to_owned();
+    }
+    // `?password=` is as good as `:password@` to PostgreSQL; other parameters name files and modes, and are left out
+    // with it.
+    if url.query().is_some_and(|query| query.contains("password")) {
+        url.set_query(Some("***"));
+    }
+    url.to_string()
+}

@@ -1,0 +1,264 @@
+//! Types of settings that cannot be wrong: each says in words what it allows when it refuses.
+
+use std::{fmt, ops::Deref, str::FromStr};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Visitor},
+};
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::layers::masked_url;
+
+/// A whole number from `MIN` to `MAX`, both included. Also read from text, as the environment gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
+    /// The number, or `None` where it is out of range.
+    #[must_use]
+    pub const fn new(value: u64) -> Option<Self> {
+        if value >= MIN && value <= MAX { Some(Self(value)) } else { None }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The number as a length or count; one that does not fit (on 32 bits) becomes the largest that does.
+    #[must_use]
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    /// The number as `u32`; one that does not fit becomes the largest that does.
+    #[must_use]
+    pub fn as_u32(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
+    }
+
+    /// That many seconds.
+    #[must_use]
+    pub const fn seconds(self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0)
+    }
+
+    /// That many milliseconds.
+    #[must_use]
+    pub const fn milliseconds(self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0)
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InRange<const MIN: u64, const MAX: u64>;
+        impl<const MIN: u64, const MAX: u64> Visitor<'_> for InRange<MIN, MAX> {
+            type Value = Whole<MIN, MAX>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from {MIN} to {MAX}")
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+                Whole::new(value).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(value), &self))
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+                let number = u64::try_from(value).ok().and_then(Whole::new);
+                number.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
+                let number = value.trim().parse().ok().and_then(Whole::new);
+                number.ok_or_else(|| E::invalid_value(de::Unexpected::Str(value), &self))
+            }
+        }
+        deserializer.deserialize_any(InRange::<MIN, MAX>)
+    }
+}
+
+/// Deserialises through `FromStr`, whose error says what is allowed.
+macro_rules! deserialize_from_str {
+    ($($type:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+deserialize_from_str!(DatabaseUrl, Endpoint, LogFilter, Origin, TopicName, BootstrapServers);
+
+/// What a setting must be; the error of parsing one. Reads on after "must be".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Allowed(&'static str);
+
+/// The URL of a PostgreSQL database. Its `Debug` and `Display` mask the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The URL as it is, password included: for connecting, never for logs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let is_postgres = Url::parse(text)
+            .is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.path().len() > 1);
+        if is_postgres {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Allowed("a URL such as postgres://user:password@host:5432/database"))
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&masked_url(&self.0))
+    }
+}
+
+/// The base URL of a collector, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint(Option<Url>);
+
+impl Endpoint {
+    /// The URL; `None` where the setting is empty.
+    #[must_use]
+    pub fn url(&self) -> Option<&Url> {
+        self.0.as_ref()
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        const ALLOWED: Allowed = Allowed("empty, or a URL such as http://127.0.0.1:4318");
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let url = Url::parse(text).map_err(|_| ALLOWED)?;
+        if matches!(url.scheme(), "http" | "https") { Ok(Self(Some(url))) } else { Err(ALLOWED) }
+    }
+}
+
+/// Levels of logging, by target where wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl Deref for LogFilter {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        match EnvFilter::builder().parse(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(Allowed(
+                "a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn",
+            )),
+        }
+    }
+}
+
+/// An origin of pages, as browsers send it: scheme, host, and port where it is not the scheme's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Deref for Origin {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        const ALLOWED: Allowed =
+            Allowed("a list of origins such as https://shop.example or http://localhost:3000, without a path");
+        let url = Url::parse(text).map_err(|_| ALLOWED)?;
+        // An opaque origin reads "null", and so never equals what was given.
+        let origin = url.origin().ascii_serialization();
+        if matches!(url.scheme(), "http" | "https") && origin.eq_ignore_ascii_case(text) {
+            Ok(Self(origin))
+        } else {
+            Err(ALLOWED)
+        }
+    }
+}
+
+/// The name of a Kafka topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TopicName(String);
+
+impl Deref for TopicName {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TopicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for TopicName {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        // Kafka's own rule, in org.apache.kafka.common.internals.Topic, less what a suffix of ours needs.
+        const MAX_LENGTH: usize = 249 - ".dead-letters".len();
+        let characters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !text.is_empty() && text.len() <= MAX_LENGTH && text.chars().all(characters) && text != "." && text != ".." {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Allowed("a topic's name: 1 to 236 letters, digits, dots, underscores and hyphens"))
+        }
+    }
+}
+
+/// Addresses of Kafka brokers, `host:port` separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootstrapServers(String);
+
+impl Deref for BootstrapServers {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BootstrapServers {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let is_address = |address: &str| {
+            let (host, port) = address.trim().rsplit_once(':')?;
+            let port: u16 = port.parse().ok()?;
+            (!host.is_empty() && !host.contains(char::is_whitespace) && port > 0).then_some(())
+        };
+        if text.split(',').all(|address| is_address(address).is_some()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Allowed("addresses of brokers, host:port, separated by commas"))
+        }
+    }
+}

@@ -1,0 +1,45 @@
+-- A role a service. None may write the log but through event_append and event_append_from.
+--
+-- Roles belong to the cluster and not to the database, so another database's migration may have made them already, or be making them
+-- at this moment.
+DO $$
+DECLARE
+    service text;
+BEGIN
+    FOREACH service IN ARRAY ARRAY['cartlog_commands', 'cartlog_translator', 'cartlog_projections', 'cartlog_publisher'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = service) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I LOGIN', service);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Nobody holds the append lock, or a checkpoint's row, for long: a process frozen in the middle of a transaction, or a host that is
+-- gone, delays the others by seconds. Set for this database, so that a role's settings elsewhere stay as they are.
+DO $$
+DECLARE
+    service text;
+BEGIN
+    FOREACH service IN ARRAY ARRAY['cartlog_commands', 'cartlog_translator', 'cartlog_projections', 'cartlog_publisher'] LOOP
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET idle_in_transaction_session_timeout = ''3s''', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_idle = 2', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_interval = 1', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_count = 3', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_user_timeout = 5000', service, current_database());
+        -- A projection's batch may take longer than a command's append, and holds no lock that commands wait for.
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET transaction_timeout = %L', service, current_database(),
+                       CASE service WHEN 'cartlog_projections' THEN '30s' ELSE '5s' END);
+    END LOOP;
+END $$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA public TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
+GRANT SELECT ON event, event_log, translation_offset, _sqlx_migrations
+    TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
+GRANT EXECUTE ON FUNCTION event_log_id, event_store_current_epoch, event_lock, event_matching, event_append
+    TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
+GRANT EXECUTE ON FUNCTION event_append_from TO cartlog_translator;
