@@ -4,6 +4,8 @@
 //! *Understanding Eventsourcing*.
 
 mod event;
+#[cfg(feature = "examples")]
+pub mod examples;
 mod id;
 mod money;
 mod text;

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::error::{Context, Error};
-use crate::layout::{Layout, SERVICES};
+use crate::layout::Layout;
+use crate::services;
 
 /// Cargo in the workspace's root.
 #[must_use]
@@ -31,19 +32,23 @@ pub fn command(layout: &Layout) -> Command {
 pub async fn build_services(layout: &Layout, release: bool) -> Result<PathBuf, Error> {
     let mut build = command(layout);
     build.args(["build", "--message-format=json-render-diagnostics"]);
-    for service in SERVICES {
-        build.args(["--package", service]);
+    // By program and not by package: then cargo chooses the dependencies' features for the whole workspace, as it does
+    // for the tests, and what one has compiled serves the other.
+    for service in services::ALL {
+        build.args(["--bin", service.name]);
     }
     if release {
         build.arg("--release");
     }
     let output = build
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
-        .output()
+        .spawn()
+        .context(|| "run cargo".to_owned())?
+        .wait_with_output()
         .await
-        .context(|| "run cargo".to_owned())?;
+        .context(|| "wait for cargo".to_owned())?;
     if !output.status.success() {
         return Err(failed("cargo build", output.status));
     }

@@ -1,5 +1,6 @@
 //! The servers' programs, fetched from Maven Central once and kept in the build directory.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use crate::error::{Context, Error};
 use crate::files;
 use crate::java;
 use crate::layout::Layout;
-use crate::maven::{self, Artifact};
+use crate::maven::{self, Artifact, Jars};
 use crate::report::Report;
 
 /// PostgreSQL's version here.
@@ -45,15 +46,14 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
         report.say(format!("fetching PostgreSQL {POSTGRES}"));
         let name = format!("embedded-postgres-binaries-{}", platform()?);
         let version = format!("{POSTGRES}.0");
-        let jars = fresh(&all.join("postgres.jars"))?;
+        let fetched = fresh(&all.join("postgres.fetched"))?;
         let artifact = Artifact { group: "io.zonky.test.postgres", name: &name, version: &version };
-        maven::fetch(&[artifact], &jars, report).await?;
-        let jar = jars.join(format!("{name}-{version}.jar"));
+        maven::fetch(&[artifact], Jars::Unpacked, &fetched, report).await?;
         let unpacked = fresh(&all.join("postgres.unpacked"))?;
-        let into = unpacked.clone();
-        blocking(move || unpack(&jar, &into)).await?;
+        let (from, into) = (fetched.clone(), unpacked.clone());
+        blocking(move || unpack(&from, &into)).await?;
         std::fs::rename(&unpacked, &directory).context(|| format!("create {}", directory.display()))?;
-        files::remove(&jars)?;
+        files::remove(&fetched)?;
     }
     Ok(PostgresDistribution { directory, account })
 }
@@ -75,7 +75,7 @@ pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution
             Artifact { group: "org.apache.kafka", name: "kafka_2.13", version: KAFKA },
             Artifact { group: "org.apache.logging.log4j", name: "log4j-slf4j-impl", version: LOG4J },
         ];
-        maven::fetch(&artifacts, &fetched, report).await?;
+        maven::fetch(&artifacts, Jars::Kept, &fetched, report).await?;
         std::fs::rename(&fetched, &jars).context(|| format!("create {}", jars.display()))?;
     }
     Ok(KafkaDistribution { jars, java })
@@ -111,17 +111,18 @@ fn fresh(directory: &Path) -> Result<PathBuf, Error> {
     Ok(directory.to_owned())
 }
 
-/// The jar holds one compressed tar archive with the whole installation.
-fn unpack(jar: &Path, into: &Path) -> Result<(), Error> {
-    let unreadable = |reason: String| Error::Unreadable { path: jar.to_owned(), reason };
-    let file = File::open(jar).context(|| format!("open {}", jar.display()))?;
-    let mut zip = zip::ZipArchive::new(file).map_err(|error| unreadable(error.to_string()))?;
-    let name = zip.file_names().find(|name| name.ends_with(".txz")).map(str::to_owned);
-    let name = name.ok_or_else(|| unreadable("there is no .txz in it".to_owned()))?;
-    let entry = zip.by_name(&name).map_err(|error| unreadable(error.to_string()))?;
-    tar::Archive::new(xz2::read::XzDecoder::new(entry))
+/// PostgreSQL's artifact holds one compressed tar archive with the whole installation.
+fn unpack(artifact: &Path, into: &Path) -> Result<(), Error> {
+    let files = std::fs::read_dir(artifact).context(|| format!("read {}", artifact.display()))?;
+    let archive = files
+        .flatten()
+        .map(|file| file.path())
+        .find(|path| path.extension() == Some(OsStr::new("txz")))
+        .ok_or_else(|| Error::Unreadable { path: artifact.to_owned(), reason: "it holds no .txz".to_owned() })?;
+    let file = File::open(&archive).context(|| format!("open {}", archive.display()))?;
+    tar::Archive::new(xz2::read::XzDecoder::new(file))
         .unpack(into)
-        .context(|| format!("unpack {}", jar.display()))
+        .context(|| format!("unpack {}", archive.display()))
 }
 
 async fn blocking<T: Send + 'static>(

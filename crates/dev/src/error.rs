@@ -75,6 +75,9 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
+    /// The migrations could not be applied.
+    #[error(transparent)]
+    Migrate(#[from] event_store::MigrateError),
     /// Kafka refused a request.
     #[error("cannot {what}: {reason}")]
     Kafka {
@@ -83,6 +86,9 @@ pub enum Error {
         /// Kafka's answer.
         reason: String,
     },
+    /// A service was not reached, or answered what it should not.
+    #[error("{0}")]
+    Http(String),
     /// A signal asked us to stop before we were done.
     #[error("interrupted")]
     Interrupted,

@@ -260,6 +260,9 @@ offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
+# After a crash the broker waits for its old session to run out.
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 # Tests make topics by the hundred; an index is this large from its first byte on.

@@ -7,9 +7,6 @@ use crate::account::Account;
 use crate::error::{Context, Error};
 use crate::files;
 
-/// The names of the four services, which are those of their packages and binaries.
-pub const SERVICES: [&str; 4] = ["cart-commands", "inventory-translator", "cart-projections", "publisher"];
-
 /// How many test stacks may run beside each other in one build directory.
 const TEST_SLOTS: usize = 32;
 

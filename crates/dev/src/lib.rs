@@ -5,6 +5,8 @@
 
 pub mod account;
 pub mod cargo;
+pub mod database;
+pub mod demo;
 pub mod distribution;
 pub mod error;
 pub mod files;
@@ -12,11 +14,20 @@ pub mod identity;
 pub mod java;
 pub mod kafka;
 pub mod layout;
-pub mod maven;
+mod maven;
+pub mod orphans;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod report;
+pub mod services;
+pub mod settings;
+pub mod signals;
+pub mod stack;
+pub mod state;
+pub mod table;
 pub mod test_stack;
+pub mod topics;
+pub mod up;
 
 pub use error::Error;

@@ -1,12 +1,14 @@
 //! `cargo dev`: the one way to everything.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use clap::{Parser, Subcommand};
 use dev::error::{Error, chain};
 use dev::layout::Layout;
 use dev::report::{self, Report};
-use dev::test_stack;
+use dev::settings::Settings;
+use dev::state::{State, Up};
+use dev::{database, demo, table, test_stack, up};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -17,12 +19,44 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build and start everything: PostgreSQL, Kafka, topics, migrations, the four services
+    Up {
+        /// Return once all is ready; `cargo dev down` stops it
+        #[arg(long)]
+        detach: bool,
+        /// Build the services optimised
+        #[arg(long)]
+        release: bool,
+    },
+    /// Stop what `up` started; the data stay
+    Down,
+    /// Stop it and empty its database and topics
+    Reset,
+    /// Print where everything is that is up, as NAME=value lines
+    Env,
+    /// Live a day in a shop against what is up, and check the outcome against the log
+    Demo {
+        /// How many shoppers come
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5000))]
+        shoppers: u32,
+        /// Build the services optimised, where they are not up yet
+        #[arg(long)]
+        release: bool,
+    },
+    /// Apply the migrations to DATABASE_URL, or else to the database that is up
+    Migrate,
     /// Run the tests on a PostgreSQL and a Kafka of their own
     #[command(trailing_var_arg = true)]
     Test {
         /// Passed on to `cargo test`, for example `-p event-store -- --nocapture`
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// What `up --detach` leaves behind
+    #[command(hide = true)]
+    Supervise {
+        #[arg(long)]
+        release: bool,
     },
 }
 
@@ -42,9 +76,47 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
     let layout = Layout::discover()?;
     let report = Report::terminal();
     match task {
-        Task::Test { arguments } => {
-            let status = test_stack::run(&layout, &arguments, &report).await?;
-            Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+        Task::Up { detach: true, release } => {
+            let up = up::background(&layout, release, &report).await?;
+            report::answer(table::of(&up));
+            report.say("all is ready; `cargo dev down` stops it");
         }
+        Task::Up { detach: false, release } => up::foreground(&layout, release, &report).await?,
+        Task::Supervise { release } => up::in_background(&layout, release, &report).await?,
+        Task::Down => up::down(&layout, &report).await?,
+        Task::Reset => up::reset(&layout, &Settings::from_environment()?, &report).await?,
+        Task::Env => print_environment(&running(&layout)?),
+        Task::Demo { shoppers, release } => demo::run(&layout, shoppers, release, &report).await?,
+        Task::Migrate => migrate(&layout, &report).await?,
+        Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn running(layout: &Layout) -> Result<Up, Error> {
+    let state = State::read(layout)?;
+    state.and_then(|state| state.up).ok_or_else(|| Error::Refused("the stack is not up: `cargo dev up`".to_owned()))
+}
+
+fn print_environment(up: &Up) {
+    for service in &up.services {
+        report::answer(format!("{}={}", service.variable, service.url));
+    }
+    report::answer(format!("DATABASE_URL={}", up.database.address));
+    report::answer(format!("KAFKA_BOOTSTRAP_SERVERS={}", up.kafka.address));
+}
+
+async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {
+    let url = match Settings::from_environment()?.database_url {
+        Some(url) => url,
+        None => running(layout)?.database.address,
+    };
+    report.say(format!("applying the migrations to {}", database::masked(&url)));
+    database::migrate(&url).await?;
+    report.say("all migrations are applied");
+    Ok(())
+}
+
+fn code(status: ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

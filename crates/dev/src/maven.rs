@@ -1,4 +1,4 @@
-//! Fetching jars from Maven Central, by Maven itself, so that its settings (mirrors, proxies) hold here too.
+//! Fetching programs from Maven Central, by Maven itself, so that its settings (mirrors, proxies) hold here too.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -17,8 +17,24 @@ pub(crate) struct Artifact<'a> {
     pub(crate) version: &'a str,
 }
 
-/// Copies the artifacts and all they depend on into `directory`.
-pub(crate) async fn fetch(artifacts: &[Artifact<'_>], directory: &Path, report: &Report) -> Result<(), Error> {
+/// What becomes of the jars.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Jars {
+    Kept,
+    Unpacked,
+}
+
+/// Brings the artifacts and all they depend on into `directory`.
+pub(crate) async fn fetch(
+    artifacts: &[Artifact<'_>],
+    jars: Jars,
+    directory: &Path,
+    report: &Report,
+) -> Result<(), Error> {
+    let goal = match jars {
+        Jars::Kept => "dependency:copy-dependencies",
+        Jars::Unpacked => "dependency:unpack-dependencies",
+    };
     let mut maven = java::maven(report).await?;
     files::create_directory(directory)?;
     let pom = directory.join("pom.xml");
@@ -26,7 +42,7 @@ pub(crate) async fn fetch(artifacts: &[Artifact<'_>], directory: &Path, report: 
     let output = maven
         .args(["--quiet", "--batch-mode", "--file"])
         .arg(&pom)
-        .arg("dependency:copy-dependencies")
+        .arg(goal)
         .arg(format!("-DoutputDirectory={}", directory.display()))
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -40,7 +56,7 @@ pub(crate) async fn fetch(artifacts: &[Artifact<'_>], directory: &Path, report: 
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).take(4).collect();
     let names: Vec<&str> = artifacts.iter().map(|artifact| artifact.name).collect();
     Err(Error::Command {
-        command: format!("mvn dependency:copy-dependencies (for {})", names.join(", ")),
+        command: format!("mvn {goal} (for {})", names.join(", ")),
         status: output.status,
         output: lines.join("\n"),
     })

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::error::{Context, Error};
 use crate::files;
 use crate::identity::{self, Identity};
+use crate::orphans;
 
 /// How many of a log's last lines an error shows.
 pub(crate) const TAIL_LINES: usize = 15;
@@ -51,6 +52,12 @@ impl Process {
             let status = child.try_wait().ok().flatten().unwrap_or_default();
             return Err(ended(&name, log, status));
         };
+        // Should we die without stopping it, the next run finds it by this.
+        let note = serde_json::to_vec(&identity).map_err(std::io::Error::other);
+        files::write_atomically(
+            &log.with_extension(orphans::SUFFIX),
+            &note.context(|| format!("note down {name}"))?,
+        )?;
         Ok(Self { name, log: log.to_owned(), child, identity })
     }
 

@@ -14,6 +14,7 @@ use crate::files;
 use crate::identity;
 use crate::kafka::Kafka;
 use crate::layout::Layout;
+use crate::orphans;
 use crate::postgres::{self, Postgres};
 use crate::report::Report;
 
@@ -35,6 +36,7 @@ impl TestStack {
     /// One does not come up.
     pub async fn start(layout: &Layout, report: &Report) -> Result<Self, Error> {
         let (directory, lock) = layout.claim_test()?;
+        orphans::end(&directory.join("logs"), report).await?;
         postgres::remove_data(layout, &directory).await?;
         files::remove(&directory)?;
         files::create_directory(&directory)?;

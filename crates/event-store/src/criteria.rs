@@ -17,9 +17,6 @@ pub enum CriteriaError {
     /// The log has only uuid columns.
     #[error("the criteria's id {0} is no UUID")]
     NotUuid(&'static str),
-    /// A second stage was given as read before it was.
-    #[error("a decision's second stage must be named by its first")]
-    AlreadyRead,
 }
 
 /// The events of some types that carry some ids.

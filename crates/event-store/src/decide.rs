@@ -35,8 +35,11 @@ pub trait Decision: Send + Sync {
     ///
     /// # Errors
     /// Where the domain says no.
-    fn process(&self, state: &Self::StateQuery) -> Result<Decided<Self::Event>, Self::Error>;
+    fn process(&self, state: &View<Self>) -> Result<Decided<Self::Event>, Self::Error>;
 }
+
+/// What a decision sees of its states.
+pub type View<D> = <<D as Decision>::StateQuery as States<<D as Decision>::Event>>::View;
 
 /// What a decision comes to, where it does not refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +94,7 @@ impl<E: LogEvent> EventStore<E> {
         // Here is the place for what is known of the states already: each starts as complete up to some position, and an outcome without
         // an append is decided again on what is read now.
         let mut stages = decision.state_query().start().map_err(schema)?;
-        let mut read_to = self.catch_up::<D::StateQuery, _>(&mut stages).await?;
+        let mut read_to = self.catch_up(&mut stages).await?;
         for conflicts in 1.. {
             let state = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
             let events = match decision.process(&state).map_err(DecideError::Refused)? {
@@ -112,7 +115,7 @@ impl<E: LogEvent> EventStore<E> {
                     let complete = fold(&mut parts, 0, &answer)?;
                     read_to = Position(answer.head);
                     if !complete || stages.open_next().map_err(schema)? {
-                        read_to = self.catch_up::<D::StateQuery, _>(&mut stages).await?;
+                        read_to = self.catch_up(&mut stages).await?;
                     }
                 }
             }

@@ -27,12 +27,12 @@ pub mod trace;
 mod translate;
 
 pub use criteria::{Criteria, CriteriaError};
-pub use decide::{DecideError, Decided, Decision};
+pub use decide::{DecideError, Decided, Decision, View};
 pub use error::StoreError;
 pub use event::{LogEvent, Metadata, Position, Recorded};
 pub use heads::Heads;
 pub use migrate::{MigrateError, MIGRATOR, migrate};
-pub use state::{AnyPart, Next, Stages, State, States, Then};
+pub use state::{AnyPart, Stages, State, States, Then};
 pub use read::fold_history;
 pub use store::{EventStore, StoreSettings};
 pub use translate::{SourcePartition, Translated};

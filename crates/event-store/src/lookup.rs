@@ -53,7 +53,6 @@ pub(crate) struct Found {
     /// Which of the call's lookups.
     pub(crate) lookup: usize,
     pub(crate) position: i64,
-    pub(crate) event_type: String,
     pub(crate) payload: Vec<u8>,
     /// The lookup's answer was cut here: it has more.
     pub(crate) more: bool,

@@ -208,9 +208,14 @@ impl<P: Projection> Worker<P> {
                     }
                 }
             }
-            self.applied.send_replace(segment.position);
+            self.tell(segment);
         }
+        self.tell(segment);
         Ok(CaughtUp::Yes)
+    }
+
+    fn tell(&self, segment: &Held) {
+        self.applied.send_if_modified(|applied| std::mem::replace(applied, segment.position) != segment.position);
     }
 
     async fn read(&self, after: Position, to: Position) -> Result<Vec<Recorded<P::Event>>, StoreError> {

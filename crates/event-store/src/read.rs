@@ -35,7 +35,6 @@ impl Answer {
                 Some(lookup) => answer.found.push(Found {
                     lookup: usize::try_from(lookup).unwrap_or_default(),
                     position: row.try_get(1)?,
-                    event_type: row.try_get(2)?,
                     payload: row.try_get(3)?,
                     more: row.try_get(4)?,
                 }),
@@ -79,15 +78,15 @@ impl<E: LogEvent> EventStore<E> {
     ///
     /// # Errors
     /// Where the log cannot be read.
-    pub async fn read<S: States<E>>(&self, states: S) -> Result<(S, Position), StoreError> {
+    pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
         let mut stages = states.start().map_err(|error| StoreError::Schema(error.to_string()))?;
-        let at = self.catch_up::<S, _>(&mut stages).await?;
+        let at = self.catch_up(&mut stages).await?;
         let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
         Ok((view, at))
     }
 
     /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread.
-    pub(crate) async fn catch_up<S: States<E>, T: Stages<E, S>>(&self, stages: &mut T) -> Result<Position, StoreError> {
+    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T) -> Result<Position, StoreError> {
         loop {
             let mut columns = LookupColumns::new(self.shared.ids.len());
             let mut parts = vec![];
@@ -115,7 +114,7 @@ impl<E: LogEvent> EventStore<E> {
 ///
 /// # Errors
 /// Where a state's query, or an event's ids, do not fit the schema.
-pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S, StoreError> {
+pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S::View, StoreError> {
     let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
     let order = crate::event::domain_ids::<E>();
     let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();

@@ -25,7 +25,7 @@ pub struct Part<S> {
 }
 
 /// A part of a decision's knowledge, whatever its state.
-pub trait AnyPart<E> {
+pub trait AnyPart<E>: Send {
     /// Which events it folds.
     #[doc(hidden)]
     fn criteria(&self) -> &Criteria;
@@ -65,9 +65,11 @@ where
 
 /// The states of a decision: one, a tuple or a `Vec` of them, or [`Then`] of two.
 pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
+    /// What the decision sees: the states themselves; of [`Then`], both stages as a pair.
+    type View: Clone + Send + Sync;
     /// The same, with what is known of each.
     #[doc(hidden)]
-    type Stages: Stages<E, Self>;
+    type Stages: Stages<E, Self::View>;
 
     /// Starts with nothing known.
     ///
@@ -94,6 +96,7 @@ where
     S: State,
     S::Event: TryFrom<E>,
 {
+    type View = S;
     type Stages = Part<S>;
 
     fn start(self) -> Result<Part<S>, CriteriaError> {
@@ -120,6 +123,7 @@ where
 macro_rules! tuple {
     ($($name:ident $stages:ident $n:tt),*) => {
         impl<E: LogEvent, $($name: States<E>),*> States<E> for ($($name,)*) {
+            type View = ($($name::View,)*);
             type Stages = ($($name::Stages,)*);
             fn start(self) -> Result<Self::Stages, CriteriaError> {
                 Ok(($(self.$n.start()?,)*))
@@ -147,6 +151,7 @@ tuple!(A SA 0, B SB 1, C SC 2, D SD 3);
 
 /// A decision without states: it is always taken.
 impl<E: LogEvent> States<E> for () {
+    type View = ();
     type Stages = ();
     fn start(self) -> Result<(), CriteriaError> {
         Ok(())
@@ -164,6 +169,7 @@ impl<E> Stages<E, ()> for () {
 }
 
 impl<E: LogEvent, S: States<E>> States<E> for Vec<S> {
+    type View = Vec<S::View>;
     type Stages = Vec<S::Stages>;
     fn start(self) -> Result<Self::Stages, CriteriaError> {
         self.into_iter().map(States::start).collect()
@@ -182,66 +188,46 @@ impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
     }
 }
 
-/// Two stages: the first is read, and names the second by [`Names`](Then). Both are in the decision's condition.
+/// Two stages: the first is read, and names the second. Both are in the decision's condition, and the decision sees both as a pair.
 ///
 /// Submit Cart reads its cart, and that names the products whose inventories it must read.
 #[derive(Debug, Clone)]
-pub struct Then<First, Second>(
-    /// What is read first.
-    pub First,
-    /// What the first names: as made by the decision's `state_query`, a function of the first; when processed, what was read.
-    pub Next<First, Second>,
-);
-
-/// The second stage of [`Then`].
-#[derive(Debug, Clone)]
-pub enum Next<First, Second> {
-    /// Not read yet: how the first names it.
-    Named(fn(&First) -> Second),
-    /// Read.
-    Read(Second),
+pub struct Then<First, Second, View = First> {
+    first: First,
+    names: fn(&View) -> Second,
 }
 
-impl<First, Second> Then<First, Second> {
+impl<First, Second, View> Then<First, Second, View> {
     /// The first stage, and how it names the second.
-    pub fn new(first: First, names: fn(&First) -> Second) -> Self {
-        Self(first, Next::Named(names))
-    }
-
-    /// What was read, stage by stage; the second only once it was.
-    pub fn read(&self) -> Option<(&First, &Second)> {
-        match &self.1 {
-            Next::Read(second) => Some((&self.0, second)),
-            Next::Named(_) => None,
-        }
+    pub fn new(first: First, names: fn(&View) -> Second) -> Self {
+        Self { first, names }
     }
 }
 
 #[doc(hidden)]
 pub struct ThenStages<E: LogEvent, A: States<E>, B: States<E>> {
     first: A::Stages,
-    names: fn(&A) -> B,
+    names: fn(&A::View) -> B,
     /// What was named, and what is known of it.
     second: Option<(B, B::Stages)>,
 }
 
-impl<E, A, B> States<E> for Then<A, B>
+impl<E, A, B> States<E> for Then<A, B, A::View>
 where
     E: LogEvent,
     A: States<E>,
+    A::View: 'static,
     B: States<E> + PartialEq,
 {
+    type View = (A::View, B::View);
     type Stages = ThenStages<E, A, B>;
 
     fn start(self) -> Result<Self::Stages, CriteriaError> {
-        let Next::Named(names) = self.1 else {
-            return Err(CriteriaError::AlreadyRead);
-        };
-        Ok(ThenStages { first: self.0.start()?, names, second: None })
+        Ok(ThenStages { first: self.first.start()?, names: self.names, second: None })
     }
 }
 
-impl<E, A, B> Stages<E, Then<A, B>> for ThenStages<E, A, B>
+impl<E, A, B> Stages<E, (A::View, B::View)> for ThenStages<E, A, B>
 where
     E: LogEvent,
     A: States<E>,
@@ -274,8 +260,8 @@ where
         }
     }
 
-    fn view(&self) -> Option<Then<A, B>> {
+    fn view(&self) -> Option<(A::View, B::View)> {
         let (_, second) = self.second.as_ref()?;
-        Some(Then(self.first.view()?, Next::Read(second.view()?)))
+        Some((self.first.view()?, second.view()?))
     }
 }

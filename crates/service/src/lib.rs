@@ -10,6 +10,7 @@ mod edge;
 mod error;
 mod expectation;
 mod health;
+mod log;
 mod path;
 mod refused_head;
 mod run;
@@ -23,6 +24,7 @@ pub mod trace;
 
 pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
 pub use error::{ErrorBody, HttpError};
+pub use log::{Answer, Refusal, open_log};
 pub use path::{agree, path_value};
 pub use run::{Service, run};
 pub use settings::Validate;

@@ -3,8 +3,10 @@
 
 mod database;
 mod eventually;
+mod log;
 mod specification;
 
 pub use database::{Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
+pub use log::TestLog;
 pub use specification::{Given, Then, given};

@@ -1,2 +1,119 @@
-//! placeholder
-fn main() {}
+//! The read models of the shopping cart, over HTTP and in tables, and the automation Archive Item.
+
+mod archive_item;
+mod cart_items;
+mod carts_with_products;
+mod inventories;
+mod submitted_cart;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use actix_web::web;
+use cart_events::{CartId, DomainEvent};
+use clap::Parser;
+use event_store::{
+    EventStore, Position,
+    projection::{self, Projection},
+    todo,
+};
+use serde::Deserialize;
+use service::{CancellationToken, Fault, HttpError, Service, Validate, open_log, settings::Whole};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+
+/// The read models of the shopping cart, and the automation Archive Item.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Makes Cart Items anew at start, beside the one in service, which answers until the new one has caught up.
+    #[arg(short, long)]
+    reset_cart_items: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    service::run("cart-projections", include_str!("settings.toml"), move |settings, service| start(arguments, settings, service))
+}
+
+#[derive(Debug, Deserialize)]
+struct Settings {
+    projection_batch: Whole<1, 100_000>,
+    projection_lease_seconds: Whole<1, 60>,
+    decide_deadline_milliseconds: Whole<10, 60_000>,
+}
+
+impl Validate for Settings {}
+
+async fn start(arguments: Arguments, settings: Settings, service: Service) -> Result<(), Fault> {
+    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let projecting = projection::Settings {
+        batch: i64::from(settings.projection_batch.as_u32()),
+        lease: settings.projection_lease_seconds.seconds(),
+        ..projection::Settings::default()
+    };
+    let archived = Arc::new(watch::Sender::new(Position::START));
+    let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
+    let service = service.ready_when("log", move || {
+        let log = ready.clone();
+        async move { log.ready().await }
+    });
+    let service = run(service, &log, &projecting, cart_items::CartItemsProjection, arguments.reset_cart_items, Arc::default());
+    let service = run(service, &log, &projecting, carts_with_products::CartsWithProducts, false, Arc::default());
+    let service = run(service, &log, &projecting, inventories::Inventories, false, Arc::default());
+    run(service, &log, &projecting, archive_item::ArchiveItemAutomation, false, archived)
+        .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
+            let settings = todo::Settings { max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
+            let attempt = |todo| archive_item::attempt(&archive, todo);
+            todo::work(archive.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
+            Ok(())
+        })
+        .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
+            app.app_data(web::Data::new(log.clone()))
+                .service(carts_with_products::route)
+                .service(inventories::route)
+                .service(cart_items::live)
+                .service(cart_items::projected)
+                .service(submitted_cart::route);
+        })
+        .await
+}
+
+/// Runs a projection in the background; made anew first, where that is asked for.
+fn run<P: Projection<Log = DomainEvent>>(
+    service: Service,
+    log: &EventStore<DomainEvent>,
+    settings: &projection::Settings,
+    projection: P,
+    anew: bool,
+    applied: Arc<watch::Sender<Position>>,
+) -> Service {
+    let (log, settings) = (log.clone(), settings.clone());
+    service.background(P::NAME, move |shutdown: CancellationToken| async move {
+        if anew && log.wait_ready(&shutdown).await.is_ok() {
+            projection::rebuild::<P>(log.pool()).await?;
+        }
+        Ok(projection::run(log, projection, settings, applied, shutdown).await?)
+    })
+}
+
+fn unknown_cart(cart_id: CartId) -> HttpError {
+    HttpError::not_found("unknown_cart", format!("there is no cart {cart_id}"))
+}
+
+/// The read models of Cartlog's shopping cart.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "cart-projections"),
+    paths(cart_items::live, cart_items::projected, submitted_cart::route, carts_with_products::route, inventories::route)
+)]
+struct Api;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_openapi_document_is_the_served_one() {
+        service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    }
+}

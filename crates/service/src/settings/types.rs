@@ -34,6 +34,12 @@ impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
+    /// The number as `u16`; one that does not fit becomes the largest that does.
+    #[must_use]
+    pub fn as_u16(self) -> u16 {
+        u16::try_from(self.0).unwrap_or(u16::MAX)
+    }
+
     /// The number as `u32`; one that does not fit becomes the largest that does.
     #[must_use]
     pub fn as_u32(self) -> u32 {

@@ -1,0 +1,157 @@
+//! The outcome of the day, compared with the log.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+
+use rust_decimal::Decimal;
+
+use super::catalogue::Catalogue;
+use super::ledger::Entries;
+use super::log::{Cart, Log, sum};
+use super::published::Received;
+use crate::error::Error;
+
+/// The table at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    events: BTreeMap<String, u64>,
+    refusals: BTreeMap<String, u64>,
+    repeated: u64,
+    rows: Vec<Check>,
+    surprises: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Check {
+    what: &'static str,
+    expected: String,
+    found: String,
+    holds: bool,
+}
+
+/// What is known of a day besides the log.
+#[derive(Debug)]
+pub(crate) struct Outcome<'a> {
+    /// The log's head when the day began.
+    pub(crate) began_at: i64,
+    pub(crate) catalogue: &'a Catalogue,
+    /// How many stock levels the suppliers sent.
+    pub(crate) inventories_sent: usize,
+    pub(crate) told: &'a Entries,
+    pub(crate) received: &'a Received,
+}
+
+impl Checks {
+    pub(crate) fn of(log: &Log, outcome: &Outcome<'_>) -> Self {
+        let Outcome { began_at, catalogue, inventories_sent, told, received } = outcome;
+        let mut checks = Self {
+            events: log.events.clone(),
+            refusals: told.refusals.clone(),
+            repeated: received.repeated,
+            ..Self::default()
+        };
+        // A cart submitted before the day may be published in it.
+        let of_today = received.carts.range(began_at + 1..);
+        let messages: BTreeMap<i64, _> = of_today.map(|(position, message)| (*position, message)).collect();
+
+        checks.equal("stock levels sent, and in the log", inventories_sent, heard(log, catalogue));
+        let shoppers_carts = || log.carts.iter().filter(|(cart, _)| told.carts.contains(cart)).map(|(_, cart)| cart);
+        let total = |count: fn(&Cart) -> u64| shoppers_carts().map(count).sum::<u64>();
+        checks.equal("items the shoppers added, and in the log", told.added, total(|cart| cart.added));
+        checks.equal("items the shoppers removed, and in the log", told.removed, total(|cart| cart.removed));
+        checks.equal("carts the shoppers cleared, and in the log", told.cleared, total(|cart| cart.cleared));
+        checks.equal("carts the shoppers submitted, and in the log", told.submitted, total(|cart| u64::from(cart.submitted)));
+
+        let most = log.carts.values().map(|cart| cart.most_items).max().unwrap_or_default();
+        checks.note("the most items a cart ever held", "at most 3", most, most <= 3);
+        let wrongly = log.carts.values().filter(|cart| cart.wrongly_submitted).count();
+        checks.equal("carts submitted with other items than they held", 0, wrongly);
+        let wrongly = log.carts.values().map(|cart| cart.wrongly_archived).sum::<u64>();
+        checks.equal("items archived without a price change", 0, wrongly);
+        checks.equal("items a price change has not archived", 0, log.to_be_archived());
+
+        checks.equal("carts submitted, and different messages read", log.submissions.len(), messages.len());
+        checks.equal("carts submitted, and noted as published", log.submissions.len(), log.published);
+        let differ = log.submissions.iter().filter(|(position, submission)| {
+            messages.get(position).is_some_and(|message| {
+                message.cart_id != submission.cart
+                    || message.ordered_product != submission.lines
+                    || message.total_price != submission.total
+            })
+        });
+        checks.equal("messages that differ from the log", 0, differ.count());
+        let off = messages.values().filter(|message| {
+            sum(&message.ordered_product).is_none_or(|sum| format!("{sum:.2}") != message.total_price)
+        });
+        checks.equal("messages whose lines are not their total", 0, off.count());
+
+        let decimal = |text: &str| text.parse::<Decimal>().unwrap_or_default();
+        let logged: Decimal = log.submissions.values().map(|submission| decimal(&submission.total)).sum();
+        let totals: Decimal = messages.values().map(|message| decimal(&message.total_price)).sum();
+        let lines: Decimal = messages.values().filter_map(|message| sum(&message.ordered_product)).sum();
+        checks.equal("turnover in the log, and in the messages' totals", format!("{logged:.2}"), format!("{totals:.2}"));
+        checks.equal("turnover in the log, and in the messages' lines", format!("{logged:.2}"), format!("{lines:.2}"));
+
+        checks.surprises = told.surprises.iter().chain(&received.unreadable).cloned().collect();
+        checks.equal("faults and surprises", 0, checks.surprises.len());
+        checks
+    }
+
+    /// All of it holds.
+    ///
+    /// # Errors
+    /// What does not.
+    pub(crate) fn verdict(&self) -> Result<(), Error> {
+        let broken: Vec<String> = self
+            .rows
+            .iter()
+            .filter(|row| !row.holds)
+            .map(|row| format!("{}: {} and {}", row.what, row.expected, row.found))
+            .collect();
+        if broken.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Refused(format!("the outcome does not match the log: {}", broken.join("; "))))
+    }
+
+    fn equal<A: Display, B: Display>(&mut self, what: &'static str, expected: A, found: B) {
+        let (expected, found) = (expected.to_string(), found.to_string());
+        let holds = expected == found;
+        self.rows.push(Check { what, expected, found, holds });
+    }
+
+    fn note(&mut self, what: &'static str, expected: &str, found: impl Display, holds: bool) {
+        self.rows.push(Check { what, expected: expected.to_owned(), found: found.to_string(), holds });
+    }
+}
+
+/// How many stock levels of the shop's own products the log heard.
+fn heard(log: &Log, catalogue: &Catalogue) -> usize {
+    let own = catalogue.all().iter().filter_map(|product| log.inventories.get(&product.id));
+    own.map(Vec::len).sum()
+}
+
+impl Display for Checks {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n  Events of the day")?;
+        for (event_type, count) in &self.events {
+            writeln!(f, "    {event_type:<48} {count:>12}")?;
+        }
+        writeln!(f, "\n  Refusals, as they are meant to be")?;
+        for (code, count) in &self.refusals {
+            writeln!(f, "    {code:<48} {count:>12}")?;
+        }
+        if self.repeated > 0 {
+            writeln!(f, "\n  Messages sent again with the same ce_id: {}", self.repeated)?;
+        }
+        writeln!(f, "\n  Checked against the log")?;
+        for Check { what, expected, found, holds } in &self.rows {
+            let verdict = if *holds { "ok" } else { "WRONG" };
+            writeln!(f, "    {what:<48} {expected:>12} {found:>12}  {verdict}")?;
+        }
+        for surprise in self.surprises.iter().take(10) {
+            writeln!(f, "    {surprise}")?;
+        }
+        Ok(())
+    }
+}

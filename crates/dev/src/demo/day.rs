@@ -1,0 +1,187 @@
+//! The course of the day.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sqlx::PgPool;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::catalogue::Catalogue;
+use super::check::{Checks, Outcome};
+use super::ledger::Ledger;
+use super::log::{self, Log};
+use super::published::Published;
+use super::shop::Shop;
+use super::shopper;
+use super::supply::Supply;
+use crate::database;
+use crate::error::{Error, chain};
+use crate::report::Report;
+use crate::state::Up;
+
+/// How long the system may take to have digested what it was told.
+const SETTLED: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
+
+/// Lives the day and compares its outcome with the log.
+pub(crate) async fn live(up: &Up, shoppers: u32, report: &Report) -> Result<Checks, Error> {
+    let pool = database::connect(&up.database.address).await?;
+    let day = Day {
+        shop: Shop::new(up)?,
+        supply: Supply::new(&up.kafka.address)?,
+        catalogue: Arc::new(Catalogue::new()),
+        ledger: Arc::new(Ledger::default()),
+        published: Published::follow(&up.kafka.address).await?,
+        began_at: log::head(&pool).await?,
+        pool,
+        report: *report,
+    };
+    day.morning().await?;
+    let watched = day.watched_cart().await?;
+    day.open(shoppers, watched).await?;
+    day.evening().await
+}
+
+struct Day {
+    shop: Shop,
+    supply: Supply,
+    catalogue: Arc<Catalogue>,
+    ledger: Arc<Ledger>,
+    published: Published,
+    began_at: i64,
+    pool: PgPool,
+    report: Report,
+}
+
+impl Day {
+    /// The shelves are filled, over Kafka, and the shop knows it.
+    async fn morning(&self) -> Result<(), Error> {
+        let products = self.catalogue.all();
+        self.report.say(format!("morning: the stock of {} products comes in over Kafka", products.len()));
+        for product in products {
+            self.supply.inventory(product.id, product.inventory).await?;
+        }
+        for product in products {
+            self.knows(product.id, product.inventory).await?;
+        }
+        self.report.say(format!("the shop opens; there is no {} today", name(&self.catalogue.never_in_stock().description)));
+        Ok(())
+    }
+
+    async fn knows(&self, product: Uuid, inventory: u32) -> Result<(), Error> {
+        until(&format!("the shop to hear of the stock of {product}"), async || {
+            Ok(self.shop.inventory(product).await? == Some(u64::from(inventory)))
+        })
+        .await
+    }
+
+    /// A cart that waits in a browser's tab, with the product in it whose price will change.
+    async fn watched_cart(&self) -> Result<Uuid, Error> {
+        let cart = Uuid::now_v7();
+        self.ledger.cart(cart);
+        for product in [self.catalogue.changes_price(), &self.catalogue.all()[5]] {
+            let answer = self.shop.add(cart, Uuid::now_v7(), product).await?;
+            self.ledger.added(answer);
+        }
+        Ok(cart)
+    }
+
+    /// The shoppers come, and at noon, when half of them have left, two things happen.
+    async fn open(&self, shoppers: u32, watched: Uuid) -> Result<(), Error> {
+        let style = ProgressStyle::with_template("           shoppers {bar:40} {pos}/{len}  {msg}");
+        let bar = ProgressBar::new(u64::from(shoppers)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let mut visits = JoinSet::new();
+        for _ in 0..shoppers {
+            let (shop, catalogue, ledger) = (self.shop.clone(), Arc::clone(&self.catalogue), Arc::clone(&self.ledger));
+            visits.spawn(async move {
+                if let Err(error) = shopper::visit(&shop, &catalogue, &ledger).await {
+                    ledger.expect(false, || chain(&error));
+                }
+            });
+        }
+        let mut left = 0;
+        let mut noon = None;
+        while let Some(visit) = visits.join_next().await {
+            self.ledger.expect(visit.is_ok(), || "a shopper's visit broke off".to_owned());
+            left += 1;
+            bar.inc(1);
+            bar.set_message(format!("{} carts published", self.published.count()));
+            if noon.is_none() && left * 2 >= shoppers {
+                bar.suspend(|| self.report.say("noon: one product runs out, another's price changes"));
+                noon = Some(self.noon().await?);
+            }
+        }
+        bar.finish_and_clear();
+        self.report.say(format!("{shoppers} shoppers came and went"));
+        self.archived(watched).await
+    }
+
+    async fn noon(&self) -> Result<(), Error> {
+        self.supply.inventory(self.catalogue.runs_out().id, 0).await?;
+        let product = self.catalogue.changes_price();
+        self.supply.price(product.id, product.price, product.price + rust_decimal::Decimal::ONE).await
+    }
+
+    /// What the price change does to the cart in the browser's tab.
+    async fn archived(&self, watched: Uuid) -> Result<(), Error> {
+        let changed = self.catalogue.changes_price();
+        let what = format!("the {} to leave a cart after its price changed", name(&changed.description));
+        until(&what, async || {
+            let cart = self.shop.items(watched).await?;
+            Ok(cart.data.iter().all(|item| item.product_id != changed.id))
+        })
+        .await?;
+        let cart = self.shop.items(watched).await?;
+        let left: Vec<String> =
+            cart.data.iter().map(|item| format!("{} at {}", name(&item.description), item.price)).collect();
+        self.report.say(format!(
+            "the {} at {} was archived out of cart {watched}; it still holds: {}, total {}",
+            name(&changed.description),
+            changed.price,
+            left.join(", "),
+            cart.total_price
+        ));
+        Ok(())
+    }
+
+    /// The system digests the rest; then the books are compared.
+    async fn evening(&self) -> Result<Checks, Error> {
+        self.report.say("evening: waiting until everything is published and archived");
+        let deadline = Instant::now() + SETTLED;
+        loop {
+            let log = Log::after(&self.pool, self.began_at).await?;
+            let submitted = log.submissions.len();
+            let settled = log.published >= submitted && self.published.count() >= submitted && log.to_be_archived() == 0;
+            if settled || Instant::now() >= deadline {
+                return Ok(Checks::of(&log, &Outcome {
+                    began_at: self.began_at,
+                    catalogue: &self.catalogue,
+                    // The morning's, and the one of noon.
+                    inventories_sent: self.catalogue.all().len() + 1,
+                    told: &self.ledger.entries(),
+                    received: &self.published.received(),
+                }));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + SETTLED;
+    while !condition().await? {
+        if Instant::now() >= deadline {
+            return Err(Error::Refused(format!("waited {} s in vain for {what}", SETTLED.as_secs())));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// "A blue tea pot" within a sentence.
+fn name(description: &str) -> &str {
+    description.strip_prefix("A ").unwrap_or(description)
+}

@@ -1,0 +1,77 @@
+//! What the shoppers were told, to be compared with the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use super::shop::Answer;
+
+/// Shared by all shoppers.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    entries: Mutex<Entries>,
+}
+
+/// The ledger's content.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Entries {
+    pub(crate) carts: BTreeSet<Uuid>,
+    pub(crate) added: u64,
+    pub(crate) removed: u64,
+    pub(crate) cleared: u64,
+    pub(crate) submitted: u64,
+    pub(crate) refusals: BTreeMap<String, u64>,
+    pub(crate) surprises: Vec<String>,
+}
+
+impl Ledger {
+    pub(crate) fn cart(&self, cart: Uuid) {
+        self.lock().carts.insert(cart);
+    }
+
+    pub(crate) fn added(&self, answer: Answer) -> bool {
+        self.count(answer, |entries| &mut entries.added)
+    }
+
+    pub(crate) fn removed(&self, answer: Answer) -> bool {
+        self.count(answer, |entries| &mut entries.removed)
+    }
+
+    pub(crate) fn cleared(&self, answer: Answer) -> bool {
+        self.count(answer, |entries| &mut entries.cleared)
+    }
+
+    pub(crate) fn submitted(&self, answer: Answer) -> bool {
+        self.count(answer, |entries| &mut entries.submitted)
+    }
+
+    /// Notes what must not have happened.
+    pub(crate) fn expect(&self, held: bool, surprise: impl FnOnce() -> String) {
+        if !held {
+            self.lock().surprises.push(surprise());
+        }
+    }
+
+    pub(crate) fn entries(&self) -> Entries {
+        self.lock().clone()
+    }
+
+    fn count(&self, answer: Answer, accepted: fn(&mut Entries) -> &mut u64) -> bool {
+        let mut entries = self.lock();
+        match answer {
+            Answer::Accepted => {
+                *accepted(&mut entries) += 1;
+                true
+            }
+            Answer::Refused(code) => {
+                *entries.refusals.entry(code).or_default() += 1;
+                false
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,125 @@
+//! What the environment says about the stack.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::ports;
+use crate::services::{self, Kind};
+
+/// The development stack's settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A PostgreSQL that somebody else runs, in the place of ours.
+    pub database_url: Option<String>,
+    /// A Kafka that somebody else runs, in the place of ours.
+    pub kafka_bootstrap_servers: Option<String>,
+    service_ports: [u16; 4],
+    shutdown_deadline: Duration,
+}
+
+impl Settings {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// A value is not what its setting takes, or two services have the same port.
+    pub fn from_environment() -> Result<Self, Error> {
+        Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let mut service_ports = [0; 4];
+        for (index, kind) in services::ALL.iter().enumerate() {
+            let port = match variable(kind.port_setting) {
+                None => kind.default_port,
+                Some(text) => text.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
+                    let setting = kind.port_setting;
+                    Error::Refused(format!("{setting} is {text:?}; it must be a port from 1 to 65535"))
+                })?,
+            };
+            if let Some(other) = service_ports[..index].iter().position(|other| *other == port) {
+                return Err(Error::Refused(format!(
+                    "{} and {} are both {port}; each service needs a port of its own",
+                    services::ALL[other].port_setting,
+                    kind.port_setting
+                )));
+            }
+            service_ports[index] = port;
+        }
+        let seconds = variable("CARTLOG_SHUTDOWN_DEADLINE_SECONDS").and_then(|text| text.parse().ok()).unwrap_or(20);
+        Ok(Self {
+            database_url: variable("DATABASE_URL"),
+            kafka_bootstrap_servers: variable("KAFKA_BOOTSTRAP_SERVERS"),
+            service_ports,
+            shutdown_deadline: Duration::from_secs(seconds),
+        })
+    }
+
+    /// Each service and its port.
+    pub fn services(&self) -> impl Iterator<Item = (Kind, u16)> + use<> {
+        services::ALL.into_iter().zip(self.service_ports)
+    }
+
+    /// How long the services may take to finish what is in hand.
+    #[must_use]
+    pub fn shutdown_deadline(&self) -> Duration {
+        self.shutdown_deadline
+    }
+
+    /// Makes sure that the services' ports can be listened on.
+    ///
+    /// # Errors
+    /// Those that are in use, each with the setting that moves it and, where it can be found, the process that has it.
+    pub fn check_ports(&self) -> Result<(), Error> {
+        let taken: Vec<String> = self
+            .services()
+            .filter(|(_, port)| !ports::is_free(*port))
+            .map(|(kind, port)| {
+                let by = ports::listener(port).map(|by| format!(" by {by}")).unwrap_or_default();
+                format!(
+                    "port {port} of {} is in use{by}; free it, or set {} to another",
+                    kind.name, kind.port_setting
+                )
+            })
+            .collect();
+        if taken.is_empty() { Ok(()) } else { Err(Error::Refused(taken.join("\n"))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Settings, Error> {
+        Settings::read(|name| pairs.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_ports_are_8081_to_8084_unless_a_setting_says_otherwise() {
+        let settings = read(&[("CARTLOG_PROJECTIONS_PORT", "9000")]).unwrap();
+        let ports: Vec<u16> = settings.services().map(|(_, port)| port).collect();
+        assert_eq!(ports, [8081, 8082, 9000, 8084]);
+    }
+
+    #[test]
+    fn a_wrong_port_is_named_with_its_setting() {
+        for wrong in ["0", "65536", "http"] {
+            let error = read(&[("CARTLOG_PUBLISHER_PORT", wrong)]).unwrap_err().to_string();
+            assert!(error.contains("CARTLOG_PUBLISHER_PORT") && error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_services_on_one_port_are_refused() {
+        let error = read(&[("CARTLOG_TRANSLATOR_PORT", "8081")]).unwrap_err().to_string();
+        assert!(error.contains("CARTLOG_COMMANDS_PORT and CARTLOG_TRANSLATOR_PORT"), "{error}");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_its_setting() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let settings = read(&[("CARTLOG_COMMANDS_PORT", &port)]).unwrap();
+        let error = settings.check_ports().unwrap_err().to_string();
+        assert!(error.contains(&port) && error.contains("CARTLOG_COMMANDS_PORT"), "{error}");
+    }
+}

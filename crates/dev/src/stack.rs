@@ -1,0 +1,270 @@
+//! The whole system on this machine: PostgreSQL, Kafka, topics, migrations, services; up in order, and down in order.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{join_all, select_all, try_join_all};
+use serde::{Deserialize, Serialize};
+
+use crate::cargo;
+use crate::database;
+use crate::distribution;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::kafka::{self, Kafka};
+use crate::layout::Layout;
+use crate::ports;
+use crate::postgres::Postgres;
+use crate::process::Process;
+use crate::report::Report;
+use crate::services::{self, Kind, Service};
+use crate::settings::Settings;
+use crate::state::{Up, UpServer, UpService};
+use crate::topics;
+
+/// A service may have to wait for its turn on a machine that is busy.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// How much longer than its own deadline a service may take to end.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// What of the system runs. It is filled while it starts, so that a start that is given up halfway can still be
+/// stopped in order.
+#[derive(Debug)]
+pub struct Stack {
+    layout: Layout,
+    settings: Settings,
+    report: Report,
+    postgres: Option<Postgres>,
+    kafka: Option<Kafka>,
+    services: Vec<Service>,
+}
+
+impl Stack {
+    /// Nothing started yet.
+    #[must_use]
+    pub fn new(layout: Layout, settings: Settings, report: Report) -> Self {
+        Self { layout, settings, report, postgres: None, kafka: None, services: Vec::new() }
+    }
+
+    /// Builds and starts everything, and waits until all of it is ready.
+    ///
+    /// # Errors
+    /// A service does not compile, or something does not come up; what has been started still runs and needs
+    /// [`stop`](Self::stop).
+    pub async fn start(&mut self, release: bool) -> Result<Up, Error> {
+        let directory = self.layout.stack();
+        let remembered = Ports::read(&directory);
+        let [postgres, kafka, controller] =
+            ports::free([remembered.postgres, remembered.kafka, remembered.kafka_controller])?;
+        Ports { postgres: Some(postgres), kafka: Some(kafka), kafka_controller: Some(controller) }.write(&directory)?;
+
+        let (layout, report, settings) = (&self.layout, &self.report, &self.settings);
+        let build = async {
+            report.say("building the services");
+            let programs = cargo::build_services(layout, release).await?;
+            report.say("the services are built");
+            Ok(programs)
+        };
+        let (programs, database_url, bootstrap_servers) = tokio::try_join!(
+            build,
+            start_database(layout, settings, postgres, &mut self.postgres, report),
+            start_kafka(layout, settings, [kafka, controller], &mut self.kafka, report),
+        )?;
+        self.start_services(&programs, &database_url, &bootstrap_servers).await?;
+        Ok(self.whereabouts(database_url, bootstrap_servers))
+    }
+
+    async fn start_services(
+        &mut self,
+        programs: &Path,
+        database_url: &str,
+        bootstrap_servers: &str,
+    ) -> Result<(), Error> {
+        self.report.say("starting the services");
+        let logs = self.logs();
+        for (kind, port) in self.settings.services() {
+            let mut settings = services::Settings::new(kind, programs, &logs, port);
+            settings.database_url = self.database_url_of(kind, database_url).await;
+            settings.kafka_bootstrap_servers = bootstrap_servers.to_owned();
+            self.services.push(Service::start(kind, settings)?);
+        }
+        let report = self.report;
+        try_join_all(self.services.iter_mut().map(|service| async move {
+            service.until_ready(READY_DEADLINE).await?;
+            report.say(format!("{} is ready", service.kind().name));
+            Ok(())
+        }))
+        .await
+        .map(drop)
+    }
+
+    /// The database as the service's own role. On a server that wants a password of it, as the owner.
+    async fn database_url_of(&self, kind: Kind, owner_url: &str) -> String {
+        match database::for_role(owner_url, kind.role) {
+            Some(url) if self.postgres.is_some() || database::lets_in(&url).await => url,
+            _ => {
+                let name = kind.name;
+                let role = kind.role;
+                self.report.say(format!(
+                    "{name} uses DATABASE_URL's own user: the server does not let {role} in without a password"
+                ));
+                owner_url.to_owned()
+            }
+        }
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.layout.stack().join("logs")
+    }
+
+    fn whereabouts(&self, database_url: String, bootstrap_servers: String) -> Up {
+        let logs = self.logs();
+        let service = |service: &Service| UpService {
+            name: service.kind().name.to_owned(),
+            variable: service.kind().variable.to_owned(),
+            url: service.url(),
+            log: logs.join(format!("{}.log", service.kind().name)),
+        };
+        Up {
+            services: self.services.iter().map(service).collect(),
+            database: UpServer {
+                address: database_url,
+                log: self.postgres.is_some().then(|| logs.join("postgres.log")),
+            },
+            kafka: UpServer {
+                address: bootstrap_servers,
+                log: self.kafka.is_some().then(|| logs.join("kafka.log")),
+            },
+        }
+    }
+
+    /// Waits until something ends that was to stay, and answers the error that says so. Safe to give up.
+    pub async fn failure(&mut self) -> Error {
+        let processes: Vec<&mut Process> = self.processes();
+        if processes.is_empty() {
+            return std::future::pending().await;
+        }
+        let ends = processes.into_iter().map(|process| {
+            async move {
+                match process.wait().await {
+                    Ok(status) => process.ended(status),
+                    Err(error) => error,
+                }
+            }
+            .boxed()
+        });
+        select_all(ends).await.0
+    }
+
+    /// Stops everything that runs: the services at once, then Kafka, then PostgreSQL.
+    ///
+    /// # Errors
+    /// The operating system's refusal; the rest is stopped all the same.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        if !self.services.is_empty() {
+            self.report.say("stopping the services");
+            let deadline = self.settings.shutdown_deadline() + STOP_MARGIN;
+            let stops = self.services.iter_mut().map(|service| service.stop(deadline));
+            result = join_all(stops).await.into_iter().try_for_each(|stopped| stopped.map(drop));
+        }
+        if let Some(kafka) = &mut self.kafka {
+            self.report.say("stopping Kafka");
+            result = result.and(kafka.stop().await);
+        }
+        if let Some(postgres) = &mut self.postgres {
+            self.report.say("stopping PostgreSQL");
+            result = result.and(postgres.stop().await);
+        }
+        result
+    }
+
+    /// Kills everything that runs; the data survive it, as they would a crash.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        let kills = self.processes().into_iter().map(Process::kill);
+        join_all(kills).await.into_iter().try_for_each(|killed| killed.map(drop))
+    }
+
+    fn processes(&mut self) -> Vec<&mut Process> {
+        let services = self.services.iter_mut().map(Service::process);
+        let kafka = self.kafka.iter_mut().map(Kafka::process);
+        let postgres = self.postgres.iter_mut().map(Postgres::process);
+        services.chain(kafka).chain(postgres).collect()
+    }
+}
+
+/// Answers the URL of the migrated database for its owner.
+async fn start_database(
+    layout: &Layout,
+    settings: &Settings,
+    port: u16,
+    started: &mut Option<Postgres>,
+    report: &Report,
+) -> Result<String, Error> {
+    let url = match &settings.database_url {
+        Some(url) => url.clone(),
+        None => {
+            let distribution = distribution::postgres(layout, report).await?;
+            report.say("starting PostgreSQL");
+            let postgres = Postgres::start(layout, &distribution, &layout.stack(), port).await?;
+            let postgres = started.insert(postgres);
+            report.say("PostgreSQL is up");
+            database::create(&postgres.url("postgres", "postgres"), database::NAME).await?;
+            postgres.url("postgres", database::NAME)
+        }
+    };
+    database::migrate(&url).await?;
+    report.say(format!("the migrations are applied to {}", database::masked(&url)));
+    Ok(url)
+}
+
+/// Answers the bootstrap servers of brokers that have the topics.
+async fn start_kafka(
+    layout: &Layout,
+    settings: &Settings,
+    [port, controller_port]: [u16; 2],
+    started: &mut Option<Kafka>,
+    report: &Report,
+) -> Result<String, Error> {
+    let servers = match &settings.kafka_bootstrap_servers {
+        Some(servers) => {
+            let failed = |reason| Error::Kafka { what: format!("reach Kafka at {servers}"), reason };
+            kafka::ping(servers).await.map_err(failed)?;
+            servers.clone()
+        }
+        None => {
+            let distribution = distribution::kafka(layout, report).await?;
+            report.say("starting Kafka");
+            let kafka = Kafka::start(&distribution, &layout.stack(), port, controller_port).await?;
+            started.insert(kafka).bootstrap_servers()
+        }
+    };
+    topics::create(&servers).await?;
+    report.say(format!("Kafka is up at {servers}, with its topics"));
+    Ok(servers)
+}
+
+/// The servers' ports, kept between runs where they are still free, so that what was set up for them goes on working.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Ports {
+    postgres: Option<u16>,
+    kafka: Option<u16>,
+    kafka_controller: Option<u16>,
+}
+
+impl Ports {
+    fn read(directory: &Path) -> Self {
+        let bytes = std::fs::read(directory.join("ports.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    fn write(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join("ports.json");
+        let bytes = serde_json::to_vec(self).map_err(std::io::Error::other);
+        files::write_atomically(&path, &bytes.context(|| format!("write {}", path.display()))?)
+    }
+}

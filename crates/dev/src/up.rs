@@ -1,0 +1,257 @@
+//! `cargo dev up`: in the terminal until Ctrl-C, or in the background.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::process::{Child, Command};
+
+use crate::error::{Context, Error};
+use crate::files;
+use crate::identity::Identity;
+use crate::layout::Layout;
+use crate::orphans;
+use crate::postgres;
+use crate::process::POLL;
+use crate::report::Report;
+use crate::settings::Settings;
+use crate::signals::Signals;
+use crate::stack::Stack;
+use crate::state::{self, State, Up, UpServer};
+use crate::table;
+
+/// Starts the stack and stays until a signal stops it, or until something in it dies. Where it is up already, says so.
+///
+/// # Errors
+/// It does not come up, or something died.
+pub async fn foreground(layout: &Layout, release: bool, report: &Report) -> Result<(), Error> {
+    let Some(lock) = state::supervise(layout)? else {
+        return already_up(layout, report).await;
+    };
+    supervise(layout, release, report, lock, |up| {
+        crate::report::answer(table::of(up));
+        report.say("all is ready; Ctrl-C stops it");
+    })
+    .await
+}
+
+/// What the background process does that [`background`] starts.
+///
+/// # Errors
+/// As [`foreground`].
+pub async fn in_background(layout: &Layout, release: bool, report: &Report) -> Result<(), Error> {
+    // A session of our own, so that the terminal's end does not end us. It fails only where we have one already.
+    let _ = nix::unistd::setsid();
+    match state::supervise(layout)? {
+        Some(lock) => supervise(layout, release, report, lock, |_| ()).await,
+        None => Err(Error::Refused("another `cargo dev up` was faster".to_owned())),
+    }
+}
+
+/// Starts the stack in the background, shows its progress, and returns once all is ready.
+///
+/// # Errors
+/// It does not come up; what it said is on the screen.
+pub async fn background(layout: &Layout, release: bool, report: &Report) -> Result<Up, Error> {
+    if let Some(state) = State::read(layout)? {
+        return until_ready(layout, &state.supervisor, report).await;
+    }
+    Settings::from_environment()?.check_ports()?;
+    let log = layout.stack().join("logs/supervisor.log");
+    let output = files::open_log(&log)?;
+    let errors = output.try_clone().context(|| format!("open {} twice", log.display()))?;
+    let program = std::env::current_exe().context(|| "find the path of this program".to_owned())?;
+    let mut signals = Signals::listen()?;
+    let mut supervisor = Command::new(program)
+        .arg("supervise")
+        .args(release.then_some("--release"))
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .context(|| "start the supervisor".to_owned())?;
+    let mut progress = File::open(&log).context(|| format!("open {}", log.display()))?;
+    tokio::select! {
+        started = follow(layout, &mut supervisor, &mut progress) => started,
+        () = signals.next() => {
+            if let Some(identity) = supervisor.id().and_then(Identity::of) {
+                identity.signal(Signal::SIGTERM)?;
+                supervisor.wait().await.context(|| "wait for the supervisor".to_owned())?;
+            }
+            show(&mut progress);
+            Err(Error::Interrupted)
+        }
+    }
+}
+
+/// Shows what the supervisor says until it is ready or has ended.
+async fn follow(layout: &Layout, supervisor: &mut Child, progress: &mut File) -> Result<Up, Error> {
+    loop {
+        let ended = supervisor.try_wait().context(|| "look after the supervisor".to_owned())?;
+        show(progress);
+        if ended.is_some() {
+            return Err(Error::Refused("the stack did not come up".to_owned()));
+        }
+        let own = supervisor.id();
+        let state = State::read(layout)?.filter(|state| Some(state.supervisor.pid) == own);
+        if let Some(up) = state.and_then(|state| state.up) {
+            return Ok(up);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn show(progress: &mut File) {
+    let mut news = Vec::new();
+    if progress.read_to_end(&mut news).is_ok() {
+        let _ = std::io::stderr().write_all(&news);
+    }
+}
+
+async fn supervise(
+    layout: &Layout,
+    release: bool,
+    report: &Report,
+    lock: File,
+    ready: impl FnOnce(&Up),
+) -> Result<(), Error> {
+    let settings = Settings::from_environment()?;
+    orphans::end(&layout.stack().join("logs"), report).await?;
+    settings.check_ports()?;
+    let Some(supervisor) = Identity::of(std::process::id()) else {
+        return Err(Error::Missing("the operating system does not tell when this process started".to_owned()));
+    };
+    let mut state = State { supervisor, up: None };
+    state.write(layout)?;
+
+    let mut signals = Signals::listen()?;
+    let mut stack = Stack::new(layout.clone(), settings, *report);
+    let ran = tokio::select! {
+        ran = run(layout, &mut stack, release, &mut state, ready) => ran,
+        () = signals.next() => Err(Error::Interrupted),
+    };
+    // Once all was ready, a signal is how it is meant to end.
+    let ran = ran.or_else(|error| match error {
+        Error::Interrupted if state.up.is_some() => Ok(()),
+        error => Err(error),
+    });
+    if let Err(error) = &ran {
+        report.say(format!("error: {}", crate::error::chain(error)));
+    }
+    let stopped = tokio::select! {
+        stopped = stack.stop() => stopped,
+        () = signals.next() => {
+            report.say("killing what still runs");
+            stack.kill().await
+        }
+    };
+    State::remove(layout)?;
+    drop(lock);
+    stopped?;
+    report.say("all is stopped");
+    ran.map_err(|_| Error::Refused("the stack is down; the reason is above".to_owned()))
+}
+
+/// Returns only when something went wrong.
+async fn run(
+    layout: &Layout,
+    stack: &mut Stack,
+    release: bool,
+    state: &mut State,
+    ready: impl FnOnce(&Up),
+) -> Result<(), Error> {
+    let up = stack.start(release).await?;
+    ready(&up);
+    state.up = Some(up);
+    state.write(layout)?;
+    Err(stack.failure().await)
+}
+
+async fn already_up(layout: &Layout, report: &Report) -> Result<(), Error> {
+    // Whoever has the right to supervise says at once who it is, or ends.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while tokio::time::Instant::now() < deadline {
+        if let Some(state) = State::read(layout)? {
+            let up = until_ready(layout, &state.supervisor, report).await?;
+            crate::report::answer(table::of(&up));
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err(Error::Refused("another `cargo dev up` is starting or stopping: try again in a moment".to_owned()))
+}
+
+/// Waits until a stack that another process supervises is ready.
+async fn until_ready(layout: &Layout, supervisor: &Identity, report: &Report) -> Result<Up, Error> {
+    let mut said = false;
+    loop {
+        match State::read(layout)? {
+            Some(State { up: Some(up), .. }) => {
+                report.say("the stack is up");
+                return Ok(up);
+            }
+            Some(state) if state.supervisor == *supervisor => {
+                if !said {
+                    report.say(format!("process {} is starting the stack; waiting for it", supervisor.pid));
+                    said = true;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            _ => return Err(Error::Refused(format!("process {}, which was starting the stack, ended", supervisor.pid))),
+        }
+    }
+}
+
+/// Ends a supervisor and all it started; it says on its own screen or log what it does.
+///
+/// # Errors
+/// The operating system's refusal.
+pub async fn down(layout: &Layout, report: &Report) -> Result<(), Error> {
+    // The services' own deadline, then Kafka's and PostgreSQL's.
+    const DEADLINE: Duration = Duration::from_secs(90);
+    let state = State::read(layout)?;
+    if let Some(State { supervisor, .. }) = &state {
+        report.say(format!("stopping the stack (process {})", supervisor.pid));
+        supervisor.signal(Signal::SIGTERM)?;
+        if !orphans::gone(supervisor, DEADLINE).await {
+            report.say("it does not end; killing it");
+            supervisor.signal(Signal::SIGKILL)?;
+            orphans::gone(supervisor, DEADLINE).await;
+        }
+    }
+    orphans::end(&layout.stack().join("logs"), report).await?;
+    State::remove(layout)?;
+    report.say(if state.is_some() { "the stack is down" } else { "the stack was not up" });
+    Ok(())
+}
+
+/// Stops the stack and empties it: the database and the topics are gone. The programs stay.
+///
+/// # Errors
+/// Servers that somebody else runs are not ours to empty; or the operating system's refusal.
+pub async fn reset(layout: &Layout, settings: &Settings, report: &Report) -> Result<(), Error> {
+    let up = State::read(layout)?.and_then(|state| state.up);
+    let uses = |server: fn(&Up) -> &UpServer| up.as_ref().is_some_and(|up| server(up).log.is_none());
+    let mut strangers = Vec::new();
+    if settings.database_url.is_some() || uses(|up| &up.database) {
+        strangers.push("DATABASE_URL");
+    }
+    if settings.kafka_bootstrap_servers.is_some() || uses(|up| &up.kafka) {
+        strangers.push("KAFKA_BOOTSTRAP_SERVERS");
+    }
+    if !strangers.is_empty() {
+        // The log and the topics belong together: emptying one alone would leave what contradicts the other.
+        return Err(Error::Refused(format!(
+            "{} names a server that was not started by `cargo dev up`, and it is not emptied: do that yourself, or \
+             unset the variable (after `cargo dev down`) to empty the servers of `cargo dev up`",
+            strangers.join(" and ")
+        )));
+    }
+    down(layout, report).await?;
+    postgres::remove_data(layout, &layout.stack()).await?;
+    files::remove(&layout.stack().join("kafka"))?;
+    report.say("the database and the topics are gone");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What can go wrong between Kafka and the log.
+
+use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
+
+/// Why a message can never be translated. It becomes a dead letter, and the partition goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Poison(pub String);
+
+/// A client could not be made from its settings.
+#[derive(Debug, thiserror::Error)]
+#[error("the Kafka client cannot be made from these settings")]
+pub struct StartError(#[from] KafkaError);
+
+/// The translator cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslatorError {
+    /// The consumer failed for good.
+    #[error("the consumer failed for good")]
+    Consumer(#[source] KafkaError),
+    /// A part of it died.
+    #[error("a part of the translator died")]
+    Died(#[from] tokio::task::JoinError),
+}
+
+/// A message was not sent, or it is not known whether it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It may go better later: the broker is away, the topic is missing, the time was up. The message may have been written.
+    #[error("the message for the topic {topic} was not acknowledged")]
+    Transient {
+        /// The topic.
+        topic: String,
+        /// Why.
+        source: KafkaError,
+    },
+    /// This message will never be taken, by that topic as it is: it is too large, or refused by the topic's rules.
+    #[error("the topic {topic} does not take this message")]
+    Permanent {
+        /// The topic.
+        topic: String,
+        /// Why.
+        source: KafkaError,
+    },
+}
+
+impl SendError {
+    pub(crate) fn new(topic: &str, source: KafkaError) -> Self {
+        let topic = topic.to_owned();
+        match source.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::MessageSizeTooLarge
+                | RDKafkaErrorCode::MessageBatchTooLarge
+                | RDKafkaErrorCode::InvalidRecord
+                | RDKafkaErrorCode::InvalidTimestamp
+                | RDKafkaErrorCode::PolicyViolation,
+            ) => Self::Permanent { topic, source },
+            _ => Self::Transient { topic, source },
+        }
+    }
+
+    /// Whether it is of no use to send this message again.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Permanent { .. })
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

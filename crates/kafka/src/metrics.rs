@@ -1,0 +1,71 @@
+//! What the translator counts, through the globally installed OpenTelemetry meter.
+
+use std::sync::{LazyLock, Weak};
+
+use opentelemetry::{
+    KeyValue, global,
+    metrics::{Counter, Histogram, Meter, ObservableGauge},
+};
+
+use crate::input::Status;
+
+pub(crate) struct Metrics {
+    pub(crate) messages: Counter<u64>,
+    pub(crate) dead_letters: Counter<u64>,
+    pub(crate) batch: Histogram<u64>,
+    pub(crate) fenced: Counter<u64>,
+    pub(crate) faults: Counter<u64>,
+}
+
+fn meter() -> Meter {
+    global::meter("kafka")
+}
+
+/// Made at first use, which is after the service has installed its meter.
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let meter = meter();
+    Metrics {
+        messages: meter.u64_counter("translation.messages").with_description("Messages that became events, by topic.").build(),
+        dead_letters: meter
+            .u64_counter("translation.dead_letters")
+            .with_description("Messages that could not be translated, by topic.")
+            .build(),
+        batch: meter
+            .u64_histogram("translation.batch")
+            .with_description("Messages that one call carried into the log.")
+            .with_boundaries(vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0])
+            .build(),
+        fenced: meter
+            .u64_counter("translation.fenced")
+            .with_description("Batches that were not written, as another translator had moved the stored offset, by topic.")
+            .build(),
+        faults: meter
+            .u64_counter("translation.faults")
+            .with_description("Batches that could not be written at once; tried again, by topic.")
+            .build(),
+    }
+});
+
+/// What is read off when somebody asks: only partitions that this process has, so that none is counted twice or stays behind.
+pub(crate) fn observe(status: &Weak<Status>) -> [ObservableGauge<i64>; 2] {
+    let of = |status: &Weak<Status>, read: fn(&Status) -> Vec<(String, i32, i64)>| {
+        let status = status.clone();
+        move |observer: &dyn opentelemetry::metrics::AsyncInstrument<i64>| {
+            for (topic, partition, value) in status.upgrade().as_deref().map(read).unwrap_or_default() {
+                observer.observe(value, &[KeyValue::new("topic", topic), KeyValue::new("partition", i64::from(partition))]);
+            }
+        }
+    };
+    [
+        meter()
+            .i64_observable_gauge("translation.lag")
+            .with_description("Offsets of a partition that are still to be translated.")
+            .with_callback(of(status, Status::lags))
+            .build(),
+        meter()
+            .i64_observable_gauge("translation.stopped")
+            .with_description("1 where a partition waits for an operator, else 0.")
+            .with_callback(of(status, Status::stopped))
+            .build(),
+    ]
+}

@@ -1,0 +1,209 @@
+//! What happens to every request around its handler: a span, a measurement, a line in the log, and errors as JSON.
+
+use std::{sync::LazyLock, time::Instant};
+
+use actix_web::{
+    Error, ResponseError,
+    body::{BoxBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{Method, StatusCode, header},
+    middleware::Next,
+    web,
+};
+use opentelemetry::{KeyValue, global, metrics::Histogram, propagation::Extractor};
+use tracing::{Span, field::Empty};
+use tracing_actix_web::RootSpanBuilder;
+
+use crate::{HttpError, openapi::Routes, trace};
+
+/// The most that all headers together may have, names included, in bytes.
+pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// The most that path and query may have, in bytes.
+const MAX_URI_BYTES: usize = 8 * 1024;
+
+/// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
+const DURATION_BOUNDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Made at the first request, when the meter provider is set.
+static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    global::meter("http")
+        .f64_histogram("http.server.request.duration")
+        .with_unit("s")
+        .with_description("Time from a request's head to its answer")
+        .with_boundaries(DURATION_BOUNDS.to_vec())
+        .build()
+});
+
+/// Opens a request's span, as a child of the `traceparent` it came with.
+pub(crate) struct RequestSpan;
+
+impl RootSpanBuilder for RequestSpan {
+    fn on_request_start(request: &ServiceRequest) -> Span {
+        if is_operational(request.path()) {
+            return Span::none();
+        }
+        let method = method_label(request.method());
+        let route = route_label(request);
+        let span = tracing::info_span!(
+            "request",
+            otel.name = format!("{method} {route}"),
+            otel.kind = "server",
+            otel.status_code = Empty,
+            http.request.method = method,
+            http.route = route,
+            url.path = request.path(),
+            http.response.status_code = Empty,
+            trace_id = Empty,
+        );
+        let context = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(request)));
+        trace::adopt(&span, context);
+        span
+    }
+
+    fn on_request_end<B: MessageBody>(span: Span, outcome: &Result<ServiceResponse<B>, Error>) {
+        let status = match outcome {
+            Ok(response) => response.status(),
+            Err(error) => error.as_response_error().status_code(),
+        };
+        span.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
+    }
+}
+
+struct Headers<'a>(&'a ServiceRequest);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.headers().get(key)?.to_str().ok()
+    }
+    fn keys(&self) -> Vec<&str> {
+        self.0.headers().keys().map(header::HeaderName::as_str).collect()
+    }
+}
+
+/// Measures and logs a request. This is where a fault is logged, and the only place.
+pub(crate) async fn observe(
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let start = Instant::now();
+    let method = method_label(request.method());
+    let route = route_label(&request);
+    let operational = is_operational(request.path());
+
+    let response = next.call(request).await?;
+
+    let seconds = start.elapsed().as_secs_f64();
+    let status = response.status();
+    DURATION.record(
+        seconds,
+        &[
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("http.route", route),
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+        ],
+    );
+    let error = response.response().error();
+    let causes = || match error.and_then(|error| error.as_error::<HttpError>()) {
+        Some(error) => error.causes(),
+        None => error.map_or_else(|| "no cause is known".to_owned(), ToString::to_string),
+    };
+    let status = status.as_u16();
+    match status {
+        503 if operational => tracing::debug!(status, reason = causes(), "not ready"),
+        503 => tracing::warn!(status, seconds, error = causes(), "request put off"),
+        500.. => tracing::error!(status, seconds, error = causes(), "request failed"),
+        _ if operational => tracing::debug!(status, seconds, "request answered"),
+        _ => tracing::info!(status, seconds, "request answered"),
+    }
+    Ok(response)
+}
+
+/// Makes JSON of every error that is none yet: those of the router, of extractors and of other middleware.
+pub(crate) async fn answer_errors_in_json(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let http_request = request.request().clone();
+    let response = match next.call(request).await {
+        Ok(response) => response.map_into_boxed_body(),
+        Err(error) => ServiceResponse::from_err(error, http_request),
+    };
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
+    if !(status.is_client_error() || status.is_server_error()) || is_json {
+        return Ok(response);
+    }
+    let (http_request, response) = response.into_parts();
+    if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
+        return Ok(ServiceResponse::new(http_request.clone(), no_route(&http_request)));
+    }
+    let refusal = if status.is_server_error() {
+        HttpError::fault(anyhow::anyhow!("{}", response.error().map_or_else(|| status.to_string(), ToString::to_string)))
+    } else {
+        let message = status.canonical_reason().unwrap_or("the request cannot be answered").to_lowercase();
+        HttpError::refusal(status, message.replace(' ', "_"), message)
+    };
+    Ok(ServiceResponse::new(http_request, refusal.error_response()))
+}
+
+/// The answer where no route took the request.
+pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpResponse {
+    let Some(routes) = request.app_data::<web::Data<Routes>>() else {
+        return HttpError::not_found("unknown_route", "there is no such route").error_response();
+    };
+    let (refusal, allow) = routes.refusal(request.path());
+    let mut response = refusal.error_response();
+    if let Some(methods) = allow {
+        response.headers_mut().insert(header::ALLOW, methods);
+    }
+    response
+}
+
+/// Refuses heads that are larger than any honest client's.
+pub(crate) async fn refuse_large_heads(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI_BYTES) {
+        let message = format!("path and query must have at most {MAX_URI_BYTES} bytes");
+        return Err(HttpError::refusal(StatusCode::URI_TOO_LONG, "uri_too_long", message).into());
+    }
+    let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if size > MAX_HEADER_BYTES {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let message = format!("the headers must have at most {MAX_HEADER_BYTES} bytes together");
+        return Err(HttpError::refusal(status, "headers_too_large", message).into());
+    }
+    Ok(next.call(request).await?.map_into_boxed_body())
+}
+
+/// Routes that are asked every few seconds, by machines.
+fn is_operational(path: &str) -> bool {
+    matches!(path, "/healthcheck" | "/ready" | "/metrics")
+}
+
+/// The method, with those that clients make up counted as one.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "_OTHER",
+    }
+}
+
+/// The route's template, with unknown paths counted as one.
+fn route_label(request: &ServiceRequest) -> String {
+    request.match_pattern().unwrap_or_else(|| "unknown".to_owned())
+}

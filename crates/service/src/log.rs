@@ -1,0 +1,59 @@
+//! The log, as services open it and as its outcomes reach clients.
+
+use std::{fmt::Display, time::Duration};
+
+use actix_web::{http::StatusCode, web};
+use event_store::{DecideError, EventStore, LogEvent, Position, StoreError, StoreSettings};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{Fault, HttpError, settings::Common};
+
+/// What a command answers: the id it was about, and the position of its last event in the log.
+pub type Answer<Id> = web::Json<(Id, Position)>;
+
+/// A decision's own no, as HTTP has it. The sentence is its `Display`.
+pub trait Refusal: Display {
+    /// A stable word for programs, in snake case.
+    fn code(&self) -> &'static str;
+
+    /// 409, where nothing else fits better.
+    fn status(&self) -> StatusCode {
+        StatusCode::CONFLICT
+    }
+}
+
+impl<R: Refusal> From<DecideError<R>> for HttpError {
+    fn from(error: DecideError<R>) -> Self {
+        match error {
+            DecideError::Refused(refusal) => Self::refusal(refusal.status(), refusal.code(), refusal.to_string()),
+            DecideError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for HttpError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Busy => Self::unavailable("the log is busy; try again").code("busy"),
+            StoreError::OutcomeUnknown => Self::unavailable(
+                "the log became unreachable: whether the command was carried out is not known; look, or send it again",
+            )
+            .code("outcome_unknown"),
+            error if error.is_unavailable() => {
+                Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error)
+            }
+            error => Self::fault(error),
+        }
+    }
+}
+
+/// Opens the log that the settings name. It connects when it is needed: a database that is away shows in readiness and answers.
+///
+/// # Errors
+/// Where the URL cannot be read; settings are validated before, so this does not happen.
+pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
+    let options: PgConnectOptions = common.database_url.expose().parse()?;
+    let settings =
+        StoreSettings { max_connections: common.database_max_connections.as_u32(), decide_deadline, ..StoreSettings::default() };
+    Ok(EventStore::new(options, settings))
+}

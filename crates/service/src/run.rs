@@ -1,0 +1,241 @@
+//! The life of a process: settings, telemetry, start, serving until a signal, finishing within a deadline.
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Duration,
+};
+
+use actix_web::web::ServiceConfig;
+use anyhow::Context;
+use serde::de::DeserializeOwned;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use utoipa::openapi::OpenApi;
+
+use crate::{
+    Fault,
+    health::Readiness,
+    server::{self, Operations},
+    settings::{Common, FILE_VARIABLE, Layers, SettingsError, Validate},
+    supervise::Supervisor,
+    telemetry::{Metrics, Telemetry},
+};
+
+/// What could not be started or went wrong.
+const EXIT_FAULT: u8 = 1;
+/// Wrong settings.
+const EXIT_SETTINGS: u8 = 2;
+/// The time for sending the last traces.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs a service, and answers the process's exit code: 0 after a signal, 1 after a fault, 2 with wrong settings.
+///
+/// `defaults` is TOML: every key of the service's own with its default, `port` and `database_url` among them. `start`
+/// gets the settings and ends in [`Service::serve`]; where it fails, its error is logged, and said on stderr.
+pub fn run<S, F, Fut>(name: &'static str, defaults: &str, start: F) -> ExitCode
+where
+    S: DeserializeOwned + Validate + Debug,
+    F: FnOnce(S, Service) -> Fut,
+    Fut: Future<Output = Result<(), Fault>>,
+{
+    let (common, settings) = match read_settings::<S>(defaults) {
+        Ok(settings) => settings,
+        Err(error) => return complain(name, &error.into(), EXIT_SETTINGS),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(name, &error.into(), EXIT_FAULT),
+    };
+    let telemetry = match Telemetry::install(name, &common) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return complain(name, &error.into(), EXIT_FAULT),
+    };
+    info!(service = name, version = env!("CARGO_PKG_VERSION"), ?common, ?settings, "starting");
+
+    let outcome = runtime.block_on(async {
+        let stopping = CancellationToken::new();
+        stop_on_signal(stopping.clone())?;
+        let deadline = common.shutdown_deadline_seconds.seconds();
+        let service = Service::new(name, common, telemetry.metrics().clone(), stopping.clone());
+        tokio::select! {
+            outcome = start(settings, service) => outcome,
+            // `serve` keeps the deadline by itself: this is for a start that hangs before it.
+            () = async { stopping.cancelled().await; tokio::time::sleep(deadline + FLUSH_DEADLINE).await } => {
+                warn!("stopped before the start was finished");
+                Ok(())
+            }
+        }
+    });
+    let exit = match outcome {
+        Ok(()) => {
+            info!(service = name, "stopped");
+            ExitCode::SUCCESS
+        }
+        Err(fault) => {
+            error!(service = name, error = format!("{fault:#}"), "stopped by a fault");
+            complain(name, &fault, EXIT_FAULT)
+        }
+    };
+    telemetry.flush(FLUSH_DEADLINE);
+    // What still runs was given its time.
+    runtime.shutdown_background();
+    exit
+}
+
+fn read_settings<S: DeserializeOwned + Validate>(defaults: &str) -> Result<(Common, S), SettingsError> {
+    let file = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
+    let layers = Layers::load(defaults, file.map(Into::into), |name| std::env::var(name).ok())?;
+    Ok((layers.read()?, layers.read()?))
+}
+
+/// Says on stderr why the process ends: logs may go elsewhere, or nowhere yet.
+fn complain(name: &str, fault: &Fault, exit: u8) -> ExitCode {
+    // Where stderr is closed nobody reads it.
+    let _ = writeln!(io::stderr(), "{name}: {fault:#}");
+    ExitCode::from(exit)
+}
+
+fn stop_on_signal(stopping: CancellationToken) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let signal = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        info!(signal, "stopping");
+        stopping.cancel();
+    });
+    Ok(())
+}
+
+/// A service being put together: what it waits for, what works beside its requests, and at last its routes.
+#[derive(Debug)]
+pub struct Service {
+    name: &'static str,
+    settings: Common,
+    metrics: Metrics,
+    readiness: Readiness,
+    background: Supervisor,
+    stopping: CancellationToken,
+}
+
+impl Service {
+    pub(crate) fn new(name: &'static str, settings: Common, metrics: Metrics, stopping: CancellationToken) -> Self {
+        let readiness = Readiness::new(stopping.clone());
+        Self { name, settings, metrics, readiness, background: Supervisor::default(), stopping }
+    }
+
+    /// The service's name, as in telemetry.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The settings every service has.
+    #[must_use]
+    pub fn settings(&self) -> &Common {
+        &self.settings
+    }
+
+    /// Cancelled when a signal asks the process to stop; background tasks get their own, which is cancelled later,
+    /// when the requests in hand are answered.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Makes `/ready` wait for a condition. The check answers what it waits for, has 2 seconds, and is made anew each
+    /// time somebody asks.
+    #[must_use]
+    pub fn ready_when<F, Fut>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.readiness.add(name, check);
+        self
+    }
+
+    /// Starts a task beside the requests. It runs until its token is cancelled and then finishes what it has in hand;
+    /// where it ends or panics before, the process shuts down with exit code 1.
+    #[must_use]
+    pub fn background<F, Fut>(mut self, name: &'static str, task: F) -> Self
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = Result<(), Fault>> + Send + 'static,
+    {
+        self.background.start(name, task);
+        self
+    }
+
+    /// Serves the routes and the common ones until the process is asked to stop or a background task fails.
+    ///
+    /// `document` lists the routes; by it a wrong method is told from an unknown route. `routes` is called once in
+    /// each HTTP worker.
+    ///
+    /// # Errors
+    /// Where the port is taken, the server fails, or a background task ended.
+    pub async fn serve<F>(self, document: OpenApi, routes: F) -> Result<(), Fault>
+    where
+        F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+    {
+        let address = SocketAddr::from((self.settings.bind_address, self.settings.port.as_u16()));
+        let listener = TcpListener::bind(address).with_context(|| {
+            format!(
+                "cannot listen at {address}; the settings bind_address (CARTLOG_BIND_ADDRESS) and port (CARTLOG_PORT) \
+                 choose another"
+            )
+        })?;
+        self.serve_on(listener, document, routes).await
+    }
+
+    pub(crate) async fn serve_on<F>(
+        mut self,
+        listener: TcpListener,
+        document: OpenApi,
+        routes: F,
+    ) -> Result<(), Fault>
+    where
+        F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+    {
+        let deadline = self.settings.shutdown_deadline_seconds.seconds();
+        // Background tasks finish after the requests, which may need them, and get time of their own.
+        let drain_deadline = deadline - (deadline / 4).min(Duration::from_secs(2));
+        let address = listener.local_addr().context("the listener has no address")?;
+        let operations = Operations { readiness: self.readiness, metrics: self.metrics };
+        let server = server::start(listener, &self.settings, drain_deadline, operations, document, routes)?;
+        let handle = server.handle();
+        let mut server = tokio::spawn(server);
+        info!(%address, "listening");
+
+        let outcome = tokio::select! {
+            () = self.stopping.cancelled() => Ok(()),
+            fault = self.background.failure() => Err(fault),
+            ended = &mut server => Err(match ended {
+                Ok(Ok(())) => anyhow::anyhow!("the HTTP server ended by itself"),
+                Ok(Err(error)) => Fault::new(error).context("the HTTP server failed"),
+                Err(error) => Fault::new(error).context("the HTTP server failed"),
+            }),
+        };
+        if let Err(fault) = &outcome {
+            error!(error = format!("{fault:#}"), "stopping because of a fault");
+        }
+        // `/ready` answers 503 from here on.
+        self.stopping.cancel();
+        let start = Instant::now();
+        if !server.is_finished() && timeout(drain_deadline, handle.stop(true)).await.is_err() {
+            warn!("requests in hand did not finish in time; they are cut off");
+        }
+        self.background.stop(deadline.saturating_sub(start.elapsed())).await;
+        outcome
+    }
+}

@@ -1,0 +1,150 @@
+//! The HTTP server: a service's routes and the common ones, within limits.
+
+use std::{io, net::TcpListener, time::Duration};
+
+use actix_http::HttpService;
+use actix_server::Server;
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_web::{
+    App, HttpRequest, HttpResponse,
+    dev::AppConfig,
+    http::header::ContentType,
+    middleware::from_fn,
+    rt::net::TcpStream,
+    web::{self, Data, PathConfig, QueryConfig, ServiceConfig},
+};
+use tracing_actix_web::TracingLogger;
+use utoipa::openapi::OpenApi;
+
+use crate::{
+    HttpError, cors,
+    edge::{self, RequestSpan},
+    health::Readiness,
+    openapi::{self, Routes},
+    refused_head::Connection,
+    settings::Common,
+    telemetry::Metrics,
+};
+
+/// The time a client has for the head of its first request.
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// The time a connection may stay open between requests. Above what load balancers commonly keep, so that it is they
+/// who close, and never we while a request is on its way.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// The time in which a client that was answered early may finish sending.
+const DISCONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the common routes answer from.
+#[derive(Clone)]
+pub(crate) struct Operations {
+    pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
+}
+
+/// Starts serving on `listener`.
+///
+/// # Errors
+/// Where the listener cannot be used.
+pub(crate) fn start<F>(
+    listener: TcpListener,
+    settings: &Common,
+    drain_deadline: Duration,
+    operations: Operations,
+    document: OpenApi,
+    routes: F,
+) -> Result<Server, StartError>
+where
+    F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+{
+    let document = openapi::with_common_routes(document);
+    let table = Data::new(Routes::of(&document));
+    let document = Document(document.to_json().map_err(StartError::Document)?);
+    let origins = settings.cors_origins.clone();
+
+    let mut server = Server::build()
+        .disable_signals()
+        // In whole seconds, rounded up: the caller ends the wait to the moment.
+        .shutdown_timeout(drain_deadline.as_secs() + 1)
+        .max_concurrent_connections(settings.http_max_connections.as_usize());
+    if settings.http_workers.get() > 0 {
+        server = server.workers(settings.http_workers.as_usize());
+    }
+    let stopping = server.graceful_shutdown_signal();
+
+    let http = move || {
+        let app = App::new()
+            .app_data(table.clone())
+            .app_data(Data::new(operations.clone()))
+            .app_data(Data::new(document.clone()))
+            .app_data(PathConfig::default().error_handler(|error, _| {
+                HttpError::bad_request("invalid_path", format!("the path cannot be read: {error}")).into()
+            }))
+            .app_data(QueryConfig::default().error_handler(|error, _| {
+                HttpError::bad_request("invalid_query", format!("the query cannot be read: {error}")).into()
+            }))
+            .configure(common_routes)
+            .configure(routes.clone())
+            .default_service(web::to(|request: HttpRequest| async move { edge::no_route(&request) }))
+            .wrap(from_fn(edge::refuse_large_heads))
+            .wrap(cors::allow(&origins))
+            .wrap(from_fn(edge::answer_errors_in_json))
+            .wrap(from_fn(edge::observe))
+            .wrap(TracingLogger::<RequestSpan>::new());
+        let app = app.into_factory().map_err(|error: actix_web::Error| error.error_response());
+        let stopping = stopping.clone();
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEAD_DEADLINE)
+            .client_disconnect_timeout(DISCONNECT_DEADLINE)
+            .h1(map_config(app, |()| AppConfig::default()));
+        fn_service(|io: TcpStream| async move {
+            let peer = io.peer_addr().ok();
+            // Answers are small and written at once: waiting for more to send helps nobody.
+            let _ = io.set_nodelay(true);
+            Ok((Connection::new(io), peer))
+        })
+        .and_then(http)
+    };
+    Ok(server.listen("http", listener, http).map_err(StartError::Listen)?.run())
+}
+
+/// A server that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("the OpenAPI document cannot be written as JSON")]
+    Document(#[source] serde_json::Error),
+    #[error("the listener cannot be used")]
+    Listen(#[source] io::Error),
+}
+
+#[derive(Clone)]
+struct Document(String);
+
+fn common_routes(app: &mut ServiceConfig) {
+    app.route("/healthcheck", web::get().to(healthcheck))
+        .route("/ready", web::get().to(ready))
+        .route("/metrics", web::get().to(metrics))
+        .route("/openapi.json", web::get().to(document));
+}
+
+async fn healthcheck() -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::plaintext()).body("Ok")
+}
+
+async fn ready(operations: Data<Operations>) -> Result<HttpResponse, HttpError> {
+    operations.readiness.check().await?;
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "ready": true })))
+}
+
+async fn metrics(operations: Data<Operations>) -> Result<HttpResponse, HttpError> {
+    let text = operations.metrics.text().map_err(HttpError::fault)?;
+    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(text))
+}
+
+async fn document(document: Data<Document>) -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::json()).body(document.0.clone())
+}

@@ -1,0 +1,65 @@
+//! Background tasks that do not stop in silence.
+
+use std::{future::Future, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info_span, warn};
+
+use crate::Fault;
+
+/// The background tasks of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Supervisor {
+    tasks: JoinSet<Ended>,
+    stop: CancellationToken,
+}
+
+/// A task that has ended, and how.
+#[derive(Debug)]
+struct Ended {
+    name: &'static str,
+    outcome: Result<(), Fault>,
+}
+
+impl Supervisor {
+    /// Starts a task at once.
+    pub(crate) fn start<F, Fut>(&mut self, name: &'static str, task: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = Result<(), Fault>> + Send + 'static,
+    {
+        let running = task(self.stop.child_token());
+        // Of its own, so that a panic is known by the task's name.
+        let handle = tokio::spawn(running.instrument(info_span!(parent: None, "background", task = name)));
+        self.tasks.spawn(async move {
+            let outcome = handle.await.unwrap_or_else(|error| Err(Fault::new(error)));
+            Ended { name, outcome }
+        });
+    }
+
+    /// Waits until a task ends that should not have; for ever where there are none.
+    pub(crate) async fn failure(&mut self) -> Fault {
+        match self.tasks.join_next().await {
+            Some(Ok(Ended { name, outcome: Err(error) })) => error.context(format!("the background task {name} failed")),
+            Some(Ok(Ended { name, outcome: Ok(()) })) => anyhow::anyhow!("the background task {name} ended by itself"),
+            Some(Err(error)) => Fault::new(error),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells all tasks to finish and waits for them, at most for `deadline`.
+    pub(crate) async fn stop(mut self, deadline: Duration) {
+        self.stop.cancel();
+        let all_ended = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok(Ended { name, outcome: Err(error) }) = ended {
+                    error!(task = name, error = format!("{error:#}"), "a background task failed while finishing");
+                }
+            }
+        };
+        if tokio::time::timeout(deadline, all_ended).await.is_err() {
+            warn!(left = self.tasks.len(), "background tasks did not finish in time; they are cut off");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Readiness, background tasks and the end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{Responder, get, web};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+    time::timeout,
+};
+use utoipa::OpenApi;
+
+use super::{read_answer, serve, service, settings};
+
+/// Lets a test hold a request in its handler.
+#[derive(Default)]
+struct Gate {
+    entered: Notify,
+    open: Notify,
+}
+
+#[utoipa::path(get, path = "/slow")]
+#[get("/slow")]
+async fn slow(gate: web::Data<Gate>) -> impl Responder {
+    gate.entered.notify_one();
+    gate.open.notified().await;
+    "done"
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(slow))]
+struct Api;
+
+/// Waits until the condition holds.
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test]
+async fn it_is_alive_at_once_and_ready_when_every_check_says_so() {
+    let connected = Arc::new(AtomicBool::new(false));
+    let log = connected.clone();
+    let service = service(settings(&[]))
+        .ready_when("broker", || async { Ok(()) })
+        .ready_when("log", move || {
+            let connected = log.load(Ordering::SeqCst);
+            async move { if connected { Ok(()) } else { Err("the database is away".to_owned()) } }
+        });
+    let running = serve::<Api>(service, |_| {});
+    assert_eq!(running.get("/healthcheck").await.body, "Ok");
+    let answer = running.get("/ready").await;
+    let message = "waiting for: log: the database is away";
+    assert_eq!(answer.error(), (503, "not_ready".to_owned(), message.to_owned()));
+    connected.store(true, Ordering::SeqCst);
+    assert_eq!(running.get("/ready").await.json(), serde_json::json!({ "ready": true }));
+    assert_eq!(running.get("/metrics").await.status, 200);
+    let document = running.get("/openapi.json").await.json();
+    for path in ["/slow", "/healthcheck", "/ready", "/metrics", "/openapi.json"] {
+        assert!(document["paths"][path]["get"].is_object(), "{path}");
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_check_that_hangs_is_not_ready() {
+    let running = serve::<Api>(service(settings(&[])).ready_when("log", std::future::pending), |_| {});
+    assert_eq!(running.get("/ready").await.error().2, "waiting for: log: no answer within 2 seconds");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_is_begun() {
+    let gate = web::Data::new(Gate::default());
+    let told = Arc::new(AtomicBool::new(false));
+    let finished = Arc::new(AtomicBool::new(false));
+    let service = service(settings(&[])).background("worker", {
+        let (told, finished) = (told.clone(), finished.clone());
+        move |shutdown| async move {
+            shutdown.cancelled().await;
+            told.store(true, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            finished.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let data = gate.clone();
+    let running = serve::<Api>(service, move |app| {
+        app.app_data(data.clone()).service(slow);
+    });
+
+    // One connection is idle, one has a request in hand.
+    let mut idle = running.connect().await;
+    idle.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    read_answer(&mut idle).await;
+    let mut busy = running.connect().await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    gate.entered.notified().await;
+
+    running.stopping.cancel();
+    assert_eq!(timeout(Duration::from_secs(10), idle.read(&mut [0])).await.unwrap().unwrap(), 0, "idle ones are closed");
+    eventually("new connections are refused", async || TcpStream::connect(running.address).await.is_err()).await;
+    assert!(!told.load(Ordering::SeqCst), "tasks work on while requests may need them");
+
+    gate.open.notify_one();
+    assert_eq!(read_answer(&mut busy).await.body, "done");
+    running.stop().await.unwrap();
+    assert!(finished.load(Ordering::SeqCst), "tasks are waited for");
+}
+
+#[tokio::test]
+async fn what_does_not_finish_by_the_deadline_is_cut_off() {
+    let gate = web::Data::new(Gate::default());
+    let service = service(settings(&[("CARTLOG_SHUTDOWN_DEADLINE_SECONDS", "1")]))
+        .background("stubborn", |_| std::future::pending());
+    let data = gate.clone();
+    let running = serve::<Api>(service, move |app| {
+        app.app_data(data.clone()).service(slow);
+    });
+    let mut busy = running.connect().await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    gate.entered.notified().await;
+    let start = std::time::Instant::now();
+    running.stop().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_task_that_fails_ends_or_panics_takes_the_process_with_it() {
+    let failing = service(settings(&[])).background("announcer", |_| async { Err(anyhow::anyhow!("disk on fire")) });
+    let fault = serve::<Api>(failing, |_| {}).outcome.await.unwrap().unwrap_err();
+    assert_eq!(format!("{fault:#}"), "the background task announcer failed: disk on fire");
+
+    let ending = service(settings(&[])).background("announcer", |_| async { Ok(()) });
+    let fault = serve::<Api>(ending, |_| {}).outcome.await.unwrap().unwrap_err();
+    assert_eq!(format!("{fault:#}"), "the background task announcer ended by itself");
+
+    let panicking = service(settings(&[])).background("announcer", |_| async { panic!("out of cheese") });
+    let fault = serve::<Api>(panicking, |_| {}).outcome.await.unwrap().unwrap_err();
+    assert!(format!("{fault:#}").contains("out of cheese"), "{fault:#}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named_with_the_settings_that_change_it() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let service = service(settings(&[("CARTLOG_PORT", port.as_str())]));
+    let fault = service.serve(Api::openapi(), |_| {}).await.unwrap_err().to_string();
+    assert!(fault.contains(&format!("127.0.0.1:{port}")) && fault.contains("CARTLOG_PORT"), "{fault}");
+}

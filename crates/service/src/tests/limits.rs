@@ -1,0 +1,174 @@
+//! Requests without end: each is answered, and the answer can be read by a client that is still sending.
+
+use actix_web::{Responder, post};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use utoipa::OpenApi;
+
+use super::{Running, read_answer, serve, service, settings};
+use crate::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
+
+#[utoipa::path(post, path = "/things")]
+#[post("/things")]
+async fn add(_: JsonBody<serde_json::Value>) -> impl Responder {
+    "added"
+}
+
+#[utoipa::path(post, path = "/clear")]
+#[post("/clear")]
+async fn clear(_: IgnoredBody) -> impl Responder {
+    "cleared"
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(add, clear))]
+struct Api;
+
+fn start() -> Running {
+    serve::<Api>(service(settings(&[])), |app| {
+        app.service(add).service(clear);
+    })
+}
+
+const MEBIBYTE: usize = 1024 * 1024;
+
+/// Sends a head and then a body of that many bytes, all of it before it reads.
+async fn send_all(running: &Running, path: &str, content_type: &str, length: usize) -> TcpStream {
+    let mut stream = running.connect().await;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; length]).await.expect("the server takes it");
+    stream
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413_for_a_client_that_reads_when_it_has_sent_all() {
+    let running = start();
+    for length in [MAX_BODY_BYTES + 1, 10 * MEBIBYTE] {
+        for path in ["/things", "/clear"] {
+            let mut stream = send_all(&running, path, "application/json", length).await;
+            let (status, code, message) = read_answer(&mut stream).await.error();
+            assert_eq!((status, code.as_str()), (413, "body_too_large"), "{message}");
+            // The body was taken to its end, so the connection serves on.
+            stream.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            assert_eq!(read_answer(&mut stream).await.body, "Ok");
+        }
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_chunked_body_without_end_is_413_while_the_client_goes_on_sending() {
+    let running = start();
+    let (mut reader, mut writer) = running.connect().await.into_split();
+    let sending = tokio::spawn(async move {
+        writer
+            .write_all(
+                b"POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+            )
+            .await?;
+        let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+        loop {
+            writer.write_all(&chunk).await?;
+        }
+        #[expect(unreachable_code, reason = "names the type of the error")]
+        std::io::Result::Ok(())
+    });
+    let mut start = [0; 12];
+    reader.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413");
+    sending.abort();
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_large_body_nobody_reads_does_not_hide_the_answer() {
+    let running = start();
+    for (path, content_type, status) in [("/nothing", "application/json", 404), ("/things", "text/plain", 415)] {
+        let mut stream = send_all(&running, path, content_type, 2 * MEBIBYTE).await;
+        assert_eq!(read_answer(&mut stream).await.error().0, status);
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_of_the_largest_size_is_read() {
+    let running = start();
+    let body = format!(r#"{{"a":"{}"}}"#, "a".repeat(MAX_BODY_BYTES - 8));
+    assert_eq!(body.len(), MAX_BODY_BYTES);
+    assert_eq!(running.post("/things", "application/json", body).await.body, "added");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_without_end_are_431_in_json() {
+    let running = start();
+    let endless = [
+        // Too many, too large for a middleware, too large for the parser, and a single one that never ends.
+        (0..200).map(|n| format!("X-{n}: a\r\n")).collect::<String>() + "\r\n",
+        format!("X-Large: {}\r\n\r\n", "a".repeat(40 * 1024)),
+        (0..50).map(|n| format!("X-{n}: {}\r\n", "a".repeat(8 * 1024))).collect::<String>() + "\r\n",
+        "X-Endless: ".to_owned() + &"a".repeat(8 * MEBIBYTE),
+    ];
+    for headers in endless {
+        let answer = running.exchange(format!("GET /healthcheck HTTP/1.1\r\nHost: x\r\n{headers}")).await;
+        let (status, code, message) = answer.error();
+        assert_eq!((status, code.as_str()), (431, "headers_too_large"), "{message}");
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_path_without_end_is_refused() {
+    let running = start();
+    assert_eq!(running.get(&format!("/{}", "a".repeat(10_000))).await.error().0, 414);
+    assert_eq!(running.get(&format!("/{}", "a".repeat(100_000))).await.error().0, 400);
+    assert_eq!(running.get(&format!("/{}", "a".repeat(8 * MEBIBYTE))).await.error().0, 431);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_400_in_json() {
+    let running = start();
+    for request in [
+        "GARBAGE\r\n\r\n",
+        "\u{1}\u{2}\r\n\r\n",
+        "GET /healthcheck HTTP/1.1\r\n\r\n",
+        "GET /healthcheck HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+        "POST /things HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        "POST /things HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "GET /heal\u{e9}th\u{0} HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        let (status, code, _) = running.exchange(request).await.error();
+        assert_eq!((status, code.as_str()), (400, "malformed_request"), "{request:?}");
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_good_request_before_a_broken_one_is_answered_too() {
+    let running = start();
+    let mut stream = running.connect().await;
+    stream.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\nGARBAGE\r\n\r\n").await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.body, "Ok");
+    assert_eq!(read_answer(&mut stream).await.error().1, "malformed_request");
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "the connection is closed");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_or_is_broken_is_refused() {
+    let running = start();
+    let head = "POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let broken = running.exchange(format!("{head}Transfer-Encoding: chunked\r\n\r\nnonsense\r\n")).await;
+    assert_eq!(broken.error().0, 400);
+    let mut stream = running.connect().await;
+    stream.write_all(format!("{head}Content-Length: 10\r\n\r\n{{}}").as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.error().1, "invalid_body");
+    running.stop().await.unwrap();
+}

@@ -1,0 +1,137 @@
+//! The server as clients meet it: over TCP, byte by byte, because that is where most of these promises are kept or
+//! broken.
+
+mod lifecycle;
+mod limits;
+mod refusals;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use actix_web::web::ServiceConfig;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
+use utoipa::OpenApi;
+
+use crate::{
+    CancellationToken, Fault, Service,
+    settings::{Common, Layers},
+    telemetry::Metrics,
+};
+
+const DEFAULTS: &str = r#"
+    port = 1
+    database_url = "postgres://somebody@127.0.0.1:5432/somewhere"
+"#;
+
+/// A server under test.
+struct Running {
+    address: SocketAddr,
+    stopping: CancellationToken,
+    outcome: JoinHandle<Result<(), Fault>>,
+}
+
+fn settings(environment: &[(&str, &str)]) -> Common {
+    let variable = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    Layers::load(DEFAULTS, None, variable).unwrap().read().unwrap()
+}
+
+fn service(settings: Common) -> Service {
+    Service::new("test", settings, Metrics::detached(), CancellationToken::new())
+}
+
+/// Serves `routes`, documented by `D`, on a port of its own.
+fn serve<D: OpenApi>(service: Service, routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static) -> Running {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stopping = service.stopping().clone();
+    let outcome = tokio::spawn(service.serve_on(listener, D::openapi(), routes));
+    Running { address, stopping, outcome }
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
+    }
+
+    /// Status, code and message; panics where the body is not the one of an error.
+    fn error(&self) -> (u16, String, String) {
+        let json = self.json();
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        assert_eq!(json.as_object().map(|object| object.len()), Some(2), "{self:?}");
+        let word = |key: &str| json[key].as_str().unwrap_or_else(|| panic!("no {key}: {self:?}")).to_owned();
+        (self.status, word("code"), word("message"))
+    }
+}
+
+/// Reads one answer. Fails where the connection is reset before it is complete.
+async fn read_answer(stream: &mut TcpStream) -> Answer {
+    let reading = async {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let byte = stream.read_u8().await;
+            head.push(byte.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&head))));
+        }
+        let head = String::from_utf8(head).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut answer = Answer { status, head, body: String::new() };
+        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        answer.body = String::from_utf8(body).unwrap();
+        answer
+    };
+    timeout(Duration::from_secs(20), reading).await.expect("an answer in time")
+}
+
+impl Running {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends these bytes on a connection of their own and reads the answer.
+    async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_ref()).await.unwrap();
+        read_answer(&mut stream).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+    }
+
+    async fn post(&self, path: &str, content_type: &str, body: impl AsRef<[u8]>) -> Answer {
+        let body = body.as_ref();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.exchange([head.as_bytes(), body].concat()).await
+    }
+
+    /// Asks it to stop and waits for the end.
+    async fn stop(self) -> Result<(), Fault> {
+        self.stopping.cancel();
+        timeout(Duration::from_secs(30), self.outcome).await.expect("it stops in time").unwrap()
+    }
+}

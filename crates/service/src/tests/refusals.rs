@@ -1,0 +1,252 @@
+//! What bad input gets.
+
+use std::{fmt, str::FromStr};
+
+use actix_web::{Responder, get, post, web};
+use serde::{Deserialize, Deserializer, de};
+use serde_json::value::RawValue;
+use utoipa::OpenApi;
+
+use super::{Running, serve, service, settings};
+use crate::{HttpError, IgnoredBody, JsonBody, agree, path_value};
+
+/// A number from 0 to 99, of which the domain says so.
+#[derive(Debug, PartialEq)]
+struct Small(u8);
+
+impl FromStr for Small {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().ok().filter(|number| *number < 100).map(Self).ok_or("a number from 0 to 99")
+    }
+}
+
+impl fmt::Display for Small {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Small {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A number that must be read from its own digits, as exact decimals are.
+#[derive(Debug)]
+struct Exact(String);
+
+impl<'de> Deserialize<'de> for Exact {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let digits = raw.get().trim_matches('"');
+        if digits.chars().all(|c| c.is_ascii_digit() || c == '.') && !digits.is_empty() {
+            Ok(Self(digits.to_owned()))
+        } else {
+            Err(de::Error::custom("a decimal from 0 to 9.99"))
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Body {
+    number: Small,
+    text: String,
+    count: u32,
+    #[serde(default)]
+    price: Option<Exact>,
+    #[serde(default)]
+    lines: Vec<Line>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Line {
+    quantity: i64,
+}
+
+#[utoipa::path(post, path = "/things/{number}")]
+#[post("/things/{number}")]
+async fn add(path: web::Path<String>, body: JsonBody<Body>) -> Result<impl Responder, HttpError> {
+    let number: Small = path_value("number", &path)?;
+    let JsonBody(body) = body;
+    agree("number", &number, &body.number)?;
+    let quantities: i64 = body.lines.iter().map(|line| line.quantity).sum();
+    let price = body.price.map(|price| price.0);
+    Ok(web::Json(serde_json::json!({ "text": body.text, "count": body.count, "sum": quantities, "price": price })))
+}
+
+#[utoipa::path(post, path = "/clear/{number}")]
+#[post("/clear/{number}")]
+async fn clear(_: IgnoredBody) -> impl Responder {
+    "cleared"
+}
+
+#[utoipa::path(get, path = "/{number}/text")]
+#[get("/{number}/text")]
+async fn show(path: web::Path<String>) -> Result<impl Responder, HttpError> {
+    Ok(path_value::<Small>("number", &path)?.to_string())
+}
+
+#[utoipa::path(get, path = "/fail/{how}")]
+#[get("/fail/{how}")]
+async fn fail(how: web::Path<String>) -> Result<String, HttpError> {
+    Err(match how.as_str() {
+        "fault" => HttpError::fault(anyhow::anyhow!("the secret cause")),
+        "away" => HttpError::unavailable("the log is away"),
+        _ => HttpError::conflict("full", "the cart is full"),
+    })
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(add, clear, show, fail))]
+struct Api;
+
+fn start() -> Running {
+    serve::<Api>(service(settings(&[])), |app| {
+        app.service(add).service(clear).service(show).service(fail);
+    })
+}
+
+const JSON: &str = "application/json";
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_is_refused_with_the_field_and_what_it_should_be() {
+    let running = start();
+    let deep = format!(r#"{{"text":"a","number":"1","x":{}"#, "[".repeat(5_000));
+    for (body, code, message) in [
+        (r#"{"text":"a","count":1}"#, "missing_field", "missing field: number"),
+        (r#"{"number":"1","text":"a","count":1,"lines":[{}]}"#, "missing_field", "missing field: lines[0].quantity"),
+        (r#"{"number":"100","text":"a","count":1}"#, "invalid_field", "number: a number from 0 to 99"),
+        (r#"{"number":1,"text":"a","count":1}"#, "invalid_field", "number: a string"),
+        (r#"{"number":"1","text":null,"count":1}"#, "invalid_field", "text: a string"),
+        (r#"{"number":"1","text":"a","count":-1}"#, "invalid_field", "count: a whole number from 0 to 4294967295"),
+        (r#"{"number":"1","text":"a","count":1.5}"#, "invalid_field", "count: a whole number from 0 to 4294967295"),
+        (r#"{"number":"1","text":"a","count":1e999}"#, "invalid_field", "count: number out of range"),
+        (r#"{"number":"1","text":"a","count":1,"price":-1}"#, "invalid_field", "price: a decimal from 0 to 9.99"),
+        (r#"{"number":"1","text":"a","count":1,"lines":[3]}"#, "invalid_field", "lines[0]: an object"),
+        (r#"{"number":"1","text":"a","count":1,"lines":{}}"#, "invalid_field", "lines: a list"),
+        (r#"{"number":"1","number":"2"}"#, "duplicate_field", "duplicate field: number"),
+        (r#"["1","a",1]"#, "invalid_json", "the body must be a JSON object"),
+        ("null", "invalid_json", "the body must be a JSON object"),
+        ("", "invalid_json", "the body is not valid JSON: EOF while parsing a value"),
+        ("{", "invalid_json", "the body is not valid JSON: EOF while parsing an object"),
+        ("{} {}", "missing_field", "missing field: number"),
+        (r#"{"number":"1","text":"a","count":1} x"#, "invalid_json", "the body is not valid JSON: trailing characters"),
+        (
+            r#"{"text":"\ud800"}"#,
+            "invalid_json",
+            "the body is not valid JSON, at text: unexpected end of hex escape",
+        ),
+        (deep.as_str(), "invalid_json", "the body is not valid JSON, at x: recursion limit exceeded"),
+    ] {
+        let answer = running.post("/things/1", JSON, body).await;
+        assert_eq!(answer.error(), (400, code.to_owned(), message.to_owned()), "{body}");
+    }
+    let not_utf8 = running.post("/things/1", JSON, b"{\"text\":\"\xff\"}").await;
+    assert_eq!(not_utf8.error().1, "invalid_json");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_good_body_is_read_and_unknown_fields_are_ignored() {
+    let running = start();
+    let body = r#" {"number":"1","text":"ä\u0000","count":2,"price":1.10,"lines":[{"quantity":3}],"more":[{}]} "#;
+    for content_type in ["application/json", "Application/JSON; charset=\"UTF-8\""] {
+        let answer = running.post("/things/1", content_type, body).await;
+        assert_eq!(answer.json(), serde_json::json!({"text":"ä\0","count":2,"sum":3,"price":"1.10"}));
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_path_that_cannot_be_read_or_disagrees_is_refused() {
+    let running = start();
+    let body = r#"{"number":"1","text":"a","count":1}"#;
+    let disagreeing = running.post("/things/2", JSON, body).await.error();
+    assert_eq!(disagreeing.1, "path_body_mismatch");
+    assert_eq!(disagreeing.2, "number: the path says 2, the body says 1; they must agree");
+    for path in ["/x/text", "/%ff/text", "/%/text", "/%00/text", "/%zz%fe/text", "/%25ff/text"] {
+        let (status, code, message) = running.get(path).await.error();
+        assert_eq!((status, code.as_str()), (400, "invalid_path"), "{path}: {message}");
+    }
+    assert_eq!(running.get("/x/text").await.error().2, "number in the path: a number from 0 to 99");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn another_content_type_is_415() {
+    let running = start();
+    for content_type in ["text/plain", "application/jsonp", "application/json; charset=latin1", "", "\u{e9}"] {
+        let answer = running.post("/things/1", content_type, "{}").await;
+        let (status, code, message) = answer.error();
+        assert_eq!((status, code.as_str()), (415, "unsupported_media_type"), "{content_type}: {message}");
+    }
+    let missing = running.exchange("POST /things/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").await;
+    assert_eq!(missing.error().0, 415);
+    let zipped = "POST /things/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\
+                  Content-Length: 2\r\n\r\n{}";
+    assert_eq!(running.exchange(zipped).await.error().0, 415);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_ignored_body_may_be_anything_or_nothing() {
+    let running = start();
+    for body in ["", "{", "\u{0}"] {
+        assert_eq!(running.post("/clear/1", "text/plain", body).await.body, "cleared");
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_route_is_404_and_a_wrong_method_405_with_those_allowed() {
+    let running = start();
+    for path in ["/", "/nothing", "/things", "/things/1/2", "/%ff", "//", "/../etc"] {
+        let (status, code, _) = running.get(path).await.error();
+        assert_eq!((status, code.as_str()), (404, "unknown_route"), "{path}");
+    }
+    for (method, path, allowed) in
+        [("GET", "/things/1", "POST"), ("DELETE", "/1/text", "GET"), ("BREW", "/ready", "GET"), ("POST", "/metrics", "GET")]
+    {
+        let answer = running.exchange(format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert_eq!(answer.error(), (405, "method_not_allowed".to_owned(), format!("this route takes {allowed}")));
+        assert_eq!(answer.header("allow"), Some(allowed));
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn faults_keep_their_causes_to_themselves_and_an_absent_store_names_a_time() {
+    let running = start();
+    let fault = running.get("/fail/fault").await;
+    assert_eq!(fault.error().0, 500);
+    assert!(!fault.body.contains("secret"), "{fault:?}");
+    let away = running.get("/fail/away").await;
+    assert_eq!(away.error(), (503, "unavailable".to_owned(), "the log is away".to_owned()));
+    assert_eq!(away.header("retry-after"), Some("1"));
+    assert_eq!(running.get("/fail/full").await.error(), (409, "full".to_owned(), "the cart is full".to_owned()));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn cors_is_off_unless_settings_name_origins() {
+    let preflight = "OPTIONS /things/1 HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\n\
+                     Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type\r\n\r\n";
+    let off = start();
+    let answer = off.exchange(preflight).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (405, None));
+    off.stop().await.unwrap();
+
+    let on = service(settings(&[("CARTLOG_CORS_ORIGINS", "https://other.example, https://shop.example")]));
+    let on = serve::<Api>(on, |app| {
+        app.service(add).service(fail);
+    });
+    let answer = on.exchange(preflight).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("https://shop.example")));
+    let refused = on.exchange("GET /fail/full HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\n\r\n").await;
+    assert_eq!((refused.error().0, refused.header("access-control-allow-origin")), (409, Some("https://shop.example")));
+    let foreign = on.exchange(preflight.replace("https://shop", "https://evil")).await;
+    assert_eq!(foreign.header("access-control-allow-origin"), None);
+    on.stop().await.unwrap();
+}

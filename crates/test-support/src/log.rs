@@ -1,0 +1,65 @@
+//! A log of a test's own, with the history it is given.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use event_store::{
+    EventStore, LogEvent, Metadata, Position, SourcePartition, StoreSettings, Translated,
+    projection::{self, Projection},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Database, eventually};
+
+/// A log in a database of its own.
+pub struct TestLog<E> {
+    /// Where it is.
+    pub database: Database,
+    /// The log, as the owner uses it.
+    pub store: EventStore<E>,
+    appended: AtomicI64,
+}
+
+impl<E: LogEvent> TestLog<E> {
+    /// An empty log.
+    pub async fn create() -> Self {
+        let database = Database::create().await;
+        let store = EventStore::new(database.options(), StoreSettings::default());
+        Self { database, store, appended: AtomicI64::new(0) }
+    }
+
+    /// Appends what happened, without a condition. Answers the position of the last event.
+    ///
+    /// # Panics
+    /// Where it cannot.
+    pub async fn append(&self, history: impl IntoIterator<Item = E>) -> Position {
+        let events: Vec<_> = history.into_iter().map(|event| (event, Metadata::default())).collect();
+        let from = self.appended.fetch_add(1, Ordering::SeqCst);
+        let source = SourcePartition { consumer: "test", topic: "history", partition: 0 };
+        let stored = (from > 0).then_some(from);
+        match self.store.append_from(source, stored, from + 1, &events).await.expect("the history can be appended") {
+            Translated::Appended { head } => head,
+            Translated::Moved { stored } => panic!("the history was appended to by another: {stored:?}"),
+        }
+    }
+
+    /// Runs a projection until it has applied all that is in the log.
+    ///
+    /// # Panics
+    /// Where it does not get there.
+    pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: projection::Settings) {
+        let head = self.store.head().await.expect("the log can be read");
+        let (applied, stop) = (Arc::new(watch::Sender::new(Position::START)), CancellationToken::new());
+        let running = tokio::spawn(projection::run(self.store.clone(), projection, settings, applied.clone(), stop.clone()));
+        eventually("the projection has applied the log", || {
+            let done = *applied.borrow() >= head;
+            async move { done.then_some(()) }
+        })
+        .await;
+        stop.cancel();
+        running.await.expect("the projection does not panic").expect("the projection ends well");
+    }
+}

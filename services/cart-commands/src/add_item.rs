@@ -1,0 +1,260 @@
+//! Add Item.
+
+use actix_web::{post, web};
+use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId};
+use disintegrate::StateQuery;
+use event_store::{Decided, Decision, EventStore, Position, State};
+use serde::Deserialize;
+use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+use uuid::Uuid;
+
+use crate::stock::Stock;
+
+/// Adds an item to a cart. The cart comes about with its first item; it has room for three. Sent again with the same content, it answers
+/// the first time's position.
+#[utoipa::path(
+    operation_id = "add_item",
+    params(("cart_id" = CartId, Path)),
+    request_body = AddItem,
+    responses(
+        (status = 200, description = "The cart's id, and the position of ItemAdded in the log.", body = (CartId, i64)),
+        (status = 409, description = "cart_full, out_of_stock, cart_submitted, item_differs or item_gone", body = service::ErrorBody),
+    )
+)]
+#[post("/additem/{cart_id}")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    JsonBody(command): JsonBody<AddItem>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<Answer<CartId>, HttpError> {
+    agree("cart_id", &path_value("cart_id", &path)?, &command.cart_id)?;
+    Ok(web::Json((command.cart_id, log.decide(&command).await?)))
+}
+
+/// The command.
+#[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
+pub(crate) struct AddItem {
+    cart_id: CartId,
+    item_id: ItemId,
+    product_id: ProductId,
+    description: Description,
+    image: Image,
+    price: Price,
+    /// The server's own.
+    #[serde(skip, default = "device_fingerprint")]
+    device_fingerprint: String,
+}
+
+fn device_fingerprint() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// Why an item is not added.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("the cart already has three items")]
+    CartFull,
+    #[error("the product {0} is out of stock")]
+    OutOfStock(ProductId),
+    #[error("the cart has been submitted; a submitted cart never changes")]
+    CartSubmitted,
+    #[error("the item {0} is in the cart already, with other content")]
+    ItemDiffers(ItemId),
+    #[error("the item {0} was in the cart and has left it; add it under a new item_id")]
+    ItemGone(ItemId),
+}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::CartFull => "cart_full",
+            Self::OutOfStock(_) => "out_of_stock",
+            Self::CartSubmitted => "cart_submitted",
+            Self::ItemDiffers(_) => "item_differs",
+            Self::ItemGone(_) => "item_gone",
+        }
+    }
+}
+
+impl Decision for AddItem {
+    type Event = DomainEvent;
+    type StateQuery = (Cart, Stock);
+    type Error = Refused;
+
+    fn state_query(&self) -> (Cart, Stock) {
+        (Cart { cart_id: self.cart_id, exists: false, submitted: false, items: vec![] }, Stock::of(self.product_id))
+    }
+
+    fn process(&self, (cart, stock): &(Cart, Stock)) -> Result<Decided<DomainEvent>, Refused> {
+        // Before every other check: who asks again after a lost reply is told what was done, whatever has become of the cart since.
+        if let Some(item) = cart.items.iter().find(|item| item.item_id == self.item_id) {
+            return match item {
+                Item { gone: true, .. } => Err(Refused::ItemGone(self.item_id)),
+                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::Already(*added_at)),
+                _ => Err(Refused::ItemDiffers(self.item_id)),
+            };
+        }
+        if cart.submitted {
+            return Err(Refused::CartSubmitted);
+        }
+        if cart.items.iter().filter(|item| !item.gone).count() >= 3 {
+            return Err(Refused::CartFull);
+        }
+        if stock.is_out() {
+            return Err(Refused::OutOfStock(self.product_id));
+        }
+        let created = (!cart.exists).then_some(DomainEvent::CartCreated { cart_id: self.cart_id });
+        let added = DomainEvent::ItemAdded {
+            cart_id: self.cart_id,
+            item_id: self.item_id,
+            product_id: self.product_id,
+            description: self.description.clone(),
+            image: self.image.clone(),
+            price: self.price,
+            device_fingerprint: self.device_fingerprint.clone(),
+        };
+        Ok(Decided::Events(created.into_iter().chain([added]).collect()))
+    }
+}
+
+impl AddItem {
+    fn content(&self) -> Content {
+        (self.product_id, self.description.clone(), self.image.clone(), self.price)
+    }
+}
+
+type Content = (ProductId, Description, Image, Price);
+
+/// The cart as far as adding to it depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[state_query(CartStream)]
+pub(crate) struct Cart {
+    #[id]
+    cart_id: CartId,
+    exists: bool,
+    submitted: bool,
+    items: Vec<Item>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Item {
+    item_id: ItemId,
+    content: Content,
+    added_at: Position,
+    /// Removed, cleared or archived.
+    gone: bool,
+}
+
+impl State for Cart {
+    fn mutate(&mut self, event: CartStream, at: Position) {
+        match event {
+            CartStream::CartCreated { .. } => self.exists = true,
+            CartStream::ItemAdded { item_id, product_id, description, image, price, .. } => {
+                self.items.push(Item { item_id, content: (product_id, description, image, price), added_at: at, gone: false });
+            }
+            CartStream::ItemRemoved { item_id, .. } | CartStream::ItemArchived { item_id, .. } => {
+                self.items.iter_mut().filter(|item| item.item_id == item_id).for_each(|item| item.gone = true);
+            }
+            CartStream::CartCleared { .. } => self.items.iter_mut().for_each(|item| item.gone = true),
+            CartStream::CartSubmitted { .. } => self.submitted = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use test_support::given;
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    fn add_item(cart: &Shopping, item: usize) -> AddItem {
+        let DomainEvent::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } = cart.added(item) else {
+            unreachable!("`added` makes ItemAdded")
+        };
+        AddItem { cart_id, item_id, product_id, description, image, price, device_fingerprint }
+    }
+
+    #[test]
+    fn nothing_add_item_cart_created_item_added() {
+        let cart = Shopping::new();
+        given([]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+    }
+
+    #[test]
+    fn a_cart_with_room_add_item_item_added() {
+        let cart = Shopping::new();
+        given(cart.with_items(1)).when(&add_item(&cart, 1)).then([cart.added(1)]);
+        given(cart.with_items(2)).when(&add_item(&cart, 2)).then([cart.added(2)]);
+    }
+
+    #[test]
+    fn a_cart_with_three_items_add_item_refused_full() {
+        let cart = Shopping::new();
+        given(cart.with_items(3)).when(&add_item(&cart, 3)).then_refused(Refused::CartFull);
+    }
+
+    #[test]
+    fn removed_cleared_and_archived_items_do_not_count() {
+        let cart = Shopping::new();
+        given(cart.with_items(3).chain([cart.removed(0)])).when(&add_item(&cart, 3)).then([cart.added(3)]);
+        given(cart.with_items(3).chain([cart.archived(1)])).when(&add_item(&cart, 3)).then([cart.added(3)]);
+        given(cart.with_items(3).chain([cart.cleared()])).when(&add_item(&cart, 3)).then([cart.added(3)]);
+    }
+
+    #[test]
+    fn inventory_changed_to_0_for_the_product_add_item_refused_out_of_stock_and_no_cart_created_either() {
+        let cart = Shopping::new();
+        let refused = || Refused::OutOfStock(cart.product(0));
+        given([cart.inventory(0, 0)]).when(&add_item(&cart, 0)).then_refused(refused());
+        given([cart.inventory(0, 5), cart.inventory(0, 0)]).when(&add_item(&cart, 0)).then_refused(refused());
+        given([cart.inventory(0, 0), cart.inventory(0, 1)]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+        given([cart.inventory(1, 0)]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+    }
+
+    #[test]
+    fn a_product_whose_inventory_was_never_reported_may_be_added() {
+        let cart = Shopping::new();
+        given([]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+    }
+
+    #[test]
+    fn a_submitted_cart_refused_a_submitted_cart_never_changes() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&add_item(&cart, 1)).then_refused(Refused::CartSubmitted);
+    }
+
+    #[test]
+    fn the_same_item_id_again_with_the_same_content_success_no_second_event_the_first_ones_position() {
+        let cart = Shopping::new();
+        let again = AddItem { device_fingerprint: "another".into(), ..add_item(&cart, 0) };
+        given(cart.with_items(1)).when(&again).then_already(2);
+    }
+
+    #[test]
+    fn this_is_answered_before_every_other_check() {
+        let cart = Shopping::new();
+        let again = add_item(&cart, 0);
+        given(cart.with_items(3)).when(&again).then_already(2);
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&again).then_already(2);
+        given(cart.with_items(1).chain([cart.inventory(0, 0)])).when(&again).then_already(2);
+    }
+
+    #[test]
+    fn the_same_item_id_with_other_content_refused() {
+        let cart = Shopping::new();
+        let refused = || Refused::ItemDiffers(cart.item(0));
+        let other_price = AddItem { price: "1.23".parse().unwrap(), ..add_item(&cart, 0) };
+        given(cart.with_items(1)).when(&other_price).then_refused(refused());
+        let other_product = AddItem { product_id: cart.product(1), ..add_item(&cart, 0) };
+        given(cart.with_items(3)).when(&other_product).then_refused(refused());
+    }
+
+    #[test]
+    fn the_same_item_id_after_that_item_was_removed_cleared_or_archived_refused() {
+        let cart = Shopping::new();
+        for gone in [cart.removed(0), cart.cleared(), cart.archived(0)] {
+            given(cart.with_items(1).chain([gone])).when(&add_item(&cart, 0)).then_refused(Refused::ItemGone(cart.item(0)));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Remove Item.
+
+use actix_web::{http::StatusCode, post, web};
+use cart_events::{CartId, CartStream, DomainEvent, ItemId};
+use disintegrate::StateQuery;
+use event_store::{Decided, Decision, EventStore, Position, State};
+use serde::Deserialize;
+use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+
+/// Removes an item from a cart.
+#[utoipa::path(
+    operation_id = "remove_item",
+    params(("cart_id" = CartId, Path)),
+    request_body = RemoveItem,
+    responses(
+        (status = 200, description = "The cart's id, and the position of ItemRemoved in the log.", body = (CartId, i64)),
+        (status = 404, description = "unknown_cart", body = service::ErrorBody),
+        (status = 409, description = "item_not_in_cart or cart_submitted", body = service::ErrorBody),
+    )
+)]
+#[post("/removeitem/{cart_id}")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    JsonBody(command): JsonBody<RemoveItem>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<Answer<CartId>, HttpError> {
+    agree("cart_id", &path_value("cart_id", &path)?, &command.cart_id)?;
+    Ok(web::Json((command.cart_id, log.decide(&command).await?)))
+}
+
+/// The command.
+#[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
+pub(crate) struct RemoveItem {
+    cart_id: CartId,
+    item_id: ItemId,
+}
+
+/// Why an item is not removed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("there is no cart {0}")]
+    UnknownCart(CartId),
+    #[error("the cart has been submitted; a submitted cart never changes")]
+    CartSubmitted,
+    #[error("the item {0} is not in the cart")]
+    ItemNotInCart(ItemId),
+}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownCart(_) => "unknown_cart",
+            Self::CartSubmitted => "cart_submitted",
+            Self::ItemNotInCart(_) => "item_not_in_cart",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownCart(_) => StatusCode::NOT_FOUND,
+            _ => StatusCode::CONFLICT,
+        }
+    }
+}
+
+impl Decision for RemoveItem {
+    type Event = DomainEvent;
+    type StateQuery = ItemInCart;
+    type Error = Refused;
+
+    fn state_query(&self) -> ItemInCart {
+        ItemInCart { cart_id: self.cart_id, item_id: self.item_id, exists: false, submitted: false, in_cart: false }
+    }
+
+    fn process(&self, state: &ItemInCart) -> Result<Decided<DomainEvent>, Refused> {
+        if !state.exists {
+            return Err(Refused::UnknownCart(self.cart_id));
+        }
+        if state.submitted {
+            return Err(Refused::CartSubmitted);
+        }
+        if !state.in_cart {
+            return Err(Refused::ItemNotInCart(self.item_id));
+        }
+        Ok(Decided::Events(vec![DomainEvent::ItemRemoved { cart_id: self.cart_id, item_id: self.item_id }]))
+    }
+}
+
+/// One item of a cart: what becomes of the others is no concern of its removal.
+#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[state_query(CartStream)]
+pub(crate) struct ItemInCart {
+    #[id]
+    cart_id: CartId,
+    #[id]
+    item_id: ItemId,
+    exists: bool,
+    submitted: bool,
+    in_cart: bool,
+}
+
+impl State for ItemInCart {
+    fn mutate(&mut self, event: CartStream, _: Position) {
+        match event {
+            CartStream::CartCreated { .. } => self.exists = true,
+            CartStream::ItemAdded { .. } => self.in_cart = true,
+            CartStream::ItemRemoved { .. } | CartStream::ItemArchived { .. } | CartStream::CartCleared { .. } => self.in_cart = false,
+            CartStream::CartSubmitted { .. } => self.submitted = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use test_support::given;
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    fn remove_item(cart: &Shopping, item: usize) -> RemoveItem {
+        RemoveItem { cart_id: cart.cart_id, item_id: cart.item(item) }
+    }
+
+    #[test]
+    fn in_the_cart_item_removed() {
+        let cart = Shopping::new();
+        given(cart.with_items(2)).when(&remove_item(&cart, 1)).then([cart.removed(1)]);
+    }
+
+    #[test]
+    fn never_added_refused() {
+        let cart = Shopping::new();
+        given(cart.with_items(1)).when(&remove_item(&cart, 1)).then_refused(Refused::ItemNotInCart(cart.item(1)));
+    }
+
+    #[test]
+    fn already_removed_cleared_or_archived_refused() {
+        let cart = Shopping::new();
+        for gone in [cart.removed(0), cart.cleared(), cart.archived(0)] {
+            given(cart.with_items(2).chain([gone])).when(&remove_item(&cart, 0)).then_refused(Refused::ItemNotInCart(cart.item(0)));
+        }
+    }
+
+    #[test]
+    fn no_such_cart_refused() {
+        let cart = Shopping::new();
+        given(Shopping::new().with_items(1)).when(&remove_item(&cart, 0)).then_refused(Refused::UnknownCart(cart.cart_id));
+    }
+
+    #[test]
+    fn submitted_refused() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&remove_item(&cart, 0)).then_refused(Refused::CartSubmitted);
+    }
+}

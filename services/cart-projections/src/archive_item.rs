@@ -1,0 +1,284 @@
+//! Archive Item: a product's price changed, so every item of that product that was in an unsubmitted cart before is archived.
+//!
+//! An automation: it keeps the open items and its to-dos in the transaction that moves its checkpoint, is never made anew, and runs the
+//! command for each to-do.
+
+use async_trait::async_trait;
+use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId};
+use disintegrate::StateQuery;
+use event_store::{
+    DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
+    projection::{Kind, Projection},
+    todo::{Outcome, Todo},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// Keeps the open items, and asks for a to-do for each when its product's price changes.
+pub(crate) struct ArchiveItemAutomation;
+
+#[async_trait]
+impl Projection for ArchiveItemAutomation {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "archive_item";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &["archive_item_open_item"];
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        match event {
+            ArchivingStream::ItemAdded { cart_id, .. }
+            | ArchivingStream::ItemRemoved { cart_id, .. }
+            | ArchivingStream::CartCleared { cart_id }
+            | ArchivingStream::ItemArchived { cart_id, .. }
+            | ArchivingStream::CartSubmitted { cart_id, .. } => Some(cart_id.uuid()),
+            // It concerns every cart.
+            ArchivingStream::PriceChanged { .. } => None,
+        }
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        let (mut carts, mut items, mut products, mut positions) = (vec![], vec![], vec![], vec![]);
+        // An item that left its cart; a cart all of whose items left it, with an item that is none.
+        let (mut left_carts, mut left_items, mut left_at) = (vec![], vec![], vec![]);
+        let (mut changed, mut changed_at, mut metadata) = (vec![], vec![], vec![]);
+        for event in batch {
+            let left = match &event.event {
+                ArchivingStream::ItemAdded { cart_id, item_id, product_id, .. } => {
+                    carts.push(cart_id.uuid());
+                    items.push(item_id.uuid());
+                    products.push(product_id.uuid());
+                    positions.push(event.position.0);
+                    continue;
+                }
+                ArchivingStream::PriceChanged { product_id, .. } => {
+                    changed.push(product_id.uuid());
+                    changed_at.push(event.position.0);
+                    metadata.push(serde_json::json!(event.metadata));
+                    continue;
+                }
+                ArchivingStream::ItemRemoved { cart_id, item_id } | ArchivingStream::ItemArchived { cart_id, item_id, .. } => {
+                    (cart_id.uuid(), Some(item_id.uuid()))
+                }
+                ArchivingStream::CartCleared { cart_id } | ArchivingStream::CartSubmitted { cart_id, .. } => (cart_id.uuid(), None),
+            };
+            left_carts.push(left.0);
+            left_items.push(left.1);
+            left_at.push(event.position.0);
+        }
+        if !items.is_empty() {
+            sqlx::query!(
+                "INSERT INTO archive_item_open_item (cart_id, item_id, product_id, position)
+                 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[])",
+                &carts,
+                &items,
+                &products,
+                &positions
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if !changed.is_empty() {
+            // Added before the change, and not gone before it: also where adding, changing and leaving came in one batch. A popular product
+            // is in very many carts, so the to-dos are made where the items are.
+            sqlx::query!(
+                "INSERT INTO todo (automation, key, position, payload, metadata)
+                 SELECT $1, concat(o.cart_id, '/', o.item_id, '@', c.position), c.position,
+                        jsonb_build_object('cart_id', o.cart_id, 'item_id', o.item_id, 'price_changed_at', c.position), c.metadata
+                 FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[]) AS c(product_id, position, metadata)
+                 JOIN archive_item_open_item o ON o.product_id = c.product_id AND o.position < c.position
+                 WHERE NOT EXISTS (
+                     SELECT FROM unnest($5::uuid[], $6::uuid[], $7::bigint[]) AS l(cart_id, item_id, position)
+                     WHERE l.cart_id = o.cart_id AND (l.item_id IS NULL OR l.item_id = o.item_id)
+                       AND l.position > o.position AND l.position < c.position)
+                 ON CONFLICT DO NOTHING",
+                Self::NAME,
+                &changed,
+                &changed_at,
+                &metadata,
+                &left_carts,
+                &left_items as &[Option<Uuid>],
+                &left_at
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if !left_carts.is_empty() {
+            sqlx::query!(
+                "DELETE FROM archive_item_open_item o USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS l(cart_id, item_id, position)
+                 WHERE o.cart_id = l.cart_id AND (l.item_id IS NULL OR o.item_id = l.item_id) AND o.position < l.position",
+                &left_carts,
+                &left_items as &[Option<Uuid>],
+                &left_at
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command for a to-do.
+pub(crate) async fn attempt(log: &EventStore<DomainEvent>, todo: Todo) -> Outcome {
+    let command: ArchiveItem = match serde_json::from_value(todo.payload) {
+        Ok(command) => command,
+        Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
+    };
+    let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
+    match log.decide_with(&command, metadata).await {
+        Ok(_) => Outcome::Done,
+        Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
+        Err(DecideError::Refused(never)) => match never {},
+    }
+}
+
+/// The command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ArchiveItem {
+    cart_id: CartId,
+    item_id: ItemId,
+    /// The position of the PriceChanged.
+    price_changed_at: Position,
+}
+
+impl Decision for ArchiveItem {
+    type Event = DomainEvent;
+    type StateQuery = OpenItem;
+    type Error = std::convert::Infallible;
+
+    fn state_query(&self) -> OpenItem {
+        OpenItem { cart_id: self.cart_id, item_id: self.item_id, added_at: None }
+    }
+
+    fn process(&self, state: &OpenItem) -> Result<Decided<DomainEvent>, Self::Error> {
+        Ok(match state.added_at {
+            Some(added_at) if added_at < self.price_changed_at => Decided::Events(vec![DomainEvent::ItemArchived {
+                cart_id: self.cart_id,
+                item_id: self.item_id,
+                price_changed_at: self.price_changed_at.0,
+            }]),
+            _ => Decided::Nothing,
+        })
+    }
+}
+
+/// Since when an item is in an unsubmitted cart, where it is.
+#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[state_query(CartStream)]
+pub(crate) struct OpenItem {
+    #[id]
+    cart_id: CartId,
+    #[id]
+    item_id: ItemId,
+    added_at: Option<Position>,
+}
+
+impl State for OpenItem {
+    fn mutate(&mut self, event: CartStream, at: Position) {
+        match event {
+            CartStream::CartCreated { .. } => {}
+            CartStream::ItemAdded { .. } => self.added_at = Some(at),
+            CartStream::ItemRemoved { .. }
+            | CartStream::ItemArchived { .. }
+            | CartStream::CartCleared { .. }
+            | CartStream::CartSubmitted { .. } => self.added_at = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use event_store::projection::{self, Settings};
+    use test_support::{TestLog, given};
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    fn archive(cart: &Shopping, item: usize, price_changed_at: i64) -> ArchiveItem {
+        ArchiveItem { cart_id: cart.cart_id, item_id: cart.item(item), price_changed_at: Position(price_changed_at) }
+    }
+
+    fn archived(cart: &Shopping, item: usize, price_changed_at: i64) -> DomainEvent {
+        DomainEvent::ItemArchived { cart_id: cart.cart_id, item_id: cart.item(item), price_changed_at }
+    }
+
+    #[tokio::test]
+    async fn price_changed_for_a_product_every_item_of_that_product_that_was_in_an_unsubmitted_cart_before_is_archived() {
+        for batch in [1_000, 1] {
+            let log = TestLog::<DomainEvent>::create().await;
+            let cart = Shopping::new();
+            let [other, removed, cleared, submitted, later] = std::array::from_fn(|_| cart.other_cart());
+            log.append(cart.with_items(2)).await;
+            for cart in [&other, &removed, &cleared, &submitted] {
+                log.append(cart.with_items(1)).await;
+            }
+            log.append([removed.removed(0), cleared.cleared(), submitted.submitted(1)]).await;
+            let changed_at = log.append([cart.price_changed(0)]).await;
+            log.append(later.with_items(1)).await;
+            log.project(ArchiveItemAutomation, Settings { batch, ..Settings::default() }).await;
+
+            let mut asked: Vec<ArchiveItem> =
+                sqlx::query_scalar("SELECT payload FROM todo WHERE automation = 'archive_item' ORDER BY position, key")
+                    .fetch_all(log.store.pool())
+                    .await
+                    .unwrap()
+                    .into_iter()
+                    .map(|payload: serde_json::Value| serde_json::from_value(payload).unwrap())
+                    .collect();
+            asked.sort_by_key(|todo| todo.cart_id);
+            assert_eq!(asked, [archive(&cart, 0, changed_at.0), archive(&other, 0, changed_at.0)]);
+        }
+    }
+
+    #[test]
+    fn an_item_added_before_the_change_is_archived() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.price_changed(0)])).when(&archive(&cart, 0, 3)).then([archived(&cart, 0, 3)]);
+    }
+
+    #[test]
+    fn an_item_added_after_the_change_stays() {
+        let cart = Shopping::new();
+        given([cart.created(), cart.price_changed(0), cart.added(0)]).when(&archive(&cart, 0, 2)).then_nothing();
+    }
+
+    #[test]
+    fn two_items_of_that_product_in_one_cart_are_both_archived() {
+        let cart = Shopping::new();
+        let history = || cart.with_items(1).chain([cart.added_again(1, 0), cart.price_changed(0)]);
+        given(history()).when(&archive(&cart, 0, 4)).then([archived(&cart, 0, 4)]);
+        given(history().chain([archived(&cart, 0, 4)])).when(&archive(&cart, 1, 4)).then([archived(&cart, 1, 4)]);
+    }
+
+    #[test]
+    fn a_cart_submitted_before_the_automation_reaches_it_stays_as_it_is() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.price_changed(0), cart.submitted(1)])).when(&archive(&cart, 0, 3)).then_nothing();
+    }
+
+    #[test]
+    fn an_item_already_gone_or_archived_for_that_change_is_success_without_an_event() {
+        let cart = Shopping::new();
+        for gone in [cart.removed(0), cart.cleared(), archived(&cart, 0, 3)] {
+            given(cart.with_items(1).chain([cart.price_changed(0), gone])).when(&archive(&cart, 0, 3)).then_nothing();
+        }
+    }
+
+    #[tokio::test]
+    async fn rebuilding_any_read_model_archives_nothing_again() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        log.append(cart.with_items(1).chain([cart.price_changed(0)])).await;
+        log.project(ArchiveItemAutomation, Settings::default()).await;
+        let todos = async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM todo").fetch_one(log.store.pool()).await.unwrap() };
+        assert_eq!(todos().await, 1);
+        sqlx::query("DELETE FROM todo").execute(log.store.pool()).await.unwrap();
+        projection::rebuild::<crate::cart_items::CartItemsProjection>(log.store.pool()).await.unwrap();
+        projection::rebuild::<ArchiveItemAutomation>(log.store.pool()).await.unwrap_err();
+        log.project(crate::cart_items::CartItemsProjection, Settings::default()).await;
+        log.project(crate::carts_with_products::CartsWithProducts, Settings::default()).await;
+        log.project(ArchiveItemAutomation, Settings::default()).await;
+        assert_eq!(todos().await, 0);
+    }
+}

@@ -1,0 +1,313 @@
+//! Cart Items: a cart's items and their total price, in two forms with the same answer: live, folded from the log at the moment of asking;
+//! and projected into a table that can be made anew.
+
+use actix_web::{get, web};
+use async_trait::async_trait;
+use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
+use disintegrate::StateQuery;
+use event_store::{
+    EventStore, Position, Recorded, State, StoreError,
+    projection::{self, Projection},
+};
+use serde::Serialize;
+use service::{ErrorBody, HttpError, path_value};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::unknown_cart;
+
+/// A cart's items, folded from the log at the moment of asking.
+#[utoipa::path(
+    operation_id = "cart_items",
+    params(("cart_id" = CartId, Path)),
+    responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
+)]
+#[get("/{cart_id}/cartitems")]
+pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
+    let cart_id = path_value("cart_id", &path)?;
+    let (cart, _) = log.read(Cart { cart_id, exists: false, items: vec![] }).await?;
+    cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id))
+}
+
+/// A cart's items, as projected: what was written a moment ago may not be there yet.
+#[utoipa::path(
+    operation_id = "cart_items_from_db",
+    params(("cart_id" = CartId, Path)),
+    responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
+)]
+#[get("/{cart_id}/cartitemsfromdb")]
+pub(crate) async fn projected(
+    path: web::Path<String>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<CartItems>, HttpError> {
+    let cart_id: CartId = path_value("cart_id", &path)?;
+    let mut build = projection::serving(log.pool(), CartItemsProjection::NAME).await?;
+    let rows = sqlx::query!(
+        r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
+                  i.price AS "price?", i.fingerprint AS "fingerprint?"
+           FROM cart_items_cart c LEFT JOIN cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position"#,
+        cart_id.uuid()
+    )
+    .fetch_all(&mut *build)
+    .await
+    .map_err(StoreError::from)?;
+    if rows.is_empty() {
+        return Err(unknown_cart(cart_id));
+    }
+    let items = rows.into_iter().filter_map(|row| {
+        Some(Item {
+            cart_id,
+            description: Description::try_from(row.description?).ok()?,
+            image: Image::try_from(row.image?).ok()?,
+            price: Price::try_from(row.price?).ok()?,
+            item_id: ItemId::from_log(row.item_id?),
+            product_id: ProductId::from_log(row.product_id?),
+            fingerprint: row.fingerprint?,
+        })
+    });
+    Ok(web::Json(CartItems::new(cart_id, items.collect())))
+}
+
+/// The answer of both forms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(crate) struct CartItems {
+    cart_id: CartId,
+    total_price: Total,
+    /// In the order they were added.
+    data: Vec<Item>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = CartItem)]
+pub(crate) struct Item {
+    cart_id: CartId,
+    description: Description,
+    image: Image,
+    price: Price,
+    item_id: ItemId,
+    product_id: ProductId,
+    fingerprint: String,
+}
+
+impl CartItems {
+    fn new(cart_id: CartId, data: Vec<Item>) -> Self {
+        Self { cart_id, total_price: data.iter().map(|item| &item.price).sum(), data }
+    }
+}
+
+/// The live form.
+#[derive(Debug, Clone, StateQuery)]
+#[state_query(CartStream)]
+pub(crate) struct Cart {
+    #[id]
+    cart_id: CartId,
+    exists: bool,
+    items: Vec<Item>,
+}
+
+impl State for Cart {
+    fn mutate(&mut self, event: CartStream, _: Position) {
+        match event {
+            CartStream::CartCreated { .. } => self.exists = true,
+            CartStream::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } => {
+                self.items.push(Item { cart_id, description, image, price, item_id, product_id, fingerprint: device_fingerprint });
+            }
+            CartStream::ItemRemoved { item_id, .. } | CartStream::ItemArchived { item_id, .. } => {
+                self.items.retain(|item| item.item_id != item_id);
+            }
+            CartStream::CartCleared { .. } => self.items.clear(),
+            CartStream::CartSubmitted { .. } => {}
+        }
+    }
+}
+
+/// The projected form.
+pub(crate) struct CartItemsProjection;
+
+#[async_trait]
+impl Projection for CartItemsProjection {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "cart_items";
+    const TABLES: &'static [&'static str] = &["cart_items_cart", "cart_items_item"];
+
+    fn key(event: &CartStream) -> Option<Uuid> {
+        Some(match event {
+            CartStream::CartCreated { cart_id }
+            | CartStream::ItemAdded { cart_id, .. }
+            | CartStream::ItemRemoved { cart_id, .. }
+            | CartStream::ItemArchived { cart_id, .. }
+            | CartStream::CartCleared { cart_id }
+            | CartStream::CartSubmitted { cart_id, .. } => cart_id.uuid(),
+        })
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        let mut created = vec![];
+        let mut added = Added::default();
+        let (mut removed_carts, mut removed_items) = (vec![], vec![]);
+        let (mut cleared, mut cleared_at) = (vec![], vec![]);
+        for event in batch {
+            match &event.event {
+                CartStream::CartCreated { cart_id } => created.push(cart_id.uuid()),
+                CartStream::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } => {
+                    added.carts.push(cart_id.uuid());
+                    added.items.push(item_id.uuid());
+                    added.products.push(product_id.uuid());
+                    added.descriptions.push(description.to_string());
+                    added.images.push(image.to_string());
+                    added.prices.push(price.decimal());
+                    added.fingerprints.push(device_fingerprint.clone());
+                    added.positions.push(event.position.0);
+                }
+                CartStream::ItemRemoved { cart_id, item_id } | CartStream::ItemArchived { cart_id, item_id, .. } => {
+                    removed_carts.push(cart_id.uuid());
+                    removed_items.push(item_id.uuid());
+                }
+                CartStream::CartCleared { cart_id } => {
+                    cleared.push(cart_id.uuid());
+                    cleared_at.push(event.position.0);
+                }
+                // A submitted cart keeps showing its items.
+                CartStream::CartSubmitted { .. } => {}
+            }
+        }
+        if !created.is_empty() {
+            sqlx::query!("INSERT INTO cart_items_cart SELECT * FROM unnest($1::uuid[])", &created).execute(&mut *transaction).await?;
+        }
+        if !added.items.is_empty() {
+            sqlx::query!(
+                "INSERT INTO cart_items_item (cart_id, item_id, product_id, description, image, price, fingerprint, position)
+                 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::bigint[])",
+                &added.carts,
+                &added.items,
+                &added.products,
+                &added.descriptions,
+                &added.images,
+                &added.prices,
+                &added.fingerprints,
+                &added.positions
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        // Whatever the order within the batch: an item_id never comes back into its cart once it has left it.
+        if !removed_items.is_empty() {
+            sqlx::query!(
+                "DELETE FROM cart_items_item i USING unnest($1::uuid[], $2::uuid[]) AS r(cart_id, item_id)
+                 WHERE i.cart_id = r.cart_id AND i.item_id = r.item_id",
+                &removed_carts,
+                &removed_items
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if !cleared.is_empty() {
+            sqlx::query!(
+                "DELETE FROM cart_items_item i USING unnest($1::uuid[], $2::bigint[]) AS c(cart_id, position)
+                 WHERE i.cart_id = c.cart_id AND i.position < c.position",
+                &cleared,
+                &cleared_at
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Added {
+    carts: Vec<Uuid>,
+    items: Vec<Uuid>,
+    products: Vec<Uuid>,
+    descriptions: Vec<String>,
+    images: Vec<String>,
+    prices: Vec<rust_decimal::Decimal>,
+    fingerprints: Vec<String>,
+    positions: Vec<i64>,
+}
+
+#[cfg(test)]
+mod specifications {
+    use actix_web::{App, test, web::Data};
+    use event_store::{fold_history, projection::Settings};
+    use test_support::TestLog;
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    fn folded(cart: &Shopping, history: impl IntoIterator<Item = DomainEvent>) -> CartItems {
+        let history: Vec<_> = (1..).map(Position).zip(history).collect();
+        let folded = fold_history(Cart { cart_id: cart.cart_id, exists: false, items: vec![] }, &history).unwrap();
+        assert!(folded.exists);
+        CartItems::new(cart.cart_id, folded.items)
+    }
+
+    fn items(shown: &CartItems) -> Vec<ItemId> {
+        shown.data.iter().map(|item| item.item_id).collect()
+    }
+
+    #[test]
+    async fn items_in_the_order_they_were_added() {
+        let cart = Shopping::new();
+        let shown = folded(&cart, [cart.created(), cart.added(2), cart.added(0), cart.added(1)]);
+        assert_eq!(items(&shown), [cart.item(2), cart.item(0), cart.item(1)]);
+        assert_eq!(shown.total_price.to_string(), "33.30");
+    }
+
+    #[test]
+    async fn removed_cleared_and_archived_ones_leave() {
+        let cart = Shopping::new();
+        assert_eq!(items(&folded(&cart, cart.with_items(2).chain([cart.removed(0)]))), [cart.item(1)]);
+        assert_eq!(items(&folded(&cart, cart.with_items(2).chain([cart.archived(1)]))), [cart.item(0)]);
+        assert_eq!(items(&folded(&cart, cart.with_items(2).chain([cart.cleared(), cart.added(2)]))), [cart.item(2)]);
+    }
+
+    #[test]
+    async fn a_submitted_cart_keeps_showing_its_items() {
+        let cart = Shopping::new();
+        assert_eq!(items(&folded(&cart, cart.with_items(2).chain([cart.submitted(2)]))), [cart.item(0), cart.item(1)]);
+    }
+
+    #[test]
+    async fn inventory_changes_do_not_alter_it() {
+        let cart = Shopping::new();
+        assert_eq!(folded(&cart, cart.with_items(1).chain([cart.inventory(0, 0)])), folded(&cart, cart.with_items(1)));
+    }
+
+    #[test]
+    async fn cleared_or_emptied_carts_are_an_empty_list_with_total_0_00() {
+        let cart = Shopping::new();
+        for emptied in [cart.cleared(), cart.removed(0), cart.archived(0)] {
+            let shown = folded(&cart, cart.with_items(1).chain([emptied]));
+            assert_eq!(serde_json::json!(shown), serde_json::json!({"cart_id": cart.cart_id, "total_price": "0.00", "data": []}));
+        }
+    }
+
+    #[test]
+    async fn unknown_carts_are_an_error_and_the_two_forms_have_the_same_answer_whatever_the_batches() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let carts: Vec<_> = (0..6).map(|_| Shopping::new()).collect();
+        log.append(carts[0].with_items(3)).await;
+        log.append(carts[1].with_items(3).chain([carts[1].removed(1), carts[1].added(3)])).await;
+        log.append(carts[2].with_items(2).chain([carts[2].cleared(), carts[2].added(2), carts[2].archived(2), carts[2].added(3)])).await;
+        log.append(carts[3].with_items(1).chain([carts[3].submitted(1), carts[3].inventory(0, 0)])).await;
+        log.append(carts[4].with_items(1).chain([carts[4].cleared()])).await;
+        for batch in [1_000, 3, 1] {
+            projection::rebuild::<CartItemsProjection>(log.store.pool()).await.unwrap();
+            log.project(CartItemsProjection, Settings { batch, ..Settings::default() }).await;
+            let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(live).service(projected)).await;
+            for cart in &carts {
+                let mut answers = vec![];
+                for form in ["cartitems", "cartitemsfromdb"] {
+                    let request = test::TestRequest::get().uri(&format!("/{}/{form}", cart.cart_id)).to_request();
+                    let answer = test::call_service(&app, request).await;
+                    answers.push((answer.status(), test::read_body(answer).await));
+                }
+                assert_eq!(answers[0], answers[1]);
+                assert_eq!(answers[0].0, if cart.cart_id == carts[5].cart_id { 404 } else { 200 });
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Inventories: how many of a product there are, as was last reported.
+
+use std::collections::BTreeMap;
+
+use actix_web::{get, web};
+use async_trait::async_trait;
+use cart_events::{DomainEvent, InventoryStream, ProductId};
+use event_store::{
+    EventStore, Recorded, StoreError,
+    projection::{self, Projection},
+};
+use serde::Serialize;
+use service::{HttpError, path_value};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// A product's newest reported inventory; null where it was never reported.
+#[utoipa::path(operation_id = "inventories", params(("product_id" = ProductId, Path)), responses((status = 200, body = Option<ProductInventory>)))]
+#[get("/inventories/{product_id}")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
+    let product_id: ProductId = path_value("product_id", &path)?;
+    let mut build = projection::serving(log.pool(), Inventories::NAME).await?;
+    let inventory = sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid())
+        .fetch_optional(&mut *build)
+        .await
+        .map_err(StoreError::from)?;
+    Ok(web::Json(inventory.map(|inventory| ProductInventory { product_id, inventory })))
+}
+
+/// The answer.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct ProductInventory {
+    product_id: ProductId,
+    inventory: i32,
+}
+
+/// The projection.
+pub(crate) struct Inventories;
+
+#[async_trait]
+impl Projection for Inventories {
+    type Log = DomainEvent;
+    type Event = InventoryStream;
+    const NAME: &'static str = "inventories";
+    const TABLES: &'static [&'static str] = &["inventories"];
+
+    fn key(event: &InventoryStream) -> Option<Uuid> {
+        let InventoryStream::InventoryChanged { product_id, .. } = event;
+        Some(product_id.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<InventoryStream>]) -> Result<(), sqlx::Error> {
+        // The newest of each product: one statement cannot change a row twice.
+        let mut newest = BTreeMap::new();
+        for event in batch {
+            let InventoryStream::InventoryChanged { product_id, inventory } = &event.event;
+            newest.insert(product_id.uuid(), (i32::from(*inventory), event.position.0));
+        }
+        let products: Vec<_> = newest.keys().copied().collect();
+        let (inventories, positions): (Vec<_>, Vec<_>) = newest.into_values().unzip();
+        sqlx::query!(
+            "INSERT INTO inventories (product_id, inventory, position) SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[])
+             ON CONFLICT (product_id) DO UPDATE SET inventory = excluded.inventory, position = excluded.position",
+            &products,
+            &inventories,
+            &positions
+        )
+        .execute(transaction)
+        .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use actix_web::{App, test, web::Data};
+    use event_store::projection::Settings;
+    use test_support::TestLog;
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    #[test]
+    async fn the_newest_inventory_changed() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let shop = Shopping::new();
+        log.append([shop.inventory(0, 5), shop.inventory(1, 7), shop.inventory(0, 3)]).await;
+        for batch in [1_000, 1] {
+            projection::rebuild::<Inventories>(log.store.pool()).await.unwrap();
+            log.project(Inventories, Settings { batch, ..Settings::default() }).await;
+            let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+            let shown = async |n: usize| -> serde_json::Value {
+                let request = test::TestRequest::get().uri(&format!("/inventories/{}", shop.product(n))).to_request();
+                test::call_and_read_body_json(&app, request).await
+            };
+            assert_eq!(shown(0).await, serde_json::json!({"product_id": shop.product(0), "inventory": 3}));
+            assert_eq!(shown(1).await, serde_json::json!({"product_id": shop.product(1), "inventory": 7}));
+            assert_eq!(shown(2).await, serde_json::Value::Null);
+        }
+    }
+}

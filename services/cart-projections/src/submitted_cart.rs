@@ -1,0 +1,99 @@
+//! Submitted Cart Data: what was ordered, folded from the log at the moment of asking.
+
+use actix_web::{get, web};
+use cart_events::{CartId, DomainEvent, OrderedProduct, SubmissionStream, Total};
+use disintegrate::StateQuery;
+use event_store::{EventStore, Position, State};
+use serde::Serialize;
+use service::{ErrorBody, HttpError, path_value};
+
+use crate::unknown_cart;
+
+/// What was ordered, once the cart is submitted; null before.
+#[utoipa::path(
+    operation_id = "submitted_cart",
+    params(("cart_id" = CartId, Path)),
+    responses((status = 200, body = Option<SubmittedCart>), (status = 404, description = "unknown_cart", body = ErrorBody))
+)]
+#[get("/{cart_id}/submittedcart")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<Option<SubmittedCart>>, HttpError> {
+    let cart_id = path_value("cart_id", &path)?;
+    let (submission, _) = log.read(Submission { cart_id, exists: false, submitted: None }).await?;
+    submission.exists.then(|| web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id))
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub(crate) struct SubmittedCart {
+    cart_id: CartId,
+    /// In the order they were added.
+    ordered_product: Vec<OrderedProduct>,
+    total_price: Total,
+}
+
+/// A cart's submission.
+#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[state_query(SubmissionStream)]
+pub(crate) struct Submission {
+    #[id]
+    cart_id: CartId,
+    exists: bool,
+    submitted: Option<SubmittedCart>,
+}
+
+impl State for Submission {
+    fn mutate(&mut self, event: SubmissionStream, _: Position) {
+        match event {
+            SubmissionStream::CartCreated { .. } => self.exists = true,
+            SubmissionStream::CartSubmitted { cart_id, ordered_products, total_price } => {
+                self.submitted = Some(SubmittedCart { cart_id, ordered_product: ordered_products, total_price });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use event_store::fold_history;
+
+    use super::*;
+    use cart_events::examples::Shopping;
+
+    fn folded(cart: &Shopping, history: impl IntoIterator<Item = DomainEvent>) -> Submission {
+        let history: Vec<_> = (1..).map(Position).zip(history).collect();
+        fold_history(Submission { cart_id: cart.cart_id, exists: false, submitted: None }, &history).unwrap()
+    }
+
+    #[test]
+    fn ordered_products_and_total_once_the_cart_is_submitted() {
+        let cart = Shopping::new();
+        let shown = folded(&cart, cart.with_items(2).chain([cart.submitted(2)])).submitted;
+        assert_eq!(
+            serde_json::json!(shown),
+            serde_json::json!({
+                "cart_id": cart.cart_id,
+                "ordered_product": [
+                    {"product_id": cart.product(0), "price": "10.10"},
+                    {"product_id": cart.product(1), "price": "11.10"},
+                ],
+                "total_price": "21.20",
+            })
+        );
+    }
+
+    #[test]
+    fn null_before() {
+        let cart = Shopping::new();
+        let shown = folded(&cart, cart.with_items(2));
+        assert!(shown.exists && shown.submitted.is_none());
+    }
+
+    #[test]
+    fn unknown_carts_are_an_error() {
+        let cart = Shopping::new();
+        assert!(!folded(&cart, Shopping::new().with_items(1)).exists);
+    }
+}
