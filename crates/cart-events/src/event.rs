@@ -26,6 +26,8 @@ fn default_fingerprint() -> String {
 #[stream(CartStream, [CartCreated, ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted])]
 // What has become of a cart's submission.
 #[stream(SubmissionStream, [CartCreated, CartSubmitted])]
+// What there is to publish.
+#[stream(SubmittedStream, [CartSubmitted])]
 #[stream(PublicationStream, [CartSubmitted, CartPublished, CartPublicationFailed])]
 // What is left of a product.
 #[stream(InventoryStream, [InventoryChanged])]

@@ -8,6 +8,8 @@ use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::error::{Context, Error};
 
+const DEADLINE: Duration = Duration::from_secs(10);
+
 /// The database's name where it is ours to choose.
 pub const NAME: &str = "cartlog";
 
@@ -41,13 +43,17 @@ pub async fn migrate(url: &str) -> Result<(), Error> {
 /// # Errors
 /// The server is away, or refuses the user.
 pub async fn connect(url: &str) -> Result<PgPool, Error> {
-    let options: PgConnectOptions = parse(url)?;
+    let options = parse(url)?;
+    let failed = || format!("connect to {}", masked(url));
+    // A pool hides why it has no connection; one connection says it.
+    let first = tokio::time::timeout(DEADLINE, options.connect()).await;
+    first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).context(failed)?.close().await.context(failed)?;
     PgPoolOptions::new()
         .max_connections(4)
-        .acquire_timeout(Duration::from_secs(10))
+        .acquire_timeout(DEADLINE)
         .connect_with(options)
         .await
-        .context(|| format!("connect to {}", masked(url)))
+        .context(failed)
 }
 
 /// The same database for another user, without a password; none where the URL has no place for a user.

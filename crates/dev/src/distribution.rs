@@ -99,7 +99,7 @@ async fn lock(directory: &Path, report: &Report) -> Result<File, Error> {
     let path = directory.join("lock");
     let file = File::create(&path).context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
-        report.say("another process is fetching; waiting for it");
+        report.say("waiting for what is being fetched already");
         return blocking(move || file.lock().map(|()| file).context(|| format!("lock {}", path.display()))).await;
     }
     Ok(file)

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use nix::unistd::Uid;
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::error::{Context, Error};
 use crate::files;
@@ -14,11 +15,15 @@ use crate::report::Report;
 /// The oldest Java that Kafka's server runs on.
 const OLDEST: u32 = 17;
 
+/// apt installs one thing at a time, and Java often comes with Maven.
+static LOOKING: Mutex<()> = Mutex::const_new(());
+
 /// A Java runtime that Kafka runs on.
 ///
 /// # Errors
 /// There is none and none can be installed; the message says the ways out.
 pub async fn java(report: &Report) -> Result<PathBuf, Error> {
+    let _alone = LOOKING.lock().await;
     let (found, seen) = find_java().await;
     if let Some(java) = found {
         return Ok(java);
@@ -37,6 +42,7 @@ pub async fn java(report: &Report) -> Result<PathBuf, Error> {
 /// It is not there and cannot be installed; the message says the ways out.
 pub async fn maven(report: &Report) -> Result<Command, Error> {
     let need = "PostgreSQL and Kafka are fetched by Maven (`mvn`), and here is none";
+    let _alone = LOOKING.lock().await;
     if !runs("mvn").await {
         apt_install("maven", need, report).await?;
         if !runs("mvn").await {
@@ -114,9 +120,8 @@ async fn apt_install(package: &str, need: &str, report: &Report) -> Result<(), E
             .context(|| "run apt-get".to_owned())?;
         // Old package lists often still suffice, so only the installation's own failure counts.
         if !status.success() && arguments[0] == "install" {
-            let tail = files::tail(&log, 8);
-            let found = format!("{need}; `apt-get install {package}` failed ({status}):\n{tail}\n");
-            return Err(ways_out(&found));
+            let last = files::tail(&log, 1);
+            return Err(ways_out(&format!("{need}; `apt-get install {package}` failed ({status}: {last})")));
         }
     }
     files::remove(&log)

@@ -85,7 +85,10 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         Task::Supervise { release } => up::in_background(&layout, release, &report).await?,
         Task::Down => up::down(&layout, &report).await?,
         Task::Reset => up::reset(&layout, &Settings::from_environment()?, &report).await?,
-        Task::Env => print_environment(&running(&layout)?),
+        Task::Env => match running(&layout)? {
+            Some(up) => print_environment(&up),
+            None => return Err(Error::Refused("the stack is not up: `cargo dev up`".to_owned())),
+        },
         Task::Demo { shoppers, release } => demo::run(&layout, shoppers, release, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),
@@ -93,9 +96,8 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn running(layout: &Layout) -> Result<Up, Error> {
-    let state = State::read(layout)?;
-    state.and_then(|state| state.up).ok_or_else(|| Error::Refused("the stack is not up: `cargo dev up`".to_owned()))
+fn running(layout: &Layout) -> Result<Option<Up>, Error> {
+    Ok(State::read(layout)?.and_then(|state| state.up))
 }
 
 fn print_environment(up: &Up) {
@@ -107,9 +109,14 @@ fn print_environment(up: &Up) {
 }
 
 async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {
-    let url = match Settings::from_environment()?.database_url {
-        Some(url) => url,
-        None => running(layout)?.database.address,
+    let given = Settings::from_environment()?.database_url;
+    let url = match (given, running(layout)?) {
+        (Some(url), _) => url,
+        (None, Some(up)) => up.database.address,
+        (None, None) => {
+            let ways = "there is no database to migrate: set DATABASE_URL, or `cargo dev up`";
+            return Err(Error::Refused(ways.to_owned()));
+        }
     };
     report.say(format!("applying the migrations to {}", database::masked(&url)));
     database::migrate(&url).await?;

@@ -168,6 +168,7 @@ impl Process {
         F: Future<Output = Result<(), String>>,
     {
         let end = Instant::now() + deadline;
+        let mut reason = String::from("no answer");
         loop {
             if let Some(status) = self.exited()? {
                 return Err(self.ended(status));
@@ -175,11 +176,12 @@ impl Process {
             // An attempt that hangs must neither outlive the deadline nor hide that the process has ended.
             let left = end.saturating_duration_since(Instant::now());
             let answer = tokio::time::timeout(left.min(Duration::from_secs(2)), attempt()).await;
-            let reason = match answer {
+            match answer {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(reason)) => reason,
-                Err(_) => "no answer within 2 s".to_owned(),
-            };
+                Ok(Err(said)) => reason = said,
+                // The last attempt may be cut short, and what was said before it tells more.
+                Err(_) => {}
+            }
             if Instant::now() >= end {
                 return Err(Error::NotReady {
                     name: self.name.clone(),

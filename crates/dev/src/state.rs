@@ -1,6 +1,6 @@
 //! What is up: written by the supervisor, read by the other commands.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -92,14 +92,28 @@ impl State {
 /// # Errors
 /// The operating system's refusal.
 pub fn supervise(layout: &Layout) -> Result<Option<File>, Error> {
-    files::create_directory(&layout.stack())?;
-    let path = layout.stack().join("lock");
-    let lock = File::create(&path).context(|| format!("create {}", path.display()))?;
+    let (lock, path) = lock_file(layout, "lock")?;
     match lock.try_lock() {
         Ok(()) => Ok(Some(lock)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).context(|| format!("lock {}", path.display())),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).context(|| format!("lock {}", path.display())),
     }
+}
+
+/// The right to start a supervisor in the background, until it is dropped; waits while another is doing so.
+///
+/// # Errors
+/// The operating system's refusal.
+pub async fn alone_in_starting(layout: &Layout) -> Result<File, Error> {
+    let (lock, path) = lock_file(layout, "starting")?;
+    let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
+    locked.map_err(std::io::Error::other).flatten().context(|| format!("lock {}", path.display()))
+}
+
+fn lock_file(layout: &Layout, name: &str) -> Result<(File, PathBuf), Error> {
+    files::create_directory(&layout.stack())?;
+    let path = layout.stack().join(name);
+    Ok((File::create(&path).context(|| format!("create {}", path.display()))?, path))
 }
 
 fn path(layout: &Layout) -> PathBuf {

@@ -55,10 +55,11 @@ pub async fn in_background(layout: &Layout, release: bool, report: &Report) -> R
 /// # Errors
 /// It does not come up; what it said is on the screen.
 pub async fn background(layout: &Layout, release: bool, report: &Report) -> Result<Up, Error> {
+    // Of several that start at once, one starts the stack and the others find it.
+    let _starting = state::alone_in_starting(layout).await?;
     if let Some(state) = State::read(layout)? {
         return until_ready(layout, &state.supervisor, report).await;
     }
-    Settings::from_environment()?.check_ports()?;
     let log = layout.stack().join("logs/supervisor.log");
     let output = files::open_log(&log)?;
     let errors = output.try_clone().context(|| format!("open {} twice", log.display()))?;
@@ -137,8 +138,10 @@ async fn supervise(
         Error::Interrupted if state.up.is_some() => Ok(()),
         error => Err(error),
     });
-    if let Err(error) = &ran {
-        report.say(format!("error: {}", crate::error::chain(error)));
+    match &ran {
+        Ok(()) => {}
+        Err(Error::Interrupted) => report.say("interrupted"),
+        Err(error) => report.say(format!("error: {}", crate::error::chain(error))),
     }
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
@@ -151,7 +154,10 @@ async fn supervise(
     drop(lock);
     stopped?;
     report.say("all is stopped");
-    ran.map_err(|_| Error::Refused("the stack is down; the reason is above".to_owned()))
+    ran.map_err(|error| match error {
+        Error::Interrupted => error,
+        _ => Error::Refused("the stack is down; the reason is above".to_owned()),
+    })
 }
 
 /// Returns only when something went wrong.
@@ -189,7 +195,7 @@ async fn until_ready(layout: &Layout, supervisor: &Identity, report: &Report) ->
     loop {
         match State::read(layout)? {
             Some(State { up: Some(up), .. }) => {
-                report.say("the stack is up");
+                report.say(if said { "the stack is up" } else { "the stack is up already" });
                 return Ok(up);
             }
             Some(state) if state.supervisor == *supervisor => {
@@ -244,8 +250,8 @@ pub async fn reset(layout: &Layout, settings: &Settings, report: &Report) -> Res
     if !strangers.is_empty() {
         // The log and the topics belong together: emptying one alone would leave what contradicts the other.
         return Err(Error::Refused(format!(
-            "{} names a server that was not started by `cargo dev up`, and it is not emptied: do that yourself, or \
-             unset the variable (after `cargo dev down`) to empty the servers of `cargo dev up`",
+            "nothing is emptied, because a server is in use that was not started by `cargo dev up` ({}): empty it \
+             yourself, or unset that (after `cargo dev down`) to empty the servers of `cargo dev up`",
             strangers.join(" and ")
         )));
     }

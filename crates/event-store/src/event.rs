@@ -70,6 +70,8 @@ pub struct Recorded<E> {
     pub event: E,
     /// What is known besides.
     pub metadata: Metadata,
+    /// When it was written, by the database's clock.
+    pub recorded_at: time::OffsetDateTime,
 }
 
 impl<E> Deref for Recorded<E> {

@@ -221,7 +221,7 @@ impl<P: Projection> Worker<P> {
     async fn read(&self, after: Position, to: Position) -> Result<Vec<Recorded<P::Event>>, StoreError> {
         let types: Vec<String> = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
         let rows = sqlx::query!(
-            r#"SELECT event_id, payload, metadata AS "metadata: sqlx::types::Json<Metadata>" FROM event
+            r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: sqlx::types::Json<Metadata>" FROM event
                WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
             after.0,
             to.0,
@@ -233,7 +233,7 @@ impl<P: Projection> Worker<P> {
         for row in rows {
             let event: P::Log = decode(row.event_id, &row.payload)?;
             if let Ok(event) = event.try_into() {
-                batch.push(Recorded { position: Position(row.event_id), event, metadata: row.metadata.0 });
+                batch.push(Recorded { position: Position(row.event_id), event, metadata: row.metadata.0, recorded_at: row.inserted_at });
             }
         }
         Ok(batch)

@@ -27,35 +27,35 @@ pub enum TranslatorError {
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// It may go better later: the broker is away, the topic is missing, the time was up. The message may have been written.
-    #[error("the message for the topic {topic} was not acknowledged")]
+    #[error("the message for the topic {topic} was not acknowledged: {cause}")]
     Transient {
         /// The topic.
         topic: String,
         /// Why.
-        source: KafkaError,
+        cause: KafkaError,
     },
     /// This message will never be taken, by that topic as it is: it is too large, or refused by the topic's rules.
-    #[error("the topic {topic} does not take this message")]
+    #[error("the topic {topic} does not take this message: {cause}")]
     Permanent {
         /// The topic.
         topic: String,
         /// Why.
-        source: KafkaError,
+        cause: KafkaError,
     },
 }
 
 impl SendError {
-    pub(crate) fn new(topic: &str, source: KafkaError) -> Self {
+    pub(crate) fn new(topic: &str, cause: KafkaError) -> Self {
         let topic = topic.to_owned();
-        match source.rdkafka_error_code() {
+        match cause.rdkafka_error_code() {
             Some(
                 RDKafkaErrorCode::MessageSizeTooLarge
                 | RDKafkaErrorCode::MessageBatchTooLarge
                 | RDKafkaErrorCode::InvalidRecord
                 | RDKafkaErrorCode::InvalidTimestamp
                 | RDKafkaErrorCode::PolicyViolation,
-            ) => Self::Permanent { topic, source },
-            _ => Self::Transient { topic, source },
+            ) => Self::Permanent { topic, cause },
+            _ => Self::Transient { topic, cause },
         }
     }
 

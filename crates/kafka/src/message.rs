@@ -33,7 +33,7 @@ pub fn json<T: DeserializeOwned>(message: &Message<'_>) -> Result<T, Poison> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        reason(&path, &error.into_inner())
+        reason(&path, error.inner())
     })?;
     deserializer.end().map_err(|error| reason(".", &error))?;
     Ok(value)

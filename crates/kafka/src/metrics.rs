@@ -4,7 +4,7 @@ use std::sync::{LazyLock, Weak};
 
 use opentelemetry::{
     KeyValue, global,
-    metrics::{Counter, Histogram, Meter, ObservableGauge},
+    metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 
 use crate::input::Status;
@@ -46,26 +46,25 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     }
 });
 
-/// What is read off when somebody asks: only partitions that this process has, so that none is counted twice or stays behind.
-pub(crate) fn observe(status: &Weak<Status>) -> [ObservableGauge<i64>; 2] {
-    let of = |status: &Weak<Status>, read: fn(&Status) -> Vec<(String, i32, i64)>| {
+/// Registers what is read off when somebody asks: only partitions that this process has, so that none is counted twice or stays behind.
+pub(crate) fn observe(status: &Weak<Status>) {
+    let of = |read: fn(&Status) -> Vec<(String, i32, i64)>| {
         let status = status.clone();
-        move |observer: &dyn opentelemetry::metrics::AsyncInstrument<i64>| {
+        move |observer: &dyn AsyncInstrument<i64>| {
             for (topic, partition, value) in status.upgrade().as_deref().map(read).unwrap_or_default() {
                 observer.observe(value, &[KeyValue::new("topic", topic), KeyValue::new("partition", i64::from(partition))]);
             }
         }
     };
-    [
-        meter()
-            .i64_observable_gauge("translation.lag")
-            .with_description("Offsets of a partition that are still to be translated.")
-            .with_callback(of(status, Status::lags))
-            .build(),
-        meter()
-            .i64_observable_gauge("translation.stopped")
-            .with_description("1 where a partition waits for an operator, else 0.")
-            .with_callback(of(status, Status::stopped))
-            .build(),
-    ]
+    let meter = meter();
+    meter
+        .i64_observable_gauge("translation.lag")
+        .with_description("Offsets of a partition that are still to be translated.")
+        .with_callback(of(Status::lags))
+        .build();
+    meter
+        .i64_observable_gauge("translation.stopped")
+        .with_description("1 where a partition waits for an operator, else 0.")
+        .with_callback(of(Status::stopped))
+        .build();
 }

@@ -1,6 +1,6 @@
 //! A producer that waits for the broker's word.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rdkafka::{
     ClientConfig, ClientContext,

@@ -127,11 +127,7 @@ pub(crate) async fn answer_errors_in_json(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let http_request = request.request().clone();
-    let response = match next.call(request).await {
-        Ok(response) => response.map_into_boxed_body(),
-        Err(error) => ServiceResponse::from_err(error, http_request),
-    };
+    let response = next.call(request).await?.map_into_boxed_body();
     let status = response.status();
     let is_json = response
         .headers()
@@ -142,7 +138,8 @@ pub(crate) async fn answer_errors_in_json(
     }
     let (http_request, response) = response.into_parts();
     if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
-        return Ok(ServiceResponse::new(http_request.clone(), no_route(&http_request)));
+        let refusal = no_route(&http_request);
+        return Ok(ServiceResponse::new(http_request, refusal));
     }
     let refusal = if status.is_server_error() {
         HttpError::fault(anyhow::anyhow!("{}", response.error().map_or_else(|| status.to_string(), ToString::to_string)))
@@ -173,13 +170,13 @@ pub(crate) async fn refuse_large_heads(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI_BYTES) {
         let message = format!("path and query must have at most {MAX_URI_BYTES} bytes");
-        return Err(HttpError::refusal(StatusCode::URI_TOO_LONG, "uri_too_long", message).into());
+        return Ok(request.error_response(HttpError::refusal(StatusCode::URI_TOO_LONG, "uri_too_long", message)));
     }
     let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if size > MAX_HEADER_BYTES {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         let message = format!("the headers must have at most {MAX_HEADER_BYTES} bytes together");
-        return Err(HttpError::refusal(status, "headers_too_large", message).into());
+        return Ok(request.error_response(HttpError::refusal(status, "headers_too_large", message)));
     }
     Ok(next.call(request).await?.map_into_boxed_body())
 }

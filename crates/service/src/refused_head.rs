@@ -166,3 +166,38 @@ fn refusal(status: &str) -> Option<(&'static str, String)> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::with_body;
+
+    #[test]
+    fn only_a_bare_head_of_a_refusal_gets_a_body() {
+        let bare = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\ndate: today\r\n\r\n";
+        let answer = String::from_utf8(with_body(bare.as_bytes()).unwrap()).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"), "{head}");
+        assert!(head.ends_with("date: today"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["code"], "request_timeout");
+
+        for other in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 50\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "\r\n\r\n",
+            "",
+        ] {
+            assert_eq!(with_body(other.as_bytes()), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_before_the_bare_head_stays() {
+        let good = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOk";
+        let both = format!("{good}HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        let answer = String::from_utf8(with_body(both.as_bytes()).unwrap()).unwrap();
+        assert!(answer.starts_with(&format!("{good}HTTP/1.1 400 Bad Request\r\ncontent-type")), "{answer}");
+    }
+}

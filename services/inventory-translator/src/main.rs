@@ -1,2 +1,60 @@
-//! placeholder
-fn main() {}
+//! Inventories and prices, as the outside world tells them: from Kafka, and over HTTP.
+
+mod change_inventory;
+mod change_price;
+mod settings;
+
+use std::process::ExitCode;
+
+use actix_web::web;
+use cart_events::DomainEvent;
+use kafka::{Brokers, Translation, Translator, TranslatorSettings};
+use service::{CancellationToken, Fault, Service, open_log};
+use settings::Settings;
+use utoipa::OpenApi;
+
+fn main() -> ExitCode {
+    service::run("inventory-translator", include_str!("settings.toml"), start)
+}
+
+async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let translating =
+        TranslatorSettings { session_timeout: settings.session_timeout_seconds.seconds(), ..TranslatorSettings::new(brokers, &*settings.consumer_group) };
+    let translations = [
+        Translation::new(&*settings.inventories_topic, change_inventory::translate),
+        Translation::new(&*settings.price_changes_topic, change_price::translate),
+    ];
+    let translator = Translator::new(translating, log.clone(), translations)?;
+    let (log_ready, translator_status) = (log.clone(), translator.status());
+    service
+        .ready_when("log", move || {
+            let log = log_ready.clone();
+            async move { log.ready().await }
+        })
+        .ready_when("kafka", move || {
+            let status = translator_status.clone();
+            async move { status.ready() }
+        })
+        .background("translator", move |shutdown: CancellationToken| async move { Ok(translator.run(shutdown).await?) })
+        .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
+            app.app_data(web::Data::new(log.clone())).service(change_inventory::route).service(change_price::route);
+        })
+        .await
+}
+
+/// Inventories and prices of Cartlog's products. They come over Kafka, mostly; these are the same commands over HTTP.
+#[derive(OpenApi)]
+#[openapi(info(title = "inventory-translator"), paths(change_inventory::route, change_price::route))]
+struct Api;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_openapi_document_is_the_served_one() {
+        service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    }
+}

@@ -1,2 +1,86 @@
-//! placeholder
-fn main() {}
+//! Submitted carts, out to Kafka.
+
+mod publish_cart;
+
+use std::{process::ExitCode, sync::Arc};
+
+use actix_web::web;
+use cart_events::DomainEvent;
+use event_store::{
+    Position,
+    projection::{self, Projection},
+    todo,
+};
+use kafka::{Brokers, Publisher, PublisherSettings};
+use publish_cart::{PublishCartAutomation, Publishing};
+use serde::Deserialize;
+use service::{
+    CancellationToken, Fault, Service, Validate, open_log,
+    settings::{BootstrapServers, TopicName, Whole},
+};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+
+fn main() -> ExitCode {
+    service::run("publisher", include_str!("settings.toml"), start)
+}
+
+#[derive(Debug, Deserialize)]
+struct Settings {
+    kafka_bootstrap_servers: BootstrapServers,
+    published_carts_topic: TopicName,
+    publish_deadline_seconds: Whole<1, 604_800>,
+    publish_concurrency: Whole<1, 1_000>,
+    decide_deadline_milliseconds: Whole<10, 60_000>,
+}
+
+impl Validate for Settings {}
+
+async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let publishing = Publishing {
+        log: log.clone(),
+        publisher: Publisher::new(&PublisherSettings::new(brokers))?,
+        topic: settings.published_carts_topic.to_string(),
+        deadline: settings.publish_deadline_seconds.seconds(),
+    };
+    let working = todo::Settings { concurrency: settings.publish_concurrency.as_usize(), ..todo::Settings::default() };
+    let projected = Arc::new(watch::Sender::new(Position::START));
+    let asked = projected.subscribe();
+    let (log_ready, broker_ready) = (log.clone(), publishing.clone());
+    service
+        .ready_when("log", move || {
+            let log = log_ready.clone();
+            async move { log.ready().await }
+        })
+        .ready_when("kafka", move || {
+            let publishing = broker_ready.clone();
+            async move { publishing.publisher.ready(&publishing.topic).await }
+        })
+        .background(PublishCartAutomation::NAME, move |shutdown: CancellationToken| async move {
+            Ok(projection::run(log, PublishCartAutomation, projection::Settings::default(), projected, shutdown).await?)
+        })
+        .background("publish_cart to-dos", move |shutdown: CancellationToken| async move {
+            let pool = publishing.log.pool().clone();
+            todo::work(pool, PublishCartAutomation::NAME, working, asked, shutdown, |todo| publishing.attempt(todo)).await;
+            Ok(())
+        })
+        .serve(Api::openapi(), |_: &mut web::ServiceConfig| {})
+        .await
+}
+
+/// Publishes Cartlog's submitted carts. It has no routes of its own.
+#[derive(OpenApi)]
+#[openapi(info(title = "publisher"))]
+struct Api;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_openapi_document_is_the_served_one() {
+        service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 use url::Url;
 
@@ -44,13 +44,7 @@ impl Layers {
             let Some(text) = variable(&name).filter(|text| !text.is_empty()) else {
                 continue;
             };
-            let is_list = layers.get(&key).is_some_and(|value| matches!(value.kind, ValueKind::Array(_)));
-            let kind = if is_list {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                ValueKind::Array(items.map(Value::from).collect())
-            } else {
-                ValueKind::String(text)
-            };
+            let kind = like(layers.get(&key), text);
             layers.insert(key, Value::new(Some(&format!("from the environment, {name}")), kind));
         }
         Ok(Self { values: layers })
@@ -61,14 +55,14 @@ impl Layers {
     /// # Errors
     /// Where a value is not what its type allows, or contradicts another.
     pub(crate) fn read<T: DeserializeOwned + Validate>(&self) -> Result<T, SettingsError> {
+        // Through JSON, because the crate's own deserialiser keeps quiet about what it would have taken.
         let table = Value::new(None, ValueKind::Table(self.values.clone()));
+        let table: serde_json::Value =
+            table.try_deserialize().map_err(|error| SettingsError::Defaults(error.to_string()))?;
         let settings: T = serde_path_to_error::deserialize(table).map_err(|error| {
             let path = error.path().to_string();
             let key = path.split(['.', '[']).next().unwrap_or_default().to_owned();
-            let allowed = match error.into_inner() {
-                ConfigError::Type { expected, .. } => expected.to_owned(),
-                other => expectation::of(&other.to_string()),
-            };
+            let allowed = expectation::of(&error.inner().to_string());
             if self.values.contains_key(&key) {
                 self.invalid(&key, allowed)
             } else {
@@ -88,6 +82,21 @@ impl Layers {
             allowed,
         }
     }
+}
+
+/// The text of an environment variable as the kind of value that is there already; as text, where it is not one.
+fn like(there: Option<&Value>, text: String) -> ValueKind {
+    let parsed = match there.map(|value| &value.kind) {
+        Some(ValueKind::Array(_)) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(ValueKind::Array(items.map(Value::from).collect()))
+        }
+        Some(ValueKind::Boolean(_)) => text.parse().ok().map(ValueKind::Boolean),
+        Some(ValueKind::I64(_)) => text.parse().ok().map(ValueKind::I64),
+        Some(ValueKind::Float(_)) => text.parse().ok().map(ValueKind::Float),
+        _ => None,
+    };
+    parsed.unwrap_or(ValueKind::String(text))
 }
 
 fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Value>, SettingsError> {

@@ -46,3 +46,6 @@ pub fn environment_variable(key: &str) -> String {
         _ => format!("CARTLOG_{capitals}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

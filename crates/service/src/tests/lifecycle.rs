@@ -26,6 +26,12 @@ struct Gate {
     open: Notify,
 }
 
+impl Gate {
+    async fn entered(&self) {
+        timeout(Duration::from_secs(20), self.entered.notified()).await.expect("a request in its handler");
+    }
+}
+
 #[utoipa::path(get, path = "/slow")]
 #[get("/slow")]
 async fn slow(gate: web::Data<Gate>) -> impl Responder {
@@ -106,7 +112,7 @@ async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_i
     read_answer(&mut idle).await;
     let mut busy = running.connect().await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    gate.entered.notified().await;
+    gate.entered().await;
 
     running.stopping.cancel();
     assert_eq!(timeout(Duration::from_secs(10), idle.read(&mut [0])).await.unwrap().unwrap(), 0, "idle ones are closed");
@@ -130,7 +136,7 @@ async fn what_does_not_finish_by_the_deadline_is_cut_off() {
     });
     let mut busy = running.connect().await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    gate.entered.notified().await;
+    gate.entered().await;
     let start = std::time::Instant::now();
     running.stop().await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());

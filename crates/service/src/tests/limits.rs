@@ -105,6 +105,15 @@ async fn a_body_of_the_largest_size_is_read() {
 }
 
 #[tokio::test]
+async fn nesting_without_end_is_refused() {
+    let running = start();
+    let answer = running.post("/things", "application/json", format!(r#"{{"a":{}"#, "[".repeat(60_000))).await;
+    let message = answer.error().2;
+    assert!(message.contains("recursion limit exceeded"), "{message}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn headers_without_end_are_431_in_json() {
     let running = start();
     let endless = [

@@ -138,10 +138,10 @@ async fn a_body_that_cannot_be_read_is_refused_with_the_field_and_what_it_should
             "invalid_json",
             "the body is not valid JSON, at text: unexpected end of hex escape",
         ),
-        (deep.as_str(), "invalid_json", "the body is not valid JSON, at x: recursion limit exceeded"),
+        (deep.as_str(), "invalid_json", "the body is not valid JSON, at x: EOF while parsing a list"),
     ] {
         let answer = running.post("/things/1", JSON, body).await;
-        assert_eq!(answer.error(), (400, code.to_owned(), message.to_owned()), "{body}");
+        assert_eq!(answer.error(), (400, code.to_owned(), message.to_owned()), "{body:.60}");
     }
     let not_utf8 = running.post("/things/1", JSON, b"{\"text\":\"\xff\"}").await;
     assert_eq!(not_utf8.error().1, "invalid_json");

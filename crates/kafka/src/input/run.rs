@@ -1,0 +1,519 @@
+//! The loop: what the consumer reads goes to its partition, and from there, batch by batch, into the log.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use event_store::{LogEvent, StoreError};
+use futures::StreamExt;
+use opentelemetry::KeyValue;
+use rdkafka::{
+    Message as _, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{Consumer as _, StreamConsumer},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::{BorrowedMessage, OwnedMessage},
+};
+use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{
+    Source,
+    batch::{Outcome, Worker},
+    group::{Group, Rebalance},
+    partition::Partition,
+    range::OutOfRange,
+};
+use crate::{TranslatorError, TranslatorSettings, error::causes, metrics::METRICS, producer::topic_exists};
+
+/// How often the loop looks after what nobody tells it.
+const TICK: Duration = Duration::from_secs(1);
+/// How often a partition that waits for an operator is looked at again.
+const INSPECT_INTERVAL: Duration = Duration::from_secs(3);
+/// What a question to the broker may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time for leaving the group, where the broker is away.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run<E: LogEvent>(settings: &TranslatorSettings, worker: Arc<Worker<E>>, shutdown: CancellationToken) -> Result<(), TranslatorError> {
+    let (sender, mut rebalances) = mpsc::unbounded_channel();
+    let group = Group { rebalances: sender, status: worker.status.clone() };
+    let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
+    let topics: Vec<_> = worker.translations.keys().map(String::as_str).collect();
+    consumer.subscribe(&topics).map_err(TranslatorError::Consumer)?;
+    tracing::info!(group = settings.group, ?topics, "translating");
+
+    let consumer = Arc::new(consumer);
+    let mut running = Running::new(consumer.clone(), worker);
+    let outcome = running.until(&shutdown, &consumer, &mut rebalances).await;
+    running.finish().await;
+    drop(running);
+    leave(consumer).await;
+    outcome
+}
+
+type Consumer = StreamConsumer<Group>;
+
+/// The last clone of the consumer tells the group that it leaves, and waits: not on a thread that others need.
+async fn leave(consumer: Arc<Consumer>) {
+    let leaving = tokio::task::spawn_blocking(move || drop(consumer));
+    if tokio::time::timeout(LEAVE_TIMEOUT, leaving).await.is_err() {
+        tracing::warn!("the consumer could not leave its group in time; the group will notice by itself");
+    }
+}
+
+/// What a task came back with. Those that concern the partitions carry the assignment they were started in.
+enum Done {
+    Offsets { assignment: u64, offsets: HashMap<Source, i64> },
+    Batch { assignment: u64, source: Source, outcome: Outcome },
+    Inspected { assignment: u64, inspected: Vec<Inspected>, because_of_error: bool },
+    MissingTopics(KafkaResult<Vec<String>>),
+    /// It was told to stop.
+    Stopped,
+}
+
+/// A partition's ends, and what is stored of it.
+struct Inspected {
+    source: Source,
+    /// Where it was to be read on when the ends were asked for.
+    next: Option<i64>,
+    stored: Option<i64>,
+    low: i64,
+    high: i64,
+}
+
+struct Running<E> {
+    consumer: Arc<Consumer>,
+    worker: Arc<Worker<E>>,
+    /// Counts the group's decisions, to tell what comes too late.
+    assignment: u64,
+    /// Ends what was started in this assignment.
+    revoked: CancellationToken,
+    /// Assigned by the group, and not read until the stored offsets are known.
+    awaiting_offsets: Option<Vec<Source>>,
+    partitions: HashMap<Source, Partition>,
+    batches: usize,
+    tasks: JoinSet<Done>,
+    /// Partitions have to be read from other offsets than the consumer does.
+    reassign: bool,
+    inspecting: bool,
+    /// The consumer said that some partition does not have the offset it was to be read from, but not which.
+    inspect: bool,
+    last_inspected: Option<Instant>,
+    asking_for_topics: bool,
+    topics_complete: bool,
+    last_error: Option<(KafkaError, Instant)>,
+}
+
+impl<E: LogEvent> Running<E> {
+    fn new(consumer: Arc<Consumer>, worker: Arc<Worker<E>>) -> Self {
+        Self {
+            consumer,
+            worker,
+            assignment: 0,
+            revoked: CancellationToken::new(),
+            awaiting_offsets: None,
+            partitions: HashMap::new(),
+            batches: 0,
+            tasks: JoinSet::new(),
+            reassign: false,
+            inspecting: false,
+            inspect: false,
+            last_inspected: None,
+            asking_for_topics: false,
+            topics_complete: false,
+            last_error: None,
+        }
+    }
+
+    async fn until(
+        &mut self,
+        shutdown: &CancellationToken,
+        consumer: &Consumer,
+        rebalances: &mut mpsc::UnboundedReceiver<Rebalance>,
+    ) -> Result<(), TranslatorError> {
+        let mut messages = consumer.stream();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // In this order: who has a partition comes before what was read of it.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(rebalance) = rebalances.recv() => self.rebalanced(rebalance),
+                Some(done) = self.tasks.join_next() => self.done(done?),
+                _ = tick.tick() => self.look_after(),
+                Some(message) = messages.next() => self.read(message)?,
+            }
+        }
+    }
+
+    /// Lets the calls in hand end.
+    async fn finish(&mut self) {
+        self.revoked.cancel();
+        while self.batches > 0
+            && let Some(done) = self.tasks.join_next().await
+        {
+            match done {
+                Ok(Done::Batch { source, outcome, .. }) => {
+                    self.batches -= 1;
+                    if let Outcome::Translated { to } = outcome {
+                        self.commit(&source, to);
+                    }
+                }
+                Ok(_) => {}
+                // Whatever died is no longer waited for.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn rebalanced(&mut self, rebalance: Rebalance) {
+        self.assignment += 1;
+        self.revoked.cancel();
+        self.revoked = CancellationToken::new();
+        // In librdkafka a pause outlives the assignment: the partition would come back paused.
+        self.resume(self.partitions.iter().filter(|(_, partition)| partition.paused).map(|(source, _)| source));
+        self.partitions.clear();
+        (self.reassign, self.inspect, self.inspecting) = (false, false, false);
+        self.awaiting_offsets = match rebalance {
+            Rebalance::Assigned(sources) => Some(sources),
+            Rebalance::Revoked => {
+                tracing::debug!("partitions revoked");
+                self.worker.status.revoked();
+                None
+            }
+        };
+        self.load_offsets();
+    }
+
+    /// Asks the log where to read on. First the batches in hand end, which move just that.
+    fn load_offsets(&mut self) {
+        if self.awaiting_offsets.is_none() || self.batches > 0 {
+            return;
+        }
+        let (worker, assignment, revoked) = (self.worker.clone(), self.assignment, self.revoked.clone());
+        self.tasks.spawn(async move {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                match stored_offsets(&worker).await {
+                    Ok(offsets) => return Done::Offsets { assignment, offsets },
+                    Err(error) if pause == Duration::from_millis(50) => {
+                        tracing::warn!(error = causes(&error), "the stored offsets cannot be read yet; trying again");
+                    }
+                    Err(_) => {}
+                }
+                tokio::select! {
+                    () = revoked.cancelled() => return Done::Stopped,
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+                }
+            }
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Batch { assignment, source, outcome } => {
+                self.batches -= 1;
+                if assignment == self.assignment {
+                    self.batch_done(&source, outcome);
+                }
+                self.load_offsets_when_idle();
+            }
+            Done::Offsets { assignment, offsets } if assignment == self.assignment => self.start(&offsets),
+            Done::Inspected { assignment, inspected, because_of_error } if assignment == self.assignment => {
+                self.inspected(inspected, because_of_error);
+            }
+            Done::MissingTopics(missing) => self.topics_known(missing),
+            Done::Offsets { .. } | Done::Inspected { .. } | Done::Stopped => {}
+        }
+    }
+
+    fn load_offsets_when_idle(&mut self) {
+        if self.batches == 0 {
+            self.load_offsets();
+        }
+    }
+
+    fn start(&mut self, offsets: &HashMap<Source, i64>) {
+        let Some(sources) = self.awaiting_offsets.take() else { return };
+        tracing::info!(partitions = sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), "partitions assigned");
+        self.partitions = sources.into_iter().map(|source| (source.clone(), Partition::new(offsets.get(&source).copied()))).collect();
+        self.worker.status.assigned(self.partitions.iter().map(|(source, partition)| (source.clone(), partition.stored())));
+        self.assign();
+    }
+
+    /// Has every partition read from where it stands, but for those that wait for an operator.
+    fn assign(&mut self) {
+        self.reassign = false;
+        let (mut list, mut paused) = (TopicPartitionList::new(), vec![]);
+        for (source, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.stopped.is_none()) {
+            if partition.next_to_read().is_some_and(|offset| offset < 0) {
+                // Nothing that Kafka can have: librdkafka would take it for a wish to start elsewhere.
+                self.inspect = true;
+                continue;
+            }
+            // Only the offset can be refused, and it is none of those.
+            let _ = list.add_partition_offset(&source.topic, source.partition, partition.offset());
+            if std::mem::take(&mut partition.paused) {
+                paused.push(source.clone());
+            }
+        }
+        if let Err(error) = self.consumer.assign(&list) {
+            tracing::warn!(%error, "the consumer did not take its offsets; trying again");
+            self.reassign = true;
+        }
+        self.resume(&paused);
+    }
+
+    fn read(&mut self, message: KafkaResult<BorrowedMessage<'_>>) -> Result<(), TranslatorError> {
+        match message {
+            Ok(message) => {
+                let source = Source::new(message.topic(), message.partition());
+                self.take(&source, message.detach());
+                Ok(())
+            }
+            Err(error @ KafkaError::MessageConsumptionFatal(_)) => Err(TranslatorError::Consumer(error)),
+            Err(error) => {
+                self.consumer_error(error);
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&mut self, source: &Source, message: OwnedMessage) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        partition.take(message);
+        if partition.wants_pause() {
+            partition.paused = true;
+            if let Err(error) = self.consumer.pause(&list([source])) {
+                tracing::debug!(%source, %error, "not paused");
+            }
+        }
+        self.dispatch(source);
+    }
+
+    /// Sends the partition's next batch on its way, where there is one and none is.
+    fn dispatch(&mut self, source: &Source) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        let from = partition.stored();
+        let Some(batch) = partition.next_batch() else { return };
+        self.batches += 1;
+        let (worker, assignment, source, revoked) = (self.worker.clone(), self.assignment, source.clone(), self.revoked.clone());
+        let span = tracing::info_span!("translate", topic = &*source.topic, partition = source.partition, messages = batch.len());
+        self.tasks.spawn(
+            async move {
+                let outcome = worker.translate(&source, from, batch, &revoked).await;
+                Done::Batch { assignment, source, outcome }
+            }
+            .instrument(span),
+        );
+    }
+
+    fn batch_done(&mut self, source: &Source, outcome: Outcome) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        match outcome {
+            Outcome::Translated { to } => {
+                partition.appended(to);
+                self.worker.status.translated_to(source, Some(to));
+                self.commit(source, to);
+                self.dispatch(source);
+                self.resume_where_wanted(source);
+            }
+            Outcome::Moved { stored } => {
+                METRICS.fenced.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
+                tracing::warn!(%source, read = partition.next_to_read(), stored, "another translator has moved the stored offset; reading from there");
+                partition.rewind(stored);
+                self.worker.status.translated_to(source, stored);
+                self.reassign = true;
+                self.reassign_unless_awaiting();
+            }
+            Outcome::Stopped => {}
+        }
+    }
+
+    fn reassign_unless_awaiting(&mut self) {
+        if self.reassign && self.awaiting_offsets.is_none() {
+            self.assign();
+        }
+    }
+
+    fn resume_where_wanted(&mut self, source: &Source) {
+        if let Some(partition) = self.partitions.get_mut(source)
+            && partition.wants_resume()
+        {
+            partition.paused = false;
+            self.resume([source]);
+        }
+    }
+
+    fn resume<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) {
+        let list = list(sources);
+        if list.count() > 0
+            && let Err(error) = self.consumer.resume(&list)
+        {
+            tracing::debug!(%error, "not resumed");
+        }
+    }
+
+    /// For lag tools: with the next automatic commit.
+    fn commit(&self, source: &Source, to: i64) {
+        // librdkafka counts from the last message, and refuses partitions that it has lost.
+        if let Err(error) = self.consumer.store_offset(&source.topic, source.partition, to - 1) {
+            tracing::debug!(%source, %error, "not committed");
+        }
+    }
+
+    fn consumer_error(&mut self, error: KafkaError) {
+        let code = error.rdkafka_error_code();
+        match code {
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::LogTruncation) => {
+                self.inspect = true;
+                self.inspect_when_wanted();
+            }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                self.topics_complete = false;
+                self.ask_for_topics();
+            }
+            _ => {}
+        }
+        // The same error comes again and again while its cause lasts.
+        let news = self.last_error.as_ref().is_none_or(|(last, at)| *last != error || at.elapsed() > Duration::from_secs(30));
+        if news {
+            tracing::warn!(%error, "the consumer has trouble");
+            self.last_error = Some((error, Instant::now()));
+        }
+    }
+
+    fn look_after(&mut self) {
+        self.reassign_unless_awaiting();
+        self.inspect_when_wanted();
+        self.ask_for_topics();
+    }
+
+    fn inspect_when_wanted(&mut self) {
+        let since = self.last_inspected.map_or(Duration::MAX, |last| last.elapsed());
+        let stopped = self.partitions.values().any(|partition| partition.stopped.is_some());
+        // The consumer says it of each partition by itself, but not of which.
+        let wanted = (self.inspect && since >= TICK) || (stopped && since >= INSPECT_INTERVAL);
+        if !wanted || self.inspecting || self.awaiting_offsets.is_some() || self.partitions.is_empty() {
+            return;
+        }
+        let because_of_error = std::mem::take(&mut self.inspect);
+        (self.inspecting, self.last_inspected) = (true, Some(Instant::now()));
+        let reading: Vec<_> = self.partitions.iter().map(|(source, partition)| (source.clone(), partition.next_to_read())).collect();
+        let (worker, consumer, assignment, revoked) = (self.worker.clone(), self.consumer.clone(), self.assignment, self.revoked.clone());
+        self.tasks.spawn(async move {
+            let inspected = match stored_offsets(&worker).await {
+                Ok(stored) => tokio::task::spawn_blocking(move || inspect(&consumer, reading, &stored, &revoked)).await.unwrap_or_default(),
+                Err(_) => vec![],
+            };
+            Done::Inspected { assignment, inspected, because_of_error }
+        });
+    }
+
+    fn inspected(&mut self, inspected: Vec<Inspected>, because_of_error: bool) {
+        self.inspecting = false;
+        // Where broker or log did not answer: once more, soon.
+        self.inspect |= because_of_error && inspected.len() < self.partitions.len();
+        // librdkafka reads no more of a partition it had trouble with until it is assigned again, also where the trouble has passed.
+        self.reassign |= because_of_error;
+        for Inspected { source, next, stored, low, high } in inspected {
+            let Some(partition) = self.partitions.get_mut(&source) else { continue };
+            let was_stopped = partition.stopped.is_some();
+            if !was_stopped && partition.next_to_read() != next {
+                // It was read meanwhile.
+                continue;
+            }
+            // Of one that is stopped, the log says where to go on: an operator may have changed it.
+            let next = if was_stopped && partition.is_idle() { stored } else { next };
+            let found = OutOfRange::found(next, low, high);
+            match &found {
+                Some(found) if !was_stopped => {
+                    let why = found.message(&self.worker.group, &source);
+                    tracing::error!(%source, why, "a partition is stopped");
+                    self.worker.status.stop(&source, Some(why));
+                }
+                None if was_stopped => {
+                    tracing::info!(%source, from = next, "the partition goes on");
+                    partition.rewind(next);
+                    self.worker.status.stop(&source, None);
+                    self.worker.status.translated_to(&source, next);
+                }
+                _ => {}
+            }
+            self.reassign |= found.is_some() != was_stopped;
+            partition.stopped = found;
+        }
+        self.reassign_unless_awaiting();
+    }
+
+    fn ask_for_topics(&mut self) {
+        if self.topics_complete || self.asking_for_topics {
+            return;
+        }
+        self.asking_for_topics = true;
+        let (consumer, topics) = (self.consumer.clone(), self.worker.topics());
+        self.tasks.spawn(async move {
+            let asking = tokio::task::spawn_blocking(move || {
+                let mut missing = vec![];
+                for topic in topics {
+                    if !topic_exists(consumer.client(), &topic, ASK_TIMEOUT)? {
+                        missing.push(topic);
+                    }
+                }
+                Ok(missing)
+            });
+            asking.await.map_or(Done::Stopped, Done::MissingTopics)
+        });
+    }
+
+    fn topics_known(&mut self, missing: KafkaResult<Vec<String>>) {
+        self.asking_for_topics = false;
+        // A broker that does not answer is told of by what librdkafka counts.
+        if let Ok(missing) = missing {
+            self.topics_complete = missing.is_empty();
+            self.worker.status.missing_topics(missing);
+        }
+    }
+}
+
+fn list<'a>(sources: impl IntoIterator<Item = &'a Source>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for source in sources {
+        list.add_partition(&source.topic, source.partition);
+    }
+    list
+}
+
+async fn stored_offsets<E: LogEvent>(worker: &Worker<E>) -> Result<HashMap<Source, i64>, StoreError> {
+    let mut offsets = HashMap::new();
+    for topic in worker.translations.keys() {
+        let stored = worker.store.stored_offsets(&worker.group, topic).await?;
+        offsets.extend(stored.into_iter().map(|(partition, offset)| (Source::new(topic, partition), offset)));
+    }
+    Ok(offsets)
+}
+
+/// Asks for the partitions' ends, as far as the brokers answer; blocks.
+fn inspect(
+    consumer: &Consumer,
+    reading: Vec<(Source, Option<i64>)>,
+    stored: &HashMap<Source, i64>,
+    revoked: &CancellationToken,
+) -> Vec<Inspected> {
+    let mut inspected = vec![];
+    for (source, next) in reading {
+        if revoked.is_cancelled() {
+            break;
+        }
+        match consumer.fetch_watermarks(&source.topic, source.partition, ASK_TIMEOUT) {
+            Ok((low, high)) => inspected.push(Inspected { stored: stored.get(&source).copied(), source, next, low, high }),
+            Err(error) => tracing::debug!(%source, %error, "the partition's ends are not known"),
+        }
+    }
+    inspected
+}

@@ -1,0 +1,96 @@
+//! A stored offset that the partition does not have is a visible fault, and never a jump.
+mod common;
+
+use common::*;
+use event_store::SourcePartition;
+use rdkafka::{Offset, TopicPartitionList, admin::AdminOptions};
+use test_support::eventually;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_statement_lets_it_go_on() {
+    let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
+    // As after the topic was made anew.
+    let source = SourcePartition { consumer: &group, topic: &topic.name, partition: 0 };
+    log.store.append_from(source, None, 120, &[]).await.expect("the log");
+    for count in 0..4 {
+        topic.count(0, count).await;
+        topic.count(1, 10 + count).await;
+    }
+    let translator = Running::start(&log, &group, &[&topic]);
+    let why = translator.until_waiting_for("is stopped").await;
+    assert!(why.contains(&format!("{}/0: ", topic.name)) && why.contains("offset 120") && why.contains("ends at 4"), "{why}");
+    // The other goes on, also with what comes later.
+    topic.count(1, 14).await;
+    log.until_counts(&[10, 11, 12, 13, 14]).await;
+    assert_eq!(log.stored_offset(&group, &topic.name, 0).await, Some(120));
+
+    let start = why.find("UPDATE").expect("a statement");
+    let end = start + why[start..].find(';').expect("its end");
+    sqlx::query(&why[start..end]).execute(&log.pool).await.expect("the statement is right");
+    log.until_counts(&[0, 1, 2, 3, 10, 11, 12, 13, 14]).await;
+    translator.until_ready().await;
+    topic.count(0, 4).await;
+    log.until_counts(&[0, 1, 2, 3, 4, 10, 11, 12, 13, 14]).await;
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    for count in 0..10 {
+        topic.count(0, count).await;
+    }
+    let source = SourcePartition { consumer: &group, topic: &topic.name, partition: 0 };
+    log.store.append_from(source, None, 2, &[]).await.expect("the log");
+    let mut until = TopicPartitionList::new();
+    until.add_partition_offset(&topic.name, 0, Offset::Offset(6)).expect("an offset");
+    admin().delete_records(&until, &AdminOptions::new()).await.expect("deleted");
+
+    let translator = Running::start(&log, &group, &[&topic]);
+    let why = translator.until_waiting_for("is stopped").await;
+    assert!(why.contains("offset 2,") && why.contains("begins at 6"), "{why}");
+    assert!(log.counts().await.is_empty());
+
+    // It heals by itself where the log is set right.
+    sqlx::query("UPDATE translation_offset SET next_offset = 8 WHERE consumer = $1").bind(&group).execute(&log.pool).await.expect("the log");
+    log.until_counts(&[8, 9]).await;
+    translator.until_ready().await;
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_never_read_starts_at_its_beginning_whatever_retention_has_deleted() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    for count in 0..10 {
+        topic.count(0, count).await;
+    }
+    let mut until = TopicPartitionList::new();
+    until.add_partition_offset(&topic.name, 0, Offset::Offset(6)).expect("an offset");
+    admin().delete_records(&until, &AdminOptions::new()).await.expect("deleted");
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_counts(&[6, 7, 8, 9]).await;
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_anew_under_a_running_translator_is_noticed() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    for count in 0..5 {
+        topic.count(0, count).await;
+    }
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_stored(&group, &topic.name, 0, 5).await;
+    translator.until_ready().await;
+    admin().delete_topics(&[&topic.name], &AdminOptions::new()).await.expect("deleted");
+    eventually("the topic can be made anew", || async {
+        let new = rdkafka::admin::NewTopic::new(&topic.name, 1, rdkafka::admin::TopicReplication::Fixed(1));
+        let made = admin().create_topics([&new], &AdminOptions::new()).await.ok()?;
+        made.into_iter().all(|topic| topic.is_ok()).then_some(())
+    })
+    .await;
+    Topic::named(&topic.name).count(0, 100).await;
+    let why = translator.until_waiting_for("is stopped").await;
+    assert!(why.contains("offset 5") && why.contains("ends at 1"), "{why}");
+    assert_eq!(log.counts().await, [0, 1, 2, 3, 4]);
+    translator.stop().await;
+}

@@ -1,0 +1,62 @@
+//! The smallest service; the tests of the process's life run it.
+
+use std::process::ExitCode;
+
+use actix_web::{Responder, get};
+use service::{Fault, Service, trace};
+use utoipa::OpenApi;
+
+const DEFAULTS: &str = r#"
+# The port to listen at.
+port = 8080
+# The database.
+database_url = "postgres://nobody@127.0.0.1:5432/nothing"
+# The task to fail with: none, error or panic.
+failing = "none"
+"#;
+
+#[derive(Debug, serde::Deserialize)]
+struct Settings {
+    failing: Failing,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Failing {
+    None,
+    Error,
+    Panic,
+}
+
+impl service::Validate for Settings {}
+
+/// The trace the request is part of
+#[utoipa::path(get, path = "/traceparent", responses((status = 200, body = String)))]
+#[get("/traceparent")]
+async fn traceparent() -> impl Responder {
+    trace::current_traceparent().unwrap_or_default()
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(traceparent))]
+struct Document;
+
+fn main() -> ExitCode {
+    service::run("minimal", DEFAULTS, start)
+}
+
+async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+    let service = service.background("worker", |shutdown| async move {
+        match settings.failing {
+            Failing::None => shutdown.cancelled().await,
+            Failing::Error => return Err(Fault::msg("out of paper")),
+            #[allow(clippy::panic, reason = "the test is about panics")]
+            Failing::Panic => panic!("out of cheese"),
+        }
+        Ok(())
+    });
+    service.serve(Document::openapi(), |app| {
+        app.service(traceparent);
+    })
+    .await
+}

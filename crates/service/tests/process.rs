@@ -1,0 +1,196 @@
+//! The life of a process: its exit codes, its signals, its logs, traces and metrics. Runs the example `minimal`.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// A running `minimal`, killed at the end where it still runs.
+struct Process {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    address: String,
+}
+
+fn minimal(environment: &[(&str, &str)]) -> Command {
+    // Tests are in target/<profile>/deps, examples beside that.
+    let mut path: PathBuf = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.push("examples/minimal");
+    let mut command = Command::new(path);
+    command.env_clear().envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+impl Process {
+    /// Starts it and waits until it listens.
+    fn start(environment: &[(&str, &str)]) -> Self {
+        let port = free_port();
+        let environment = [environment, &[("CARTLOG_PORT", port.as_str())]].concat();
+        let mut child = minimal(&environment).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut log = String::new();
+        while !log.contains("\"listening\"") {
+            assert!(stdout.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+        }
+        Self { child, stdout, address: format!("127.0.0.1:{port}") }
+    }
+
+    fn get(&self, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Sends the signal; answers the exit code and the log since it listens, one JSON object a line.
+    fn end(mut self, signal: Signal) -> (Option<i32>, Vec<Value>) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, signal).unwrap();
+        let mut log = String::new();
+        self.stdout.read_to_string(&mut log).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")));
+        (self.child.wait().unwrap().code(), lines.collect())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended in most tests.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = minimal(environment).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_with_exit_code_0() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (code, log) = Process::start(&[]).end(signal);
+        assert_eq!(code, Some(0));
+        let messages: Vec<_> = log.iter().map(|line| line["message"].as_str().unwrap()).collect();
+        assert_eq!(messages, ["stopping", "stopped"]);
+        assert_eq!(log[0]["signal"], signal.as_str());
+    }
+}
+
+#[test]
+fn wrong_settings_end_it_with_exit_code_2_and_words_on_stderr() {
+    let (code, _, stderr) = run(&[("CARTLOG_FAILING", "maybe")]);
+    assert_eq!(code, Some(2));
+    let expected = "minimal: failing is \"maybe\" (from the environment, CARTLOG_FAILING), but must be one of none, error, panic\n";
+    assert_eq!(stderr, expected);
+}
+
+#[test]
+fn a_failed_background_task_and_a_taken_port_end_it_with_exit_code_1() {
+    let (code, stdout, stderr) = run(&[("CARTLOG_FAILING", "error"), ("CARTLOG_PORT", &free_port())]);
+    assert_eq!(code, Some(1));
+    assert_eq!(stderr, "minimal: the background task worker failed: out of paper\n");
+    assert!(stdout.contains("the background task worker failed: out of paper"), "{stdout}");
+
+    let (code, stdout, stderr) = run(&[("CARTLOG_FAILING", "panic"), ("CARTLOG_PORT", &free_port())]);
+    assert_eq!(code, Some(1));
+    assert!(stdout.contains("panic: out of cheese") && stderr.contains("out of cheese"), "{stdout} {stderr}");
+    assert!(stdout.lines().all(|line| line.starts_with('{')), "a panic is JSON too: {stdout}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, _, stderr) = run(&[("CARTLOG_PORT", port.as_str())]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains(&format!("cannot listen at 127.0.0.1:{port}")) && stderr.contains("CARTLOG_PORT"), "{stderr}");
+}
+
+#[test]
+fn a_trace_goes_on_through_the_request_without_an_exporter_and_whatever_is_logged() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let process = Process::start(&[("CARTLOG_LOG_FILTER", "off,service=info")]);
+    let parent = format!("traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n");
+    let answer = process.get("/traceparent", &parent);
+    assert!(answer.contains(&format!("\r\n\r\n00-{TRACE}-")) && !answer.contains("00f067aa0ba902b7"), "{answer}");
+    let fresh = process.get("/traceparent", "");
+    assert_eq!(fresh.rsplit("\r\n").next().unwrap().len(), 55, "a new trace: {fresh}");
+    let broken = process.get("/traceparent", "traceparent: nonsense\r\n");
+    assert_eq!(broken.rsplit("\r\n").next().unwrap().len(), 55, "a new trace: {broken}");
+
+    let (_, log) = process.end(Signal::SIGTERM);
+    let request = log.iter().find(|line| line["message"] == "request answered").unwrap();
+    assert_eq!(request["status"], 200);
+    assert_eq!(request["spans"][0]["trace_id"], TRACE, "{request}");
+    assert_eq!(request["spans"][0]["http.route"], "/traceparent");
+}
+
+#[test]
+fn metrics_count_requests_by_route_and_probes_are_not_logged() {
+    let process = Process::start(&[]);
+    process.get("/traceparent", "");
+    process.get("/nothing/at/all", "");
+    process.get("/ready", "");
+    let metrics = process.get("/metrics", "");
+    for line in [
+        r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200",http_route="/traceparent"} 1"#,
+        r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="unknown"} 1"#,
+        r#"service_name="minimal""#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    let (_, log) = process.end(Signal::SIGTERM);
+    assert_eq!(log.iter().filter(|line| line["message"] == "request answered").count(), 2);
+}
+
+/// Takes one export and answers it; hands over what it was.
+fn collector() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        let head = String::from_utf8(request).unwrap();
+        let length = head.lines().filter_map(|line| line.split_once(": "));
+        let length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let mut body = vec![0; length.map(|(_, value)| value.parse::<usize>().unwrap()).next().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        sender.send(head + &String::from_utf8_lossy(&body)).unwrap();
+    });
+    (address, receiver)
+}
+
+#[test]
+fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
+    let (endpoint, exports) = collector();
+    let process = Process::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())]);
+    process.get("/traceparent", "");
+    let (code, _) = process.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0));
+    let export = exports.recv_timeout(Duration::from_secs(10)).expect("an export");
+    assert!(export.starts_with("POST /v1/traces "), "{export}");
+    assert!(export.contains("GET /traceparent") && export.contains("minimal"), "{export}");
+}

@@ -1,0 +1,129 @@
+//! Change Inventory: how many of a product there are, told over Kafka or over HTTP.
+
+use actix_web::{post, web};
+use cart_events::{DomainEvent, Inventory, ProductId};
+use event_store::{Decided, Decision, EventStore};
+use kafka::{Message, Poison};
+use serde::Deserialize;
+use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+
+/// A message of the topic `inventories`, keyed by product_uuid, so that a product's messages keep their order over several partitions.
+#[derive(Debug, Deserialize)]
+struct InventoryMessage {
+    product_uuid: ProductId,
+    inventory: Inventory,
+}
+
+/// Translates a message.
+pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, Poison> {
+    let InventoryMessage { product_uuid, inventory } = kafka::json(message)?;
+    Ok(DomainEvent::InventoryChanged { product_id: product_uuid, inventory })
+}
+
+/// Changes the inventory of a product. Sent again after a lost reply, it is a second change.
+#[utoipa::path(
+    operation_id = "change_inventory",
+    params(("product_id" = ProductId, Path)),
+    request_body = ChangeInventory,
+    responses((status = 200, description = "The product's id, and the position of InventoryChanged in the log.", body = (ProductId, i64)))
+)]
+#[post("/changeinventory/{product_id}")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    JsonBody(command): JsonBody<ChangeInventory>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<Answer<ProductId>, HttpError> {
+    agree("product_id", &path_value("product_id", &path)?, &command.product_id)?;
+    Ok(web::Json((command.product_id, log.decide(&command).await?)))
+}
+
+/// The command.
+#[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
+pub(crate) struct ChangeInventory {
+    product_id: ProductId,
+    inventory: Inventory,
+}
+
+/// It is never refused: what the outside world says about its stock, happened.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match *self {}
+    }
+}
+
+impl Decision for ChangeInventory {
+    type Event = DomainEvent;
+    type StateQuery = ();
+    type Error = Refused;
+
+    fn state_query(&self) {}
+
+    fn process(&self, (): &()) -> Result<Decided<DomainEvent>, Refused> {
+        Ok(Decided::Events(vec![DomainEvent::InventoryChanged { product_id: self.product_id, inventory: self.inventory }]))
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use test_support::given;
+
+    use super::*;
+
+    const PRODUCT: &str = "01890a5d-ac96-774b-bcce-b302099a8059";
+
+    fn inventory_changed(inventory: i64) -> DomainEvent {
+        DomainEvent::InventoryChanged { product_id: PRODUCT.parse().unwrap(), inventory: inventory.try_into().unwrap() }
+    }
+
+    fn translated(value: &str) -> Result<DomainEvent, String> {
+        let message = Message { topic: "inventories", partition: 0, offset: 0, key: None, value: value.as_bytes() };
+        translate(&message).map_err(|poison| poison.to_string())
+    }
+
+    #[test]
+    fn a_message_of_the_topic_inventories_inventory_changed() {
+        let value = |inventory| format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": {inventory}}}"#);
+        for inventory in [0, 7, 2_147_483_647] {
+            assert_eq!(translated(&value(inventory)), Ok(inventory_changed(inventory)));
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        let value = format!(r#"{{"warehouse": {{"city": "Lübeck"}}, "product_uuid": "{PRODUCT}", "inventory": 7}}"#);
+        assert_eq!(translated(&value), Ok(inventory_changed(7)));
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_refused_with_a_reason_that_names_the_field() {
+        let version_4 = "0d9a77ae-7f5f-4c6f-8c0c-9d0e3b3b8f5e";
+        for (value, reason) in [
+            ("not JSON".to_owned(), "the value is not JSON: expected ident"),
+            (format!(r#"{{"product_uuid": "{PRODUCT}"}}"#), "missing field inventory"),
+            (format!(r#"{{"product_id": "{PRODUCT}", "inventory": 7}}"#), "missing field product_uuid"),
+            (
+                format!(r#"{{"product_uuid": "{version_4}", "inventory": 7}}"#),
+                "product_uuid: must be a UUID of version 7, as 01890a5d-ac96-774b-bcce-b302099a8057",
+            ),
+            (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": -1}}"#), "inventory: must be a whole number from 0 to 2147483647"),
+            (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 2147483648}}"#), "inventory: must be a whole number from 0 to 2147483647"),
+            (
+                format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": "7"}}"#),
+                r#"inventory: invalid type: string "7", expected a whole number"#,
+            ),
+        ] {
+            assert_eq!(translated(&value), Err(reason.to_owned()), "{value}");
+        }
+    }
+
+    #[test]
+    fn nothing_change_inventory_inventory_changed() {
+        let change = ChangeInventory { product_id: PRODUCT.parse().unwrap(), inventory: 7.try_into().unwrap() };
+        given([]).when(&change).then([inventory_changed(7)]);
+        // A second time it is a second change.
+        given([inventory_changed(7)]).when(&change).then([inventory_changed(7)]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Change Price: what a product costs from now on, told over Kafka or over HTTP.
+
+use actix_web::{post, web};
+use cart_events::{DomainEvent, Price, ProductId};
+use event_store::{Decided, Decision, EventStore};
+use kafka::{Message, Poison};
+use serde::Deserialize;
+use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+
+/// A message of the topic `price-changes`, keyed by product_uuid, so that a product's messages keep their order over several partitions.
+#[derive(Debug, Deserialize)]
+struct PriceMessage {
+    product_uuid: ProductId,
+    old_price: Price,
+    new_price: Price,
+}
+
+/// Translates a message.
+pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, Poison> {
+    let PriceMessage { product_uuid, old_price, new_price } = kafka::json(message)?;
+    Ok(DomainEvent::PriceChanged { product_id: product_uuid, old_price, new_price })
+}
+
+/// Changes the price of a product; its items in unsubmitted carts are then archived. Sent again after a lost reply, it is a second change.
+#[utoipa::path(
+    operation_id = "change_price",
+    params(("product_id" = ProductId, Path)),
+    request_body = ChangePrice,
+    responses((status = 200, description = "The product's id, and the position of PriceChanged in the log.", body = (ProductId, i64)))
+)]
+#[post("/changeprice/{product_id}")]
+pub(crate) async fn route(
+    path: web::Path<String>,
+    JsonBody(command): JsonBody<ChangePrice>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<Answer<ProductId>, HttpError> {
+    agree("product_id", &path_value("product_id", &path)?, &command.product_id)?;
+    Ok(web::Json((command.product_id, log.decide(&command).await?)))
+}
+
+/// The command.
+#[derive(Debug, Clone, Deserialize, utoipa::ToSchema)]
+pub(crate) struct ChangePrice {
+    product_id: ProductId,
+    old_price: Price,
+    new_price: Price,
+}
+
+/// It is never refused: what the outside world says about its prices, happened.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match *self {}
+    }
+}
+
+impl Decision for ChangePrice {
+    type Event = DomainEvent;
+    type StateQuery = ();
+    type Error = Refused;
+
+    fn state_query(&self) {}
+
+    fn process(&self, (): &()) -> Result<Decided<DomainEvent>, Refused> {
+        let Self { product_id, old_price, new_price } = *self;
+        Ok(Decided::Events(vec![DomainEvent::PriceChanged { product_id, old_price, new_price }]))
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use test_support::given;
+
+    use super::*;
+
+    const PRODUCT: &str = "01890a5d-ac96-774b-bcce-b302099a8059";
+
+    fn price_changed(old_price: &str, new_price: &str) -> DomainEvent {
+        let product_id = PRODUCT.parse().unwrap();
+        DomainEvent::PriceChanged { product_id, old_price: old_price.parse().unwrap(), new_price: new_price.parse().unwrap() }
+    }
+
+    fn translated(value: &str) -> Result<DomainEvent, String> {
+        let message = Message { topic: "price-changes", partition: 0, offset: 0, key: None, value: value.as_bytes() };
+        translate(&message).map_err(|poison| poison.to_string())
+    }
+
+    #[test]
+    fn a_message_of_the_topic_price_changes_price_changed() {
+        let value = |old, new| format!(r#"{{"product_uuid": "{PRODUCT}", "old_price": {old}, "new_price": {new}}}"#);
+        assert_eq!(translated(&value("\"9.99\"", "\"19.99\"")), Ok(price_changed("9.99", "19.99")));
+        assert_eq!(translated(&value("9.9", "9999999999.99")), Ok(price_changed("9.90", "9999999999.99")), "numbers are read exactly");
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        let value = format!(r#"{{"product_uuid": "{PRODUCT}", "old_price": "0", "new_price": 1, "currency": "EUR"}}"#);
+        assert_eq!(translated(&value), Ok(price_changed("0.00", "1.00")));
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_refused_with_a_reason_that_names_the_field() {
+        let price = r#"must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, as "9.99""#;
+        for (fields, reason) in [
+            (r#""old_price": "1""#, "missing field new_price".to_owned()),
+            (r#""old_price": -1, "new_price": 1"#, format!("old_price: {price}")),
+            (r#""old_price": 1, "new_price": 1.999"#, format!("new_price: {price}")),
+            (r#""old_price": 1, "new_price": 10000000000"#, format!("new_price: {price}")),
+            (r#""old_price": 1, "new_price": null"#, format!("new_price: {price}")),
+        ] {
+            assert_eq!(translated(&format!(r#"{{"product_uuid": "{PRODUCT}", {fields}}}"#)), Err(reason), "{fields}");
+        }
+    }
+
+    #[test]
+    fn nothing_change_price_price_changed() {
+        let change = ChangePrice { product_id: PRODUCT.parse().unwrap(), old_price: "9.99".parse().unwrap(), new_price: "19.99".parse().unwrap() };
+        given([]).when(&change).then([price_changed("9.99", "19.99")]);
+        // A second time it is a second change.
+        given([price_changed("9.99", "19.99")]).when(&change).then([price_changed("9.99", "19.99")]);
+    }
+}

@@ -1,0 +1,303 @@
+//! Publish Cart: a submitted cart becomes a message, and then CartPublished.
+//!
+//! Kafka and PostgreSQL share no transaction. The message is sent first, and CartPublished decided once the broker has it: a crash between
+//! the two sends the message again, with the same `ce_id`, by which a consumer knows it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cart_events::{CartId, DomainEvent, OrderedProduct, PublicationStream, SubmittedStream, Total};
+use disintegrate::StateQuery;
+use event_store::{
+    DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
+    projection::{Kind, Projection},
+    todo::{self, NewTodo, Outcome, Todo},
+    trace,
+};
+use kafka::{CloudEvent, Publisher};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Asks for a to-do for each submitted cart.
+pub(crate) struct PublishCartAutomation;
+
+#[async_trait]
+impl Projection for PublishCartAutomation {
+    type Log = DomainEvent;
+    type Event = SubmittedStream;
+    const NAME: &'static str = "publish_cart";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(event: &SubmittedStream) -> Option<Uuid> {
+        let SubmittedStream::CartSubmitted { cart_id, .. } = event;
+        Some(cart_id.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<SubmittedStream>]) -> Result<(), sqlx::Error> {
+        let todos: Vec<_> = batch
+            .iter()
+            .map(|event| {
+                let SubmittedStream::CartSubmitted { cart_id, ordered_products, total_price } = event.event.clone();
+                let message = Message { cart_id, ordered_product: ordered_products, total_price };
+                NewTodo {
+                    key: cart_id.to_string(),
+                    position: event.position,
+                    payload: serde_json::json!(Submitted { message, at: event.recorded_at.unix_timestamp() }),
+                    metadata: event.metadata.clone(),
+                }
+            })
+            .collect();
+        todo::ask(transaction, Self::NAME, &todos).await
+    }
+}
+
+/// What is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Message {
+    cart_id: CartId,
+    /// In the order they were added.
+    ordered_product: Vec<OrderedProduct>,
+    total_price: Total,
+}
+
+/// What a to-do keeps.
+#[derive(Debug, Serialize, Deserialize)]
+struct Submitted {
+    message: Message,
+    /// When the cart was submitted, in seconds since 1970.
+    at: i64,
+}
+
+/// What it takes to publish.
+#[derive(Clone)]
+pub(crate) struct Publishing {
+    pub(crate) log: EventStore<DomainEvent>,
+    pub(crate) publisher: Publisher,
+    pub(crate) topic: String,
+    /// For how long, from the first attempt, a broker that is away is waited for.
+    pub(crate) deadline: Duration,
+}
+
+impl Publishing {
+    /// Publishes a to-do's cart, unless that was done.
+    pub(crate) async fn attempt(&self, todo: Todo) -> Outcome {
+        let submitted: Submitted = match serde_json::from_value(todo.payload.clone()) {
+            Ok(submitted) => submitted,
+            Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
+        };
+        let cart_id = submitted.message.cart_id;
+        // Before sending: after a crash between the log and the to-do, the message is not sent once more.
+        match self.log.read(Publication::of(cart_id)).await {
+            Ok((Publication { published: true, .. }, _)) => return Outcome::Done,
+            Ok(_) => {}
+            Err(error) => return Outcome::Retry { error: error.to_string() },
+        }
+        let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
+        match self.send(&todo, &submitted).await {
+            Ok(()) => match self.log.decide_with(&PublishCart { cart_id }, metadata).await {
+                Ok(_) | Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
+                Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
+                Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
+            },
+            Err(error) => {
+                let reason = error.to_string();
+                if !error.is_permanent() && todo.trying_for < self.deadline {
+                    return Outcome::Retry { error: reason };
+                }
+                match self.log.decide_with(&GiveUpPublication { cart_id, reason: reason.clone() }, metadata).await {
+                    Ok(_) => Outcome::Failed { error: reason },
+                    Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
+                    Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
+                    Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
+                }
+            }
+        }
+    }
+
+    async fn send(&self, todo: &Todo, submitted: &Submitted) -> Result<(), kafka::SendError> {
+        let json = serde_json::json!(submitted.message).to_string();
+        let traceparent = trace::current_traceparent().or_else(|| todo.metadata.traceparent.clone());
+        self.publisher
+            .send(
+                &self.topic,
+                &CloudEvent {
+                    key: &todo.key,
+                    id: &todo.position.to_string(),
+                    source: "/cartlog/publisher",
+                    event_type: "cartlog.CartSubmitted",
+                    time: OffsetDateTime::from_unix_timestamp(submitted.at).ok(),
+                    traceparent: traceparent.as_deref(),
+                    json: json.as_bytes(),
+                },
+            )
+            .await
+    }
+}
+
+/// The command, once the broker has the message.
+#[derive(Debug, Clone)]
+pub(crate) struct PublishCart {
+    cart_id: CartId,
+}
+
+/// The command where the broker was away for too long, or never takes the message.
+#[derive(Debug, Clone)]
+pub(crate) struct GiveUpPublication {
+    cart_id: CartId,
+    reason: String,
+}
+
+/// Why a cart is not published.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("the cart {0} is not submitted")]
+    NotSubmitted(CartId),
+    #[error("the cart {0} is published already")]
+    AlreadyPublished(CartId),
+}
+
+impl Decision for PublishCart {
+    type Event = DomainEvent;
+    type StateQuery = Publication;
+    type Error = Refused;
+
+    fn state_query(&self) -> Publication {
+        Publication::of(self.cart_id)
+    }
+
+    fn process(&self, state: &Publication) -> Result<Decided<DomainEvent>, Refused> {
+        state.check()?;
+        Ok(Decided::Events(vec![DomainEvent::CartPublished { cart_id: self.cart_id }]))
+    }
+}
+
+impl Decision for GiveUpPublication {
+    type Event = DomainEvent;
+    type StateQuery = Publication;
+    type Error = Refused;
+
+    fn state_query(&self) -> Publication {
+        Publication::of(self.cart_id)
+    }
+
+    fn process(&self, state: &Publication) -> Result<Decided<DomainEvent>, Refused> {
+        state.check()?;
+        if state.failed {
+            return Ok(Decided::Nothing);
+        }
+        Ok(Decided::Events(vec![DomainEvent::CartPublicationFailed { cart_id: self.cart_id, reason: self.reason.clone() }]))
+    }
+}
+
+/// What has become of a cart's publication.
+#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[state_query(PublicationStream)]
+pub(crate) struct Publication {
+    #[id]
+    cart_id: CartId,
+    submitted: bool,
+    published: bool,
+    failed: bool,
+}
+
+impl Publication {
+    fn of(cart_id: CartId) -> Self {
+        Self { cart_id, submitted: false, published: false, failed: false }
+    }
+
+    fn check(&self) -> Result<(), Refused> {
+        match self {
+            Self { submitted: false, .. } => Err(Refused::NotSubmitted(self.cart_id)),
+            Self { published: true, .. } => Err(Refused::AlreadyPublished(self.cart_id)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl State for Publication {
+    fn mutate(&mut self, event: PublicationStream, _: Position) {
+        match event {
+            PublicationStream::CartSubmitted { .. } => self.submitted = true,
+            PublicationStream::CartPublished { .. } => self.published = true,
+            PublicationStream::CartPublicationFailed { .. } => self.failed = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod specifications {
+    use cart_events::examples::Shopping;
+    use test_support::given;
+
+    use super::*;
+
+    fn failed(cart: &Shopping) -> DomainEvent {
+        DomainEvent::CartPublicationFailed { cart_id: cart.cart_id, reason: "the broker was away".into() }
+    }
+
+    fn give_up(cart: &Shopping) -> GiveUpPublication {
+        GiveUpPublication { cart_id: cart.cart_id, reason: "the broker was away".into() }
+    }
+
+    #[test]
+    fn cart_submitted_and_the_message_is_with_the_broker_cart_published() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.submitted(1)]))
+            .when(&PublishCart { cart_id: cart.cart_id })
+            .then([DomainEvent::CartPublished { cart_id: cart.cart_id }]);
+    }
+
+    #[test]
+    fn the_message_has_the_carts_lines_in_order_and_its_total() {
+        let cart = Shopping::new();
+        let DomainEvent::CartSubmitted { cart_id, ordered_products, total_price } = cart.submitted(2) else { unreachable!() };
+        assert_eq!(
+            serde_json::json!(Message { cart_id, ordered_product: ordered_products, total_price }),
+            serde_json::json!({
+                "cart_id": cart.cart_id,
+                "ordered_product": [
+                    {"product_id": cart.product(0), "price": "10.10"},
+                    {"product_id": cart.product(1), "price": "11.10"},
+                ],
+                "total_price": "21.20",
+            })
+        );
+    }
+
+    #[test]
+    fn a_broker_away_for_too_long_cart_publication_failed() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&give_up(&cart)).then([failed(&cart)]);
+        given(cart.with_items(1).chain([cart.submitted(1), failed(&cart)])).when(&give_up(&cart)).then_nothing();
+    }
+
+    #[test]
+    fn cart_published_may_follow_cart_publication_failed() {
+        let cart = Shopping::new();
+        given(cart.with_items(1).chain([cart.submitted(1), failed(&cart)]))
+            .when(&PublishCart { cart_id: cart.cart_id })
+            .then([DomainEvent::CartPublished { cart_id: cart.cart_id }]);
+    }
+
+    #[test]
+    fn an_unsubmitted_or_already_published_cart_is_refused_without_an_event() {
+        let cart = Shopping::new();
+        let published = DomainEvent::CartPublished { cart_id: cart.cart_id };
+        let submitted = || cart.with_items(1).chain([cart.submitted(1)]);
+        for refused in [
+            given(cart.with_items(1)).when(&PublishCart { cart_id: cart.cart_id }),
+            given(cart.with_items(1)).when(&give_up(&cart)),
+        ] {
+            refused.then_refused(Refused::NotSubmitted(cart.cart_id));
+        }
+        for refused in [
+            given(submitted().chain([published.clone()])).when(&PublishCart { cart_id: cart.cart_id }),
+            given(submitted().chain([published.clone()])).when(&give_up(&cart)),
+        ] {
+            refused.then_refused(Refused::AlreadyPublished(cart.cart_id));
+        }
+    }
+}
