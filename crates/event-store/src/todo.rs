@@ -34,8 +34,8 @@ pub struct Todo {
     pub key: String,
     /// The position of the event that asked for it.
     pub position: Position,
-    /// What is to be done.
-    pub payload: serde_json::Value,
+    /// What is to be done, as JSON.
+    payload: String,
     /// The event's metadata.
     pub metadata: Metadata,
     /// How often it was tried, this time among them.
@@ -43,6 +43,16 @@ pub struct Todo {
     /// How long ago it was first tried.
     pub trying_for: Duration,
     lease: Uuid,
+}
+
+impl Todo {
+    /// What is to be done. Read from the text, so that exact numbers stay exact.
+    ///
+    /// # Errors
+    /// Where it is not of this shape.
+    pub fn payload<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.payload)
+    }
 }
 
 /// What became of an attempt.
@@ -193,7 +203,7 @@ impl Todos {
                SET lease = $3, lease_until = clock_timestamp() + $4, attempts = t.attempts + 1,
                    first_attempt_at = coalesce(t.first_attempt_at, clock_timestamp())
                FROM due WHERE t.automation = due.automation AND t.key = due.key
-               RETURNING t.key, t.position, t.payload, t.metadata AS "metadata: Json<Metadata>", t.attempts,
+               RETURNING t.key, t.position, t.payload::text AS "payload!", t.metadata AS "metadata: Json<Metadata>", t.attempts,
                          extract(epoch FROM clock_timestamp() - t.first_attempt_at)::float8 AS "trying_for!""#,
             self.automation,
             i64::try_from(limit).unwrap_or(i64::MAX),

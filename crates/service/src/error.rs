@@ -25,7 +25,7 @@ pub struct ErrorBody {
     pub message: String,
 }
 
-/// An answer that is not a success; see the [module](self) for its kinds.
+/// An answer that is not a success: a refusal (4xx), a fault of ours (5xx), or 503 with the time to try again.
 #[derive(Debug)]
 pub struct HttpError {
     status: StatusCode,

@@ -1,5 +1,7 @@
 //! The life of a process: its exit codes, its signals, its logs, traces and metrics. Runs the example `minimal`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},

@@ -121,7 +121,7 @@ impl Projection for ArchiveItemAutomation {
 
 /// Runs the command for a to-do.
 pub(crate) async fn attempt(log: &EventStore<DomainEvent>, todo: Todo) -> Outcome {
-    let command: ArchiveItem = match serde_json::from_value(todo.payload) {
+    let command: ArchiveItem = match todo.payload() {
         Ok(command) => command,
         Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
     };

@@ -71,7 +71,7 @@ impl Checks {
         checks.equal("items a price change has not archived", 0, log.to_be_archived());
 
         checks.equal("carts submitted, and different messages read", log.submissions.len(), messages.len());
-        checks.equal("carts submitted, and noted as published", log.submissions.len(), log.published);
+        checks.equal("carts submitted, and noted as published", log.submissions.len(), log.published());
         let differ = log.submissions.iter().filter(|(position, submission)| {
             messages.get(position).is_some_and(|message| {
                 message.cart_id != submission.cart
@@ -111,7 +111,10 @@ impl Checks {
         if broken.is_empty() {
             return Ok(());
         }
-        Err(Error::Refused(format!("the outcome does not match the log: {}", broken.join("; "))))
+        Err(Error::Refused(format!(
+            "the outcome does not match the log (the services' own logs may say why): {}",
+            broken.join("; ")
+        )))
     }
 
     fn equal<A: Display, B: Display>(&mut self, what: &'static str, expected: A, found: B) {

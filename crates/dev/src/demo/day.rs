@@ -154,7 +154,7 @@ impl Day {
         loop {
             let log = Log::after(&self.pool, self.began_at).await?;
             let submitted = log.submissions.len();
-            let settled = log.published >= submitted && self.published.count() >= submitted && log.to_be_archived() == 0;
+            let settled = log.published() >= submitted && self.published.count() >= submitted && log.to_be_archived() == 0;
             if settled || Instant::now() >= deadline {
                 return Ok(Checks::of(&log, &Outcome {
                     began_at: self.began_at,

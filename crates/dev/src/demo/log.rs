@@ -1,6 +1,6 @@
 //! The day as the log tells it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -20,8 +20,8 @@ pub(crate) struct Log {
     pub(crate) carts: BTreeMap<Uuid, Cart>,
     /// The submissions by their position, also of older carts.
     pub(crate) submissions: BTreeMap<i64, Submission>,
-    /// How many of them were published.
-    pub(crate) published: usize,
+    /// The carts noted as published, also those submitted before the position.
+    published: BTreeSet<Uuid>,
     /// The stock levels heard, by product.
     pub(crate) inventories: BTreeMap<Uuid, Vec<u64>>,
     /// The price changes heard: position and product.
@@ -117,7 +117,9 @@ impl Log {
             ("CartCreated", Some(cart), _, _) => {
                 self.carts.insert(cart, Cart::default());
             }
-            ("CartPublished", ..) => self.published += 1,
+            ("CartPublished", Some(cart), ..) => {
+                self.published.insert(cart);
+            }
             ("CartSubmitted", Some(cart), _, _) => {
                 let Submitted { ordered_products, total_price } =
                     serde_json::from_value(event).map_err(|error| unreadable(&row, error))?;
@@ -138,6 +140,11 @@ impl Log {
             _ => {}
         }
         Ok(())
+    }
+
+    /// How many of the submissions were noted as published.
+    pub(crate) fn published(&self) -> usize {
+        self.submissions.values().filter(|submission| self.published.contains(&submission.cart)).count()
     }
 
     /// The items that a price change should have archived and has not yet.

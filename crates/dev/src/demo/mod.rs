@@ -28,12 +28,13 @@ pub async fn run(layout: &Layout, shoppers: u32, release: bool, report: &Report)
         lived = day::live(&up, shoppers, report) => lived,
         interrupted = interrupted() => interrupted,
     };
+    if let Ok(checks) = &lived {
+        report::answer(checks);
+    }
     if !running {
         up::down(layout, report).await?;
     }
-    let checks = lived?;
-    report::answer(&checks);
-    checks.verdict()
+    lived?.verdict()
 }
 
 async fn interrupted<T>() -> Result<T, Error> {

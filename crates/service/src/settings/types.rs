@@ -12,7 +12,7 @@ use url::Url;
 use super::layers::masked_url;
 
 /// A whole number from `MIN` to `MAX`, both included. Also read from text, as the environment gives it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Whole<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
@@ -56,6 +56,12 @@ impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
     #[must_use]
     pub const fn milliseconds(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.0)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> fmt::Debug for Whole<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -137,8 +143,8 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// The base URL of a collector, or none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The base URL of a collector, or none. Its `Debug` masks a password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(Option<Url>);
 
 impl Endpoint {
@@ -146,6 +152,15 @@ impl Endpoint {
     #[must_use]
     pub fn url(&self) -> Option<&Url> {
         self.0.as_ref()
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(url) => f.write_str(&masked_url(url.as_str())),
+            None => f.write_str("none"),
+        }
     }
 }
 

@@ -1,0 +1,327 @@
+//! The four real services on a real PostgreSQL and a real Kafka: what they do together, and what they lose when they are killed.
+
+mod system;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use dev::distribution;
+use dev::kafka::Kafka;
+use dev::layout::Layout;
+use dev::postgres::Postgres;
+use dev::report::Report;
+use dev::services::{self, COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
+use dev::{database, kafka};
+use serde_json::{Value, json};
+use system::{ALL, READY, Shop, item};
+use test_support::{Database, eventually};
+use uuid::Uuid;
+
+#[tokio::test]
+async fn a_cart_from_its_first_item_to_the_published_message_in_one_trace() {
+    let mut shop = Shop::new("day").await;
+    shop.start(&ALL).await;
+    let (cart, product, other) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+
+    shop.produce("inventories", &[(product, json!({"product_uuid": product, "inventory": 3}))]).await;
+    eventually("the inventory is shown", || async {
+        (shop.get(&format!("/inventories/{product}")).await.1 == json!({"product_id": product, "inventory": 3})).then_some(())
+    })
+    .await;
+    assert_eq!(shop.add(cart, product, "9.99").await.0, 200);
+    assert_eq!(shop.add(cart, other, "0.01").await.0, 200);
+    eventually("both forms show both items", || async {
+        let live = shop.get(&format!("/{cart}/cartitems")).await;
+        assert_eq!(live.1["total_price"], "10.00");
+        (shop.get(&format!("/{cart}/cartitemsfromdb")).await == live).then_some(())
+    })
+    .await;
+
+    shop.produce("price-changes", &[(other, json!({"product_uuid": other, "old_price": "0.01", "new_price": 0.02}))]).await;
+    shop.until_count("ItemArchived", 1).await;
+    let left = shop.get(&format!("/{cart}/cartitems")).await.1;
+    assert_eq!((left["total_price"].as_str(), left["data"].as_array().map(Vec::len)), (Some("9.99"), Some(1)));
+
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let client = reqwest::Client::new();
+    let answer = client
+        .post(format!("{}/submitcart/{cart}", shop.url(COMMANDS)))
+        .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"))
+        .json(&json!({"cart_id": cart}))
+        .send()
+        .await
+        .unwrap();
+    let (id, position): (Uuid, i64) = answer.json().await.unwrap();
+    assert_eq!(id, cart);
+    let [message] = shop.published(1).await.try_into().unwrap();
+    assert_eq!(message.key, cart.to_string());
+    let line = json!({"product_id": product, "price": "9.99"});
+    assert_eq!(message.value, json!({"cart_id": cart, "ordered_product": [line], "total_price": "9.99"}));
+    assert_eq!(message.headers["ce_id"], position.to_string());
+    assert_eq!(message.headers["ce_specversion"], "1.0");
+    assert!(message.headers["traceparent"].contains(trace), "{:?}", message.headers);
+    shop.until_count("CartPublished", 1).await;
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behind_them_is_handled() {
+    let mut shop = Shop::new("poison").await;
+    shop.start(&[TRANSLATOR]).await;
+    let product = Uuid::now_v7();
+    let wrong = [
+        json!("not an object"),
+        json!({"inventory": 1}),
+        json!({"product_uuid": Uuid::new_v4(), "inventory": 1}),
+        json!({"product_uuid": product, "inventory": -1}),
+        json!({"product_uuid": product, "inventory": 1.5}),
+    ];
+    let mut messages: Vec<_> = wrong.into_iter().map(|value| (product, value)).collect();
+    messages.push((product, json!({"product_uuid": product, "inventory": 7})));
+    shop.produce("inventories", &messages).await;
+    shop.until_count("InventoryChanged", 1).await;
+    let offsets: i64 = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM translation_offset").fetch_one(&shop.pool).await.unwrap();
+    assert_eq!(offsets, 6);
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing() {
+    let mut shop = Shop::new("killed-translator").await;
+    shop.start(&[TRANSLATOR]).await;
+    let products: Vec<_> = (0..20).map(|_| Uuid::now_v7()).collect();
+    let mut sent = 0_i64;
+    for round in 0..4_i64 {
+        let messages: Vec<_> = (0..1_500)
+            .map(|n| (products[n % products.len()], json!({"product_uuid": products[n % products.len()], "inventory": sent + n as i64})))
+            .collect();
+        shop.produce("inventories", &messages).await;
+        sent += 1_500;
+        // In the middle of the round, wherever it is.
+        eventually("some of the round is in the log", || async { (shop.count("InventoryChanged").await > round * 1_500).then_some(()) })
+            .await;
+        shop.service(TRANSLATOR).restart().await.unwrap();
+    }
+    shop.until_count("InventoryChanged", sent).await;
+    let payloads: Vec<Vec<u8>> = sqlx::query_scalar("SELECT payload FROM event ORDER BY event_id").fetch_all(&shop.pool).await.unwrap();
+    let mut newest: HashMap<String, i64> = HashMap::new();
+    for payload in payloads {
+        let event: Value = serde_json::from_slice(&payload).unwrap();
+        let (product, inventory) = (event["InventoryChanged"]["product_id"].to_string(), event["InventoryChanged"]["inventory"].as_i64().unwrap());
+        assert!(newest.insert(product, inventory).is_none_or(|before| before < inventory), "a product's messages keep their order");
+    }
+}
+
+#[tokio::test]
+async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
+    let mut shop = Shop::new("killed-projection").await;
+    shop.start(&[COMMANDS]).await;
+    let settings = |shop: &Shop, log: &str| {
+        let mut settings = shop.settings(PROJECTIONS, log);
+        settings.environment.push(("CARTLOG_PROJECTION_BATCH".into(), "7".into()));
+        settings
+    };
+    let product = Uuid::now_v7();
+    let mut carts = vec![];
+    for round in 0..4 {
+        let mut projections = services::Service::start(PROJECTIONS, settings(&shop, &format!("projections-{round}.log"))).unwrap();
+        let adding = (0..60).map(|_| {
+            let cart = Uuid::now_v7();
+            carts.push(cart);
+            let shop = &shop;
+            async move {
+                for price in ["1.00", "2.00"] {
+                    assert_eq!(shop.add(cart, product, price).await.0, 200);
+                }
+            }
+        });
+        futures::future::join_all(adding).await;
+        eventually("the projection has begun", || async {
+            let begun: Option<i64> =
+                sqlx::query_scalar("SELECT position FROM checkpoint WHERE name = 'cart_items'").fetch_optional(&shop.pool).await.unwrap();
+            begun.filter(|position| *position > round * 100).map(drop)
+        })
+        .await;
+        projections.kill().await.unwrap();
+    }
+    shop.start(&[PROJECTIONS]).await;
+    for cart in carts {
+        eventually("the cart is projected as it is", || async {
+            let live = shop.get(&format!("/{cart}/cartitems")).await;
+            assert_eq!(live.1["total_price"], "3.00");
+            (shop.get(&format!("/{cart}/cartitemsfromdb")).await == live).then_some(())
+        })
+        .await;
+    }
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_nothing_but_messages_with_the_same_ce_id() {
+    let mut shop = Shop::new("killed-publisher").await;
+    shop.start(&[COMMANDS]).await;
+    let carts: Vec<_> = (0..120).map(|_| Uuid::now_v7()).collect();
+    let submitting = carts.iter().map(|cart| async {
+        assert_eq!(shop.add(*cart, Uuid::now_v7(), "1.00").await.0, 200);
+        assert_eq!(shop.submit(*cart).await.0, 200);
+    });
+    futures::future::join_all(submitting).await;
+    shop.start(&[PUBLISHER]).await;
+    for published in [1, 40, 80] {
+        eventually("some are published", || async { (shop.count("CartPublished").await >= published).then_some(()) }).await;
+        shop.service(PUBLISHER).restart().await.unwrap();
+    }
+    // A dead worker's to-dos are free again when its lease has run out; nobody waits for that here.
+    sqlx::query("UPDATE todo SET lease_until = clock_timestamp() WHERE status = 'open' AND lease_until IS NOT NULL")
+        .execute(&shop.pool)
+        .await
+        .unwrap();
+    shop.until_count("CartPublished", 120).await;
+    let messages = shop.published(120).await;
+    let by_id: HashMap<_, HashSet<_>> = messages.iter().fold(HashMap::new(), |mut by_id, message| {
+        by_id.entry(message.headers["ce_id"].clone()).or_insert_with(HashSet::new).insert((message.key.clone(), message.value.to_string()));
+        by_id
+    });
+    assert_eq!(by_id.len(), 120);
+    assert!(by_id.values().all(|messages| messages.len() == 1), "what has the same ce_id is the same message");
+    assert_eq!(messages.iter().map(|message| &message.key).collect::<HashSet<_>>().len(), 120);
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_delays_and_loses_nothing() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
+    let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("broker-away").unwrap()).await.unwrap();
+    let database = Database::create().await;
+    let urls = services::ALL.map(|kind| (kind.name, database.url_as(kind.role))).into();
+    let mut shop = Shop::on("broker-away", database.pool().await, urls, broker.bootstrap_servers()).await;
+    shop.start(&[COMMANDS, PUBLISHER]).await;
+    broker.kill().await.unwrap();
+
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    assert_eq!(shop.submit(cart).await.0, 200);
+    eventually("the publisher has tried and says what it waits for", || async {
+        let tried: Option<i32> = sqlx::query_scalar("SELECT attempts FROM todo WHERE last_error IS NOT NULL").fetch_optional(&shop.pool).await.unwrap();
+        let ready = reqwest::get(format!("{}/ready", shop.url(PUBLISHER))).await.unwrap();
+        (tried.is_some() && ready.status() == 503 && ready.text().await.unwrap().contains("kafka")).then_some(())
+    })
+    .await;
+    assert_eq!(shop.count("CartPublished").await, 0);
+
+    broker.restart().await.unwrap();
+    kafka::ping(&broker.bootstrap_servers()).await.unwrap();
+    assert_eq!(shop.published(1).await[0].key, cart.to_string());
+    shop.until_count("CartPublished", 1).await;
+    assert_eq!(shop.count("CartPublicationFailed").await, 0);
+    shop.stop().await;
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_than_three_items() {
+    let mut shop = Shop::new("races").await;
+    shop.start(&[COMMANDS, TRANSLATOR]).await;
+    let (hot, product) = (Uuid::now_v7(), Uuid::now_v7());
+    let carts: Vec<_> = (0..100).map(|_| Uuid::now_v7()).collect();
+    let adds = (0..1_500).map(|n| {
+        let cart = if n % 2 == 0 { hot } else { carts[n % carts.len()] };
+        let shop = &shop;
+        async move { shop.add(cart, product, "1.00").await }
+    });
+    let answers = futures::future::join_all(adds).await;
+    assert!(answers.iter().all(|(status, _)| [200, 409].contains(&status.as_u16())), "{answers:?}");
+    let most: i64 = sqlx::query_scalar("SELECT max(n) FROM (SELECT count(*) AS n FROM event WHERE event_type = 'ItemAdded' GROUP BY cart_id) c")
+        .fetch_one(&shop.pool)
+        .await
+        .unwrap();
+    assert_eq!(most, 3);
+
+    // Submits against stock that goes to 0: whichever comes first, no submit stands behind the 0.
+    let (route, none) = (format!("/changeinventory/{product}"), json!({"product_id": product, "inventory": 0}));
+    let out = shop.post(TRANSLATOR, &route, &none);
+    let submits = futures::future::join_all(carts.iter().filter(|cart| **cart != hot).map(|cart| shop.submit(*cart)));
+    let (out, submits) = tokio::join!(out, submits);
+    assert_eq!(out.0, 200);
+    assert!(submits.iter().all(|(status, _)| [200, 404, 409].contains(&status.as_u16())), "{submits:?}");
+    let late: i64 = sqlx::query_scalar("SELECT count(*) FROM event WHERE event_type = 'CartSubmitted' AND event_id > $1")
+        .bind(out.1[1].as_i64().unwrap())
+        .fetch_one(&shop.pool)
+        .await
+        .unwrap();
+    assert_eq!(late, 0);
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recovers_by_itself() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-away").unwrap()).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "cartlog").await.unwrap();
+    let urls = services::ALL.map(|kind| (kind.name, postgres.url(kind.role, "cartlog"))).into();
+    let pool = database::connect(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let mut shop = Shop::on("database-away", pool, urls, test_support::kafka_bootstrap_servers()).await;
+
+    // Migrations missing: it runs, is not ready, and says how to apply them.
+    let settings = shop.settings(COMMANDS, "commands.log");
+    let mut commands = services::Service::start(COMMANDS, settings).unwrap();
+    eventually("it says what it waits for", || async {
+        let ready = reqwest::get(format!("{}/ready", commands.url())).await.ok()?;
+        (ready.status() == 503 && ready.text().await.ok()?.contains("cargo dev migrate")).then_some(())
+    })
+    .await;
+    database::migrate(&postgres.url("postgres", "cartlog")).await.unwrap();
+    for kind in services::ALL {
+        assert!(database::lets_in(&postgres.url(kind.role, "cartlog")).await);
+    }
+    commands.until_ready(READY).await.unwrap();
+    commands.kill().await.unwrap();
+
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    postgres.kill().await.unwrap();
+    let answer = reqwest::Client::new()
+        .post(format!("{}/additem/{cart}", shop.url(COMMANDS)))
+        .json(&item(cart, Uuid::now_v7(), Uuid::now_v7(), "1.00"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers().contains_key("retry-after")), (503, true));
+    assert!(answer.json::<Value>().await.unwrap()["message"].is_string());
+    postgres.restart().await.unwrap();
+    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection goes on", || async {
+        (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(60), shop.stop()).await.unwrap();
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn cart_items_can_be_made_anew_at_start() {
+    let mut shop = Shop::new("reset").await;
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    eventually("the cart is projected", || async { (shop.get(&format!("/{cart}/cartitemsfromdb")).await.0 == 200).then_some(()) }).await;
+    sqlx::query("UPDATE projection_a.cart_items_item SET price = 7").execute(&shop.pool).await.unwrap();
+    for (flag, build) in [("--reset-cart-items", "projection_b"), ("-r", "projection_a")] {
+        shop.service(PROJECTIONS).kill().await.unwrap();
+        let mut settings = shop.settings(PROJECTIONS, "reset.log");
+        settings.arguments.push(flag.into());
+        let mut projections = services::Service::start(PROJECTIONS, settings).unwrap();
+        projections.until_ready(READY).await.unwrap();
+        eventually("the new build serves", || async {
+            let serving: String =
+                sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'").fetch_one(&shop.pool).await.unwrap();
+            let answer: Value = reqwest::get(format!("{}/{cart}/cartitemsfromdb", projections.url())).await.unwrap().json().await.unwrap();
+            (serving == build && answer["total_price"] == "1.00").then_some(())
+        })
+        .await;
+        projections.kill().await.unwrap();
+    }
+}
