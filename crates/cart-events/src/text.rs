@@ -42,10 +42,10 @@ macro_rules! text {
                     return Err(TextError::Nul);
                 }
                 // Characters, not bytes: what a person would count.
-                #[allow(clippy::absurd_extreme_comparisons, unused_comparisons, reason = "one of the texts may be empty")]
-                match text.chars().take($max + 1).count() {
-                    n if n >= $min && n <= $max => Ok(Self(text)),
-                    _ => Err(TextError::Length { min: $min, max: $max }),
+                if ($min..=$max).contains(&text.chars().take($max + 1).count()) {
+                    Ok(Self(text))
+                } else {
+                    Err(TextError::Length { min: $min, max: $max })
                 }
             }
         }

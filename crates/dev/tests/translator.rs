@@ -1,13 +1,15 @@
 //! Translators that are frozen, killed and overtaken: every message is in the log, and once.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on fails, and says what it measured")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use dev::kafka::{Topic, create_topics};
+use dev::kafka::{Kafka, Topic, create_topics};
 use dev::layout::Layout;
+use dev::report::Report;
 use dev::services::{Service, Settings, TRANSLATOR};
-use dev::{database, ports};
+use dev::{database, distribution, ports};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use sqlx::PgPool;
@@ -124,6 +126,32 @@ async fn a_message_is_in_the_log_within_moments_and_over_http_as_well() {
     assert!(translator.stop(DEADLINE).await.unwrap().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_dies_and_comes_back_is_waited_for() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
+    let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("translator-broker").unwrap()).await.unwrap();
+    let shop = Shop::open_at("broker", broker.bootstrap_servers()).await;
+    let mut translator = shop.translator("broker");
+    translator.until_ready(DEADLINE).await.unwrap();
+    shop.send(0..500).await;
+    shop.until_translated(500).await;
+
+    broker.kill().await.unwrap();
+    eventually("it says what it waits for", async || {
+        let answer = reqwest::get(format!("{}/ready", translator.url())).await.unwrap();
+        answer.status() == 503 && answer.text().await.unwrap().contains("kafka: the broker at")
+    })
+    .await;
+    broker.restart().await.unwrap();
+    shop.send(500..1_000).await;
+    shop.until_translated(1_000).await;
+    translator.until_ready(DEADLINE).await.unwrap();
+    assert!(translator.stop(DEADLINE).await.unwrap().success());
+    shop.check(1_000).await;
+    broker.kill().await.unwrap();
+}
+
 /// A database, topics and translators of one's own.
 struct Shop {
     name: String,
@@ -137,8 +165,11 @@ struct Shop {
 
 impl Shop {
     async fn open(name: &str) -> Self {
+        Self::open_at(name, variable("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")).await
+    }
+
+    async fn open_at(name: &str, bootstrap_servers: String) -> Self {
         let server = variable("CARTLOG_TEST_DATABASE_URL");
-        let bootstrap_servers = variable("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS");
         let name = format!("translator_{name}_{}", Uuid::now_v7().simple());
         database::create(&server, &name).await.unwrap();
         let (address, _) = server.rsplit_once('/').unwrap();
@@ -147,9 +178,11 @@ impl Shop {
         let log = database::connect(&url).await.unwrap();
         let topics = [format!("{name}-inventories"), format!("{name}-prices")];
         let dead_letters = topics.each_ref().map(|topic| format!("{topic}.dead-letters"));
-        let topics: Vec<_> = topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
+        let topics: Vec<_> =
+            topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
         create_topics(&bootstrap_servers, &topics).await.unwrap();
-        let producer = ClientConfig::new().set("bootstrap.servers", &bootstrap_servers).create().unwrap();
+        // Idempotent, or a broker that dies would have the messages sent anew in another order.
+        let producer = ClientConfig::new().set("bootstrap.servers", &bootstrap_servers).set("enable.idempotence", "true").create().unwrap();
         let logs = Layout::discover().unwrap().scratch(&name).unwrap();
         let products = (0..30).map(|_| Uuid::now_v7()).collect();
         Self { name, url, log, bootstrap_servers, producer, logs, products }
@@ -199,19 +232,26 @@ impl Shop {
         eventually(&format!("{count} are translated"), async || self.translated().await >= count).await;
     }
 
-    /// Inventories 0 to `count` are in the log, each once, each product's in their order.
+    /// Inventories 0 to `count` are in the log, each once, each product's in their order, and each partition's in the order of their offsets.
     async fn check(&self, count: i64) {
-        let events: Vec<(Uuid, i64)> = sqlx::query_as(
-            "SELECT product_id, (convert_from(payload, 'UTF8')::jsonb #>> '{InventoryChanged,inventory}')::bigint FROM event ORDER BY event_id",
+        let events: Vec<(Uuid, i64, Option<String>)> = sqlx::query_as(
+            "SELECT product_id, (convert_from(payload, 'UTF8')::jsonb #>> '{InventoryChanged,inventory}')::bigint, metadata ->> 'causation_id'
+            FROM event ORDER BY event_id",
         )
         .fetch_all(&self.log)
         .await
         .unwrap();
-        let mut inventories: Vec<_> = events.iter().map(|(_, inventory)| *inventory).collect();
+        let mut inventories: Vec<_> = events.iter().map(|(_, inventory, _)| *inventory).collect();
         inventories.sort_unstable();
         assert_eq!(inventories, (0..count).collect::<Vec<_>>());
-        let mut last = HashMap::new();
-        for (product, inventory) in events {
+        let (mut last, mut read_to) = (HashMap::new(), HashMap::new());
+        for (product, inventory, message) in events {
+            // What came over HTTP has no message.
+            if let Some((partition, offset)) = message.as_deref().and_then(|message| message.rsplit_once('/')) {
+                let (offset, before) = (offset.parse::<i64>().ok(), read_to.get(partition).copied());
+                assert!(before < offset, "{partition}: {offset:?} after {before:?}");
+                read_to.insert(partition.to_owned(), offset.unwrap());
+            }
             let before = last.insert(product, inventory);
             assert!(before < Some(inventory), "{product}: {inventory} after {before:?}");
         }
@@ -222,7 +262,10 @@ impl Shop {
 async fn metric(service: &Service, name: &str) -> f64 {
     let Ok(answer) = reqwest::get(format!("{}/metrics", service.url())).await else { return 0.0 };
     let text = answer.text().await.unwrap_or_default();
-    text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    text.lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .fold(0.0, |sum, value| sum + value)
 }
 
 fn variable(name: &str) -> String {

@@ -9,20 +9,25 @@ use uuid::Uuid;
 
 use crate::appender::Append;
 
+/// A domain id's number in the schema, and its value.
+type Id = (usize, Uuid);
+/// An append's number in the batch, and the number of a lookup or event in it.
+type At = (usize, usize);
+
 /// What the appends of a batch write and forbid, by the ids they lead with.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) appends: Vec<Append>,
-    /// (append, lookup in it) by the lookup's first id; `None` for lookups without an id.
-    lookups: HashMap<Option<(usize, Uuid)>, Vec<(usize, usize)>>,
-    /// (append, event in it) by each of the event's ids.
-    events: HashMap<(usize, Uuid), Vec<(usize, usize)>>,
+    /// By the lookup's first id; `None` for lookups without an id.
+    lookups: HashMap<Option<Id>, Vec<At>>,
+    /// By each of the event's ids.
+    events: HashMap<Id, Vec<At>>,
 }
 
 impl Batch {
     /// Whether this append may join.
     pub(crate) fn admits(&self, append: &Append) -> bool {
-        let forbids = |at: &(usize, usize), event: &crate::appender::NewEvent| {
+        let forbids = |at: &At, event: &crate::appender::NewEvent| {
             self.appends.get(at.0).and_then(|a| a.lookups.get(at.1)).is_some_and(|(l, _)| l.matches(event.event_type, &event.ids))
         };
         let written_is_forbidden = append.events.iter().any(|event| {
@@ -52,6 +57,6 @@ impl Batch {
     }
 }
 
-fn ids(ids: &[Option<Uuid>]) -> impl Iterator<Item = (usize, Uuid)> {
+fn ids(ids: &[Option<Uuid>]) -> impl Iterator<Item = Id> {
     ids.iter().enumerate().filter_map(|(n, id)| id.map(|id| (n, id)))
 }

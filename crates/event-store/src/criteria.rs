@@ -36,7 +36,7 @@ impl Criteria {
         let query: StreamQuery<Position, S::Event> = state.query();
         let mut lookups: Vec<Lookup> = vec![];
         for filter in query.filters() {
-            for (ident, _) in &**filter.identifiers() {
+            for ident in filter.identifiers().keys() {
                 let carried = |name: &&&str| S::Event::SCHEMA.event_info(name).is_some_and(|info| info.has_domain_id(ident));
                 if !filter.events().iter().any(|name| carried(&name)) {
                     return Err(CriteriaError::UnknownId(static_name(&order, ident.into_inner())));

@@ -1,13 +1,12 @@
 //! To-dos: what an automation has still to do, leased to workers. A dead worker's lease runs out, and another does it; so what a to-do
 //! asks for must bear being done twice. Done ones are kept, so that nothing is asked for twice.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt, StreamExt};
 use opentelemetry::KeyValue;
 use rand::Rng;
 use sqlx::{PgConnection, PgPool, postgres::types::PgInterval, types::Json};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -90,7 +89,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            lease: Duration::from_secs(30),
+            lease: Duration::from_secs(15),
             concurrency: 16,
             first_backoff: Duration::from_millis(125),
             max_backoff: Duration::from_secs(60),
@@ -129,7 +128,7 @@ pub async fn ask(transaction: &mut PgConnection, automation: &str, todos: &[NewT
     Ok(())
 }
 
-/// Works an automation's to-dos until told to stop. `wake` says when there may be new ones.
+/// Works an automation's to-dos until told to stop; then finishes those in hand. `wake` says when there may be new ones.
 pub async fn work<F, W>(
     pool: PgPool,
     automation: &'static str,
@@ -139,17 +138,15 @@ pub async fn work<F, W>(
     attempt: F,
 ) where
     F: Fn(Todo) -> W,
-    W: Future<Output = Outcome>,
+    W: Future<Output = Outcome> + Send + 'static,
 {
-    let todos = Todos { pool, automation, settings };
-    let (mut working, mut said) = (futures::stream::FuturesUnordered::new(), false);
-    loop {
+    let todos = Arc::new(Todos { pool, automation, settings });
+    // A task each: an attempt that holds a connection goes on while this loop waits for one.
+    let mut working = JoinSet::new();
+    let mut said = false;
+    while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
-        let claimed = if shutdown.is_cancelled() || room == 0 {
-            Ok(vec![])
-        } else {
-            todos.claim(room).await
-        };
+        let claimed = if room == 0 { Ok(vec![]) } else { todos.claim(room).await };
         let found = match claimed {
             Ok(claimed) => {
                 said = false;
@@ -157,7 +154,8 @@ pub async fn work<F, W>(
                 for todo in claimed {
                     let span = tracing::info_span!("todo", otel.name = automation, key = todo.key, attempt = todo.attempts);
                     trace::set_parent(&span, todo.metadata.traceparent.as_deref());
-                    working.push(attempt(todo.clone()).map(|outcome| (todo, outcome)).instrument(span));
+                    let (todos, outcome) = (todos.clone(), attempt(todo.clone()));
+                    working.spawn(async move { todos.settle(&todo, outcome.await).await }.instrument(span));
                 }
                 found
             }
@@ -168,17 +166,29 @@ pub async fn work<F, W>(
                 0
             }
         };
-        if working.is_empty() && shutdown.is_cancelled() {
-            return;
+        // Where as many were found as asked for, there may be more at once.
+        if found > 0 && found == room {
+            continue;
         }
-        // With all hands full, or as many found as asked for, there may be more at once.
-        let wait = if found > 0 && found == room { Duration::ZERO } else { todos.settings.poll_interval };
         tokio::select! {
-            Some((todo, outcome)) = working.next(), if !working.is_empty() => todos.settle(&todo, outcome).await,
-            _ = wake.changed(), if !shutdown.is_cancelled() => {}
-            () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
-            () = tokio::time::sleep(wait), if !shutdown.is_cancelled() => {}
+            Some(ended) = working.join_next(), if !working.is_empty() => said_so(automation, ended),
+            _ = wake.changed() => {}
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(todos.settings.poll_interval) => {}
         }
+        while let Some(ended) = working.try_join_next() {
+            said_so(automation, ended);
+        }
+    }
+    while let Some(ended) = working.join_next().await {
+        said_so(automation, ended);
+    }
+}
+
+/// An attempt that panicked is done once more when its lease has run out.
+fn said_so(automation: &str, ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(automation, %error, "an attempt at a to-do died");
     }
 }
 

@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn a_dead_letter_keeps_the_messages_headers_and_says_why_and_where_from() {
-        let own = OwnedHeaders::new().insert(Header { key: "shop", value: Some("Lübeck") }).insert(Header { key: "empty", value: None::<&str> });
+        let own =
+            OwnedHeaders::new().insert(Header { key: "shop", value: Some("Lübeck") }).insert(Header { key: "empty", value: None::<&str> });
         let message = OwnedMessage::new(Some(b"{".to_vec()), None, "counts".into(), Timestamp::NotAvailable, 3, 41, Some(own));
         let headers = headers(&message, &"ß".repeat(1_000));
         let written: Vec<_> = headers.iter().map(|header| (header.key.to_owned(), header.value.map(String::from_utf8_lossy))).collect();

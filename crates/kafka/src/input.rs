@@ -51,7 +51,11 @@ impl<E: LogEvent> Translator<E> {
     ///
     /// # Errors
     /// Where librdkafka does not take the settings.
-    pub fn new(settings: TranslatorSettings, store: EventStore<E>, translations: impl IntoIterator<Item = Translation<E>>) -> Result<Self, StartError> {
+    pub fn new(
+        settings: TranslatorSettings,
+        store: EventStore<E>,
+        translations: impl IntoIterator<Item = Translation<E>>,
+    ) -> Result<Self, StartError> {
         let translations: HashMap<_, _> = translations.into_iter().map(|one| (one.topic, one.translate)).collect();
         let status = Arc::new(Status::new(&settings.brokers.bootstrap_servers, &settings.group));
         metrics::observe(&Arc::downgrade(&status));

@@ -115,7 +115,8 @@ mod tests {
             json: b"{}",
         };
         let headers = headers(&event);
-        let written: Vec<_> = headers.iter().map(|header| (header.key, header.value.map(String::from_utf8_lossy).unwrap_or_default())).collect();
+        let written: Vec<_> =
+            headers.iter().map(|header| (header.key, header.value.map(String::from_utf8_lossy).unwrap_or_default())).collect();
         let expected = [
             ("ce_specversion", "1.0"),
             ("ce_id", "42"),

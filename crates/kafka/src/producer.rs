@@ -37,7 +37,14 @@ impl Producer {
     /// Sends a message, and answers once every in-sync replica has it, or the message timeout is over.
     pub(crate) async fn send(&self, message: Outgoing<'_>) -> Result<(), SendError> {
         let producer = self.current();
-        let record = FutureRecord { topic: message.topic, partition: None, payload: message.value, key: message.key, timestamp: None, headers: Some(message.headers) };
+        let record = FutureRecord {
+            topic: message.topic,
+            partition: None,
+            payload: message.value,
+            key: message.key,
+            timestamp: None,
+            headers: Some(message.headers),
+        };
         match producer.send(record, Timeout::Never).await {
             Ok(_) => Ok(()),
             Err((error, _)) => {
@@ -83,6 +90,8 @@ impl ClientContext for Logs {
 
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
+        // It asks until the broker, which may be just starting, gives it an id.
+        _ if facility == "GETPID" => tracing::info!(target: "librdkafka", facility, "{message}"),
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
             tracing::warn!(target: "librdkafka", facility, "{message}");
         }
@@ -92,7 +101,11 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 }
 
 /// Whether a topic exists, asked of the brokers; blocks for up to the timeout.
-pub(crate) fn topic_exists<C: ClientContext>(client: &rdkafka::client::Client<C>, topic: &str, timeout: std::time::Duration) -> Result<bool, KafkaError> {
+pub(crate) fn topic_exists<C: ClientContext>(
+    client: &rdkafka::client::Client<C>,
+    topic: &str,
+    timeout: std::time::Duration,
+) -> Result<bool, KafkaError> {
     let metadata = client.fetch_metadata(Some(topic), timeout)?;
     Ok(metadata.topics().iter().any(|found| found.name() == topic && found.error().is_none() && !found.partitions().is_empty()))
 }

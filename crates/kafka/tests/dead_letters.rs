@@ -34,7 +34,8 @@ async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
         assert_eq!(letter.payload().unwrap_or_default(), value.unwrap_or_default());
         assert_eq!(letter.payload().is_some(), value.is_some());
         assert_eq!(letter.key(), Some(b"key".as_slice()));
-        let expected = [("shop", "Lübeck"), ("dead-letter-reason", reason), ("dead-letter-topic", &topic.name), ("dead-letter-partition", "1")];
+        let expected =
+            [("shop", "Lübeck"), ("dead-letter-reason", reason), ("dead-letter-topic", &topic.name), ("dead-letter-partition", "1")];
         for (name, value) in expected {
             assert_eq!(header(letter, name).as_deref(), Some(value), "{name}");
         }

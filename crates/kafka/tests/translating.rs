@@ -113,7 +113,8 @@ async fn what_is_committed_to_kafka_does_not_matter() {
 
     // Lag tools read that all is read; somebody says that nothing is.
     let mut config = ClientConfig::new();
-    let tool: BaseConsumer = config.set("bootstrap.servers", kafka_bootstrap_servers()).set("group.id", &group).create().expect("a consumer");
+    let tool: BaseConsumer =
+        config.set("bootstrap.servers", kafka_bootstrap_servers()).set("group.id", &group).create().expect("a consumer");
     let mut offsets = TopicPartitionList::new();
     offsets.add_partition(&topic.name, 0);
     let committed = tool.committed_offsets(offsets.clone(), Duration::from_secs(10)).expect("an answer");
@@ -290,7 +291,10 @@ async fn a_topic_that_is_missing_is_named_and_read_when_it_is_there() {
     other.count(0, 1).await;
     log.until_counts(&[1]).await;
     let why = translator.until_waiting_for("do not exist").await;
-    assert!(why.contains(&missing.name) && why.contains(&missing.dead_letters_name()) && !why.contains(&format!("{},", other.name)), "{why}");
+    assert!(
+        why.contains(&missing.name) && why.contains(&missing.dead_letters_name()) && !why.contains(&format!("{},", other.name)),
+        "{why}"
+    );
     create_topic(&missing.name, 1).await;
     missing.create_dead_letters().await;
     missing.count(0, 2).await;

@@ -1,4 +1,5 @@
 //! The command, run as deployments run it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::process::{Command, Output};
 

@@ -120,7 +120,7 @@ impl Projection for ArchiveItemAutomation {
 }
 
 /// Runs the command for a to-do.
-pub(crate) async fn attempt(log: &EventStore<DomainEvent>, todo: Todo) -> Outcome {
+pub(crate) async fn attempt(log: EventStore<DomainEvent>, todo: Todo) -> Outcome {
     let command: ArchiveItem = match todo.payload() {
         Ok(command) => command,
         Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },

@@ -63,7 +63,7 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
     run(service, &log, &projecting, archive_item::ArchiveItemAutomation, false, archived)
         .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
             let settings = todo::Settings { max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
-            let attempt = |todo| archive_item::attempt(&archive, todo);
+            let attempt = |todo| archive_item::attempt(archive.clone(), todo);
             todo::work(archive.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
             Ok(())
         })

@@ -22,7 +22,7 @@ pub(crate) async fn route(
 ) -> Result<web::Json<Option<SubmittedCart>>, HttpError> {
     let cart_id = path_value("cart_id", &path)?;
     let (submission, _) = log.read(Submission { cart_id, exists: false, submitted: None }).await?;
-    submission.exists.then(|| web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id))
+    submission.exists.then_some(web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id))
 }
 
 /// The answer.

@@ -109,7 +109,10 @@ mod specifications {
                 "product_uuid: must be a UUID of version 7, as 01890a5d-ac96-774b-bcce-b302099a8057",
             ),
             (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": -1}}"#), "inventory: must be a whole number from 0 to 2147483647"),
-            (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 2147483648}}"#), "inventory: must be a whole number from 0 to 2147483647"),
+            (
+                format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 2147483648}}"#),
+                "inventory: must be a whole number from 0 to 2147483647",
+            ),
             (
                 format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": "7"}}"#),
                 r#"inventory: invalid type: string "7", expected a whole number"#,

@@ -116,7 +116,8 @@ mod specifications {
 
     #[test]
     fn nothing_change_price_price_changed() {
-        let change = ChangePrice { product_id: PRODUCT.parse().unwrap(), old_price: "9.99".parse().unwrap(), new_price: "19.99".parse().unwrap() };
+        let change =
+            ChangePrice { product_id: PRODUCT.parse().unwrap(), old_price: "9.99".parse().unwrap(), new_price: "19.99".parse().unwrap() };
         given([]).when(&change).then([price_changed("9.99", "19.99")]);
         // A second time it is a second change.
         given([price_changed("9.99", "19.99")]).when(&change).then([price_changed("9.99", "19.99")]);

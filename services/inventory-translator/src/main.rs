@@ -20,8 +20,10 @@ fn main() -> ExitCode {
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
     let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
-    let translating =
-        TranslatorSettings { session_timeout: settings.session_timeout_seconds.seconds(), ..TranslatorSettings::new(brokers, &*settings.consumer_group) };
+    let translating = TranslatorSettings {
+        session_timeout: settings.session_timeout_seconds.seconds(),
+        ..TranslatorSettings::new(brokers, &*settings.consumer_group)
+    };
     let translations = [
         Translation::new(&*settings.inventories_topic, change_inventory::translate),
         Translation::new(&*settings.price_changes_topic, change_price::translate),

@@ -63,7 +63,8 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
         })
         .background("publish_cart to-dos", move |shutdown: CancellationToken| async move {
             let pool = publishing.log.pool().clone();
-            todo::work(pool, PublishCartAutomation::NAME, working, asked, shutdown, |todo| publishing.attempt(todo)).await;
+            let attempt = |todo| publishing.clone().attempt(todo);
+            todo::work(pool, PublishCartAutomation::NAME, working, asked, shutdown, attempt).await;
             Ok(())
         })
         .serve(Api::openapi(), |_: &mut web::ServiceConfig| {})

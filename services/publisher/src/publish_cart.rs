@@ -83,7 +83,7 @@ pub(crate) struct Publishing {
 
 impl Publishing {
     /// Publishes a to-do's cart, unless that was done.
-    pub(crate) async fn attempt(&self, todo: Todo) -> Outcome {
+    pub(crate) async fn attempt(self, todo: Todo) -> Outcome {
         let submitted: Submitted = match todo.payload() {
             Ok(submitted) => submitted,
             Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },

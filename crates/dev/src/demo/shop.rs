@@ -1,10 +1,12 @@
 //! The shop as its customers see it: HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::catalogue::Product;
@@ -12,6 +14,8 @@ use crate::error::{Error, chain};
 use crate::services::{COMMANDS, PROJECTIONS};
 use crate::state::Up;
 
+/// How many requests are under way at a time, so that the day is as long as the machine is slow and fails nowhere.
+const AT_A_TIME: usize = 64;
 /// How often a busy shop is asked again before that counts as a fault.
 const ATTEMPTS: u32 = 5;
 
@@ -19,6 +23,7 @@ const ATTEMPTS: u32 = 5;
 #[derive(Debug, Clone)]
 pub(crate) struct Shop {
     client: reqwest::Client,
+    door: Arc<Semaphore>,
     commands: String,
     projections: String,
 }
@@ -62,7 +67,8 @@ impl Shop {
             .timeout(Duration::from_secs(30))
             .build()
             .map_err(|error| Error::Http(chain(&error)))?;
-        Ok(Self { client, commands: url(COMMANDS.name)?, projections: url(PROJECTIONS.name)? })
+        let door = Arc::new(Semaphore::new(AT_A_TIME));
+        Ok(Self { client, door, commands: url(COMMANDS.name)?, projections: url(PROJECTIONS.name)? })
     }
 
     pub(crate) async fn add(&self, cart: Uuid, item: Uuid, product: &Product) -> Result<Answer, Error> {
@@ -100,7 +106,7 @@ impl Shop {
 
     async fn command(&self, route: &str, body: Value) -> Result<Answer, Error> {
         let url = format!("{}/{route}", self.commands);
-        let answer = patiently(|| self.client.post(&url).json(&body).send()).await?;
+        let answer = self.patiently(|| self.client.post(&url).json(&body).send()).await?;
         match answer.status() {
             StatusCode::OK => Ok(Answer::Accepted),
             StatusCode::CONFLICT => {
@@ -113,28 +119,31 @@ impl Shop {
     }
 
     async fn ask(&self, url: &str) -> Result<Response, Error> {
-        let answer = patiently(|| self.client.get(url).send()).await?;
+        let answer = self.patiently(|| self.client.get(url).send()).await?;
         match answer.status() {
             StatusCode::OK => Ok(answer),
             _ => Err(unexpected(&format!("GET {url}"), answer).await),
         }
     }
-}
 
-/// Asks again where the shop says that it is busy, after the time that it names.
-async fn patiently<F>(mut send: impl FnMut() -> F) -> Result<Response, Error>
-where
-    F: Future<Output = Result<Response, reqwest::Error>>,
-{
-    let mut attempt = 1;
-    loop {
-        let answer = send().await.map_err(|error| Error::Http(chain(&error)))?;
-        if answer.status() != StatusCode::SERVICE_UNAVAILABLE || attempt == ATTEMPTS {
-            return Ok(answer);
+    /// Asks again where the shop says that it is busy, after the time that it names.
+    async fn patiently<F>(&self, mut send: impl FnMut() -> F) -> Result<Response, Error>
+    where
+        F: Future<Output = Result<Response, reqwest::Error>>,
+    {
+        let mut attempt = 1;
+        loop {
+            // Only a closed semaphore gives nothing, and nobody closes this one.
+            let inside = self.door.acquire().await.ok();
+            let answer = send().await.map_err(|error| Error::Http(chain(&error)))?;
+            drop(inside);
+            if answer.status() != StatusCode::SERVICE_UNAVAILABLE || attempt == ATTEMPTS {
+                return Ok(answer);
+            }
+            let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+            tokio::time::sleep(Duration::from_secs(after.unwrap_or(1))).await;
+            attempt += 1;
         }
-        let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        tokio::time::sleep(Duration::from_secs(after.unwrap_or(1))).await;
-        attempt += 1;
     }
 }
 

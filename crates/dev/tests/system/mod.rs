@@ -1,5 +1,6 @@
 //! A shop of a test's own: the four real services on a database and topics that nobody else uses.
-#![allow(dead_code, reason = "each test file uses what it needs")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses what it needs")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

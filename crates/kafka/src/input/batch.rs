@@ -65,7 +65,13 @@ enum Settled {
 
 impl<E: LogEvent> Worker<E> {
     /// Translates a batch, of which there is at least one message: whatever it takes, until it is done, or `stop`.
-    pub(crate) async fn translate(&self, source: &Source, from: Option<i64>, batch: Vec<OwnedMessage>, stop: &CancellationToken) -> Outcome {
+    pub(crate) async fn translate(
+        &self,
+        source: &Source,
+        from: Option<i64>,
+        batch: Vec<OwnedMessage>,
+        stop: &CancellationToken,
+    ) -> Outcome {
         let mut items: Vec<_> = batch.into_iter().map(|message| self.item(message)).collect();
         let outcome = match self.settle(source, from, &mut items, stop).await {
             Settled::As(outcome) => outcome,
@@ -107,9 +113,13 @@ impl<E: LogEvent> Worker<E> {
             let failure = match self.attempt(source, from, to, items).await {
                 Ok(Translated::Appended { .. }) => return Settled::As(Outcome::Translated { to }),
                 // What an earlier try wrote before its answer was lost.
-                Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to) => return Settled::As(Outcome::Translated { to }),
+                Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to) => {
+                    return Settled::As(Outcome::Translated { to });
+                }
                 Ok(Translated::Moved { stored }) => return Settled::As(Outcome::Moved { stored }),
-                Err(Failure::Store(error @ (StoreError::Rejected(_) | StoreError::Encode(_)))) if items.iter().any(|item| item.translated.is_ok()) => {
+                Err(Failure::Store(error @ (StoreError::Rejected(_) | StoreError::Encode(_))))
+                    if items.iter().any(|item| item.translated.is_ok()) =>
+                {
                     return Settled::Refused(error);
                 }
                 Err(failure) => failure,

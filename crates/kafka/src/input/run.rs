@@ -38,7 +38,11 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time for leaving the group, where the broker is away.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run<E: LogEvent>(settings: &TranslatorSettings, worker: Arc<Worker<E>>, shutdown: CancellationToken) -> Result<(), TranslatorError> {
+pub(crate) async fn run<E: LogEvent>(
+    settings: &TranslatorSettings,
+    worker: Arc<Worker<E>>,
+    shutdown: CancellationToken,
+) -> Result<(), TranslatorError> {
     let (sender, mut rebalances) = mpsc::unbounded_channel();
     let group = Group { rebalances: sender, status: worker.status.clone() };
     let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
@@ -67,9 +71,20 @@ async fn leave(consumer: Arc<Consumer>) {
 
 /// What a task came back with. Those that concern the partitions carry the assignment they were started in.
 enum Done {
-    Offsets { assignment: u64, offsets: HashMap<Source, i64> },
-    Batch { assignment: u64, source: Source, outcome: Outcome },
-    Inspected { assignment: u64, inspected: Vec<Inspected>, because_of_error: bool },
+    Offsets {
+        assignment: u64,
+        offsets: HashMap<Source, i64>,
+    },
+    Batch {
+        assignment: u64,
+        source: Source,
+        outcome: Outcome,
+    },
+    Inspected {
+        assignment: u64,
+        inspected: Vec<Inspected>,
+        because_of_error: bool,
+    },
     MissingTopics(KafkaResult<Vec<String>>),
     /// It was told to stop.
     Stopped,
@@ -378,6 +393,8 @@ impl<E: LogEvent> Running<E> {
                 self.topics_complete = false;
                 self.ask_for_topics();
             }
+            // librdkafka tells of each connection, and readiness of whether there is any.
+            Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Resolve) => return,
             _ => {}
         }
         // The same error comes again and again while its cause lasts.

@@ -47,7 +47,12 @@ impl Status {
     }
 
     pub(crate) fn connected(&self, connected: bool) {
-        self.now().connected = connected;
+        let before = std::mem::replace(&mut self.now().connected, connected);
+        match (before, connected) {
+            (false, true) => tracing::info!(bootstrap_servers = self.bootstrap_servers, "connected to the brokers"),
+            (true, false) => tracing::warn!(bootstrap_servers = self.bootstrap_servers, "no broker is connected any more"),
+            _ => {}
+        }
     }
 
     pub(crate) fn missing_topics(&self, topics: Vec<String>) {
@@ -129,7 +134,10 @@ impl Status {
     /// By topic and partition, 1 where it waits for an operator.
     pub(crate) fn stopped(&self) -> Vec<(String, i32, i64)> {
         let now = self.now();
-        now.partitions.iter().map(|(source, progress)| (source.topic.to_string(), source.partition, i64::from(progress.stopped.is_some()))).collect()
+        now.partitions
+            .iter()
+            .map(|(source, progress)| (source.topic.to_string(), source.partition, i64::from(progress.stopped.is_some())))
+            .collect()
     }
 }
 

@@ -187,7 +187,8 @@ impl Log {
 
     /// The products and counts in the log, in order.
     pub async fn events(&self) -> Vec<(Uuid, i64)> {
-        let rows: Vec<(Vec<u8>,)> = sqlx::query_as("SELECT payload FROM event ORDER BY event_id").fetch_all(&self.pool).await.expect("the log");
+        let rows: Vec<(Vec<u8>,)> =
+            sqlx::query_as("SELECT payload FROM event ORDER BY event_id").fetch_all(&self.pool).await.expect("the log");
         let event = |payload: Vec<u8>| match serde_json::from_slice(&payload) {
             Ok(ShelfEvent::Counted { product_id, count }) => (product_id, count),
             other => panic!("{other:?}"),
@@ -257,7 +258,8 @@ impl Running {
     }
 
     pub async fn until_waiting_for(&self, what: &str) -> String {
-        eventually(&format!("the translator waits for {what}"), || async { self.status.ready().err().filter(|why| why.contains(what)) }).await
+        eventually(&format!("the translator waits for {what}"), || async { self.status.ready().err().filter(|why| why.contains(what)) })
+            .await
     }
 
     /// Stops it in order.
