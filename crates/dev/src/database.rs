@@ -48,12 +48,7 @@ pub async fn connect(url: &str) -> Result<PgPool, Error> {
     // A pool hides why it has no connection; one connection says it.
     let first = tokio::time::timeout(DEADLINE, options.connect()).await;
     first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).context(failed)?.close().await.context(failed)?;
-    PgPoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(DEADLINE)
-        .connect_with(options)
-        .await
-        .context(failed)
+    PgPoolOptions::new().max_connections(4).acquire_timeout(DEADLINE).connect_with(options).await.context(failed)
 }
 
 /// The same database for another user, without a password; none where the URL has no place for a user.

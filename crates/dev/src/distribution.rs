@@ -120,16 +120,9 @@ fn unpack(artifact: &Path, into: &Path) -> Result<(), Error> {
         .find(|path| path.extension() == Some(OsStr::new("txz")))
         .ok_or_else(|| Error::Unreadable { path: artifact.to_owned(), reason: "it holds no .txz".to_owned() })?;
     let file = File::open(&archive).context(|| format!("open {}", archive.display()))?;
-    tar::Archive::new(xz2::read::XzDecoder::new(file))
-        .unpack(into)
-        .context(|| format!("unpack {}", archive.display()))
+    tar::Archive::new(xz2::read::XzDecoder::new(file)).unpack(into).context(|| format!("unpack {}", archive.display()))
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(std::io::Error::other)
-        .context(|| "finish a piece of work".to_owned())?
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other).context(|| "finish a piece of work".to_owned())?
 }

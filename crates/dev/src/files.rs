@@ -38,9 +38,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
         file.write_all(content)?;
         file.sync_all()
     });
-    written
-        .and_then(|()| fs::rename(&fresh, path))
-        .context(|| format!("write {}", path.display()))
+    written.and_then(|()| fs::rename(&fresh, path)).context(|| format!("write {}", path.display()))
 }
 
 /// Opens a log file anew for a process; the one before it is kept under `<name>.previous.log`.
@@ -55,11 +53,7 @@ pub fn open_log(path: &Path) -> Result<File, Error> {
         let previous = path.with_extension("previous.log");
         fs::rename(path, &previous).context(|| format!("move {} away", path.display()))?;
     }
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .context(|| format!("open {}", path.display()))
+    File::options().create(true).append(true).open(path).context(|| format!("open {}", path.display()))
 }
 
 /// The file's last lines, at most `lines` of them; empty where there is no file.

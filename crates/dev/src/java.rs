@@ -90,12 +90,7 @@ fn major_version(text: &str) -> Option<u32> {
 }
 
 async fn runs(program: &str) -> bool {
-    let status = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let status = Command::new(program).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.await.is_ok_and(|status| status.success())
 }
 

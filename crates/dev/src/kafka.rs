@@ -57,12 +57,7 @@ impl Kafka {
     ///
     /// # Errors
     /// Its data cannot be made, or it does not come up; with the end of its log.
-    pub async fn start(
-        distribution: &KafkaDistribution,
-        directory: &Path,
-        port: u16,
-        controller_port: u16,
-    ) -> Result<Self, Error> {
+    pub async fn start(distribution: &KafkaDistribution, directory: &Path, port: u16, controller_port: u16) -> Result<Self, Error> {
         let own = directory.join("kafka");
         files::create_directory(&own)?;
         let files = BrokerFiles {
@@ -141,8 +136,7 @@ impl Kafka {
 /// The broker is away or refuses one.
 pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Result<(), Error> {
     let admin = admin(bootstrap_servers)?;
-    let limits: Vec<Option<String>> =
-        topics.iter().map(|topic| topic.max_message_bytes.map(|bytes| bytes.to_string())).collect();
+    let limits: Vec<Option<String>> = topics.iter().map(|topic| topic.max_message_bytes.map(|bytes| bytes.to_string())).collect();
     let new: Vec<NewTopic<'_>> = topics
         .iter()
         .zip(&limits)
@@ -154,9 +148,7 @@ pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Res
             }
         })
         .collect();
-    let options = AdminOptions::new()
-        .request_timeout(Some(REQUEST_DEADLINE))
-        .operation_timeout(Some(REQUEST_DEADLINE));
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_DEADLINE)).operation_timeout(Some(REQUEST_DEADLINE));
     let failed = |reason: String| Error::Kafka { what: "create topics".to_owned(), reason };
     let results = admin.create_topics(&new, &options).await.map_err(|error| failed(error.to_string()))?;
     for result in results {

@@ -35,9 +35,7 @@ impl Layout {
         let target = executable.ancestors().find(|above| above.join("CACHEDIR.TAG").exists()).map(Path::to_owned);
         let target = match (target, std::env::var_os("CARGO_TARGET_DIR")) {
             (Some(target), _) => target,
-            (None, Some(given)) => {
-                std::path::absolute(given).context(|| "resolve CARGO_TARGET_DIR".to_owned())?
-            }
+            (None, Some(given)) => std::path::absolute(given).context(|| "resolve CARGO_TARGET_DIR".to_owned())?,
             (None, None) => checkout.join("target"),
         };
         Ok(Self { checkout, target })

@@ -25,12 +25,7 @@ pub(crate) enum Jars {
 }
 
 /// Brings the artifacts and all they depend on into `directory`.
-pub(crate) async fn fetch(
-    artifacts: &[Artifact<'_>],
-    jars: Jars,
-    directory: &Path,
-    report: &Report,
-) -> Result<(), Error> {
+pub(crate) async fn fetch(artifacts: &[Artifact<'_>], jars: Jars, directory: &Path, report: &Report) -> Result<(), Error> {
     let goal = match jars {
         Jars::Kept => "dependency:copy-dependencies",
         Jars::Unpacked => "dependency:unpack-dependencies",
@@ -55,11 +50,7 @@ pub(crate) async fn fetch(
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).take(4).collect();
     let names: Vec<&str> = artifacts.iter().map(|artifact| artifact.name).collect();
-    Err(Error::Command {
-        command: format!("mvn {goal} (for {})", names.join(", ")),
-        status: output.status,
-        output: lines.join("\n"),
-    })
+    Err(Error::Command { command: format!("mvn {goal} (for {})", names.join(", ")), status: output.status, output: lines.join("\n") })
 }
 
 fn pom_of(artifacts: &[Artifact<'_>]) -> String {

@@ -69,10 +69,7 @@ pub fn listener(port: u16) -> Option<String> {
 #[must_use]
 pub fn listener(port: u16) -> Option<String> {
     let selection = format!("-iTCP:{port}");
-    let output = std::process::Command::new("lsof")
-        .args(["-nP", "-sTCP:LISTEN", "-Fpc", &selection])
-        .output()
-        .ok()?;
+    let output = std::process::Command::new("lsof").args(["-nP", "-sTCP:LISTEN", "-Fpc", &selection]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let field = |mark: char| text.lines().find_map(|line| line.strip_prefix(mark));
     Some(format!("{} (process {})", field('c')?, field('p')?))

@@ -49,12 +49,7 @@ impl Postgres {
     ///
     /// # Errors
     /// Its data cannot be made, or it does not come up; with the end of its log.
-    pub async fn start(
-        layout: &Layout,
-        distribution: &PostgresDistribution,
-        directory: &Path,
-        port: u16,
-    ) -> Result<Self, Error> {
+    pub async fn start(layout: &Layout, distribution: &PostgresDistribution, directory: &Path, port: u16) -> Result<Self, Error> {
         let log = directory.join("logs/postgres.log");
         let account = distribution.account.as_ref();
         let data = data_directory(layout, directory, account).await?.join("data");
@@ -69,11 +64,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_on_free_port(
-        layout: &Layout,
-        distribution: &PostgresDistribution,
-        directory: &Path,
-    ) -> Result<Self, Error> {
+    pub async fn start_on_free_port(layout: &Layout, distribution: &PostgresDistribution, directory: &Path) -> Result<Self, Error> {
         let [port] = ports::free([None])?;
         Self::start(layout, distribution, directory, port).await
     }
@@ -168,12 +159,7 @@ async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<
     Err(Error::Command { command: "initdb".to_owned(), status: output.status, output: text })
 }
 
-async fn launch(
-    distribution: &PostgresDistribution,
-    data: &Path,
-    port: u16,
-    log: &Path,
-) -> Result<Process, Error> {
+async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log: &Path) -> Result<Process, Error> {
     let end = tokio::time::Instant::now() + START_DEADLINE;
     loop {
         let mut command = program(distribution, "postgres");
@@ -187,9 +173,7 @@ async fn launch(
         let mut process = Process::spawn("PostgreSQL", command, log)?;
         match process.until_ready(START_DEADLINE, || ping(port)).await {
             // A killed server's sessions take a moment to notice, and until then their memory is still in use.
-            Err(Error::Ended { tail, .. })
-                if tail.contains("pre-existing shared memory block") && tokio::time::Instant::now() < end =>
-            {
+            Err(Error::Ended { tail, .. }) if tail.contains("pre-existing shared memory block") && tokio::time::Instant::now() < end => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(error) => return Err(error),

@@ -54,10 +54,7 @@ impl Process {
         };
         // Should we die without stopping it, the next run finds it by this.
         let note = serde_json::to_vec(&identity).map_err(std::io::Error::other);
-        files::write_atomically(
-            &log.with_extension(orphans::SUFFIX),
-            &note.context(|| format!("note down {name}"))?,
-        )?;
+        files::write_atomically(&log.with_extension(orphans::SUFFIX), &note.context(|| format!("note down {name}"))?)?;
         Ok(Self { name, log: log.to_owned(), child, identity })
     }
 

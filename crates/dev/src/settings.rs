@@ -75,10 +75,7 @@ impl Settings {
             .filter(|(_, port)| !ports::is_free(*port))
             .map(|(kind, port)| {
                 let by = ports::listener(port).map(|by| format!(" by {by}")).unwrap_or_default();
-                format!(
-                    "port {port} of {} is in use{by}; free it, or set {} to another",
-                    kind.name, kind.port_setting
-                )
+                format!("port {port} of {} is in use{by}; free it, or set {} to another", kind.name, kind.port_setting)
             })
             .collect();
         if taken.is_empty() { Ok(()) } else { Err(Error::Refused(taken.join("\n"))) }

@@ -55,8 +55,7 @@ impl Stack {
     pub async fn start(&mut self, release: bool) -> Result<Up, Error> {
         let directory = self.layout.stack();
         let remembered = Ports::read(&directory);
-        let [postgres, kafka, controller] =
-            ports::free([remembered.postgres, remembered.kafka, remembered.kafka_controller])?;
+        let [postgres, kafka, controller] = ports::free([remembered.postgres, remembered.kafka, remembered.kafka_controller])?;
         Ports { postgres: Some(postgres), kafka: Some(kafka), kafka_controller: Some(controller) }.write(&directory)?;
 
         let (layout, report, settings) = (&self.layout, &self.report, &self.settings);
@@ -75,12 +74,7 @@ impl Stack {
         Ok(self.whereabouts(database_url, bootstrap_servers))
     }
 
-    async fn start_services(
-        &mut self,
-        programs: &Path,
-        database_url: &str,
-        bootstrap_servers: &str,
-    ) -> Result<(), Error> {
+    async fn start_services(&mut self, programs: &Path, database_url: &str, bootstrap_servers: &str) -> Result<(), Error> {
         self.report.say("starting the services");
         let logs = self.logs();
         for (kind, port) in self.settings.services() {
@@ -106,9 +100,7 @@ impl Stack {
             _ => {
                 let name = kind.name;
                 let role = kind.role;
-                self.report.say(format!(
-                    "{name} uses DATABASE_URL's own user: the server does not let {role} in without a password"
-                ));
+                self.report.say(format!("{name} uses DATABASE_URL's own user: the server does not let {role} in without a password"));
                 owner_url.to_owned()
             }
         }
@@ -128,14 +120,8 @@ impl Stack {
         };
         Up {
             services: self.services.iter().map(service).collect(),
-            database: UpServer {
-                address: database_url,
-                log: self.postgres.is_some().then(|| logs.join("postgres.log")),
-            },
-            kafka: UpServer {
-                address: bootstrap_servers,
-                log: self.kafka.is_some().then(|| logs.join("kafka.log")),
-            },
+            database: UpServer { address: database_url, log: self.postgres.is_some().then(|| logs.join("postgres.log")) },
+            kafka: UpServer { address: bootstrap_servers, log: self.kafka.is_some().then(|| logs.join("kafka.log")) },
         }
     }
 

@@ -33,9 +33,7 @@ pub fn of(up: &Up) -> String {
 }
 
 fn first_cart(up: &Up) -> String {
-    let url = |name: &str| {
-        up.services.iter().find(|service| service.name == name).map_or("", |service| service.url.as_str())
-    };
+    let url = |name: &str| up.services.iter().find(|service| service.name == name).map_or("", |service| service.url.as_str());
     let (commands, projections) = (url(COMMANDS.name), url(PROJECTIONS.name));
     let [cart, item, product] = [Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7()];
     let json = "-H 'Content-Type: application/json'";

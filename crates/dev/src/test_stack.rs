@@ -150,9 +150,9 @@ impl Selection {
         for (index, argument) in ours.iter().enumerate() {
             match *argument {
                 "-p" | "--package" => packages.extend(ours.get(index + 1).copied()),
-                other => packages.extend(
-                    other.strip_prefix("--package=").or_else(|| other.strip_prefix("-p").filter(|name| !name.is_empty())),
-                ),
+                other => {
+                    packages.extend(other.strip_prefix("--package=").or_else(|| other.strip_prefix("-p").filter(|name| !name.is_empty())))
+                }
             }
         }
         Self {

@@ -111,13 +111,7 @@ fn show(progress: &mut File) {
     }
 }
 
-async fn supervise(
-    layout: &Layout,
-    release: bool,
-    report: &Report,
-    lock: File,
-    ready: impl FnOnce(&Up),
-) -> Result<(), Error> {
+async fn supervise(layout: &Layout, release: bool, report: &Report, lock: File, ready: impl FnOnce(&Up)) -> Result<(), Error> {
     let settings = Settings::from_environment()?;
     orphans::end(&layout.stack().join("logs"), report).await?;
     settings.check_ports()?;
@@ -161,13 +155,7 @@ async fn supervise(
 }
 
 /// Returns only when something went wrong.
-async fn run(
-    layout: &Layout,
-    stack: &mut Stack,
-    release: bool,
-    state: &mut State,
-    ready: impl FnOnce(&Up),
-) -> Result<(), Error> {
+async fn run(layout: &Layout, stack: &mut Stack, release: bool, state: &mut State, ready: impl FnOnce(&Up)) -> Result<(), Error> {
     let up = stack.start(release).await?;
     ready(&up);
     state.up = Some(up);

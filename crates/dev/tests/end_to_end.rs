@@ -107,7 +107,8 @@ async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing
     let mut newest: HashMap<String, i64> = HashMap::new();
     for payload in payloads {
         let event: Value = serde_json::from_slice(&payload).unwrap();
-        let (product, inventory) = (event["InventoryChanged"]["product_id"].to_string(), event["InventoryChanged"]["inventory"].as_i64().unwrap());
+        let (product, inventory) =
+            (event["InventoryChanged"]["product_id"].to_string(), event["InventoryChanged"]["inventory"].as_i64().unwrap());
         assert!(newest.insert(product, inventory).is_none_or(|before| before < inventory), "a product's messages keep their order");
     }
 }
@@ -199,7 +200,8 @@ async fn a_broker_that_is_away_delays_and_loses_nothing() {
     assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
     assert_eq!(shop.submit(cart).await.0, 200);
     eventually("the publisher has tried and says what it waits for", || async {
-        let tried: Option<i32> = sqlx::query_scalar("SELECT attempts FROM todo WHERE last_error IS NOT NULL").fetch_optional(&shop.pool).await.unwrap();
+        let tried: Option<i32> =
+            sqlx::query_scalar("SELECT attempts FROM todo WHERE last_error IS NOT NULL").fetch_optional(&shop.pool).await.unwrap();
         let ready = reqwest::get(format!("{}/ready", shop.url(PUBLISHER))).await.unwrap();
         (tried.is_some() && ready.status() == 503 && ready.text().await.unwrap().contains("kafka")).then_some(())
     })
@@ -228,10 +230,11 @@ async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_tha
     });
     let answers = futures::future::join_all(adds).await;
     assert!(answers.iter().all(|(status, _)| [200, 409].contains(&status.as_u16())), "{answers:?}");
-    let most: i64 = sqlx::query_scalar("SELECT max(n) FROM (SELECT count(*) AS n FROM event WHERE event_type = 'ItemAdded' GROUP BY cart_id) c")
-        .fetch_one(&shop.pool)
-        .await
-        .unwrap();
+    let most: i64 =
+        sqlx::query_scalar("SELECT max(n) FROM (SELECT count(*) AS n FROM event WHERE event_type = 'ItemAdded' GROUP BY cart_id) c")
+            .fetch_one(&shop.pool)
+            .await
+            .unwrap();
     assert_eq!(most, 3);
 
     // Submits against stock that goes to 0: whichever comes first, no submit stands behind the 0.
@@ -312,8 +315,10 @@ async fn cart_items_can_be_made_anew_at_start() {
         let mut projections = services::Service::start(PROJECTIONS, settings).unwrap();
         projections.until_ready(READY).await.unwrap();
         eventually("the new build serves", || async {
-            let serving: String =
-                sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'").fetch_one(&shop.pool).await.unwrap();
+            let serving: String = sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'")
+                .fetch_one(&shop.pool)
+                .await
+                .unwrap();
             let answer: Value = reqwest::get(format!("{}/{cart}/cartitemsfromdb", projections.url())).await.unwrap().json().await.unwrap();
             (serving == build && answer["total_price"] == "1.00").then_some(())
         })

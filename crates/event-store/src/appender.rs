@@ -83,10 +83,7 @@ struct Appender {
 
 pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
     let ids = settings.ids.len();
-    let sql = format!(
-        "SELECT lookup, event_id, event_type, payload, more FROM event_append({})",
-        placeholders(1, 1 + 3 + ids + 4 + ids)
-    );
+    let sql = format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids));
     let mut appender = Appender { settings, sql, heads, session: None, log_id: None };
     let mut waiting: VecDeque<Append> = VecDeque::new();
     loop {
@@ -277,24 +274,22 @@ impl Appender {
     /// read the call from its socket and commit it.
     async fn look_up(&mut self, backend: &Backend, known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
         let mut session = self.connect().await?;
-        let gone: Option<bool> = sqlx::query_scalar(
-            "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2",
-        )
-        .bind(backend.pid)
-        .bind(&backend.started)
-        .fetch_optional(&mut session.connection)
-        .await?;
+        let gone: Option<bool> =
+            sqlx::query_scalar("SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2")
+                .bind(backend.pid)
+                .bind(&backend.started)
+                .fetch_optional(&mut session.connection)
+                .await?;
         if gone == Some(false) {
             return Err(StoreError::Busy);
         }
         let mut transaction = session.connection.begin().await?;
         sqlx::query("SELECT event_lock()").execute(&mut *transaction).await?;
-        let rows: Vec<(Option<Uuid>, i64)> = sqlx::query_as(
-            "SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1",
-        )
-        .bind(known)
-        .fetch_all(&mut *transaction)
-        .await?;
+        let rows: Vec<(Option<Uuid>, i64)> =
+            sqlx::query_as("SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1")
+                .bind(known)
+                .fetch_all(&mut *transaction)
+                .await?;
         transaction.commit().await?;
         self.session = Some(session);
         Ok(rows.into_iter().filter_map(|(id, last)| Some((id?, Position(last)))).collect())

@@ -33,12 +33,13 @@ impl Batch {
         let written_is_forbidden = append.events.iter().any(|event| {
             ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(|at| forbids(at, event)))
         });
-        let forbidden_is_written = append.lookups.iter().any(|(lookup, _)| match ids(&lookup.ids).next() {
-            Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
-                self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
-            }),
-            None => self.appends.iter().flat_map(|a| &a.events).any(|e| lookup.matches(e.event_type, &e.ids)),
-        });
+        let forbidden_is_written =
+            append.lookups.iter().any(|(lookup, _)| match ids(&lookup.ids).next() {
+                Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
+                    self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
+                }),
+                None => self.appends.iter().flat_map(|a| &a.events).any(|e| lookup.matches(e.event_type, &e.ids)),
+            });
         !written_is_forbidden && !forbidden_is_written
     }
 

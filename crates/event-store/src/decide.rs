@@ -1,6 +1,9 @@
 //! Decisions: a command's rule, and the one way to run it.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -80,16 +83,23 @@ impl<E: LogEvent> EventStore<E> {
     /// As [`EventStore::decide`].
     pub async fn decide_with<D: Decision<Event = E>>(&self, decision: &D, metadata: Metadata) -> Result<Position, DecideError<D::Error>> {
         let deadline = Instant::now() + self.shared.settings.decide_deadline;
-        match tokio::time::timeout_at(deadline.into(), self.deciding(decision, &metadata)).await {
+        let sent = AtomicBool::new(false);
+        match tokio::time::timeout_at(deadline.into(), self.deciding(decision, &metadata, &sent)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 METRICS.busy.add(1, &[]);
-                Err(StoreError::Busy.into())
+                // An append that is on its way may still be written.
+                Err(if sent.into_inner() { StoreError::OutcomeUnknown } else { StoreError::Busy }.into())
             }
         }
     }
 
-    async fn deciding<D: Decision<Event = E>>(&self, decision: &D, metadata: &Metadata) -> Result<Position, DecideError<D::Error>> {
+    async fn deciding<D: Decision<Event = E>>(
+        &self,
+        decision: &D,
+        metadata: &Metadata,
+        sent: &AtomicBool,
+    ) -> Result<Position, DecideError<D::Error>> {
         let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
         // Here is the place for what is known of the states already: each starts as complete up to some position, and an outcome without
         // an append is decided again on what is read now.
@@ -105,11 +115,12 @@ impl<E: LogEvent> EventStore<E> {
             };
             let mut parts = vec![];
             stages.parts(&mut parts);
-            let lookups = parts
-                .iter()
-                .flat_map(|part| part.criteria().lookups.iter().map(|lookup| (lookup.clone(), part.position())))
-                .collect();
-            match self.append(lookups, &events, metadata).await? {
+            let lookups =
+                parts.iter().flat_map(|part| part.criteria().lookups.iter().map(|lookup| (lookup.clone(), part.position()))).collect();
+            sent.store(true, Ordering::Relaxed);
+            let appended = self.append(lookups, &events, metadata).await?;
+            sent.store(false, Ordering::Relaxed);
+            match appended {
                 Appended::Written { last } => return Ok(last),
                 Appended::Missed(answer) => {
                     let complete = fold(&mut parts, 0, &answer)?;
@@ -135,9 +146,7 @@ impl<E: LogEvent> EventStore<E> {
         let id = Uuid::now_v7();
         let events = events
             .iter()
-            .map(|event| {
-                Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids_of(event, &self.shared.ids)? })
-            })
+            .map(|event| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids_of(event, &self.shared.ids)? }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
         let append = Append { id, lookups, events, metadata: metadata.stored(id), reply };

@@ -8,9 +8,9 @@ pub enum StoreError {
     /// The database is away, or does not answer in time. Nothing was done; it may be tried again.
     #[error("the log is not reachable")]
     Unavailable(#[source] sqlx::Error),
-    /// The connection was lost after an append was sent, and could not be had back in time to see whether it was committed. The append
-    /// is whole or not there.
-    #[error("the log became unreachable while it was appending: whether it did is not known")]
+    /// An append was sent and not answered in time, or its connection was lost and could not be had back in time to see what became of it.
+    /// The append is whole or not there.
+    #[error("the log did not answer an append in time: whether it was written is not known")]
     OutcomeUnknown,
     /// More work waits for the log than it takes in the time a command may wait.
     #[error("the log is busy")]

@@ -78,9 +78,7 @@ pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, clo
         }
         let head = *written.borrow_and_update();
         // A lost announcement costs readers their poll interval and nothing else.
-        if let Err(error) =
-            sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&pool).await
-        {
+        if let Err(error) = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&pool).await {
             tracing::debug!(%error, "the head could not be announced");
         }
         tokio::time::sleep(interval).await;

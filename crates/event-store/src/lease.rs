@@ -102,13 +102,9 @@ impl Leases<'_> {
 
     /// Gives everything back, so that another need not wait for the leases to run out.
     pub(crate) async fn release(&self) -> Result<(), sqlx::Error> {
-        sqlx::query!(
-            "UPDATE checkpoint SET owner = NULL, lease_until = NULL WHERE name = $1 AND owner = $2",
-            self.name,
-            self.owner
-        )
-        .execute(self.pool)
-        .await?;
+        sqlx::query!("UPDATE checkpoint SET owner = NULL, lease_until = NULL WHERE name = $1 AND owner = $2", self.name, self.owner)
+            .execute(self.pool)
+            .await?;
         Ok(())
     }
 }

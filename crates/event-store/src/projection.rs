@@ -240,13 +240,7 @@ impl<P: Projection> Worker<P> {
     }
 
     /// Applies a batch and moves the checkpoint, both or neither. `false`: the segment is another's now.
-    async fn apply(
-        &self,
-        leases: &Leases<'_>,
-        segment: &mut Held,
-        batch: &[Recorded<P::Event>],
-        to: Position,
-    ) -> Result<bool, StoreError> {
+    async fn apply(&self, leases: &Leases<'_>, segment: &mut Held, batch: &[Recorded<P::Event>], to: Position) -> Result<bool, StoreError> {
         let span = tracing::info_span!("project", otel.name = format!("project {}", P::NAME), events = batch.len(), position = %to);
         trace::follow(&span, batch.iter().map(|event| event.metadata.traceparent.as_deref()));
         async {
@@ -323,10 +317,9 @@ pub async fn rebuild<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
         return Err(StoreError::Schema(format!("{} is an automation: made anew, it would do again what it did", P::NAME)));
     }
     let mut transaction = pool.begin().await?;
-    let Some(serving) =
-        sqlx::query_scalar!("SELECT build FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE", P::NAME)
-            .fetch_optional(&mut *transaction)
-            .await?
+    let Some(serving) = sqlx::query_scalar!("SELECT build FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE", P::NAME)
+        .fetch_optional(&mut *transaction)
+        .await?
     else {
         return Ok(()); // Never made yet, so there is nothing to make anew.
     };

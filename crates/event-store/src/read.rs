@@ -58,7 +58,8 @@ pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize,
         let complete_to = cut.unwrap_or(answer.head);
         found.retain(|f| f.position <= complete_to);
         found.sort_by_key(|f| f.position);
-        let events = found.iter().map(|f| Ok((Position(f.position), decode(f.position, &f.payload)?))).collect::<Result<_, StoreError>>()?;
+        let events =
+            found.iter().map(|f| Ok((Position(f.position), decode(f.position, &f.payload)?))).collect::<Result<_, StoreError>>()?;
         part.fold(events, Position(complete_to.max(part.position().0)));
         complete &= cut.is_none();
     }

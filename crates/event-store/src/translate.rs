@@ -48,11 +48,12 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the log cannot be read.
     pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
-        let rows: Vec<(i32, i64)> = sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
-            .bind(consumer)
-            .bind(topic)
-            .fetch_all(self.pool())
-            .await?;
+        let rows: Vec<(i32, i64)> =
+            sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
+                .bind(consumer)
+                .bind(topic)
+                .fetch_all(self.pool())
+                .await?;
         Ok(rows.into_iter().collect())
     }
 

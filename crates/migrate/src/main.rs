@@ -9,7 +9,7 @@ use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use event_store::{MIGRATOR, MigrateError};
 use sqlx::{
-    ConnectOptions, PgPool,
+    ConnectOptions, Connection, PgPool,
     migrate::MigrateError as SqlxMigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -70,6 +70,9 @@ async fn migrate() -> Result<(), Failure> {
         options.get_port(),
         options.get_username(),
     );
+    // A pool tries for as long as it may, and hides why it has no connection; one connection says it at once.
+    let first = tokio::time::timeout(CONNECT_DEADLINE, options.connect()).await;
+    first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Failure::Unreachable)?.close().await.map_err(Failure::Unreachable)?;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(CONNECT_DEADLINE)

@@ -55,8 +55,9 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
         }
         Ok(())
     });
-    service.serve(Document::openapi(), |app| {
-        app.service(traceparent);
-    })
-    .await
+    service
+        .serve(Document::openapi(), |app| {
+            app.service(traceparent);
+        })
+        .await
 }

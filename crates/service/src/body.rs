@@ -66,9 +66,7 @@ impl FromRequest for IgnoredBody {
 }
 
 fn json_only(request: &HttpRequest) -> Result<(), HttpError> {
-    let refusal = |message: &str| {
-        HttpError::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
-    };
+    let refusal = |message: &str| HttpError::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message);
     const JSON: &str = "Content-Type: must be application/json";
     let headers = request.headers();
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
@@ -149,8 +147,7 @@ fn unreadable(error: &PayloadError) -> HttpError {
 }
 
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
-    let text = std::str::from_utf8(body)
-        .map_err(|_| HttpError::bad_request("invalid_json", "the body must be JSON in UTF-8"))?;
+    let text = std::str::from_utf8(body).map_err(|_| HttpError::bad_request("invalid_json", "the body must be JSON in UTF-8"))?;
     // Else a list of values would pass for an object: serde's derive reads structs from both.
     if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
         return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
@@ -159,8 +156,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
         });
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer)
-        .map_err(|error| refused(&error.path().to_string(), error.inner()))?;
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| refused(&error.path().to_string(), error.inner()))?;
     deserializer.end().map_err(|error| refused(".", &error))?;
     Ok(value)
 }

@@ -22,8 +22,7 @@ pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;
 const MAX_URI_BYTES: usize = 8 * 1024;
 
 /// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
-const DURATION_BOUNDS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const DURATION_BOUNDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Made at the first request, when the meter provider is set.
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
@@ -85,10 +84,7 @@ impl Extractor for Headers<'_> {
 }
 
 /// Measures and logs a request. This is where a fault is logged, and the only place.
-pub(crate) async fn observe(
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
+pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
     let start = Instant::now();
     let method = method_label(request.method());
     let route = route_label(&request);
@@ -129,10 +125,8 @@ pub(crate) async fn answer_errors_in_json(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let response = next.call(request).await?.map_into_boxed_body();
     let status = response.status();
-    let is_json = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
+    let is_json =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
     if !(status.is_client_error() || status.is_server_error()) || is_json {
         return Ok(response);
     }

@@ -36,12 +36,10 @@ impl From<StoreError> for HttpError {
         match error {
             StoreError::Busy => Self::unavailable("the log is busy; try again").code("busy"),
             StoreError::OutcomeUnknown => Self::unavailable(
-                "the log became unreachable: whether the command was carried out is not known; look, or send it again",
+                "the log did not answer in time: whether the command was carried out is not known; look, or send it again",
             )
             .code("outcome_unknown"),
-            error if error.is_unavailable() => {
-                Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error)
-            }
+            error if error.is_unavailable() => Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error),
             error => Self::fault(error),
         }
     }
@@ -53,7 +51,6 @@ impl From<StoreError> for HttpError {
 /// Where the URL cannot be read; settings are validated before, so this does not happen.
 pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
     let options: PgConnectOptions = common.database_url.expose().parse()?;
-    let settings =
-        StoreSettings { max_connections: common.database_max_connections.as_u32(), decide_deadline, ..StoreSettings::default() };
+    let settings = StoreSettings { max_connections: common.database_max_connections.as_u32(), decide_deadline, ..StoreSettings::default() };
     Ok(EventStore::new(options, settings))
 }

@@ -15,10 +15,7 @@ const UPDATE_VARIABLE: &str = "UPDATE_OPENAPI";
 
 /// The routes every service has.
 #[derive(OpenApi)]
-#[openapi(
-    paths(common::healthcheck, common::ready, common::metrics, common::openapi),
-    components(schemas(ErrorBody))
-)]
+#[openapi(paths(common::healthcheck, common::ready, common::metrics, common::openapi), components(schemas(ErrorBody)))]
 struct CommonRoutes;
 
 /// Declarations for the document alone: the routes themselves are in `server.rs`.
@@ -96,8 +93,7 @@ impl Routes {
 
     /// What to answer where no route took the request: 405 with the methods it would take, or 404.
     pub(crate) fn refusal(&self, path: &str) -> (HttpError, Option<HeaderValue>) {
-        let allowed: Vec<&str> =
-            self.0.iter().filter(|(route, _)| route.is_match(path)).map(|(_, methods)| methods.as_str()).collect();
+        let allowed: Vec<&str> = self.0.iter().filter(|(route, _)| route.is_match(path)).map(|(_, methods)| methods.as_str()).collect();
         if allowed.is_empty() {
             return (HttpError::not_found("unknown_route", "there is no such route; /openapi.json lists them"), None);
         }

@@ -159,10 +159,7 @@ fn refusal(status: &str) -> Option<(&'static str, String)> {
     Some(match status {
         "400" => ("malformed_request", "the request line and headers must be HTTP/1.1, with a Host".to_owned()),
         "408" => ("request_timeout", "the request line and headers did not arrive in time".to_owned()),
-        "431" => (
-            "headers_too_large",
-            format!("there must be at most 96 headers, with at most {MAX_HEADER_BYTES} bytes together"),
-        ),
+        "431" => ("headers_too_large", format!("there must be at most 96 headers, with at most {MAX_HEADER_BYTES} bytes together")),
         _ => return None,
     })
 }

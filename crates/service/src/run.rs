@@ -198,12 +198,7 @@ impl Service {
         self.serve_on(listener, document, routes).await
     }
 
-    pub(crate) async fn serve_on<F>(
-        mut self,
-        listener: TcpListener,
-        document: OpenApi,
-        routes: F,
-    ) -> Result<(), Fault>
+    pub(crate) async fn serve_on<F>(mut self, listener: TcpListener, document: OpenApi, routes: F) -> Result<(), Fault>
     where
         F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
     {

@@ -76,12 +76,14 @@ where
             .app_data(table.clone())
             .app_data(Data::new(operations.clone()))
             .app_data(Data::new(document.clone()))
-            .app_data(PathConfig::default().error_handler(|error, _| {
-                HttpError::bad_request("invalid_path", format!("the path cannot be read: {error}")).into()
-            }))
-            .app_data(QueryConfig::default().error_handler(|error, _| {
-                HttpError::bad_request("invalid_query", format!("the query cannot be read: {error}")).into()
-            }))
+            .app_data(
+                PathConfig::default()
+                    .error_handler(|error, _| HttpError::bad_request("invalid_path", format!("the path cannot be read: {error}")).into()),
+            )
+            .app_data(
+                QueryConfig::default()
+                    .error_handler(|error, _| HttpError::bad_request("invalid_query", format!("the query cannot be read: {error}")).into()),
+            )
             .configure(common_routes)
             .configure(routes.clone())
             .default_service(web::to(|request: HttpRequest| async move { edge::no_route(&request) }))

@@ -64,12 +64,9 @@ impl Telemetry {
             LogFormat::Auto | LogFormat::Json => json(),
         };
         // Spans are traced whatever is logged: the trace must not end where a log filter is narrow.
-        let spans = tracing_opentelemetry::layer()
-            .with_tracer(traces.tracer("cartlog"))
-            .with_filter(
-                filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO)
-                    .with_max_level_hint(LevelFilter::INFO),
-            );
+        let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer("cartlog")).with_filter(
+            filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO).with_max_level_hint(LevelFilter::INFO),
+        );
         tracing_subscriber::registry().with(log.with_filter(filter)).with(spans).try_init()?;
         log_panics();
 
@@ -127,8 +124,7 @@ fn log_panics() {
 impl Metrics {
     fn install(resource: Resource) -> Result<Self, OTelSdkError> {
         let registry = Registry::new();
-        let reader =
-            opentelemetry_prometheus::exporter().with_registry(registry.clone()).without_scope_info().build()?;
+        let reader = opentelemetry_prometheus::exporter().with_registry(registry.clone()).without_scope_info().build()?;
         global::set_meter_provider(SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build());
         Ok(Self { registry })
     }

@@ -70,6 +70,7 @@ impl Database {
 /// # Panics
 /// Where there is none.
 pub fn kafka_bootstrap_servers() -> String {
-    std::env::var("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")
-        .expect("these tests need PostgreSQL and Kafka: run `cargo dev test`, which starts both and sets CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")
+    std::env::var("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS").expect(
+        "these tests need PostgreSQL and Kafka: run `cargo dev test`, which starts both and sets CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS",
+    )
 }

@@ -169,7 +169,8 @@ mod specifications {
     use cart_events::examples::Shopping;
 
     fn add_item(cart: &Shopping, item: usize) -> AddItem {
-        let DomainEvent::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } = cart.added(item) else {
+        let DomainEvent::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } = cart.added(item)
+        else {
             unreachable!("`added` makes ItemAdded")
         };
         AddItem { cart_id, item_id, product_id, description, image, price, device_fingerprint }

@@ -45,10 +45,7 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
 
 /// The commands of Cartlog's shopping cart.
 #[derive(OpenApi)]
-#[openapi(
-    info(title = "cart-commands"),
-    paths(add_item::route, remove_item::route, clear_cart::route, submit_cart::route)
-)]
+#[openapi(info(title = "cart-commands"), paths(add_item::route, remove_item::route, clear_cart::route, submit_cart::route))]
 struct Api;
 
 #[cfg(test)]

@@ -157,9 +157,11 @@ mod specifications {
         let line = |price: &str| OrderedProduct { product_id: cart.product(0), price: price.parse().unwrap() };
         let lines = vec![line("10.10"), line("11.10")];
         let total_price = lines.iter().map(|line| &line.price).sum();
-        given([cart.created(), cart.added(0), cart.added_again(1, 0)])
-            .when(&submit(&cart))
-            .then([DomainEvent::CartSubmitted { cart_id: cart.cart_id, ordered_products: lines, total_price }]);
+        given([cart.created(), cart.added(0), cart.added_again(1, 0)]).when(&submit(&cart)).then([DomainEvent::CartSubmitted {
+            cart_id: cart.cart_id,
+            ordered_products: lines,
+            total_price,
+        }]);
     }
 
     #[test]

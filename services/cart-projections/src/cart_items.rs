@@ -36,10 +36,7 @@ pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<Doma
     responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
-pub(crate) async fn projected(
-    path: web::Path<String>,
-    log: web::Data<EventStore<DomainEvent>>,
-) -> Result<web::Json<CartItems>, HttpError> {
+pub(crate) async fn projected(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
     let cart_id: CartId = path_value("cart_id", &path)?;
     let mut build = projection::serving(log.pool(), CartItemsProjection::NAME).await?;
     let rows = sqlx::query!(

@@ -287,10 +287,9 @@ mod specifications {
         let cart = Shopping::new();
         let published = DomainEvent::CartPublished { cart_id: cart.cart_id };
         let submitted = || cart.with_items(1).chain([cart.submitted(1)]);
-        for refused in [
-            given(cart.with_items(1)).when(&PublishCart { cart_id: cart.cart_id }),
-            given(cart.with_items(1)).when(&give_up(&cart)),
-        ] {
+        for refused in
+            [given(cart.with_items(1)).when(&PublishCart { cart_id: cart.cart_id }), given(cart.with_items(1)).when(&give_up(&cart))]
+        {
             refused.then_refused(Refused::NotSubmitted(cart.cart_id));
         }
         for refused in [

@@ -21,8 +21,18 @@ pub(crate) struct Catalogue {
 }
 
 const THINGS: [&str; 12] = [
-    "tea pot", "tea cup", "tea strainer", "sugar bowl", "cake stand", "milk jug", "saucer", "kettle", "tea towel",
-    "tea cosy", "honey spoon", "tea caddy",
+    "tea pot",
+    "tea cup",
+    "tea strainer",
+    "sugar bowl",
+    "cake stand",
+    "milk jug",
+    "saucer",
+    "kettle",
+    "tea towel",
+    "tea cosy",
+    "honey spoon",
+    "tea caddy",
 ];
 const KINDS: [&str; 4] = ["blue", "white", "stoneware", "old"];
 

@@ -44,12 +44,8 @@ pub(crate) struct Outcome<'a> {
 impl Checks {
     pub(crate) fn of(log: &Log, outcome: &Outcome<'_>) -> Self {
         let Outcome { began_at, catalogue, inventories_sent, told, received } = outcome;
-        let mut checks = Self {
-            events: log.events.clone(),
-            refusals: told.refusals.clone(),
-            repeated: received.repeated,
-            ..Self::default()
-        };
+        let mut checks =
+            Self { events: log.events.clone(), refusals: told.refusals.clone(), repeated: received.repeated, ..Self::default() };
         // A cart submitted before the day may be published in it.
         let of_today = received.carts.range(began_at + 1..);
         let messages: BTreeMap<i64, _> = of_today.map(|(position, message)| (*position, message)).collect();
@@ -74,15 +70,12 @@ impl Checks {
         checks.equal("carts submitted, and noted as published", log.submissions.len(), log.published());
         let differ = log.submissions.iter().filter(|(position, submission)| {
             messages.get(position).is_some_and(|message| {
-                message.cart_id != submission.cart
-                    || message.ordered_product != submission.lines
-                    || message.total_price != submission.total
+                message.cart_id != submission.cart || message.ordered_product != submission.lines || message.total_price != submission.total
             })
         });
         checks.equal("messages that differ from the log", 0, differ.count());
-        let off = messages.values().filter(|message| {
-            sum(&message.ordered_product).is_none_or(|sum| format!("{sum:.2}") != message.total_price)
-        });
+        let off =
+            messages.values().filter(|message| sum(&message.ordered_product).is_none_or(|sum| format!("{sum:.2}") != message.total_price));
         checks.equal("messages whose lines are not their total", 0, off.count());
 
         let decimal = |text: &str| text.parse::<Decimal>().unwrap_or_default();
@@ -102,19 +95,12 @@ impl Checks {
     /// # Errors
     /// What does not.
     pub(crate) fn verdict(&self) -> Result<(), Error> {
-        let broken: Vec<String> = self
-            .rows
-            .iter()
-            .filter(|row| !row.holds)
-            .map(|row| format!("{}: {} and {}", row.what, row.expected, row.found))
-            .collect();
+        let broken: Vec<String> =
+            self.rows.iter().filter(|row| !row.holds).map(|row| format!("{}: {} and {}", row.what, row.expected, row.found)).collect();
         if broken.is_empty() {
             return Ok(());
         }
-        Err(Error::Refused(format!(
-            "the outcome does not match the log (the services' own logs may say why): {}",
-            broken.join("; ")
-        )))
+        Err(Error::Refused(format!("the outcome does not match the log (the services' own logs may say why): {}", broken.join("; "))))
     }
 
     fn equal<A: Display, B: Display>(&mut self, what: &'static str, expected: A, found: B) {

@@ -135,8 +135,7 @@ impl Day {
         })
         .await?;
         let cart = self.shop.items(watched).await?;
-        let left: Vec<String> =
-            cart.data.iter().map(|item| format!("{} at {}", name(&item.description), item.price)).collect();
+        let left: Vec<String> = cart.data.iter().map(|item| format!("{} at {}", name(&item.description), item.price)).collect();
         self.report.say(format!(
             "the {} at {} was archived out of cart {watched}; it still holds: {}, total {}",
             name(&changed.description),
@@ -156,14 +155,17 @@ impl Day {
             let submitted = log.submissions.len();
             let settled = log.published() >= submitted && self.published.count() >= submitted && log.to_be_archived() == 0;
             if settled || Instant::now() >= deadline {
-                return Ok(Checks::of(&log, &Outcome {
-                    began_at: self.began_at,
-                    catalogue: &self.catalogue,
-                    // The morning's, and the one of noon.
-                    inventories_sent: self.catalogue.all().len() + 1,
-                    told: &self.ledger.entries(),
-                    received: &self.published.received(),
-                }));
+                return Ok(Checks::of(
+                    &log,
+                    &Outcome {
+                        began_at: self.began_at,
+                        catalogue: &self.catalogue,
+                        // The morning's, and the one of noon.
+                        inventories_sent: self.catalogue.all().len() + 1,
+                        told: &self.ledger.entries(),
+                        received: &self.published.received(),
+                    },
+                ));
             }
             tokio::time::sleep(POLL).await;
         }

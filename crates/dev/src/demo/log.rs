@@ -80,10 +80,7 @@ struct Submitted {
 
 /// The newest position.
 pub(crate) async fn head(pool: &PgPool) -> Result<i64, Error> {
-    sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event")
-        .fetch_one(pool)
-        .await
-        .context(|| "read the log".to_owned())
+    sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(pool).await.context(|| "read the log".to_owned())
 }
 
 impl Log {
@@ -121,14 +118,12 @@ impl Log {
                 self.published.insert(cart);
             }
             ("CartSubmitted", Some(cart), _, _) => {
-                let Submitted { ordered_products, total_price } =
-                    serde_json::from_value(event).map_err(|error| unreadable(&row, error))?;
+                let Submitted { ordered_products, total_price } = serde_json::from_value(event).map_err(|error| unreadable(&row, error))?;
                 if let Some(folded) = self.carts.get_mut(&cart) {
                     folded.submitted = true;
                     folded.wrongly_submitted = !folded.holds(&ordered_products);
                 }
-                self.submissions
-                    .insert(row.event_id, Submission { cart, lines: ordered_products, total: total_price });
+                self.submissions.insert(row.event_id, Submission { cart, lines: ordered_products, total: total_price });
             }
             (event_type, Some(cart), item, product) => {
                 let caused_by = event.get("price_changed_at").and_then(Value::as_i64).unwrap_or_default();
@@ -149,9 +144,8 @@ impl Log {
 
     /// The items that a price change should have archived and has not yet.
     pub(crate) fn to_be_archived(&self) -> usize {
-        let overdue = |item: &&Item| {
-            self.price_changes.iter().any(|(position, product)| *product == item.product && item.added_at < *position)
-        };
+        let overdue =
+            |item: &&Item| self.price_changes.iter().any(|(position, product)| *product == item.product && item.added_at < *position);
         let open = self.carts.values().filter(|cart| !cart.submitted);
         open.flat_map(|cart| cart.items.iter().filter(overdue)).count()
     }
@@ -179,9 +173,8 @@ impl Cart {
             }
             ("ItemArchived", Some(id), _) => {
                 let archived = self.items.iter().position(|item| item.id == id).map(|index| self.items.remove(index));
-                let rightly = archived.zip(cause).is_some_and(|(item, (changed_at, product))| {
-                    item.product == product && item.added_at < changed_at
-                });
+                let rightly =
+                    archived.zip(cause).is_some_and(|(item, (changed_at, product))| item.product == product && item.added_at < changed_at);
                 self.wrongly_archived += u64::from(!rightly || self.submitted);
             }
             ("CartCleared", ..) => {
@@ -231,9 +224,14 @@ mod tests {
             let log = folded(vec![
                 row(1, "CartCreated", (Some(cart), None, None), serde_json::json!({})),
                 row(2, "ItemAdded", (Some(cart), Some(item), Some(product)), serde_json::json!({"price": "9.99"})),
-                row(3, "CartSubmitted", (Some(cart), None, None), serde_json::json!({
-                    "ordered_products": [{"product_id": product, "price": ordered}], "total_price": "9.99"
-                })),
+                row(
+                    3,
+                    "CartSubmitted",
+                    (Some(cart), None, None),
+                    serde_json::json!({
+                        "ordered_products": [{"product_id": product, "price": ordered}], "total_price": "9.99"
+                    }),
+                ),
             ]);
             assert_eq!(log.carts[&cart].wrongly_submitted, wrongly);
             assert_eq!(log.submissions[&3].cart, cart);

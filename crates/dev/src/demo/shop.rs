@@ -63,10 +63,7 @@ impl Shop {
             let found = up.services.iter().find(|service| service.name == name);
             found.map(|service| service.url.clone()).ok_or_else(|| Error::Missing(format!("{name} is not up")))
         };
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(30))
-            .build()
-            .map_err(|error| Error::Http(chain(&error)))?;
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(|error| Error::Http(chain(&error)))?;
         let door = Arc::new(Semaphore::new(AT_A_TIME));
         Ok(Self { client, door, commands: url(COMMANDS.name)?, projections: url(PROJECTIONS.name)? })
     }

@@ -50,7 +50,5 @@ pub enum LogFormat {
 }
 
 fn ip_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(|_| de::Error::custom("an IP address, such as 127.0.0.1, 0.0.0.0 or ::1"))
+    String::deserialize(deserializer)?.parse().map_err(|_| de::Error::custom("an IP address, such as 127.0.0.1, 0.0.0.0 or ::1"))
 }

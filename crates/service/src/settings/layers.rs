@@ -23,11 +23,7 @@ impl Layers {
     ///
     /// # Errors
     /// Where the file cannot be read or sets an unknown key.
-    pub(crate) fn load(
-        defaults: &str,
-        file: Option<PathBuf>,
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, SettingsError> {
+    pub(crate) fn load(defaults: &str, file: Option<PathBuf>, variable: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         let mut layers = Config::builder()
             .add_source(File::from_str(COMMON_DEFAULTS, FileFormat::Toml))
             .add_source(File::from_str(defaults, FileFormat::Toml))
@@ -57,17 +53,12 @@ impl Layers {
     pub(crate) fn read<T: DeserializeOwned + Validate>(&self) -> Result<T, SettingsError> {
         // Through JSON, because the crate's own deserialiser keeps quiet about what it would have taken.
         let table = Value::new(None, ValueKind::Table(self.values.clone()));
-        let table: serde_json::Value =
-            table.try_deserialize().map_err(|error| SettingsError::Defaults(error.to_string()))?;
+        let table: serde_json::Value = table.try_deserialize().map_err(|error| SettingsError::Defaults(error.to_string()))?;
         let settings: T = serde_path_to_error::deserialize(table).map_err(|error| {
             let path = error.path().to_string();
             let key = path.split(['.', '[']).next().unwrap_or_default().to_owned();
             let allowed = expectation::of(&error.inner().to_string());
-            if self.values.contains_key(&key) {
-                self.invalid(&key, allowed)
-            } else {
-                SettingsError::Defaults(allowed)
-            }
+            if self.values.contains_key(&key) { self.invalid(&key, allowed) } else { SettingsError::Defaults(allowed) }
         })?;
         settings.validate().map_err(|invalid| self.invalid(invalid.key, invalid.allowed))?;
         Ok(settings)
@@ -103,8 +94,7 @@ fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Valu
     let name = path.display().to_string();
     let unreadable = |reason: String| SettingsError::File { path: name.clone(), reason };
     let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
-    let values =
-        File::from_str(&text, FileFormat::Toml).collect().map_err(|error| unreadable(error.to_string()))?;
+    let values = File::from_str(&text, FileFormat::Toml).collect().map_err(|error| unreadable(error.to_string()))?;
     let origin = format!("from the file {name}");
     values
         .into_iter()

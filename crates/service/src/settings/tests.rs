@@ -92,7 +92,11 @@ fn a_wrong_value_is_named_with_its_key_its_origin_and_what_is_allowed() {
         ("CARTLOG_BIND_ADDRESS", "localhost", "but must be an IP address"),
         ("CARTLOG_CORS_ORIGINS", "*", r#"cors_origins is ["*"] (from the environment, CARTLOG_CORS_ORIGINS)"#),
         ("CARTLOG_CORS_ORIGINS", "https://a.example/path", "without a path"),
-        ("CARTLOG_ORDERS_TOPIC", "a b", r#"orders_topic is "a b" (from the environment, CARTLOG_ORDERS_TOPIC), but must be a topic's name"#),
+        (
+            "CARTLOG_ORDERS_TOPIC",
+            "a b",
+            r#"orders_topic is "a b" (from the environment, CARTLOG_ORDERS_TOPIC), but must be a topic's name"#,
+        ),
         ("KAFKA_BOOTSTRAP_SERVERS", "localhost", "but must be addresses of brokers, host:port"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "but must be empty, or a URL"),
         (

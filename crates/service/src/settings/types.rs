@@ -121,13 +121,8 @@ impl DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
-        let is_postgres = Url::parse(text)
-            .is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.path().len() > 1);
-        if is_postgres {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Allowed("a URL such as postgres://user:password@host:5432/database"))
-        }
+        let is_postgres = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.path().len() > 1);
+        if is_postgres { Ok(Self(text.to_owned())) } else { Err(Allowed("a URL such as postgres://user:password@host:5432/database")) }
     }
 }
 
@@ -192,9 +187,7 @@ impl FromStr for LogFilter {
     fn from_str(text: &str) -> Result<Self, Allowed> {
         match EnvFilter::builder().parse(text) {
             Ok(_) => Ok(Self(text.to_owned())),
-            Err(_) => Err(Allowed(
-                "a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn",
-            )),
+            Err(_) => Err(Allowed("a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn")),
         }
     }
 }
@@ -213,16 +206,11 @@ impl Deref for Origin {
 impl FromStr for Origin {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
-        const ALLOWED: Allowed =
-            Allowed("a list of origins such as https://shop.example or http://localhost:3000, without a path");
+        const ALLOWED: Allowed = Allowed("a list of origins such as https://shop.example or http://localhost:3000, without a path");
         let url = Url::parse(text).map_err(|_| ALLOWED)?;
         // An opaque origin reads "null", and so never equals what was given.
         let origin = url.origin().ascii_serialization();
-        if matches!(url.scheme(), "http" | "https") && origin.eq_ignore_ascii_case(text) {
-            Ok(Self(origin))
-        } else {
-            Err(ALLOWED)
-        }
+        if matches!(url.scheme(), "http" | "https") && origin.eq_ignore_ascii_case(text) { Ok(Self(origin)) } else { Err(ALLOWED) }
     }
 }
 

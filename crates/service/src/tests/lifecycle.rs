@@ -58,12 +58,10 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 async fn it_is_alive_at_once_and_ready_when_every_check_says_so() {
     let connected = Arc::new(AtomicBool::new(false));
     let log = connected.clone();
-    let service = service(settings(&[]))
-        .ready_when("broker", || async { Ok(()) })
-        .ready_when("log", move || {
-            let connected = log.load(Ordering::SeqCst);
-            async move { if connected { Ok(()) } else { Err("the database is away".to_owned()) } }
-        });
+    let service = service(settings(&[])).ready_when("broker", || async { Ok(()) }).ready_when("log", move || {
+        let connected = log.load(Ordering::SeqCst);
+        async move { if connected { Ok(()) } else { Err("the database is away".to_owned()) } }
+    });
     let running = serve::<Api>(service, |_| {});
     assert_eq!(running.get("/healthcheck").await.body, "Ok");
     let answer = running.get("/ready").await;
@@ -128,8 +126,7 @@ async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_i
 #[tokio::test]
 async fn what_does_not_finish_by_the_deadline_is_cut_off() {
     let gate = web::Data::new(Gate::default());
-    let service = service(settings(&[("CARTLOG_SHUTDOWN_DEADLINE_SECONDS", "1")]))
-        .background("stubborn", |_| std::future::pending());
+    let service = service(settings(&[("CARTLOG_SHUTDOWN_DEADLINE_SECONDS", "1")])).background("stubborn", |_| std::future::pending());
     let data = gate.clone();
     let running = serve::<Api>(service, move |app| {
         app.app_data(data.clone()).service(slow);

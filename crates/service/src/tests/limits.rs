@@ -37,9 +37,7 @@ const MEBIBYTE: usize = 1024 * 1024;
 /// Sends a head and then a body of that many bytes, all of it before it reads.
 async fn send_all(running: &Running, path: &str, content_type: &str, length: usize) -> TcpStream {
     let mut stream = running.connect().await;
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
-    );
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&vec![b' '; length]).await.expect("the server takes it");
     stream
@@ -67,9 +65,7 @@ async fn a_chunked_body_without_end_is_413_while_the_client_goes_on_sending() {
     let (mut reader, mut writer) = running.connect().await.into_split();
     let sending = tokio::spawn(async move {
         writer
-            .write_all(
-                b"POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
-            )
+            .write_all(b"POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
             .await?;
         let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
         loop {

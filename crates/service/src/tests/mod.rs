@@ -122,10 +122,7 @@ impl Running {
 
     async fn post(&self, path: &str, content_type: &str, body: impl AsRef<[u8]>) -> Answer {
         let body = body.as_ref();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n", body.len());
         self.exchange([head.as_bytes(), body].concat()).await
     }
 

@@ -133,11 +133,7 @@ async fn a_body_that_cannot_be_read_is_refused_with_the_field_and_what_it_should
         ("{", "invalid_json", "the body is not valid JSON: EOF while parsing an object"),
         ("{} {}", "missing_field", "missing field: number"),
         (r#"{"number":"1","text":"a","count":1} x"#, "invalid_json", "the body is not valid JSON: trailing characters"),
-        (
-            r#"{"text":"\ud800"}"#,
-            "invalid_json",
-            "the body is not valid JSON, at text: unexpected end of hex escape",
-        ),
+        (r#"{"text":"\ud800"}"#, "invalid_json", "the body is not valid JSON, at text: unexpected end of hex escape"),
         (deep.as_str(), "invalid_json", "the body is not valid JSON, at x: EOF while parsing a list"),
     ] {
         let answer = running.post("/things/1", JSON, body).await;
