@@ -236,7 +236,7 @@ impl<E: LogEvent> Running<E> {
                 if assignment == self.assignment {
                     self.batch_done(&source, outcome);
                 }
-                self.load_offsets_when_idle();
+                self.load_offsets();
             }
             Done::Offsets { assignment, offsets } if assignment == self.assignment => self.start(&offsets),
             Done::Inspected { assignment, inspected, because_of_error } if assignment == self.assignment => {
@@ -244,12 +244,6 @@ impl<E: LogEvent> Running<E> {
             }
             Done::MissingTopics(missing) => self.topics_known(missing),
             Done::Offsets { .. } | Done::Inspected { .. } | Done::Stopped => {}
-        }
-    }
-
-    fn load_offsets_when_idle(&mut self) {
-        if self.batches == 0 {
-            self.load_offsets();
         }
     }
 
