@@ -5,7 +5,7 @@ use crate::{CartId, DomainEvent, Inventory, ItemId, OrderedProduct, Price, Produ
 
 pub struct Shopping {
     pub cart_id: CartId,
-    items: [(ItemId, ProductId); 4],
+    pub items: [(ItemId, ProductId); 4],
 }
 
 const PRICES: [&str; 4] = ["10.10", "11.10", "12.10", "13.10"];

@@ -223,7 +223,7 @@ async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_tha
     shop.start(&[COMMANDS, TRANSLATOR]).await;
     let (hot, product) = (Uuid::now_v7(), Uuid::now_v7());
     let carts: Vec<_> = (0..100).map(|_| Uuid::now_v7()).collect();
-    let adds = (0..1_500).map(|n| {
+    let adds = (0..3_000).map(|n| {
         let cart = if n % 2 == 0 { hot } else { carts[n % carts.len()] };
         let shop = &shop;
         async move { shop.add(cart, product, "1.00").await }

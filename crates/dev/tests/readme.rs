@@ -73,7 +73,7 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
 
 /// The cells of every table row.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    text.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")).map(|row| row.split(" | ").map(str::trim).collect())
+    text.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|')).map(|row| row.split(" | ").map(str::trim).collect())
 }
 
 /// A setting of a TOML file: its default as it is written, and the comment above it.

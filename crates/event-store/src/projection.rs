@@ -3,13 +3,17 @@
 //! The batch and its checkpoint are written in one transaction, so an event is applied exactly once, whatever dies. Each read model's
 //! tables stand in two database schemas, so that a new build can be made beside the one in service; the runtime sets the search path.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use disintegrate::Event;
 use opentelemetry::KeyValue;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -203,7 +207,9 @@ impl<P: Projection> Worker<P> {
                         continue;
                     }
                     Err(error) => {
-                        tracing::error!(projection = P::NAME, position = %to, "the event cannot be applied");
+                        if !error.is_unavailable() {
+                            tracing::error!(projection = P::NAME, position = %to, "the event cannot be applied");
+                        }
                         return Err(error);
                     }
                 }
@@ -390,11 +396,31 @@ async fn switch(pool: &PgPool, name: &str, new: &Held) -> Result<bool, StoreErro
 }
 
 /// A transaction that reads the build of a projection that is in service.
+pub struct Serving {
+    transaction: Transaction<'static, Postgres>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Deref for Serving {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for Serving {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+}
+
+/// Begins to read the build of a projection that is in service.
 ///
 /// # Errors
-/// Where the database is away, or the projection was never run.
-pub async fn serving(pool: &PgPool, name: &str) -> Result<Transaction<'static, Postgres>, StoreError> {
-    let mut transaction = pool.begin().await?;
+/// Where the database is away or busy, or the projection was never run.
+pub async fn serving<E: LogEvent>(store: &EventStore<E>, name: &str) -> Result<Serving, StoreError> {
+    let turn = store.turn().await?;
+    let mut transaction = store.pool().begin().await?;
     sqlx::query_scalar!(
         "SELECT set_config('search_path', build || ', public', true) FROM projection WHERE name = $1 AND status = 'serving'",
         name
@@ -405,5 +431,5 @@ pub async fn serving(pool: &PgPool, name: &str) -> Result<Transaction<'static, P
         sqlx::Error::RowNotFound => StoreError::Unavailable(sqlx::Error::Protocol(format!("the projection {name} was never run"))),
         error => error.into(),
     })?;
-    Ok(transaction)
+    Ok(Serving { transaction, _turn: turn })
 }

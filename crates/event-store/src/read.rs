@@ -97,7 +97,9 @@ impl<E: LogEvent> EventStore<E> {
                     columns.push(lookup, part.position().0);
                 }
             }
+            let turn = self.turn().await?;
             let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(self.pool()).await?;
+            drop(turn);
             let answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
                 return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));

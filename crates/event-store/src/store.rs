@@ -6,7 +6,7 @@ use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,7 +37,7 @@ impl Default for StoreSettings {
     fn default() -> Self {
         Self {
             max_connections: 10,
-            decide_deadline: Duration::from_secs(5),
+            decide_deadline: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             max_batch: 256,
             announce_interval: Duration::from_millis(5),
@@ -62,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) pool: PgPool,
     pub(crate) settings: StoreSettings,
     pub(crate) appends: mpsc::Sender<Append>,
+    /// Reads for commands and queries take turns here, for as long as their caller waits, and not at the pool: its short timeout is for a
+    /// database that is away.
+    pub(crate) reads: Arc<Semaphore>,
     pub(crate) heads: Heads,
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
@@ -102,6 +105,8 @@ impl<E: LogEvent> EventStore<E> {
             read_sql: crate::read::sql(ids.len()),
             append_from_sql: crate::translate::sql(ids.len()),
             pool,
+            // The listener has one connection, and the announcer now and then another.
+            reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
             settings,
             appends,
             heads,
@@ -109,6 +114,14 @@ impl<E: LogEvent> EventStore<E> {
             closed,
         };
         Self { shared: Arc::new(shared), event: PhantomData }
+    }
+
+    /// Waits for a turn to read, for as long as a command may wait.
+    pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, StoreError> {
+        match tokio::time::timeout(self.shared.settings.decide_deadline, self.shared.reads.clone().acquire_owned()).await {
+            Ok(turn) => turn.map_err(|_| StoreError::Closed),
+            Err(_) => Err(StoreError::Busy),
+        }
     }
 
     /// The connections that reads and projections use.

@@ -38,7 +38,7 @@ pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<Doma
 #[get("/{cart_id}/cartitemsfromdb")]
 pub(crate) async fn projected(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
     let cart_id: CartId = path_value("cart_id", &path)?;
-    let mut build = projection::serving(log.pool(), CartItemsProjection::NAME).await?;
+    let mut build = projection::serving(&log, CartItemsProjection::NAME).await?;
     let rows = sqlx::query!(
         r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"

@@ -20,7 +20,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
     let product_id: ProductId = path_value("product_id", &path)?;
-    let mut build = projection::serving(log.pool(), CartsWithProducts::NAME).await?;
+    let mut build = projection::serving(&log, CartsWithProducts::NAME).await?;
     let rows = sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
         .fetch_all(&mut *build)
         .await

@@ -22,7 +22,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
     let product_id: ProductId = path_value("product_id", &path)?;
-    let mut build = projection::serving(log.pool(), Inventories::NAME).await?;
+    let mut build = projection::serving(&log, Inventories::NAME).await?;
     let inventory = sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid())
         .fetch_optional(&mut *build)
         .await

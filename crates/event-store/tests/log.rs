@@ -1,0 +1,258 @@
+//! The log against a real PostgreSQL: order, conditions, lost answers, grants, resets, and disintegrate-postgres as a reader.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
+use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
+use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreError, StoreSettings};
+use futures::StreamExt;
+use test_support::{Database, TestLog, eventually};
+
+/// Adds an item while there are fewer than three.
+#[derive(Clone)]
+struct Add(DomainEvent);
+
+#[derive(Debug, Clone, StateQuery)]
+#[state_query(CartStream)]
+struct Items {
+    #[id]
+    cart_id: CartId,
+    items: usize,
+}
+
+impl State for Items {
+    fn mutate(&mut self, event: CartStream, _: Position) {
+        self.items += usize::from(matches!(event, CartStream::ItemAdded { .. }));
+    }
+}
+
+impl Decision for Add {
+    type Event = DomainEvent;
+    type StateQuery = Items;
+    type Error = usize;
+
+    fn state_query(&self) -> Items {
+        let DomainEvent::ItemAdded { cart_id, .. } = &self.0 else { unreachable!("only items are added") };
+        Items { cart_id: *cart_id, items: 0 }
+    }
+
+    fn process(&self, state: &Items) -> Result<Decided<DomainEvent>, usize> {
+        if state.items < 3 { Ok(Decided::Events(vec![self.0.clone()])) } else { Err(state.items) }
+    }
+}
+
+async fn positions(log: &TestLog<DomainEvent>) -> Vec<i64> {
+    sqlx::query_scalar("SELECT event_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_processes_never_exceed_a_bound_and_positions_are_contiguous_in_commit_order() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let other = EventStore::new(log.database.options(), StoreSettings::default());
+    let carts: Vec<_> = (0..10).map(|_| Shopping::new()).collect();
+    let adding = (0..400).map(|n| {
+        let store = if n % 2 == 0 { log.store.clone() } else { other.clone() };
+        // Half of them on one hot cart.
+        let cart = if n % 4 < 2 { &carts[0] } else { &carts[n % carts.len()] };
+        let add = Add(Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0));
+        tokio::spawn(async move { store.decide(&add).await })
+    });
+    let mut written = vec![];
+    for outcome in futures::future::join_all(adding).await {
+        match outcome.unwrap() {
+            Ok(position) => written.push(position.0),
+            Err(DecideError::Refused(items)) => assert_eq!(items, 3),
+            Err(DecideError::Store(error)) => panic!("{error}"),
+        }
+    }
+    written.sort_unstable();
+    assert_eq!(written, (1..=30).collect::<Vec<_>>());
+    assert_eq!(positions(&log).await, written);
+}
+
+#[tokio::test]
+async fn a_state_of_more_events_than_one_answer_holds_is_folded_whole() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append((0..1_234).map(|_| Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0))).await;
+    let (state, at) = log.store.read(Items { cart_id: cart.cart_id, items: 0 }).await.unwrap();
+    assert_eq!((state.items, at), (1_234, Position(1_234)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn connections_cut_between_commit_and_answer_neither_double_nor_lose() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let (commands, stop) = (commands.clone(), stop.clone());
+            tokio::spawn(async move {
+                let (mut acknowledged, mut faults) = (vec![], 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let cart = Shopping::new();
+                    match commands.decide(&Add(cart.added(0))).await {
+                        Ok(position) => acknowledged.push((position.0, cart.cart_id.uuid())),
+                        Err(DecideError::Store(error)) if error.is_unavailable() => faults += 1,
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                (acknowledged, faults)
+            })
+        })
+        .collect();
+    let pool = log.database.pool().await;
+    for _ in 0..40 {
+        let before = log.store.head().await.unwrap();
+        eventually("some are appended", || async { (log.store.head().await.unwrap() > before).then_some(()) }).await;
+        sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()",
+        )
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut acknowledged = vec![];
+    for task in tasks {
+        acknowledged.extend(task.await.unwrap().0);
+    }
+    let stored: Vec<(i64, uuid::Uuid)> = sqlx::query_as("SELECT event_id, cart_id FROM event").fetch_all(&pool).await.unwrap();
+    let carts: HashSet<_> = stored.iter().map(|(_, cart)| cart).collect();
+    assert_eq!(carts.len(), stored.len(), "none is there twice");
+    let stored: HashSet<_> = stored.into_iter().collect();
+    assert!(!acknowledged.is_empty() && acknowledged.iter().all(|one| stored.contains(one)), "each is where it was said to be");
+}
+
+#[tokio::test]
+async fn a_log_that_was_emptied_under_a_live_process_is_noticed_and_worked_on() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    for n in 0..3 {
+        log.store.decide(&Add(cart.added(n))).await.unwrap();
+    }
+    sqlx::query("TRUNCATE event").execute(log.store.pool()).await.unwrap();
+    let position = eventually("it is noticed", || async { log.store.decide(&Add(cart.added(3))).await.ok() }).await;
+    assert_eq!(position, Position(1));
+}
+
+#[tokio::test]
+async fn the_function_refuses_a_condition_ahead_of_the_head_and_a_snapshot_that_would_be_old() {
+    let pool = Database::create().await.pool().await;
+    let append = "SELECT * FROM event_append('{0}', '{CartCreated}', '{7}', '{f}', ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
+    let error = sqlx::query(append).execute(&pool).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "CL001");
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let mut transaction = pool.begin().await.unwrap();
+        sqlx::query(&format!("SET TRANSACTION ISOLATION LEVEL {isolation}")).execute(&mut *transaction).await.unwrap();
+        let error = sqlx::query(append).execute(&mut *transaction).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "25000");
+    }
+}
+
+#[tokio::test]
+async fn no_service_writes_the_log_but_through_the_functions() {
+    let log = TestLog::<DomainEvent>::create().await;
+    log.append([Shopping::new().created()]).await;
+    for role in ["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher"] {
+        let pool = sqlx::postgres::PgPoolOptions::new().connect_with(log.database.options_as(role)).await.unwrap();
+        for forbidden in [
+            "INSERT INTO event VALUES (9, 'CartCreated', '', now(), NULL, NULL, NULL, '{}')",
+            "UPDATE event SET event_type = ''",
+            "DELETE FROM event",
+            "TRUNCATE event",
+            "DELETE FROM translation_offset",
+            "UPDATE event_log SET id = gen_random_uuid()",
+            "CREATE TABLE public.mine (n int)",
+        ] {
+            let error = sqlx::query(forbidden).execute(&pool).await.unwrap_err();
+            assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{role}: {forbidden}");
+        }
+        let store = EventStore::<DomainEvent>::new(log.database.options_as(role), StoreSettings::default());
+        store.ready().await.unwrap();
+        store.decide(&Add(Shopping::new().added(0))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_held_is_busy_after_the_bound_and_the_outcome_is_not_claimed() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let settings = StoreSettings { decide_deadline: Duration::from_millis(200), ..StoreSettings::default() };
+    let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
+    let pool = log.database.pool().await;
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    let cart = Shopping::new();
+    let held = store.decide(&Add(cart.added(0))).await;
+    assert!(matches!(held, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{held:?}");
+    holding.rollback().await.unwrap();
+    eventually("it goes on", || async { store.decide(&Add(Shopping::new().added(0))).await.ok() }).await;
+}
+
+#[tokio::test]
+async fn another_process_learns_of_an_append_by_announcement() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let settings = StoreSettings { poll_interval: Duration::from_secs(3_600), ..StoreSettings::default() };
+    let reader = EventStore::<DomainEvent>::new(log.database.options(), settings);
+    // It has begun to listen once it has looked the head up: that comes after.
+    log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
+    eventually("it listens", || async { (reader.heads().newest() > Position::START).then_some(()) }).await;
+    let written = log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
+    eventually("it is announced", || async { (reader.heads().newest() >= written).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn disintegrate_postgres_reads_the_log() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append(cart.with_items(2).chain([cart.submitted(2)])).await;
+    let theirs = disintegrate_postgres::PgEventStore::new_uninitialized(log.database.pool().await, Json::<DomainEvent>::default());
+    let all = query!(DomainEvent);
+    let read: Vec<_> = theirs.stream(&all).map(|item| item.unwrap()).collect().await;
+    let mut events = vec![];
+    for item in read {
+        match item {
+            StreamItem::Event(event) => events.push((event.id(), event.into_inner())),
+            StreamItem::End(epoch) => assert_eq!(epoch, 4),
+        }
+    }
+    let expected: Vec<_> = (1..).zip(cart.with_items(2).chain([cart.submitted(2)])).collect();
+    assert_eq!(events, expected);
+}
+
+#[tokio::test]
+async fn an_item_added_without_a_fingerprint_reads_back_with_the_default_one() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append([cart.added(0)]).await;
+    sqlx::query(
+        "UPDATE event SET payload = convert_to(((convert_from(payload, 'UTF8')::jsonb) #- '{ItemAdded,device_fingerprint}')::text, 'UTF8')",
+    )
+    .execute(log.store.pool())
+    .await
+    .unwrap();
+    #[derive(Debug, Clone, StateQuery)]
+    #[state_query(CartStream)]
+    struct Fingerprint {
+        #[id]
+        cart_id: CartId,
+        seen: Vec<String>,
+    }
+    impl State for Fingerprint {
+        fn mutate(&mut self, event: CartStream, _: Position) {
+            if let CartStream::ItemAdded { device_fingerprint, .. } = event {
+                self.seen.push(device_fingerprint);
+            }
+        }
+    }
+    let (state, _) = log.store.read(Fingerprint { cart_id: cart.cart_id, seen: vec![] }).await.unwrap();
+    assert_eq!(state.seen, ["default-fingerprint"]);
+}
