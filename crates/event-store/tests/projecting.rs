@@ -1,0 +1,245 @@
+//! Projections and to-dos against a real PostgreSQL: one process works, another takes over, and nothing is applied twice.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cart_events::{CartStream, DomainEvent, examples::Shopping};
+use event_store::{
+    EventStore, Metadata, Position, Recorded, StoreSettings,
+    projection::{self, Kind, Projection, Settings},
+    todo::{self, NewTodo, Outcome},
+};
+use sqlx::PgConnection;
+use test_support::{TestLog, eventually};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Keeps each event's position; a second time would break the primary key.
+#[derive(Clone, Default)]
+struct Positions {
+    applied: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Projection for Positions {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "carts_with_products";
+    const TABLES: &'static [&'static str] = &["carts_with_products"];
+
+    fn key(_: &CartStream) -> Option<Uuid> {
+        None
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        if self.broken.load(Ordering::SeqCst) {
+            sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+        }
+        for event in batch {
+            sqlx::query("INSERT INTO carts_with_products VALUES (lpad(to_hex($1::bigint), 32, '0')::uuid, gen_random_uuid(), gen_random_uuid(), $1)")
+                .bind(event.position.0)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("INSERT INTO cart_items_cart VALUES (lpad(to_hex($1::bigint), 32, '0')::uuid)")
+                .bind(event.position.0)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        self.applied.fetch_add(batch.len(), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A process that runs the projection until it is aborted, as one that dies.
+struct Running(tokio::task::JoinHandle<()>, Positions);
+
+impl Running {
+    fn start(log: &TestLog<DomainEvent>, projection: Positions) -> Self {
+        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+        let settings = Settings { lease: Duration::from_millis(600), batch: 3, ..Settings::default() };
+        let ran = projection.clone();
+        let running = tokio::spawn(async move {
+            projection::run(store, ran, settings, Arc::default(), CancellationToken::new()).await.unwrap();
+        });
+        Self(running, projection)
+    }
+
+    fn applied(&self) -> usize {
+        self.1.applied.load(Ordering::SeqCst)
+    }
+}
+
+async fn rows(log: &TestLog<DomainEvent>) -> Vec<i64> {
+    let rows = sqlx::query_scalar("SELECT position FROM projection_a.carts_with_products ORDER BY position");
+    rows.fetch_all(log.store.pool()).await.unwrap()
+}
+
+async fn until_rows(log: &TestLog<DomainEvent>, count: i64) {
+    let wanted: Vec<i64> = (1..=count).collect();
+    eventually("every event is applied", || async { (rows(log).await.len() >= wanted.len()).then_some(()) }).await;
+    assert_eq!(rows(log).await, wanted);
+}
+
+async fn owner(log: &TestLog<DomainEvent>) -> Option<Uuid> {
+    sqlx::query_scalar("SELECT owner FROM checkpoint WHERE name = 'carts_with_products'").fetch_optional(log.store.pool()).await.unwrap().flatten()
+}
+
+#[tokio::test]
+async fn one_of_several_processes_works_a_projection_and_another_takes_over_when_it_dies() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let first = Running::start(&log, Positions::default());
+    eventually("the first holds it", || async { owner(&log).await }).await;
+    let second = Running::start(&log, Positions::default());
+    log.append(Shopping::new().with_items(3)).await;
+    until_rows(&log, 4).await;
+    assert_eq!((first.applied(), second.applied()), (4, 0));
+    first.0.abort();
+    log.append(Shopping::new().with_items(3)).await;
+    until_rows(&log, 8).await;
+    assert_eq!((first.applied(), second.applied()), (4, 4));
+}
+
+#[tokio::test]
+async fn processes_that_die_over_and_over_lose_and_double_nothing() {
+    let log = TestLog::<DomainEvent>::create().await;
+    for round in 1..=8 {
+        let running = Running::start(&log, Positions::default());
+        for _ in 0..5 {
+            log.append(Shopping::new().with_items(3)).await;
+        }
+        eventually("some of the round is applied", || async { (rows(&log).await.len() > (round - 1) * 20).then_some(()) }).await;
+        running.0.abort();
+    }
+    let _last = Running::start(&log, Positions::default());
+    until_rows(&log, 160).await;
+}
+
+#[tokio::test]
+async fn a_process_that_was_fenced_off_writes_nothing() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let running = Running::start(&log, Positions::default());
+    log.append(Shopping::new().with_items(3)).await;
+    until_rows(&log, 4).await;
+    // Another has it now, and holds it for long.
+    sqlx::query("UPDATE checkpoint SET owner = gen_random_uuid(), lease_until = clock_timestamp() + interval '1 hour'")
+        .execute(log.store.pool())
+        .await
+        .unwrap();
+    let head = log.append(Shopping::new().with_items(3)).await;
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    eventually("the append is known to all", || async { (other.heads().newest() >= head).then_some(()) }).await;
+    running.0.abort();
+    assert_eq!(rows(&log).await, [1, 2, 3, 4]);
+    let position: i64 = sqlx::query_scalar("SELECT position FROM checkpoint").fetch_one(log.store.pool()).await.unwrap();
+    assert_eq!(position, 4);
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gone() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let projection = Positions::default();
+    projection.broken.store(true, Ordering::SeqCst);
+    let running = Running::start(&log, projection.clone());
+    log.append(Shopping::new().with_items(3)).await;
+    eventually("the projection has it", || async { owner(&log).await }).await;
+    assert_eq!((rows(&log).await, running.applied()), (vec![], 0));
+    projection.broken.store(false, Ordering::SeqCst);
+    until_rows(&log, 4).await;
+}
+
+#[tokio::test]
+async fn a_projection_ahead_of_the_log_stands_still() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let first = Running::start(&log, Positions::default());
+    log.append(Shopping::new().with_items(3)).await;
+    until_rows(&log, 4).await;
+    first.0.abort();
+    // As after a restore of the log to an older state.
+    sqlx::query("UPDATE checkpoint SET position = 100, owner = NULL").execute(log.store.pool()).await.unwrap();
+    let second = Running::start(&log, Positions::default());
+    log.append(Shopping::new().with_items(3)).await;
+    eventually("it has looked", || async { owner(&log).await }).await;
+    assert_eq!((rows(&log).await.len(), second.applied()), (4, 0));
+    assert!(!second.0.is_finished());
+}
+
+struct Asking;
+
+#[async_trait]
+impl Projection for Asking {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "asking";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(_: &CartStream) -> Option<Uuid> {
+        None
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        let todos: Vec<_> = batch
+            .iter()
+            .map(|event| NewTodo {
+                key: (event.position.0 % 2).to_string(),
+                position: event.position,
+                payload: serde_json::json!({"position": event.position}),
+                metadata: Metadata::default(),
+            })
+            .collect();
+        todo::ask(transaction, Self::NAME, &todos).await
+    }
+}
+
+async fn status(log: &TestLog<DomainEvent>, key: &str) -> (String, i32) {
+    sqlx::query_as("SELECT status, attempts FROM todo WHERE key = $1").bind(key).fetch_one(log.store.pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn to_dos_are_asked_for_once_a_key_and_done_by_another_when_a_worker_dies_and_kept_when_they_fail() {
+    let log = TestLog::<DomainEvent>::create().await;
+    log.append(Shopping::new().with_items(3)).await;
+    log.project(Asking, Settings::default()).await;
+    let asked: i64 = sqlx::query_scalar("SELECT count(*) FROM todo").fetch_one(log.store.pool()).await.unwrap();
+    assert_eq!(asked, 2);
+
+    let settings = todo::Settings {
+        lease: Duration::from_millis(500),
+        first_backoff: Duration::from_millis(5),
+        poll_interval: Duration::from_millis(50),
+        ..todo::Settings::default()
+    };
+    let (_asked, wake) = watch::channel(Position::START);
+    // This one takes them all and dies with them in hand.
+    let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
+    let dying = tokio::spawn(todo::work(pool, Asking::NAME, settings.clone(), wake.clone(), stop, |_| std::future::pending()));
+    eventually("it has them in hand", || async { (status(&log, "0").await.1 == 1).then_some(()) }).await;
+    dying.abort();
+
+    let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
+    let working = tokio::spawn(todo::work(pool, Asking::NAME, settings, wake, stop.clone(), |todo| async move {
+        match (todo.key.as_str(), todo.attempts) {
+            ("0", 2) => Outcome::Retry { error: "not yet".into() },
+            ("0", _) => Outcome::Done,
+            _ => Outcome::Failed { error: "never".into() },
+        }
+    }));
+    eventually("both are settled", || async {
+        (status(&log, "0").await == ("done".to_owned(), 3) && status(&log, "1").await == ("failed".to_owned(), 2)).then_some(())
+    })
+    .await;
+    stop.cancel();
+    working.await.unwrap();
+    log.append(Shopping::new().with_items(3)).await;
+    log.project(Asking, Settings::default()).await;
+    assert_eq!(status(&log, "0").await, ("done".to_owned(), 3));
+}
