@@ -61,3 +61,56 @@ impl Batch {
 fn ids(ids: &[Option<Uuid>]) -> impl Iterator<Item = Id> {
     ids.iter().enumerate().filter_map(|(n, id)| id.map(|id| (n, id)))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Position, appender::NewEvent, lookup::Lookup};
+
+    const TYPES: [&str; 3] = ["A", "B", "C"];
+
+    fn some_ids() -> impl Strategy<Value = Vec<Option<Uuid>>> {
+        proptest::collection::vec(proptest::option::of((1..4_u128).prop_map(Uuid::from_u128)), 3)
+    }
+
+    fn append() -> impl Strategy<Value = (Vec<Lookup>, Vec<NewEvent>)> {
+        let lookup = (proptest::sample::subsequence(TYPES.to_vec(), 1..=2), some_ids()).prop_map(|(types, ids)| Lookup {
+            types,
+            ids,
+            newest: false,
+        });
+        let event = (proptest::sample::select(TYPES.to_vec()), some_ids()).prop_map(|(event_type, ids)| NewEvent {
+            event_type,
+            payload: vec![],
+            ids,
+        });
+        (proptest::collection::vec(lookup, 0..3), proptest::collection::vec(event, 1..3))
+    }
+
+    proptest! {
+        /// The indexes find what comparing everything with everything finds.
+        #[test]
+        fn a_batch_admits_an_append_only_where_neither_writes_what_the_other_forbids(appends in proptest::collection::vec(append(), 1..8)) {
+            let mut batch = Batch::default();
+            for (lookups, events) in appends {
+                let meets = batch.appends.iter().any(|other| {
+                    lookups.iter().any(|l| other.events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                        || other.lookups.iter().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                });
+                let append = Append {
+                    id: Uuid::nil(),
+                    lookups: lookups.into_iter().map(|lookup| (lookup, Position::START)).collect(),
+                    events,
+                    metadata: String::new(),
+                    reply: tokio::sync::oneshot::channel().0,
+                };
+                prop_assert_eq!(batch.admits(&append), !meets);
+                if !meets {
+                    batch.push(append);
+                }
+            }
+        }
+    }
+}

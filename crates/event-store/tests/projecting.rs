@@ -90,7 +90,11 @@ async fn until_rows(log: &TestLog<DomainEvent>, count: i64) {
 }
 
 async fn owner(log: &TestLog<DomainEvent>) -> Option<Uuid> {
-    sqlx::query_scalar("SELECT owner FROM checkpoint WHERE name = 'carts_with_products'").fetch_optional(log.store.pool()).await.unwrap().flatten()
+    sqlx::query_scalar("SELECT owner FROM checkpoint WHERE name = 'carts_with_products'")
+        .fetch_optional(log.store.pool())
+        .await
+        .unwrap()
+        .flatten()
 }
 
 #[tokio::test]

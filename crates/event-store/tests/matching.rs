@@ -1,0 +1,82 @@
+//! The matching rule is one: what a state folds in memory is what it folds from SQL, whatever the events and the ids it asks for.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId, ProductId, examples::Shopping};
+use disintegrate::StateQuery;
+use event_store::{Position, State, fold_history};
+use proptest::prelude::*;
+use test_support::TestLog;
+
+macro_rules! seen {
+    ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }) => {
+        /// Which positions it was given.
+        #[derive(Debug, Clone, PartialEq, StateQuery)]
+        #[state_query($stream)]
+        struct $name {
+            $(#[id] $id: $type,)*
+            seen: Vec<i64>,
+        }
+
+        impl State for $name {
+            fn mutate(&mut self, _: $stream, at: Position) {
+                self.seen.push(at.0);
+            }
+        }
+    };
+}
+seen!(OfCart, CartStream, { cart_id: CartId });
+seen!(OfItem, CartStream, { cart_id: CartId, item_id: ItemId });
+seen!(OfItemAnywhere, ArchivingStream, { item_id: ItemId });
+seen!(OfProduct, ArchivingStream, { product_id: ProductId });
+seen!(OfAll, ArchivingStream, { cart_id: CartId, item_id: ItemId, product_id: ProductId });
+seen!(OfTypes, ArchivingStream, {});
+
+/// A few carts and products, so that ids meet.
+fn event(carts: &[Shopping], (kind, cart, n): (u8, usize, usize)) -> DomainEvent {
+    let cart = &carts[cart];
+    match kind {
+        0 => cart.created(),
+        1 => cart.added(n),
+        2 => cart.removed(n),
+        3 => cart.archived(n),
+        4 => cart.cleared(),
+        5 => cart.submitted(n),
+        6 => cart.inventory(n, 1),
+        _ => cart.price_changed(n),
+    }
+}
+
+#[test]
+fn what_matches_in_memory_matches_in_sql() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = Shopping::new();
+    let carts = [first.other_cart(), first.other_cart(), first];
+    let log = runtime.block_on(TestLog::<DomainEvent>::create());
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 32, ..ProptestConfig::default() });
+    let history = proptest::collection::vec((0..8_u8, 0..3_usize, 0..4_usize), 1..60);
+    runner
+        .run(&(history, 0..3_usize, 0..4_usize), |(history, cart, n)| {
+            let history: Vec<_> = history.into_iter().map(|one| event(&carts, one)).collect();
+            runtime.block_on(async {
+                sqlx::query("TRUNCATE event").execute(log.store.pool()).await.unwrap();
+                log.append(history.clone()).await;
+            });
+            let history: Vec<_> = (1..).map(Position).zip(history).collect();
+            let (cart_id, item_id, product_id) = (carts[cart].cart_id, carts[cart].item(n), carts[cart].product(n));
+            macro_rules! same {
+                ($state:expr) => {
+                    let in_sql = runtime.block_on(log.store.read($state)).unwrap().0;
+                    prop_assert_eq!(in_sql, fold_history($state, &history).unwrap());
+                };
+            }
+            let seen: Vec<i64> = vec![];
+            same!(OfCart { cart_id, seen: seen.clone() });
+            same!(OfItem { cart_id, item_id, seen: seen.clone() });
+            same!(OfItemAnywhere { item_id, seen: seen.clone() });
+            same!(OfProduct { product_id, seen: seen.clone() });
+            same!(OfAll { cart_id, item_id, product_id, seen: seen.clone() });
+            same!(OfTypes { seen: seen.clone() });
+            Ok(())
+        })
+        .unwrap();
+}
