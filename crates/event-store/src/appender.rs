@@ -115,7 +115,9 @@ pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, h
                 waiting.push_back(append);
             }
         }
-        appender.append(batch.appends).await;
+        if !batch.appends.is_empty() {
+            appender.append(batch.appends).await;
+        }
     }
 }
 
@@ -148,9 +150,6 @@ impl Appender {
 
     /// Sends a batch. After an error, a session that is left is one whose call was sent.
     async fn call(&mut self, batch: &[Append]) -> Result<Answer, StoreError> {
-        if batch.is_empty() {
-            return Ok(Answer { head: 0, found: vec![] });
-        }
         if self.session.is_none() {
             let session = self.connect().await?;
             self.session = Some(session);

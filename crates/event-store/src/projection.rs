@@ -91,15 +91,17 @@ pub async fn run<P: Projection>(
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
     let worker = Worker { store, projection, settings, applied, owner: Uuid::now_v7() };
-    let mut backoff = Duration::from_millis(50);
+    let first_backoff = Duration::from_millis(50);
+    let mut backoff = first_backoff;
     loop {
-        let outcome = tokio::select! {
-            // Between two batches, not in one.
-            outcome = worker.work(&shutdown) => outcome,
-        };
-        match outcome {
+        let started = tokio::time::Instant::now();
+        match worker.work(&shutdown).await {
             Ok(()) => break,
             Err(error) => {
+                // What went well for longer than the longest pause is not the same trouble any more.
+                if started.elapsed() > worker.settings.max_backoff {
+                    backoff = first_backoff;
+                }
                 METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
                 if error.is_unavailable() {
                     tracing::warn!(projection = P::NAME, error = &error as &dyn std::error::Error, "waiting for the log");
