@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::openapi::{
     ObjectBuilder, RefOr,
     schema::{Schema, Type},
@@ -88,9 +88,28 @@ text!(
 );
 
 /// How many of a product there are: from 0 to 2,147,483,647.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "i64", into = "i32")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "i32")]
 pub struct Inventory(i32);
+
+impl<'de> Deserialize<'de> for Inventory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Inventory;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number from 0 to 2147483647")
+            }
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<Inventory, E> {
+                Inventory::try_from(count).map_err(E::custom)
+            }
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Inventory, E> {
+                Inventory::try_from(i64::try_from(count).unwrap_or(i64::MAX)).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_i64(Visitor)
+    }
+}
 
 impl Inventory {
     /// None left.

@@ -154,7 +154,10 @@ impl Appender {
             let session = self.connect().await?;
             self.session = Some(session);
         }
+        // Whatever was seen before the call is below what the call writes: what became of it is looked for from here.
+        let seen = self.heads.newest().0;
         let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
+        session.head = session.head.max(seen);
         let ids = self.settings.ids.len();
         let mut l_append = vec![];
         let mut lookups = LookupColumns::new(ids);
@@ -260,6 +263,8 @@ impl Appender {
                     // As above.
                     let _ = append.reply.send(Ok(Appended::Written { last: *last }));
                 }
+                // Its caller was told that the outcome is not known: now it is, and stays so.
+                None if append.reply.is_closed() => {}
                 None => unwritten.push(append),
             }
         }

@@ -166,7 +166,7 @@ impl<P: Projection> Worker<P> {
                     CaughtUp::Lost => continue,
                     CaughtUp::More => heads.mark_changed(),
                     CaughtUp::Yes if segment.building => {
-                        if switch(self.store.pool(), P::NAME, &segment).await? {
+                        if switch(self.store.pool(), P::NAME, self.owner, &segment).await? {
                             tracing::info!(projection = P::NAME, build = segment.build, "the new build is in service");
                             segment.building = false;
                         }
@@ -305,6 +305,12 @@ async fn register<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
     )
     .execute(&mut *transaction)
     .await?;
+    // An automation is never made anew: a newer release goes on with its state.
+    if P::KIND == Kind::Automation {
+        sqlx::query!("UPDATE projection SET version = $2 WHERE name = $1 AND version < $2", P::NAME, P::VERSION)
+            .execute(&mut *transaction)
+            .await?;
+    }
     let serving = sqlx::query_scalar!("SELECT version FROM projection WHERE name = $1 AND status = 'serving'", P::NAME)
         .fetch_optional(&mut *transaction)
         .await?;
@@ -370,8 +376,21 @@ pub async fn rebuild<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
 }
 
 /// Puts a new build into service where it has come as far as the one that is.
-async fn switch(pool: &PgPool, name: &str, new: &Held) -> Result<bool, StoreError> {
+async fn switch(pool: &PgPool, name: &str, owner: Uuid, new: &Held) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
+    // Still this process's, and still where it left it: a build that was begun anew meanwhile is not the one that caught up.
+    let held = sqlx::query_scalar!(
+        r#"SELECT true AS "yes!" FROM checkpoint WHERE name = $1 AND build = $2 AND owner = $3 AND position = $4 FOR UPDATE"#,
+        name,
+        new.build,
+        owner,
+        new.stored.0
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    if held.is_none() {
+        return Ok(false);
+    }
     let behind = sqlx::query_scalar!(
         r#"SELECT true AS "yes!" FROM checkpoint c JOIN projection p USING (name, build)
            WHERE c.name = $1 AND p.status = 'serving' AND c.position > $2 FOR UPDATE OF p"#,

@@ -19,7 +19,7 @@ use crate::{
 /// How the store behaves.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// Connections for reading and projecting; the appender and the listener have one each besides. At least 1.
+    /// Connections for reading, projecting and listening; the appender has one besides. At least 4.
     pub max_connections: u32,
     /// How long a command may decide again, or wait for its turn, before it is answered that the log is busy.
     pub decide_deadline: Duration,
@@ -86,7 +86,7 @@ impl<E: LogEvent> EventStore<E> {
     /// Must be called within a tokio runtime: it starts the appender, the announcer and the listener.
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
         let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections)
+            .max_connections(settings.max_connections.max(4))
             .acquire_timeout(settings.connect_timeout)
             .connect_lazy_with(options.clone());
         let ids = domain_ids::<E>();

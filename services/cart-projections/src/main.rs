@@ -89,8 +89,15 @@ fn run<P: Projection<Log = DomainEvent>>(
 ) -> Service {
     let (log, settings) = (log.clone(), settings.clone());
     service.background(P::NAME, move |shutdown: CancellationToken| async move {
-        if anew && log.wait_ready(&shutdown).await.is_ok() {
-            projection::rebuild::<P>(log.pool()).await?;
+        // Asked for once, and waited for as everything is.
+        while anew && log.wait_ready(&shutdown).await.is_ok() {
+            match projection::rebuild::<P>(log.pool()).await {
+                Err(error) if error.is_unavailable() => tracing::warn!(%error, "the projection cannot be made anew yet"),
+                outcome => {
+                    outcome?;
+                    break;
+                }
+            }
         }
         Ok(projection::run(log, projection, settings, applied, shutdown).await?)
     })
