@@ -9,7 +9,7 @@ use std::{
 use rand::Rng;
 use sqlx::{
     ConnectOptions, Connection, PgConnection, Row,
-    postgres::{PgConnectOptions, PgRow},
+    postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -123,27 +123,41 @@ pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, h
 
 impl Appender {
     /// Appends a batch and answers each of its appends.
-    async fn append(&mut self, batch: Vec<Append>) {
-        match self.call(&batch).await {
-            Ok(answer) => self.answer(batch, answer),
-            Err(StoreError::Unavailable(error)) if self.session.is_some() => {
-                self.resolve(batch, error).await;
-            }
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => refuse(batch, || again(&error)),
-            // One bad row hurts nobody else.
-            Err(_) if batch.len() > 1 => {
-                for append in batch {
-                    Box::pin(self.append(vec![append])).await;
+    async fn append(&mut self, mut batch: Vec<Append>) {
+        let mut pause = Duration::ZERO;
+        loop {
+            match self.call(&batch).await {
+                Ok(answer) => return self.answer(batch, answer),
+                Err(StoreError::Unavailable(error)) if self.session.is_some() && !rolled_back(&error) => {
+                    batch = self.resolve(batch, error).await;
+                    if batch.is_empty() {
+                        return;
+                    }
+                    // At once the first time; where connections are lost over and over, not as fast as they can be.
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).clamp(Duration::from_millis(10), Duration::from_millis(500));
                 }
-            }
-            Err(error) => {
-                if let StoreError::Reset(reason) = &error {
-                    tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
-                    self.heads.reset(Position::START);
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => {
+                    // A server that takes no writes may have been the primary: the next connection may find the one that is.
                     self.session = None;
+                    return refuse(batch, || again(&error));
                 }
-                let mut error = Some(error);
-                refuse(batch, || error.take().unwrap_or(StoreError::Closed));
+                // One bad row hurts nobody else.
+                Err(_) if batch.len() > 1 => {
+                    for append in batch {
+                        Box::pin(self.append(vec![append])).await;
+                    }
+                    return;
+                }
+                Err(error) => {
+                    if let StoreError::Reset(reason) = &error {
+                        tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                        self.heads.reset(Position::START);
+                        self.session = None;
+                    }
+                    let mut error = Some(error);
+                    return refuse(batch, || error.take().unwrap_or(StoreError::Closed));
+                }
             }
         }
     }
@@ -228,11 +242,12 @@ impl Appender {
         }
     }
 
-    /// The connection was lost with a batch on its way. Looks on a new one whether it was committed, before anyone decides again.
-    async fn resolve(&mut self, batch: Vec<Append>, lost: sqlx::Error) {
+    /// The connection was lost with a batch on its way. Looks on a new one whether it was committed, before anyone decides again. Answers
+    /// those that were not and that are to be sent as they were: nothing of them is in the log, and nothing can come any more.
+    async fn resolve(&mut self, batch: Vec<Append>, lost: sqlx::Error) -> Vec<Append> {
         METRICS.unknown_outcomes.add(1, &[]);
         tracing::warn!(error = %lost, appends = batch.len(), "the connection was lost during an append: looking up what became of it");
-        let Some(session) = self.session.take() else { return };
+        let Some(session) = self.session.take() else { return batch };
         let (backend, known) = (session.backend.clone(), session.head);
         drop(session);
         let deadline = Instant::now() + self.settings.settings.decide_deadline;
@@ -242,11 +257,13 @@ impl Appender {
                 Ok(written) => break written,
                 Err(error) if Instant::now() >= deadline => {
                     tracing::error!(error = &error as &dyn std::error::Error, "what became of an append could not be looked up");
-                    return refuse(batch, || StoreError::OutcomeUnknown);
+                    refuse(batch, || StoreError::OutcomeUnknown);
+                    return vec![];
                 }
                 Err(StoreError::Reset(reason)) => {
                     tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
-                    return refuse(batch, || StoreError::OutcomeUnknown);
+                    refuse(batch, || StoreError::OutcomeUnknown);
+                    return vec![];
                 }
                 Err(_) => {
                     tokio::time::sleep(pause).await;
@@ -268,10 +285,7 @@ impl Appender {
                 None => unwritten.push(append),
             }
         }
-        if !unwritten.is_empty() {
-            // Nothing of these is in the log and nothing can come any more: they are sent as they were.
-            Box::pin(self.append(unwritten)).await;
-        }
+        unwritten
     }
 
     /// The appends written after a position, by id. The lost connection's server process is ended first: while it lives, it may still
@@ -335,6 +349,13 @@ impl Appender {
         }
         Ok(session)
     }
+}
+
+/// Whether the server itself answered that the call failed, and goes on serving the connection: then nothing of it was written. An end of
+/// the connection (severity FATAL) says nothing of the kind: it may come after the commit.
+fn rolled_back(error: &sqlx::Error) -> bool {
+    let answered = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    answered.is_some_and(|error| matches!(error.severity(), PgSeverity::Error))
 }
 
 /// Answers a whole batch with an error.

@@ -1,0 +1,94 @@
+//! What a caller is told when the log is not as it should be: read-only, emptied under a decision, or refusing a row.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::sync::Arc;
+
+use cart_events::{DomainEvent, examples::Shopping};
+use common::{Add, Meanwhile, blocking};
+use event_store::{DecideError, EventStore, Metadata, Position, StoreError, StoreSettings};
+use test_support::{TestLog, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_no_writes_is_unavailable_at_once_and_worked_on_when_it_does_again() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    commands.decide(&Add::to(&Shopping::new())).await.unwrap();
+    // As after a failover, where the server that was the primary has become a standby.
+    let owner = log.store.pool();
+    let read_only = "ALTER ROLE cartlog_commands IN DATABASE {} SET default_transaction_read_only = ";
+    let database: String = sqlx::query_scalar("SELECT quote_ident(current_database())").fetch_one(owner).await.unwrap();
+    let read_only = read_only.replace("{}", &database);
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()";
+    sqlx::query(&format!("{read_only}on")).execute(owner).await.unwrap();
+    sqlx::query(cut).execute(owner).await.unwrap();
+
+    // The first may meet the connections that were cut, where nothing is known to be wrong.
+    for _ in 0..3 {
+        let refused = commands.decide(&Add::to(&Shopping::new())).await;
+        assert!(matches!(refused, Err(DecideError::Store(StoreError::Unavailable(_)))), "{refused:?}");
+    }
+    // The server itself becomes the primary: nobody cuts the connection that was refused.
+    sqlx::query(&format!("{read_only}off")).execute(owner).await.unwrap();
+    eventually("it goes on", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+    assert_eq!(log.store.head().await.unwrap(), Position(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_emptied_under_a_decision_is_said_to_be_reset_and_is_worked_on() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append(cart.with_items(2)).await;
+    let pool = log.store.pool().clone();
+    let add = Meanwhile::new(Add::to(&cart), move || {
+        blocking(async { sqlx::query("TRUNCATE event").execute(&pool).await.unwrap() });
+    });
+    let reset = log.store.decide(&add).await;
+    assert!(matches!(reset, Err(DecideError::Store(StoreError::Reset(_)))), "{reset:?}");
+    assert_eq!(log.store.decide(&Add::to(&cart)).await.unwrap(), Position(1));
+    eventually("readers start anew from its head", || async { (log.store.heads().newest() == Position(1)).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_the_database_refuses_hurts_none_of_those_that_share_its_call() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let mut holding = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    // While the lock is held, the first is on its way and the others gather.
+    let decided = Arc::new(tokio::sync::Semaphore::new(0));
+    let tasks: Vec<_> = (0..12)
+        .map(|n| {
+            let (store, decided) = (log.store.clone(), decided.clone());
+            let add = Meanwhile::new(Add::to(&Shopping::new()), move || decided.add_permits(1));
+            // JSON text that jsonb does not take.
+            let correlation_id = (n == 6).then(|| "\0".to_owned());
+            tokio::spawn(async move { store.decide_with(&add, Metadata { correlation_id, ..Metadata::default() }).await })
+        })
+        .collect();
+    drop(decided.acquire_many(12).await.unwrap());
+    holding.rollback().await.unwrap();
+    for (n, task) in tasks.into_iter().enumerate() {
+        match (n, task.await.unwrap()) {
+            (6, outcome) => {
+                assert!(matches!(&outcome, Err(DecideError::Store(error)) if error.is_rejected()), "{outcome:?}");
+            }
+            (_, outcome) => drop(outcome.unwrap()),
+        }
+    }
+    assert_eq!(log.store.head().await.unwrap(), Position(11));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_read_in_time_is_busy_and_nothing_was_sent() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let settings = StoreSettings { decide_deadline: std::time::Duration::from_millis(300), ..StoreSettings::default() };
+    let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
+    let mut holding = log.store.pool().begin().await.unwrap();
+    sqlx::query("LOCK TABLE event IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
+    let busy = store.decide(&Add::to(&Shopping::new())).await;
+    assert!(matches!(busy, Err(DecideError::Store(StoreError::Busy))), "{busy:?}");
+    holding.rollback().await.unwrap();
+    eventually("it goes on", || async { store.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+    assert_eq!(log.store.head().await.unwrap(), Position(1));
+}
