@@ -142,7 +142,7 @@ impl disintegrate::Decision for AddItem {
 type Content = (ProductId, Description, Image, Price);
 
 /// The cart as far as adding to it depends on it.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery, Serialize, Deserialize)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]
@@ -152,7 +152,7 @@ pub(crate) struct Cart {
     items: Vec<Item>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Item {
     item_id: ItemId,
     content: Content,
@@ -184,7 +184,7 @@ impl StateMutate for Cart {
 }
 
 /// A product's newest reported inventory.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery, Serialize, Deserialize)]
 #[state_query(InventoryStream)]
 pub(crate) struct Stock {
     #[id]

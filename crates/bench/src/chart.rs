@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    http, kafka, projections,
+    http, kafka, log, projections,
     report::{Contender, Figure, Report, thousands},
 };
 
@@ -13,23 +13,18 @@ const PLOT: f64 = 150.0;
 const MARGIN: f64 = 24.0;
 
 /// A card of its own, so that it can be read on any page; dark where the reader's system is.
-const STYLE: &str = "text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-size:14px;font-weight:600}.value,.range{font-size:11px}
+const STYLE: &str =
+    "text{font-family:system-ui,sans-serif;font-size:12px;fill:#24292f}.title{font-size:14px;font-weight:600}.value,.range{font-size:11px}
 .card{fill:#fff;stroke:#d0d7de}.axis,.whisker{stroke:#57606a}.cartlog,.one_process{fill:#0969da}.two_processes{fill:#54aeff}
 .loading{fill:#8250df}.floor{fill:#8c959f}.disintegrate{fill:#bc4c00}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.card{fill:#0d1117;stroke:#30363d}.axis,.whisker{stroke:#8b949e}
 .cartlog,.one_process{fill:#4493f8}.two_processes{fill:#a5d6ff}.loading{fill:#ab7df8}.floor{fill:#6e7681}.disintegrate{fill:#f0883e}}";
 
-/// The scenarios that have rivals, in the order of the report.
+/// What says the most; the rest is in the JSON.
 pub(crate) fn svg(report: &Report) -> String {
-    let mut scenarios: Vec<&str> = vec![];
-    for figure in &report.figures {
-        let name = figure.key.scenario.as_str();
-        let rivals =
-            report.figures.iter().filter(|other| other.key.scenario == name && other.key.contender != figure.key.contender).count();
-        if rivals > 0 && !scenarios.contains(&name) {
-            scenarios.push(name);
-        }
-    }
+    let main = log::one_item(report.sizes.before.first().copied().unwrap_or_default());
+    let mut scenarios = vec![main.as_str(), log::HOT_CART, http::SCENARIO, kafka::SCENARIO, projections::SCENARIO];
+    scenarios.retain(|scenario| report.figures.iter().any(|figure| figure.key.scenario == *scenario));
     let height = scenarios.len() as f64 * PANEL + MARGIN;
     let mut svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Cartlog and its rivals, a second">

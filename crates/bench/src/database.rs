@@ -156,10 +156,23 @@ impl Table {
         self.add(pool, reports, &source, events, 1).await
     }
 
-    /// Adds so many times `width` events, and leaves planner and visibility map as a table that has been there for a while has them.
+    /// The newest position.
+    pub(crate) async fn head(self, pool: &PgPool) -> Result<i64> {
+        let head = format!("SELECT coalesce(max(event_id), 0) FROM {}", self.name);
+        Ok(sqlx::query_scalar(&head).fetch_one(pool).await?)
+    }
+
+    /// Removes what came after the first so many.
+    pub(crate) async fn cut(self, pool: &PgPool, before: u64) -> Result<()> {
+        let delete = format!("DELETE FROM {} WHERE event_id > $1", self.name);
+        sqlx::query(&delete).bind(i64::try_from(before)?).execute(pool).await?;
+        self.settle(pool).await
+    }
+
+    /// Adds so many times `width` events.
     async fn add(self, pool: &PgPool, count: u64, source: &str, events: &str, width: u8) -> Result<()> {
         const STEP: usize = 100_000;
-        let Self { name, has_metadata, sequence } = self;
+        let Self { name, has_metadata, .. } = self;
         let (column, value) = if has_metadata { (", metadata", ", jsonb_build_object('append_id', uuidv7())") } else { ("", "") };
         let insert = format!(
             "INSERT INTO {name} (event_id, event_type, payload, cart_id, item_id, product_id{column})
@@ -173,6 +186,12 @@ impl Table {
             let to = count.min(from + STEP as i64);
             sqlx::query(&insert).bind(from).bind(to - 1).execute(pool).await?;
         }
+        self.settle(pool).await
+    }
+
+    /// The sequence goes on behind the newest, and planner and visibility map are as in a table that has been there for a while.
+    async fn settle(self, pool: &PgPool) -> Result<()> {
+        let Self { name, sequence, .. } = self;
         if let Some(sequence) = sequence {
             sqlx::raw_sql(&format!("SELECT setval('{sequence}', coalesce(max(event_id), 1)) FROM {name}")).execute(pool).await?;
         }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     Bench,
-    database::Products,
+    database::{LOG, Products},
     floor::Floor,
     http::kill,
     log::{Place, Work, rotated},
@@ -63,7 +63,7 @@ async fn translate(bench: &Bench, place: &Place) -> Result<Sample> {
     let (to, topic) = (servers.clone(), inventories.clone());
     tokio::task::spawn_blocking(move || produce(&to, &topic, messages)).await??;
 
-    let head: i64 = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&place.ours.pool).await?;
+    let head = LOG.head(&place.ours.pool).await?;
     let environment = vec![
         ("KAFKA_BOOTSTRAP_SERVERS".to_owned(), servers),
         ("CARTLOG_CONSUMER_GROUP".to_owned(), inventories.clone()),

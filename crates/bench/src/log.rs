@@ -10,18 +10,18 @@ use cart_events::{CartId, DomainEvent, ProductId};
 use disintegrate::NoSnapshot;
 use disintegrate_postgres::decision_maker;
 use event_store::{EventStore, StoreSettings};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, PgPool};
 
 use crate::{
     Bench,
     add_item::AddItem,
-    database::{Database, FLOOR, LOG, Products, RIVAL, Rival},
+    database::{Database, FLOOR, LOG, Products, RIVAL, Rival, Table},
     floor::Floor,
     measure::{Sample, Spread, Until, measure},
     report::{Contender, Key, Report, thousands},
 };
 
-/// A log so small that what a measurement adds would change its size is filled anew for each; a larger one just grows.
+/// Filling so many events anew is quicker than removing what a measurement adds.
 const FILLED_ANEW: u64 = 100_000;
 /// Commands on the hot cart, until another takes its place: its items stay in its history, and a cart does not have thousands.
 const HOT_CART_COMMANDS: u32 = 300;
@@ -30,9 +30,8 @@ const FIRST_COMMANDS: usize = 40;
 
 /// The settings of a service; without the cache, for a rival that has everything else as we have it.
 pub(crate) fn settings(contender: Contender) -> StoreSettings {
-    // `known_bytes` is to be 0 here for `Contender::Loading`, once the store has the cache.
-    let _ = contender;
-    StoreSettings::default()
+    let ours = StoreSettings::default();
+    if contender == Contender::Loading { StoreSettings { known_bytes: 0, ..ours } } else { ours }
 }
 
 /// The carts that commands go to.
@@ -81,13 +80,15 @@ pub(crate) struct Place {
     pub(crate) ours: Database,
     rival: Option<(Database, Rival)>,
     before: u64,
+    /// For each measurement, as it is small; else what was added is removed.
+    filled_anew: bool,
 }
 
 impl Place {
     pub(crate) async fn fill(bench: &Bench, before: u64, with_rival: bool) -> Result<Self> {
         bench.say(format!("filling a log with {} events", thousands(before)));
         let rival = if with_rival { Some(bench.server.rival().await?) } else { None };
-        let place = Self { ours: bench.server.log().await?, rival, before };
+        let place = Self { ours: bench.server.log().await?, rival, before, filled_anew: before <= FILLED_ANEW };
         place.refill(Contender::Cartlog).await?;
         place.refill(Contender::Floor).await?;
         place.refill(Contender::Disintegrate).await?;
@@ -97,19 +98,25 @@ impl Place {
     }
 
     async fn refill(&self, contender: Contender) -> Result<()> {
-        let (pool, table) = match (contender, &self.rival) {
-            (Contender::Disintegrate, None) => return Ok(()),
-            (Contender::Disintegrate, Some((database, _))) => (&database.pool, RIVAL),
-            (Contender::Floor, _) => (&self.ours.pool, FLOOR),
-            _ => (&self.ours.pool, LOG),
-        };
+        let Some((pool, table)) = self.table(contender) else { return Ok(()) };
         sqlx::raw_sql(&format!("TRUNCATE {}", table.name)).execute(pool).await?;
         table.add_carts(pool, self.before / 2, Products::Many(1_000)).await
     }
 
-    /// The log as it was when it was filled, where it is small.
+    /// The log as it was when it was filled.
     pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
-        if self.before > FILLED_ANEW { Ok(()) } else { self.refill(contender).await }
+        match self.table(contender) {
+            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await,
+            _ => self.refill(contender).await,
+        }
+    }
+
+    fn table(&self, contender: Contender) -> Option<(&PgPool, Table)> {
+        Some(match contender {
+            Contender::Disintegrate => (&self.rival.as_ref()?.0.pool, RIVAL),
+            Contender::Floor => (&self.ours.pool, FLOOR),
+            _ => (&self.ours.pool, LOG),
+        })
     }
 
     /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
@@ -184,6 +191,7 @@ struct Scenario<'a> {
 pub(crate) fn one_item(before: u64) -> String {
     format!("a new cart each, {} events before", thousands(before))
 }
+pub(crate) const HOT_CART: &str = "one hot cart";
 pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
 pub(crate) fn popular_product(crowd: u64) -> String {
     format!("a new process, a product in {} carts", thousands(crowd))
@@ -226,7 +234,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             levels: &sizes.levels,
         };
         scenarios.push(variant("three items a cart", Carts::Own { items: 3 }, Products::Many(1_000)));
-        scenarios.push(variant("one hot cart", Carts::Hot, Products::Many(1_000)));
+        scenarios.push(variant(HOT_CART, Carts::Hot, Products::Many(1_000)));
         scenarios.push(variant("one product", Carts::Own { items: 1 }, Products::Many(1)));
     }
     for (name, product) in crowd.products() {
@@ -274,15 +282,16 @@ struct Crowd {
 impl Crowd {
     async fn fill(bench: &Bench) -> Result<Self> {
         let size = bench.sizes.crowd;
-        // No rival is asked. It only grows: to fill it takes long.
-        let mut place = Place::fill(bench, 1_000, false).await?;
-        place.before = u64::MAX;
-        let crowd = Self { place, popular: ProductId::new(), counted: ProductId::new(), reported: ProductId::new(), size };
+        // No rival is asked.
+        let place = Place::fill(bench, 1_000, false).await?;
+        let mut crowd = Self { place, popular: ProductId::new(), counted: ProductId::new(), reported: ProductId::new(), size };
         bench.say(format!("filling it with a product in {0} carts, and one with {0} inventory changes", thousands(size)));
         let pool = &crowd.place.ours.pool;
         LOG.add_carts(pool, size, Products::One(crowd.popular)).await?;
         LOG.add_inventories(pool, size, crowd.counted).await?;
         LOG.add_inventories(pool, 1, crowd.reported).await?;
+        crowd.place.before = u64::try_from(LOG.head(pool).await?)?;
+        crowd.place.filled_anew = false;
         Ok(crowd)
     }
 

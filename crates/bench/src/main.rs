@@ -26,6 +26,7 @@ use dev::{
     files, ports,
     report::answer,
     services::{Kind, Service, Settings},
+    signals::Signals,
 };
 use serde::{Deserialize, Serialize};
 
@@ -205,7 +206,12 @@ async fn main() -> Result<()> {
     files::create_directory(&arguments.out)?;
     files::create_directory(&bench.logs)?;
     let mut report = Report::new(Machine::here(&bench.server.pool().await?).await?, sizes);
-    let measured = measure_all(&bench, &arguments.subjects, &mut report).await;
+    let mut signals = Signals::listen()?;
+    let measured = tokio::select! {
+        measured = measure_all(&bench, &arguments.subjects, &mut report) => measured,
+        // The services that run end with what was measuring them.
+        () = signals.next() => Err(dev::Error::Interrupted.into()),
+    };
     let dropped = bench.server.drop_all().await;
     measured?;
     dropped?;

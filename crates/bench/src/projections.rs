@@ -49,7 +49,7 @@ async fn ours(bench: &Bench) -> Result<Sample> {
     let database = bench.server.log().await?;
     let pool = &database.pool;
     LOG.add_carts(pool, carts, Products::Many(1_000)).await?;
-    let head: i64 = sqlx::query_scalar("SELECT max(event_id) FROM event").fetch_one(pool).await?;
+    let head = LOG.head(pool).await?;
     let started = Instant::now();
     let service = bench.start(PROJECTIONS, "bench", &database, vec![]).await?;
     let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)

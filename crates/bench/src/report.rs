@@ -122,7 +122,7 @@ impl From<floor::PgbenchCheck> for Pgbench {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     machine: Machine,
-    sizes: Sizes,
+    pub(crate) sizes: Sizes,
     pub(crate) pgbench: Option<Pgbench>,
     bars: Vec<Bar>,
     pub(crate) figures: Vec<Figure>,
@@ -154,7 +154,7 @@ impl Report {
 
     /// Round by round, and of those the middle.
     fn ratio(&self, ours: (&str, usize, Contender), rival: (&str, usize, Contender)) -> Option<Spread> {
-        let pairs = self.rounds(ours).iter().zip(self.rounds(rival));
+        let pairs = self.rounds(ours).iter().zip(self.rounds(rival)).filter(|(_, rival)| rival.per_second > 0.0);
         Spread::of(pairs.map(|(ours, rival)| ours.per_second / rival.per_second))
     }
 

@@ -22,14 +22,17 @@ fn quick(subject: &str) -> (Value, String) {
     (report, std::fs::read_to_string(out.join("chart.svg")).unwrap())
 }
 
-/// Scenario, tasks and contender of every figure, each of which is of one round in which something was done and, by us, nothing failed.
+/// Scenario, tasks and contender of every figure, each of which is of one round in which something was done and, but for disintegrate, nothing failed.
 fn figures(report: &Value) -> Vec<(String, u64, String)> {
     let of = |figure: &Value, name: &str| figure[name].as_str().unwrap().to_owned();
     let figures = report["figures"].as_array().unwrap().iter().map(|figure| {
         let [round] = figure["rounds"].as_array().unwrap().as_slice() else { panic!("one round: {figure}") };
-        assert!(round["per_second"].as_f64().unwrap() > 0.0, "{figure}");
-        if figure["contender"] != "disintegrate" {
-            assert_eq!(round["failed_per_second"], 0.0, "{figure}");
+        let (done, failed) = (round["per_second"].as_f64().unwrap(), round["failed_per_second"].as_f64().unwrap());
+        // On a hot cart disintegrate may succeed with nothing in so short a time.
+        if figure["contender"] == "disintegrate" {
+            assert!(done + failed > 0.0, "{figure}");
+        } else {
+            assert!(done > 0.0 && failed == 0.0, "{figure}");
         }
         (of(figure, "scenario"), figure["tasks"].as_u64().unwrap(), of(figure, "contender"))
     });
@@ -52,8 +55,8 @@ fn log() {
                 assert!(figures.contains(&(scenario.into(), tasks, contender.into())), "{scenario}, {tasks}, {contender}");
             }
         }
-        assert!(svg.contains(scenario));
     }
+    assert!(svg.contains("a new cart each") && svg.ends_with("</svg>\n"));
     // Four products, for a while and their first command alone.
     assert_eq!(figures.len(), 4 * 2 * 4 + 4 + 4);
     assert_eq!(measured(&report), 3 + 4);
