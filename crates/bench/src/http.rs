@@ -14,7 +14,6 @@ use crate::{
     Bench,
     add_item::AddItem,
     database::Products,
-    floor::Floor,
     log::{Place, Work, rotated, warmed_up},
     measure::{Until, measure},
     report::{Contender, Key, Report, thousands},
@@ -33,20 +32,17 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     for round in 0..bench.sizes.rounds {
         bench.say(format!("http: round {} of {}", round + 1, bench.sizes.rounds));
         for contender in rotated(&[Contender::OneProcess, Contender::TwoProcesses, Contender::Floor], round) {
-            place.again(*contender).await?;
-            let work = Arc::new(Work::one_item_each(Products::Many(1_000), connections));
+            let work = Work::one_item_each(Products::Many(1_000), connections);
             let sample = if *contender == Contender::Floor {
-                let floor = Floor::connect(&place.ours, connections).await?;
-                let sample = floor.measure(work, connections, bench.sizes.length).await;
-                floor.close().await;
-                sample
+                place.measure(*contender, work, connections, bench.sizes.length).await?
             } else {
+                place.again(*contender).await?;
                 let names = if *contender == Contender::OneProcess { &["one"][..] } else { &["one", "two"] };
                 let mut services = vec![];
                 for name in names {
                     services.push(start(bench, &place, name).await?);
                 }
-                let clients = Clients::connect(&services, connections).await?;
+                let (clients, work) = (Clients::connect(&services, connections).await?, Arc::new(work));
                 let sample = warmed_up(connections, bench.sizes.length, move |task| {
                     let (clients, command) = (clients.clone(), work.next(task));
                     async move { clients.add_item(task, &command?).await }

@@ -1,9 +1,6 @@
 //! Inventory messages in from Kafka: the release program of inventory-translator, beside the floor at one connection.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cart_events::ProductId;
@@ -21,7 +18,6 @@ use uuid::Uuid;
 use crate::{
     Bench,
     database::{LOG, Products},
-    floor::Floor,
     http::kill,
     log::{Place, Work, rotated},
     measure::Sample,
@@ -36,13 +32,10 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     for round in 0..bench.sizes.rounds {
         bench.say(format!("kafka: round {} of {}, {} messages", round + 1, bench.sizes.rounds, thousands(bench.sizes.messages)));
         for contender in rotated(&[Contender::Cartlog, Contender::Floor], round) {
-            place.again(*contender).await?;
             let sample = if *contender == Contender::Floor {
-                let floor = Floor::connect(&place.ours, 1).await?;
-                let sample = floor.measure(Arc::new(Work::one_item_each(Products::Many(1_000), 1)), 1, bench.sizes.length).await;
-                floor.close().await;
-                sample
+                place.measure(*contender, Work::one_item_each(Products::Many(1_000), 1), 1, bench.sizes.length).await?
             } else {
+                place.again(*contender).await?;
                 translate(bench, &place).await?
             };
             report.add(Key::new("kafka", SCENARIO, 1, *contender), sample);

@@ -120,7 +120,7 @@ impl Place {
     }
 
     /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
-    async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
+    pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
         self.again(contender).await?;
         let work = Arc::new(work);
         match contender {
@@ -149,22 +149,16 @@ impl Place {
             }
             _ => {
                 let floor = Floor::connect(&self.ours, tasks).await?;
-                let sample = floor.measure(work, tasks, length).await;
+                let of_operation = floor.clone();
+                let sample = warmed_up(tasks, length, move |task| {
+                    let (floor, command) = (of_operation.clone(), work.next(task));
+                    async move { floor.insert(task, &command?).await }
+                })
+                .await;
                 floor.close().await;
                 Ok(sample)
             }
         }
-    }
-}
-
-impl Floor {
-    pub(crate) async fn measure(&self, work: Arc<Work>, tasks: usize, length: Duration) -> Sample {
-        let floor = self.clone();
-        warmed_up(tasks, length, move |task| {
-            let (floor, command) = (floor.clone(), work.next(task));
-            async move { floor.insert(task, &command?).await }
-        })
-        .await
     }
 }
 
@@ -213,33 +207,21 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let crowd = Crowd::fill(bench).await?;
     let loud = [sizes.loud()];
 
-    let mut scenarios: Vec<_> = places
-        .iter()
-        .map(|place| Scenario {
-            name: one_item(place.before),
-            place,
-            carts: Carts::Own { items: 1 },
-            products: Products::Many(1_000),
-            contenders: &Contender::OF_THE_LOG,
-            levels: &sizes.levels,
-        })
-        .collect();
+    let (one, shop, all, levels) = (Carts::Own { items: 1 }, Products::Many(1_000), &Contender::OF_THE_LOG[..], &sizes.levels[..]);
+    let mut scenarios = vec![];
+    for place in &places {
+        scenarios.push(Scenario { name: one_item(place.before), place, carts: one, products: shop, contenders: all, levels });
+    }
     if let Some(place) = places.first() {
-        let variant = |name: &str, carts, products| Scenario {
-            name: name.to_owned(),
-            place,
-            carts,
-            products,
-            contenders: &Contender::OF_THE_LOG,
-            levels: &sizes.levels,
-        };
-        scenarios.push(variant("three items a cart", Carts::Own { items: 3 }, Products::Many(1_000)));
-        scenarios.push(variant(HOT_CART, Carts::Hot, Products::Many(1_000)));
-        scenarios.push(variant("one product", Carts::Own { items: 1 }, Products::Many(1)));
+        let variants =
+            [("three items a cart", Carts::Own { items: 3 }, shop), (HOT_CART, Carts::Hot, shop), ("one product", one, Products::Many(1))];
+        for (name, carts, products) in variants {
+            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels });
+        }
     }
     for (name, product) in crowd.products() {
-        let (carts, products) = (Carts::Own { items: 1 }, Products::One(product));
-        scenarios.push(Scenario { name, place: &crowd.place, carts, products, contenders: &[Contender::Cartlog], levels: &loud });
+        let (place, products) = (&crowd.place, Products::One(product));
+        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud });
     }
 
     if let Some(place) = places.first() {
