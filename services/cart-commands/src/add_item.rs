@@ -163,7 +163,10 @@ impl State for Cart {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use std::sync::Arc;
+
+    use event_store::DecideError;
+    use test_support::{Meanwhile, TestLog, blocking, given};
 
     use super::*;
     use cart_events::examples::Shopping;
@@ -217,6 +220,21 @@ mod specifications {
     fn a_product_whose_inventory_was_never_reported_may_be_added() {
         let cart = Shopping::new();
         given([]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_inventory_is_part_of_the_commands_consistency_boundary() {
+        let log = Arc::new(TestLog::<DomainEvent>::create().await);
+        let cart = Shopping::new();
+        log.append([cart.inventory(0, 5)]).await;
+        let (meanwhile, out) = (log.clone(), cart.inventory(0, 0));
+        let add = Meanwhile::new(add_item(&cart, 0), move || {
+            blocking(meanwhile.append([out]));
+        });
+        let Err(DecideError::Refused(refused)) = log.store.decide(&add).await else { panic!("it is added") };
+        assert_eq!(refused, Refused::OutOfStock(cart.product(0)));
+        assert!(add.decided() > 1);
+        assert_eq!(log.store.head().await.unwrap(), Position(2), "the change of inventory is the last event, and there is no cart");
     }
 
     #[test]

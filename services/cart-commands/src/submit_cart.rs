@@ -134,7 +134,10 @@ impl State for Cart {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use std::sync::Arc;
+
+    use event_store::DecideError;
+    use test_support::{Meanwhile, TestLog, blocking, given};
 
     use super::*;
     use cart_events::examples::Shopping;
@@ -200,5 +203,20 @@ mod specifications {
         given(cart.with_items(2).chain([cart.removed(1), cart.inventory(1, 0), cart.inventory(2, 0)]))
             .when(&submit(&cart))
             .then([cart.submitted(1)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_inventory_changed_to_0_that_lands_between_the_decision_and_the_append_makes_it_decide_again() {
+        let log = Arc::new(TestLog::<DomainEvent>::create().await);
+        let cart = Shopping::new();
+        log.append(cart.with_items(2)).await;
+        let (meanwhile, out) = (log.clone(), cart.inventory(1, 0));
+        let submit = Meanwhile::new(submit(&cart), move || {
+            blocking(meanwhile.append([out]));
+        });
+        let Err(DecideError::Refused(refused)) = log.store.decide(&submit).await else { panic!("it is submitted") };
+        assert_eq!(refused, Refused::OutOfStock(cart.product(1)));
+        assert!(submit.decided() > 1);
+        assert_eq!(log.store.head().await.unwrap(), Position(4), "the change of inventory is the last event");
     }
 }
