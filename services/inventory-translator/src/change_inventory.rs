@@ -115,7 +115,7 @@ mod specifications {
             ),
             (
                 format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": "7"}}"#),
-                r#"inventory: invalid type: string "7", expected a whole number"#,
+                r#"inventory: invalid type: string "7", expected a whole number from 0 to 2147483647"#,
             ),
         ] {
             assert_eq!(translated(&value), Err(reason.to_owned()), "{value}");
