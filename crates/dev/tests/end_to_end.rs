@@ -386,3 +386,59 @@ async fn cart_items_can_be_made_anew_at_start() {
         projections.kill().await.unwrap();
     }
 }
+
+/// The README's code blocks of a kind, in order.
+fn readme_blocks(kind: &str) -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+    let start = format!("```{kind}\n");
+    let blocks = readme.split(&start).skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.map(str::to_owned).collect()
+}
+
+/// Runs a line of the README, in the folder it speaks of.
+async fn shell(script: &str) -> std::process::Output {
+    let directory = Layout::discover().unwrap().target().parent().unwrap().to_owned();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", script]).current_dir(directory).kill_on_drop(true);
+    tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_readmes_first_cart_and_its_words_to_kafka_get_the_answers_that_it_shows() {
+    let mut shop = Shop::new("readme").await;
+    shop.start(&ALL).await;
+    let here = |text: &str| {
+        let text =
+            services::ALL.iter().fold(text.to_owned(), |text, kind| text.replace(&services::url(kind.default_port), &shop.url(*kind)));
+        let text = text.replace("127.0.0.1:9092", &shop.kafka);
+        ["published-carts", "inventories"]
+            .iter()
+            .fold(text, |text, topic| text.replace(&format!("--topic {topic}"), &format!("--topic {}", shop.topic(topic))))
+    };
+    // An answer up to what is random in it.
+    let known = |answer: &str| answer.trim_end().split(r#""fingerprint":""#).next().unwrap_or_default().to_owned();
+    let blocks = readme_blocks("sh");
+    let variables = blocks.iter().find(|block| block.contains("CART=")).expect("the ids of the first cart");
+    let mut shown = 0;
+    for block in readme_blocks("console") {
+        let mut lines = block.lines();
+        while let (Some(command), Some(answer)) = (lines.next(), lines.next()) {
+            let command = command.strip_prefix("$ curl ").expect("a command, then its answer");
+            let output = shell(&format!("{variables}\ncurl --silent {}", here(command))).await;
+            assert_eq!(known(&String::from_utf8(output.stdout).unwrap()), known(answer), "{command}");
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 7);
+
+    // With a number of messages to read, or the reader would wait for more.
+    let words = blocks.iter().find(|block| block.contains("ConsoleConsumer")).expect("the words to Kafka");
+    let [read, write] = words.lines().collect::<Vec<_>>().try_into().expect("one that reads and one that writes");
+    let read = shell(&format!("{} --max-messages 1", here(read))).await;
+    let read_text = String::from_utf8_lossy(&read.stdout);
+    assert!(read_text.contains("ce_id:4") && read_text.contains(r#""total_price":"9.99""#), "{read:?}");
+    let written = shell(&here(write)).await;
+    assert!(written.status.success(), "{written:?}");
+    shop.until_count("InventoryChanged", 2).await;
+    shop.stop().await;
+}
