@@ -1,4 +1,5 @@
 //! The four real services on a real PostgreSQL and a real Kafka: what they do together, and what they lose when they are killed.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod system;
 
