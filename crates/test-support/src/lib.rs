@@ -4,9 +4,11 @@
 mod database;
 mod eventually;
 mod log;
+mod meanwhile;
 mod specification;
 
 pub use database::{Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
 pub use log::TestLog;
+pub use meanwhile::{Meanwhile, blocking};
 pub use specification::{Given, Then, given};
