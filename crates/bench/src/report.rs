@@ -198,7 +198,7 @@ impl Report {
                 1.0,
             );
             let first = self.ratio((&log::first_command(&product), 1, Cartlog), (&log::first_command(new), 1, Cartlog));
-            bar(format!("{product}, its first command, to a new product's"), first, 0.9, 1.0);
+            bar(format!("{product}, the first command on it, to a new product's"), first, 0.9, 1.0);
         }
         let one = (http::SCENARIO, loud, OneProcess);
         bar(format!("Add Item over HTTP, {loud} connections, to the INSERT"), self.ratio(one, (http::SCENARIO, loud, Floor)), 1.0, 2.0);
