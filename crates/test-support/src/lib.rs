@@ -1,8 +1,9 @@
-//! What tests share: given/when/then for decisions, a database per test, and waiting for a condition.
+//! What tests share: given/when/then for decisions, a database per test, waiting for a condition, and recorded histories.
 #![allow(clippy::panic, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod database;
 mod eventually;
+pub mod histories;
 mod log;
 mod specification;
 
