@@ -36,6 +36,8 @@ END $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+-- The functions that write the log run as its owner: nobody may put an object of their own where such a function looks for one.
+DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY, CREATE ON DATABASE %I FROM PUBLIC', current_database()); END $$;
 
 GRANT USAGE ON SCHEMA public TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
 GRANT SELECT ON event, event_log, translation_offset, _sqlx_migrations

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Heads, Position, StoreError,
+    Criteria, Heads, Position, StoreError,
     batch::Batch,
     lookup::{Lookup, LookupColumns, placeholders},
     metrics::METRICS,
@@ -35,11 +36,20 @@ pub(crate) struct NewEvent {
 /// One append: it is written where none of its lookups finds anything, and not otherwise.
 pub(crate) struct Append {
     pub(crate) id: Uuid,
-    /// Each with the position up to which its part is known.
-    pub(crate) lookups: Vec<(Lookup, Position)>,
+    /// Each with the position up to which its state is complete.
+    pub(crate) conditions: Vec<(Arc<Criteria>, Position)>,
     pub(crate) events: Vec<NewEvent>,
     pub(crate) metadata: String,
+    /// The log that it was decided on.
+    pub(crate) epoch: u64,
     pub(crate) reply: oneshot::Sender<Result<Appended, StoreError>>,
+}
+
+impl Append {
+    /// The lookups of its conditions, each with the position after which it must find nothing.
+    pub(crate) fn lookups(&self) -> impl Iterator<Item = (&Lookup, Position)> {
+        self.conditions.iter().flat_map(|(criteria, after)| criteria.lookups.iter().map(|lookup| (lookup, *after)))
+    }
 }
 
 /// What became of an append.
@@ -107,6 +117,11 @@ pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, h
         for append in std::mem::take(&mut waiting) {
             // Its caller has given up: nobody would learn of it.
             if append.reply.is_closed() {
+                continue;
+            }
+            // Its positions are another log's.
+            if append.epoch != appender.heads.epoch() {
+                refuse(vec![append], || StoreError::Reset("what was decided on was read from the log before".to_owned()));
                 continue;
             }
             if batch.appends.len() < appender.settings.settings.max_batch && batch.admits(&append) {
@@ -178,7 +193,7 @@ impl Appender {
         let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
             (vec![], vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
         for (n, append) in (0_i32..).zip(batch) {
-            for (lookup, after) in &append.lookups {
+            for (lookup, after) in append.lookups() {
                 l_append.push(n);
                 lookups.push(lookup, after.0);
             }
@@ -217,7 +232,7 @@ impl Appender {
         let (mut lookup, mut head) = (0, answer.head);
         for append in batch {
             let mut missed = vec![];
-            for own in 0..append.lookups.len() {
+            for own in 0..append.lookups().count() {
                 missed.extend(found.remove(&lookup).into_iter().flatten().map(|event| crate::lookup::Found { lookup: own, ..event }));
                 lookup += 1;
             }

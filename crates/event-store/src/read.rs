@@ -1,9 +1,10 @@
 //! Reading: one statement answers the matching events *and* the head of the same snapshot.
 
 use sqlx::{Row, postgres::PgRow};
+use uuid::Uuid;
 
 use crate::{
-    LogEvent, Position, StoreError,
+    Known, LogEvent, Position, StoreError,
     event::decode,
     lookup::{Found, LookupColumns, placeholders},
     state::{AnyPart, Stages, States},
@@ -66,6 +67,18 @@ pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize,
     Ok(complete)
 }
 
+/// Gives each part those of a decision's own events, written up to `last` without a gap, that it folds. What else was written with them
+/// in the same call is nothing that it folds, so it is complete up to there.
+pub(crate) fn fold_written<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], events: &[(E, Vec<Option<Uuid>>)], last: Position) {
+    let first = last.0 - i64::try_from(events.len()).unwrap_or_default() + 1;
+    for part in parts {
+        let folds = |(event, ids): &(E, Vec<Option<Uuid>>)| part.criteria().matches(event.name(), ids);
+        let own =
+            (first..).map(Position).zip(events).filter(|(_, event)| folds(event)).map(|(at, (event, _))| (at, event.clone())).collect();
+        part.fold(own, last);
+    }
+}
+
 impl<E: LogEvent> EventStore<E> {
     /// The newest position in the log.
     ///
@@ -80,14 +93,15 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
-        let mut stages = states.start().map_err(|error| StoreError::Schema(error.to_string()))?;
-        let at = self.catch_up(&mut stages).await?;
+        let unknown = Known::nothing();
+        let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
+        let at = self.catch_up(&mut stages, &unknown).await?;
         let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
         Ok((view, at))
     }
 
     /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread.
-    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T) -> Result<Position, StoreError> {
+    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T, known: &Known) -> Result<Position, StoreError> {
         loop {
             let mut columns = LookupColumns::new(self.shared.ids.len());
             let mut parts = vec![];
@@ -102,11 +116,12 @@ impl<E: LogEvent> EventStore<E> {
             drop(turn);
             let answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
+                self.heads().reset(Position(answer.head));
                 return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
             }
             let complete = fold(&mut parts, 0, &answer)?;
             self.heads().seen(Position(answer.head));
-            if complete && !stages.open_next().map_err(|error| StoreError::Schema(error.to_string()))? {
+            if complete && !stages.open_next(known).map_err(|error| StoreError::Schema(error.to_string()))? {
                 return Ok(Position(answer.head));
             }
         }
@@ -121,7 +136,8 @@ pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, 
     let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
     let order = crate::event::domain_ids::<E>();
     let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
-    let mut stages = states.start().map_err(schema)?;
+    let unknown = Known::nothing();
+    let mut stages = states.start(&unknown).map_err(schema)?;
     loop {
         let mut parts = vec![];
         stages.parts(&mut parts);
@@ -134,7 +150,7 @@ pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, 
             }
             part.fold(matching, head);
         }
-        if !stages.open_next().map_err(schema)? {
+        if !stages.open_next(&unknown).map_err(schema)? {
             return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
         }
     }

@@ -2,15 +2,17 @@
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
+use lockable::{LockPool, Lockable};
 use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
-    Heads, LogEvent, StoreError,
+    Heads, Known, LogEvent, StoreError,
     appender::{self, Append},
     event::domain_ids,
     heads, migrate,
@@ -23,6 +25,9 @@ pub struct StoreSettings {
     pub max_connections: u32,
     /// How long a command may decide again, or wait for its turn, before it is answered that the log is busy.
     pub decide_deadline: Duration,
+    /// Bytes of states that are kept for the next decision, as reckoned from what they hold; 0 keeps none, and every decision reads first.
+    /// Answers are the same either way.
+    pub known_bytes: usize,
     /// How long a connection may take to come about.
     pub connect_timeout: Duration,
     /// Appends that one call carries at the most.
@@ -38,6 +43,7 @@ impl Default for StoreSettings {
         Self {
             max_connections: 10,
             decide_deadline: Duration::from_secs(10),
+            known_bytes: 32 << 20,
             connect_timeout: Duration::from_secs(2),
             max_batch: 256,
             announce_interval: Duration::from_millis(5),
@@ -45,6 +51,11 @@ impl Default for StoreSettings {
         }
     }
 }
+
+/// The ids of a lookup, in the schema's order.
+type Boundary = Vec<Option<Uuid>>;
+/// A command's turn to write within a boundary.
+pub(crate) type Turn<'a> = <LockPool<Boundary> as Lockable<Boundary, ()>>::Guard<'a>;
 
 /// The log of `E`. Cheap to clone; the clones share one appender and one set of connections.
 pub struct EventStore<E> {
@@ -66,6 +77,9 @@ pub(crate) struct Shared {
     /// database that is away.
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) heads: Heads,
+    pub(crate) known: Known,
+    /// Of the commands that are about to append, by what they write: see `decide`.
+    pub(crate) turns: LockPool<Boundary>,
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
     pub(crate) append_from_sql: String,
@@ -107,6 +121,8 @@ impl<E: LogEvent> EventStore<E> {
             pool,
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
+            known: Known::new(settings.known_bytes, heads.clone()),
+            turns: LockPool::new(),
             settings,
             appends,
             heads,

@@ -126,7 +126,7 @@ impl AddItem {
 type Content = (ProductId, Description, Image, Price);
 
 /// The cart as far as adding to it depends on it.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]
@@ -136,7 +136,7 @@ pub(crate) struct Cart {
     items: Vec<Item>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Item {
     item_id: ItemId,
     content: Content,

@@ -78,7 +78,7 @@ impl Decision for ClearCart {
 }
 
 /// Whether a cart exists and may still change: what is in it is no concern of clearing it.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(SubmissionStream)]
 pub(crate) struct Open {
     #[id]

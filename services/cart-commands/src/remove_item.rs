@@ -87,7 +87,7 @@ impl Decision for RemoveItem {
 }
 
 /// One item of a cart: what becomes of the others is no concern of its removal.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct ItemInCart {
     #[id]

@@ -97,7 +97,7 @@ impl Decision for SubmitCart {
 }
 
 /// What would be ordered.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]

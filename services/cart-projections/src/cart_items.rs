@@ -74,7 +74,7 @@ pub(crate) struct CartItems {
     data: Vec<Item>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[schema(as = CartItem)]
 pub(crate) struct Item {
     cart_id: CartId,
@@ -93,7 +93,7 @@ impl CartItems {
 }
 
 /// The live form.
-#[derive(Debug, Clone, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]

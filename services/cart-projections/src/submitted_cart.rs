@@ -26,7 +26,7 @@ pub(crate) async fn route(
 }
 
 /// The answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 pub(crate) struct SubmittedCart {
     cart_id: CartId,
     /// In the order they were added.
@@ -35,7 +35,7 @@ pub(crate) struct SubmittedCart {
 }
 
 /// A cart's submission.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(SubmissionStream)]
 pub(crate) struct Submission {
     #[id]

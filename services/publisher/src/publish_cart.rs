@@ -193,7 +193,7 @@ impl Decision for GiveUpPublication {
 }
 
 /// What has become of a cart's publication.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(PublicationStream)]
 pub(crate) struct Publication {
     #[id]

@@ -21,7 +21,7 @@ impl Add {
     }
 }
 
-#[derive(Debug, Clone, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Items {
     #[id]
