@@ -35,11 +35,9 @@ pub(crate) struct Work {
     pub(crate) records: PathBuf,
 }
 
-/// A store that keeps so many bytes of the states it folded; with 0, none. The one place that knows how that is set.
+/// A store that keeps so many bytes of the states it folded; with 0, none.
 pub fn settings(known_bytes: usize) -> StoreSettings {
-    // There is no such setting yet.
-    let _ = known_bytes;
-    StoreSettings::default()
+    StoreSettings { known_bytes, ..StoreSettings::default() }
 }
 
 /// The whole of a test that is there to be run in processes of their own: it does nothing where a person runs it.

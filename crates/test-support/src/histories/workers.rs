@@ -229,20 +229,20 @@ pub async fn read_log(pool: &PgPool) -> Vec<(i64, Happened)> {
     rows.into_iter().map(|(at, payload)| (at, serde_json::from_slice(&payload).expect("an event can be read"))).collect()
 }
 
-/// Appends what a translator would, without a condition: the events of its commands from `first` to before `end`.
+/// Appends what a translator would, at once and without a condition: the events of its commands from `first` to before `end`.
 ///
 /// # Panics
 /// Where they cannot be appended.
 pub async fn translate(store: &EventStore<Happened>, seed: u64, first: u32, end: u32) {
-    for number in first..end {
-        let command = CommandId { process: TRANSLATOR, task: 0, number };
-        let Decides::Events(events) = Spec::of(seed, command).decide(&[]) else { unreachable!("a translator says what happened") };
-        let events: Vec<_> = events.into_iter().map(|event| (event, Metadata::default())).collect();
-        let source = SourcePartition { consumer: "history", topic: "history", partition: 0 };
-        let from = (number > 0).then_some(i64::from(number));
-        let translated = store.append_from(source, from, i64::from(number) + 1, &events).await.expect("the events can be appended");
-        assert!(matches!(translated, Translated::Appended { .. }), "somebody else translated too: {translated:?}");
-    }
+    let happens = |number| match Spec::of(seed, CommandId { process: TRANSLATOR, task: 0, number }).decide(&[]) {
+        Decides::Events(events) => events,
+        decided => unreachable!("a translator says what happened: {decided:?}"),
+    };
+    let events: Vec<_> = (first..end).flat_map(happens).map(|event| (event, Metadata::default())).collect();
+    let source = SourcePartition { consumer: "history", topic: "history", partition: 0 };
+    let stored = (first > 0).then_some(i64::from(first));
+    let translated = store.append_from(source, stored, i64::from(end), &events).await.expect("the events can be appended");
+    assert!(matches!(translated, Translated::Appended { .. }), "somebody else translated too: {translated:?}");
 }
 
 /// The seeds that a test runs with: `CHECK_SEED`, or else one that is always the same and one that is not.
