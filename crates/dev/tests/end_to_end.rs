@@ -463,6 +463,59 @@ async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
 }
 
 #[tokio::test]
+async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_goes_on() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-frozen").unwrap()).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "cartlog").await.unwrap();
+    database::migrate(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let urls = services::ALL.map(|kind| (kind.name, postgres.url(kind.role, "cartlog"))).into();
+    let pool = database::connect(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let mut shop = Shop::on("database-frozen", pool, urls, test_support::kafka_bootstrap_servers()).await;
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    let projected = format!("/{cart}/cartitemsfromdb");
+    eventually("it is projected", || async { (shop.get(&projected).await.0 == 200).then_some(()) }).await;
+
+    // The server, so that it takes no new connections, and every session of the services.
+    postgres.process().freeze().unwrap();
+    let sessions: Vec<i32> =
+        sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename LIKE 'cartlog%'").fetch_all(&shop.pool).await.unwrap();
+    let signal_all = |signal| sessions.iter().for_each(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap());
+    signal_all(nix::sys::signal::Signal::SIGSTOP);
+    // The promise is that an answer comes, so each of these has a bound.
+    let bound = Duration::from_secs(20);
+    let live = format!("/{cart}/cartitems");
+    let (added, of_another_cart, read, read_from_table) = tokio::time::timeout(bound, async {
+        tokio::join!(
+            shop.add(cart, Uuid::now_v7(), "1.00"),
+            shop.add(Uuid::now_v7(), Uuid::now_v7(), "1.00"),
+            shop.get(&live),
+            shop.get(&projected),
+        )
+    })
+    .await
+    .unwrap();
+    assert_eq!([added.0, of_another_cart.0, read.0, read_from_table.0], [503; 4]);
+    for kind in [COMMANDS, PROJECTIONS] {
+        let ready = reqwest::get(format!("{}/ready", shop.url(kind))).await.unwrap();
+        assert_eq!(ready.status(), 503);
+    }
+
+    postgres.process().thaw().unwrap();
+    signal_all(nix::sys::signal::Signal::SIGCONT);
+    let cart = Uuid::now_v7();
+    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection goes on", || async {
+        (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
+    })
+    .await;
+    shop.stop().await;
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
