@@ -47,7 +47,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 /// From the first event in the log to the last, of messages that are all in the topic before the translator starts.
 async fn translate(bench: &Bench, place: &Place) -> Result<Sample> {
     let messages = bench.sizes.messages;
-    let servers = bench.kafka.as_deref().context("--kafka, or CARTLOG_BENCH_KAFKA_BOOTSTRAP_SERVERS, is needed")?.to_owned();
+    let servers = bench.kafka.as_deref().context("--kafka is needed")?.to_owned();
     let topics = ["inventories", "price-changes"].map(|name| format!("{name}-{}", Uuid::now_v7().simple()));
     let dead_letters = topics.clone().map(|topic| format!("{topic}.dead-letters"));
     let all: Vec<_> = topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: 6, max_message_bytes: None }).collect();

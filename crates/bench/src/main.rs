@@ -71,19 +71,19 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Where report.json and chart.svg go
-    #[arg(long, env = "CARTLOG_BENCH_OUT", default_value = "target/bench")]
+    #[arg(long, default_value = "target/bench", overrides_with = "out")]
     out: PathBuf,
     /// A PostgreSQL server, as its superuser; databases are made on it, and removed
-    #[arg(long, env = "CARTLOG_BENCH_DATABASE_URL")]
+    #[arg(long)]
     database_url: String,
     /// Kafka's bootstrap servers
-    #[arg(long, env = "CARTLOG_BENCH_KAFKA_BOOTSTRAP_SERVERS")]
+    #[arg(long)]
     kafka: Option<String>,
     /// Where the services' programs are [default: beside this one]
-    #[arg(long, env = "CARTLOG_BENCH_BIN_DIR")]
+    #[arg(long)]
     programs: Option<PathBuf>,
     /// Where the services write their logs [default: beside the report]
-    #[arg(long, env = "CARTLOG_BENCH_LOGS")]
+    #[arg(long)]
     logs: Option<PathBuf>,
 }
 

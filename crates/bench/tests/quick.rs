@@ -12,9 +12,9 @@ fn quick(subject: &str) -> (Value, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([subject, "--quick", "--out"])
         .arg(&out)
-        .env("CARTLOG_BENCH_DATABASE_URL", from("CARTLOG_TEST_DATABASE_URL"))
-        .env("CARTLOG_BENCH_KAFKA_BOOTSTRAP_SERVERS", from("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS"))
-        .env("CARTLOG_BENCH_BIN_DIR", from("CARTLOG_TEST_BIN_DIR"))
+        .args(["--database-url", &from("CARTLOG_TEST_DATABASE_URL")])
+        .args(["--kafka", &from("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")])
+        .args(["--programs", &from("CARTLOG_TEST_BIN_DIR")])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -23,18 +23,22 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     names.push(PROGRAM);
     let programs = cargo::build(layout, &names, true).await?;
     let mut command = Command::new(programs.join(PROGRAM));
-    command.args(arguments).stdin(Stdio::null());
+    command.stdin(Stdio::null());
     if arguments.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h")) {
+        command.arg("--help");
         return test_stack::supervise(PROGRAM, command).await;
     }
     let stack = TestStack::start(layout, report).await?;
     report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.logs().display()));
     command
-        .env("CARTLOG_BENCH_DATABASE_URL", stack.database_url())
-        .env("CARTLOG_BENCH_KAFKA_BOOTSTRAP_SERVERS", stack.bootstrap_servers())
-        .env("CARTLOG_BENCH_BIN_DIR", &programs)
-        .env("CARTLOG_BENCH_LOGS", stack.logs())
-        .env("CARTLOG_BENCH_OUT", layout.target().join("bench"));
+        .args(["--database-url", &stack.database_url(), "--kafka", &stack.bootstrap_servers()])
+        .arg("--programs")
+        .arg(&programs)
+        .arg("--logs")
+        .arg(stack.logs())
+        .arg("--out")
+        .arg(layout.target().join("bench"))
+        .args(arguments);
     let measured = test_stack::supervise(PROGRAM, command).await;
     let ended = stack.end().await;
     let status = measured?;
