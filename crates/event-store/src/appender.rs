@@ -70,7 +70,6 @@ pub(crate) struct Settings {
 struct Session {
     connection: PgConnection,
     backend: Backend,
-    log_id: String,
     /// The last head known before a call.
     head: i64,
 }
@@ -87,14 +86,12 @@ struct Appender {
     sql: String,
     heads: Heads,
     session: Option<Session>,
-    /// The log that this process knows, from its first connection on.
-    log_id: Option<String>,
 }
 
 pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
     let ids = settings.ids.len();
     let sql = format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids));
-    let mut appender = Appender { settings, sql, heads, session: None, log_id: None };
+    let mut appender = Appender { settings, sql, heads, session: None };
     let mut waiting: VecDeque<Append> = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -117,11 +114,6 @@ pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, h
         for append in std::mem::take(&mut waiting) {
             // Its caller has given up: nobody would learn of it.
             if append.reply.is_closed() {
-                continue;
-            }
-            // Its positions are another log's.
-            if append.epoch != appender.heads.epoch() {
-                refuse(vec![append], || StoreError::Reset("what was decided on was read from the log before".to_owned()));
                 continue;
             }
             if batch.appends.len() < appender.settings.settings.max_batch && batch.admits(&append) {
@@ -165,11 +157,6 @@ impl Appender {
                     return;
                 }
                 Err(error) => {
-                    if let StoreError::Reset(reason) = &error {
-                        tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
-                        self.heads.reset(Position::START);
-                        self.session = None;
-                    }
                     let mut error = Some(error);
                     return refuse(batch, || error.take().unwrap_or(StoreError::Closed));
                 }
@@ -182,6 +169,10 @@ impl Appender {
         if self.session.is_none() {
             let session = self.connect().await?;
             self.session = Some(session);
+        }
+        // The connection tells which log it is, so this is asked after it was made.
+        if batch.iter().any(|append| append.epoch != self.heads.epoch()) {
+            return Err(StoreError::Reset("what was decided on was read from the log before".to_owned()));
         }
         // Whatever was seen before the call is below what the call writes: what became of it is looked for from here.
         let seen = self.heads.newest().0;
@@ -218,7 +209,14 @@ impl Appender {
             };
         METRICS.append_duration.record(started.elapsed().as_secs_f64(), &[]);
         METRICS.append_batch.record(batch.len() as u64, &[]);
-        let answer = Answer::from_rows(&rows?)?;
+        let answer = match rows.and_then(|rows| Answer::from_rows(&rows)).map_err(StoreError::from) {
+            Err(StoreError::Reset(reason)) => {
+                tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                self.heads.reset(Position::START);
+                return Err(StoreError::Reset(reason));
+            }
+            answer => answer?,
+        };
         session.head = answer.head;
         Ok(answer)
     }
@@ -275,8 +273,7 @@ impl Appender {
                     refuse(batch, || StoreError::OutcomeUnknown);
                     return vec![];
                 }
-                Err(StoreError::Reset(reason)) => {
-                    tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                Err(StoreError::Reset(_)) => {
                     refuse(batch, || StoreError::OutcomeUnknown);
                     return vec![];
                 }
@@ -337,14 +334,11 @@ impl Appender {
             )
             .fetch_one(&mut connection)
             .await?;
-            Ok(Session {
-                backend: Backend { pid: row.try_get(0)?, started: row.try_get(1)? },
-                log_id: row.try_get(2)?,
-                head: row.try_get(3)?,
-                connection,
-            })
+            let session =
+                Session { backend: Backend { pid: row.try_get(0)?, started: row.try_get(1)? }, head: row.try_get(3)?, connection };
+            Ok((session, row.try_get(2)?))
         };
-        let session: Session = match tokio::time::timeout(self.settings.settings.connect_timeout, connecting).await {
+        let (session, log_id): (Session, String) = match tokio::time::timeout(self.settings.settings.connect_timeout, connecting).await {
             Ok(session) => session.map_err(|error: sqlx::Error| match StoreError::from(error) {
                 // Whatever it is, nothing was sent.
                 StoreError::Database(error) | StoreError::Rejected(error) => StoreError::Unavailable(error),
@@ -352,15 +346,8 @@ impl Appender {
             })?,
             Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
         };
-        match &self.log_id {
-            Some(known) if *known != session.log_id => {
-                let reason = format!("this is the log {}, and {known} was connected before", session.log_id);
-                self.log_id = Some(session.log_id);
-                self.heads.reset(Position(session.head));
-                return Err(StoreError::Reset(reason));
-            }
-            Some(_) => {}
-            None => self.log_id = Some(session.log_id.clone()),
+        if self.heads.connected_to(log_id) {
+            return Err(StoreError::Reset("it is another one than the one connected to before".to_owned()));
         }
         Ok(session)
     }

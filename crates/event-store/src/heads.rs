@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +15,11 @@ use sqlx::{PgPool, postgres::PgListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Position, metrics::METRICS};
+use crate::{
+    Position, StoreError,
+    metrics::METRICS,
+    store::{Lent, in_time},
+};
 
 const CHANNEL: &str = "event_head";
 
@@ -28,6 +32,8 @@ pub struct Heads {
     written: Arc<watch::Sender<Position>>,
     /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
     epoch: Arc<AtomicU64>,
+    /// The log that the last connection was to.
+    log_id: Arc<Mutex<Option<String>>>,
 }
 
 impl Heads {
@@ -36,6 +42,7 @@ impl Heads {
             newest: Arc::new(watch::Sender::new(Position::START)),
             written: Arc::new(watch::Sender::new(Position::START)),
             epoch: Arc::default(),
+            log_id: Arc::default(),
         }
     }
 
@@ -78,6 +85,18 @@ impl Heads {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// A connection was made to this log. Where that is another one than before, what was known is forgotten; answers whether it is.
+    pub(crate) fn connected_to(&self, log_id: String) -> bool {
+        let mut known = self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.replace(log_id);
+        let other = before.is_some() && before != *known;
+        if other {
+            tracing::warn!(?before, now = ?*known, "this is another log than before, or a restored one: forgetting what was known of it");
+            self.reset(Position::START);
+        }
+        other
+    }
+
     /// The log is another one, or behind what was known: start anew from its head, and with nothing known.
     pub(crate) fn reset(&self, head: Position) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -96,7 +115,13 @@ pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, clo
         }
         let head = *written.borrow_and_update();
         // A lost announcement costs readers their poll interval and nothing else.
-        if let Err(error) = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&pool).await {
+        let announced = in_time(async {
+            let mut connection = Lent::from(&pool).await?;
+            sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
+            connection.done();
+            Ok(())
+        });
+        if let Err(error) = announced.await {
             tracing::debug!(%error, "the head could not be announced");
         }
         tokio::time::sleep(interval).await;
@@ -119,13 +144,23 @@ pub(crate) async fn listen(pool: PgPool, heads: Heads, poll: Duration, closed: C
     }
 }
 
-async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(), StoreError> {
+    let mut listener = in_time(async {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(listener)
+    })
+    .await?;
     loop {
         // Before the query: what becomes known while it runs may well be newer than what it sees.
         let known = heads.newest();
-        let head: Position = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(pool).await?;
+        let head: Position = in_time(async {
+            let mut connection = Lent::from(pool).await?;
+            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(head)
+        })
+        .await?;
         if head < known {
             tracing::warn!(%head, %known, "the log is behind what was known of it: it was reset or restored");
             heads.reset(head);
@@ -140,7 +175,7 @@ async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(),
                     }
                 }
                 Ok(Ok(None)) => return Ok(()), // The connection was lost.
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_) => break,
             }
         }

@@ -198,3 +198,54 @@ impl Lifecycle<Key, Entry> for Evictions {
         METRICS.known_evictions.add(1, &[]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cart_events::{CartId, CartStream, DomainEvent};
+    use disintegrate::StateQuery;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+    #[state_query(CartStream)]
+    struct Texts {
+        #[id]
+        cart_id: CartId,
+        texts: Vec<String>,
+    }
+
+    impl State for Texts {
+        fn mutate(&mut self, _: CartStream, _: Position) {}
+    }
+
+    #[test]
+    fn what_is_kept_stays_within_its_bytes_however_much_the_states_hold() {
+        let known = Known::new(100_000, Heads::new());
+        for texts in 0..1_000 {
+            let initial = Texts { cart_id: CartId::new(), texts: vec![] };
+            let state = Texts { texts: vec!["a text of twenty-odd bytes".to_owned(); texts % 50], ..initial.clone() };
+            let criteria = known.look::<_, DomainEvent>(&initial).map(|folded| folded.criteria);
+            known.keep(&initial, &state, &criteria.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
+        }
+        let states = known.states.as_ref().map(|states| (states.weight(), states.len()));
+        assert!(states.is_some_and(|(bytes, number)| bytes <= 100_000 && (20..200).contains(&number)), "{states:?}");
+    }
+
+    #[test]
+    fn an_older_state_does_not_replace_a_newer_one_nor_one_of_another_log_any() {
+        let heads = Heads::new();
+        let known = Known::new(100_000, heads.clone());
+        let initial = Texts { cart_id: CartId::new(), texts: vec![] };
+        let look = || known.look::<_, DomainEvent>(&initial).map(|folded| folded.position);
+        let criteria = Arc::new(Criteria { lookups: vec![] });
+        known.keep(&initial, &initial, &criteria, Position(7), 0);
+        known.keep(&initial, &initial, &criteria, Position(5), 0);
+        assert_eq!(look(), Ok(Position(7)));
+        heads.reset(Position(3));
+        assert_eq!(look(), Ok(Position::START), "it is of the log before");
+        known.keep(&initial, &initial, &criteria, Position(9), 0);
+        assert_eq!(look(), Ok(Position::START), "a command that began before the reset");
+        known.keep(&initial, &initial, &criteria, Position(4), 1);
+        assert_eq!(look(), Ok(Position(4)));
+    }
+}

@@ -1,6 +1,6 @@
 //! Migrations: applied by `cargo dev migrate` or the migrate image, never by a service.
 
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::{PgConnection, PgPool, migrate::Migrator};
 
 /// The migrations that this build knows.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
@@ -19,9 +19,9 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 }
 
 /// What is missing for this build to work, as a sentence; `None` where all is applied.
-pub(crate) async fn missing(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
+pub(crate) async fn missing(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let how = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
-    let applied: Vec<i64> = match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await {
+    let applied: Vec<i64> = match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await {
         Ok(applied) => applied,
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501" | "28000")) => {
             return Ok(Some(format!("the migrations: {how}")));

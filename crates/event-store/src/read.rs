@@ -8,7 +8,7 @@ use crate::{
     event::decode,
     lookup::{Found, LookupColumns, placeholders},
     state::{AnyPart, Stages, States},
-    store::EventStore,
+    store::{EventStore, in_time},
 };
 
 /// The head, as a row with no lookup, and what the lookups find: in one statement, so in one snapshot.
@@ -85,7 +85,13 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the log cannot be read.
     pub async fn head(&self) -> Result<Position, StoreError> {
-        Ok(sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(self.pool()).await?)
+        in_time(async {
+            let mut connection = self.lend().await?;
+            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(head)
+        })
+        .await
     }
 
     /// Folds a state, or several, from the log as it stands at this moment. Answers also the position up to which they are complete.
@@ -94,14 +100,16 @@ impl<E: LogEvent> EventStore<E> {
     /// Where the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
         let unknown = Known::nothing();
+        let epoch = self.heads().epoch();
         let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
-        let at = self.catch_up(&mut stages, &unknown).await?;
+        let at = self.catch_up(&mut stages, &unknown, epoch).await?;
         let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
         Ok((view, at))
     }
 
-    /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread.
-    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T, known: &Known) -> Result<Position, StoreError> {
+    /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread. All of it is from the
+    /// log of this epoch.
+    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T, known: &Known, epoch: u64) -> Result<Position, StoreError> {
         loop {
             let mut columns = LookupColumns::new(self.shared.ids.len());
             let mut parts = vec![];
@@ -112,8 +120,17 @@ impl<E: LogEvent> EventStore<E> {
                 }
             }
             let turn = self.turn().await?;
-            let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(self.pool()).await?;
+            let rows = in_time(async {
+                let mut connection = self.lend().await?;
+                let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(&mut *connection).await?;
+                connection.done();
+                Ok(rows)
+            })
+            .await?;
             drop(turn);
+            if self.heads().epoch() != epoch {
+                return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
+            }
             let answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
                 self.heads().reset(Position(answer.head));

@@ -5,11 +5,13 @@ mod database;
 mod eventually;
 pub mod histories;
 mod log;
+mod meanwhile;
 mod proxy;
 mod specification;
 
 pub use database::{Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
 pub use log::TestLog;
+pub use meanwhile::{Meanwhile, blocking};
 pub use proxy::Proxy;
 pub use specification::{Given, Then, given};

@@ -10,7 +10,7 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{ErrorBody, HttpError, path_value};
+use service::{ErrorBody, HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -23,8 +23,10 @@ use crate::unknown_cart;
     responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
 )]
 #[get("/{cart_id}/cartitems")]
-pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
-    let cart_id = path_value("cart_id", &path)?;
+pub(crate) async fn live(
+    PathValue(cart_id): PathValue<CartId>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<CartItems>, HttpError> {
     let (cart, _) = log.read(Cart { cart_id, exists: false, items: vec![] }).await?;
     cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id))
 }
@@ -36,8 +38,10 @@ pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<Doma
     responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
-pub(crate) async fn projected(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
-    let cart_id: CartId = path_value("cart_id", &path)?;
+pub(crate) async fn projected(
+    PathValue(cart_id): PathValue<CartId>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<CartItems>, HttpError> {
     let mut build = projection::serving(&log, CartItemsProjection::NAME).await?;
     let rows = sqlx::query!(
         r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",

@@ -8,7 +8,7 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, path_value};
+use service::{HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -16,10 +16,9 @@ use uuid::Uuid;
 #[utoipa::path(operation_id = "carts_with_products", params(("product_id" = ProductId, Path)), responses((status = 200, body = [CartWithProduct])))]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
-    let product_id: ProductId = path_value("product_id", &path)?;
     let mut build = projection::serving(&log, CartsWithProducts::NAME).await?;
     let rows = sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
         .fetch_all(&mut *build)

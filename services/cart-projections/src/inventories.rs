@@ -10,7 +10,7 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, path_value};
+use service::{HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -18,10 +18,9 @@ use uuid::Uuid;
 #[utoipa::path(operation_id = "inventories", params(("product_id" = ProductId, Path)), responses((status = 200, body = Option<ProductInventory>)))]
 #[get("/inventories/{product_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
-    let product_id: ProductId = path_value("product_id", &path)?;
     let mut build = projection::serving(&log, Inventories::NAME).await?;
     let inventory = sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid())
         .fetch_optional(&mut *build)
