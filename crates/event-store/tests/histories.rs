@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the seed, and what the history was made of, are told where a test fails")]
 
-mod common;
-
 use std::{
     path::Path,
     sync::{
@@ -15,13 +13,12 @@ use std::{
 };
 
 use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
-use common::blocking;
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State, StoreSettings, Then};
 use futures::TryStreamExt;
 use sqlx::{Connection, PgPool};
 use test_support::{
-    Database, Proxy, TestLog,
+    Database, Proxy, TestLog, blocking,
     histories::{CommandId, Happened, Outcome, Setup, Spec, Summary, Workers, read_log, seeds, settings, translate},
 };
 use tokio::task::JoinHandle;
