@@ -35,7 +35,7 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
     };
     let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
     let all = workers.running();
-    for _ in 0..4 {
+    for _ in 0..3 {
         workers.until_answered(40, &all).await;
         postgres.kill().await.unwrap();
         postgres.restart().await.unwrap();
