@@ -35,6 +35,7 @@ impl Projection for Positions {
     type Event = CartStream;
     const NAME: &'static str = "carts_with_products";
     const TABLES: &'static [&'static str] = &["carts_with_products"];
+    const SEGMENTS: i32 = 1;
 
     fn key(_: &CartStream) -> Option<Uuid> {
         None
@@ -134,10 +135,12 @@ async fn a_process_that_was_fenced_off_writes_nothing() {
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 4).await;
     // Another has it now, and holds it for long.
-    sqlx::query("UPDATE checkpoint SET owner = gen_random_uuid(), lease_until = clock_timestamp() + interval '1 hour'")
-        .execute(log.store.pool())
-        .await
-        .unwrap();
+    let other = "WITH other AS (
+                     INSERT INTO replica VALUES ('carts_with_products', gen_random_uuid(), 1, 1, clock_timestamp() + interval '1 hour')
+                     RETURNING id
+                 )
+                 UPDATE checkpoint SET owner = other.id FROM other";
+    sqlx::query(other).execute(log.store.pool()).await.unwrap();
     let head = log.append(Shopping::new().with_items(3)).await;
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     eventually("the append is known to all", || async { (other.heads().newest() >= head).then_some(()) }).await;
