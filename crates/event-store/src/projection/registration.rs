@@ -214,6 +214,10 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
         // The replicas are at work on it meanwhile.
         sleep(Duration::from_millis(5)).await;
     }
+    // And who was at work on it is fenced off, so that nobody knows of it what the new one has not applied yet.
+    sqlx::query!("UPDATE checkpoint SET owner = NULL WHERE name = $1 AND build = $2", name, serving.build)
+        .execute(&mut *transaction)
+        .await?;
     sqlx::query!("UPDATE projection SET status = 'retired' WHERE name = $1 AND build = $2", name, serving.build)
         .execute(&mut *transaction)
         .await?;

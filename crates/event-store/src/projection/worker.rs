@@ -77,6 +77,7 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         held: Held::default(),
         changed: Instant::now(),
         cut_into: None,
+        caught_up: false,
         window: running.settings.batch.max(1),
         ahead: None,
     };
@@ -109,6 +110,8 @@ struct Worker<'a, P: Projection> {
     changed: Instant,
     /// Every segment is held, and comes to one position, to be cut anew into so many.
     cut_into: Option<i32>,
+    /// Everything held had once come to the head.
+    caught_up: bool,
     /// Positions that the next batch takes at the most.
     window: i64,
     /// The batch after the one that is being written.
@@ -137,8 +140,8 @@ impl<P: Projection> Worker<'_, P> {
             }
             if let Some(range) = self.next(head) {
                 self.step(range, head).await?;
-                if self.next(head).is_none() && !self.held.serving {
-                    // Caught up: to see at once whether it may go into service.
+                if self.next(head).is_none() && !self.held.serving && !std::mem::replace(&mut self.caught_up, true) {
+                    // To see at once whether it may go into service.
                     self.alive.look();
                 }
                 continue;
@@ -168,6 +171,7 @@ impl<P: Projection> Worker<'_, P> {
 
     fn changed(&mut self) {
         self.changed = Instant::now();
+        self.caught_up = false;
         self.tell();
     }
 
