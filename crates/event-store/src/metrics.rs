@@ -21,7 +21,10 @@ pub(crate) struct Metrics {
     pub(crate) head: Gauge<i64>,
     pub(crate) projection_position: Gauge<i64>,
     pub(crate) projection_lag: Gauge<i64>,
+    pub(crate) projection_lag_seconds: Gauge<f64>,
+    pub(crate) projection_segments: Gauge<u64>,
     pub(crate) projection_events: Counter<u64>,
+    pub(crate) projection_batch: Histogram<u64>,
     pub(crate) projection_faults: Counter<u64>,
     pub(crate) todos: Counter<u64>,
 }
@@ -65,14 +68,25 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         head: meter.i64_gauge("log.head").with_description("The newest position known to this process.").build(),
         projection_position: meter
             .i64_gauge("projection.position")
-            .with_description("Up to where a build of a projection or automation has applied the log.")
+            .with_description("Up to where a build of a projection or automation has applied the log, in the segments held here.")
             .build(),
         projection_lag: meter
             .i64_gauge("projection.lag")
             .with_unit("{event}")
-            .with_description("Positions of the log that a build has still before it.")
+            .with_description("Positions of the log that a build has still before it, in the segments held here.")
             .build(),
+        projection_lag_seconds: meter
+            .f64_gauge("projection.lag.seconds")
+            .with_unit("s")
+            .with_description("For how long the oldest event that a build has still before it has been in the log.")
+            .build(),
+        projection_segments: meter.u64_gauge("projection.segments").with_description("Segments of a build held here.").build(),
         projection_events: meter.u64_counter("projection.events").with_description("Events applied.").build(),
+        projection_batch: meter
+            .u64_histogram("projection.batch")
+            .with_description("Events of a batch that was applied.")
+            .with_boundaries(vec![1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0])
+            .build(),
         projection_faults: meter
             .u64_counter("projection.faults")
             .with_description("Batches that could not be applied; tried again.")

@@ -22,6 +22,7 @@ use crate::{
     appender::{self, Append},
     event::domain_ids,
     heads, migrate,
+    projection::Replicas,
 };
 
 /// How the store behaves.
@@ -89,6 +90,8 @@ pub(crate) struct Shared {
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
     pub(crate) append_from_sql: String,
+    /// The projections that run in this process.
+    pub(crate) replicas: Replicas,
     /// Stops the appender, the announcer and the listener when the last handle is gone, or [`EventStore::close`] is called.
     closed: CancellationToken,
 }
@@ -201,6 +204,7 @@ impl<E: LogEvent> EventStore<E> {
             read_sql: crate::read::sql(ids.len()),
             append_from_sql: crate::translate::sql(ids.len()),
             pool,
+            replicas: Replicas::default(),
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
             known: Known::new(settings.known_bytes, heads.clone()),
@@ -230,6 +234,11 @@ impl<E: LogEvent> EventStore<E> {
     /// The newest position, as it becomes known.
     pub fn heads(&self) -> &Heads {
         &self.shared.heads
+    }
+
+    /// The projections that run in this process.
+    pub(crate) fn replicas(&self) -> &Replicas {
+        &self.shared.replicas
     }
 
     /// Whether the log can be reached and is migrated.
