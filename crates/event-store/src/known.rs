@@ -17,13 +17,15 @@ use crate::{Criteria, CriteriaError, Heads, LogEvent, Position, State, metrics::
 /// What an entry takes besides its two values and what they point to: the allocations' own, its place in the tables.
 const OVERHEAD: usize = 256;
 
+type States = Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>;
+
 /// States folded lately, by their type and the whole value they started from: two commands that differ only in a field that is no id
 /// have two states. Bounded in bytes; what was not asked for the longest goes first (quick_cache's S3-FIFO, which one scan over many
 /// carts does not empty).
 #[derive(Clone)]
 pub struct Known {
     /// `None` where nothing is to be kept.
-    states: Option<Arc<Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>>>,
+    states: Option<Arc<States>>,
     hasher: DefaultHashBuilder,
     heads: Heads,
 }
