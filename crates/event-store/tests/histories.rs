@@ -91,7 +91,7 @@ async fn what_several_processes_decide_at_once_is_exact() {
         // More than one answer of the log holds.
         translate(&store, seed, 0, 1_000).await;
         let mut workers = workers(&database, seed, known_bytes);
-        for number in 1_000..1_040 {
+        for number in 1_000..1_030 {
             translate(&store, seed, number, number + 1).await;
             let all = workers.running();
             workers.until_answered(2, &all).await;
@@ -107,7 +107,7 @@ async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledge
     let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
     for _ in 0..6 {
         let all = workers.running();
-        workers.until_answered(30, &all).await;
+        workers.until_answered(20, &all).await;
         workers.kill(all[0]).await;
         workers.start_one();
     }
@@ -124,7 +124,7 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
     let pool = database.pool().await;
     let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
     let all = workers.running();
-    for _ in 0..20 {
+    for _ in 0..15 {
         workers.until_answered(8, &all).await;
         let cut: i64 = sqlx::query_scalar(CUT).fetch_one(&pool).await.unwrap();
         assert!(cut > 0);
@@ -141,7 +141,7 @@ async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
     let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
     let mut workers = workers_on(database_url, seeds()[0], KNOWN_BYTES[2]);
     let all = workers.running();
-    for _ in 0..20 {
+    for _ in 0..15 {
         workers.until_answered(8, &all).await;
         proxy.lose_answers();
     }
