@@ -247,7 +247,11 @@ impl<E: LogEvent> EventStore<E> {
     /// What is waited for, as words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         let missing = in_time(async {
-            let mut connection = self.lend().await?;
+            let mut connection = match self.lend().await {
+                // The migrations make the services' roles.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("28000") => return Ok(Some(migrate::all_missing())),
+                connection => connection?,
+            };
             let missing = migrate::missing(&mut connection).await?;
             connection.done();
             Ok(missing)
