@@ -173,7 +173,8 @@ async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gon
 async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
     let log = TestLog::<DomainEvent>::create().await;
     let database = log.database.options();
-    let limit = format!("ALTER ROLE cartlog_projections IN DATABASE {} SET transaction_timeout = '500ms'", database.get_database().unwrap());
+    let limit =
+        format!("ALTER ROLE cartlog_projections IN DATABASE {} SET transaction_timeout = '500ms'", database.get_database().unwrap());
     sqlx::query(&limit).execute(log.store.pool()).await.unwrap();
     for _ in 0..15 {
         log.append(Shopping::new().with_items(3)).await;
