@@ -28,6 +28,10 @@ demo *arguments:
 test *arguments:
     cargo dev test {{arguments}}
 
+# Cartlog beside its rivals (`just bench log`, `just bench --quick`)
+bench *arguments:
+    cargo dev bench {{arguments}}
+
 # Apply the migrations to DATABASE_URL, or to the database that is up
 migrate:
     cargo dev migrate

@@ -27,7 +27,7 @@ BEGIN
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_idle = 2', service, current_database());
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_interval = 1', service, current_database());
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_count = 3', service, current_database());
-        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_user_timeout = 5000', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_user_timeout = 3000', service, current_database());
         -- A projection's batch may take longer than a command's append, and holds no lock that commands wait for.
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET transaction_timeout = %L', service, current_database(),
                        CASE service WHEN 'cartlog_projections' THEN '30s' ELSE '5s' END);
@@ -36,6 +36,8 @@ END $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+-- The functions that write the log run as its owner: nobody may put an object of their own where such a function looks for one.
+DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY, CREATE ON DATABASE %I FROM PUBLIC', current_database()); END $$;
 
 GRANT USAGE ON SCHEMA public TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
 GRANT SELECT ON event, event_log, translation_offset, _sqlx_migrations

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CartId, Description, Image, Inventory, ItemId, Price, ProductId, Total};
 
 /// A product and the price it was ordered at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OrderedProduct {
     /// The product.
     pub product_id: ProductId,

@@ -30,12 +30,20 @@ pub fn command(layout: &Layout) -> Command {
 /// # Errors
 /// Cargo cannot be run, or a service does not compile (cargo has said why on the screen).
 pub async fn build_services(layout: &Layout, release: bool) -> Result<PathBuf, Error> {
+    build(layout, &services::ALL.map(|service| service.name), release).await
+}
+
+/// Builds these programs, as [`build_services`] does.
+///
+/// # Errors
+/// As [`build_services`].
+pub async fn build(layout: &Layout, programs: &[&str], release: bool) -> Result<PathBuf, Error> {
     let mut build = command(layout);
     build.args(["build", "--message-format=json-render-diagnostics"]);
     // By program and not by package: then cargo chooses the dependencies' features for the whole workspace, as it does
     // for the tests, and what one has compiled serves the other.
-    for service in services::ALL {
-        build.args(["--bin", service.name]);
+    for program in programs {
+        build.args(["--bin", program]);
     }
     if release {
         build.arg("--release");

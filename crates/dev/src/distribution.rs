@@ -47,7 +47,7 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
         let name = format!("embedded-postgres-binaries-{}", platform()?);
         let version = format!("{POSTGRES}.0");
         let fetched = fresh(&all.join("postgres.fetched"))?;
-        let artifact = Artifact { group: "io.zonky.test.postgres", name: &name, version: &version };
+        let artifact = Artifact { group: "io.zonky.test.postgres", name: &name, version: &version, alone: false };
         maven::fetch(&[artifact], Jars::Unpacked, &fetched, report).await?;
         let unpacked = fresh(&all.join("postgres.unpacked"))?;
         let (from, into) = (fetched.clone(), unpacked.clone());
@@ -68,14 +68,18 @@ pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution
     files::create_directory(&all)?;
     let jars = all.join(format!("kafka-{KAFKA}"));
     let _lock = lock(&all, report).await?;
-    if !jars.exists() {
+    // The last of them that came into the list: what an earlier build of this program fetched may lack it.
+    if !jars.join(format!("kafka-tools-{KAFKA}.jar")).exists() {
         report.say(format!("fetching Kafka {KAFKA}"));
         let fetched = fresh(&all.join("kafka.jars"))?;
         let artifacts = [
-            Artifact { group: "org.apache.kafka", name: "kafka_2.13", version: KAFKA },
-            Artifact { group: "org.apache.logging.log4j", name: "log4j-slf4j-impl", version: LOG4J },
+            Artifact { group: "org.apache.kafka", name: "kafka_2.13", version: KAFKA, alone: false },
+            // For people, who read and write topics with it.
+            Artifact { group: "org.apache.kafka", name: "kafka-tools", version: KAFKA, alone: true },
+            Artifact { group: "org.apache.logging.log4j", name: "log4j-slf4j-impl", version: LOG4J, alone: false },
         ];
         maven::fetch(&artifacts, Jars::Kept, &fetched, report).await?;
+        files::remove(&jars)?;
         std::fs::rename(&fetched, &jars).context(|| format!("create {}", jars.display()))?;
     }
     Ok(KafkaDistribution { jars, java })
@@ -99,7 +103,7 @@ async fn lock(directory: &Path, report: &Report) -> Result<File, Error> {
     let path = directory.join("lock");
     let file = File::create(&path).context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
-        report.say("waiting for what is being fetched already");
+        report.say("another download is going on; waiting for it to end");
         return blocking(move || file.lock().map(|()| file).context(|| format!("lock {}", path.display()))).await;
     }
     Ok(file)

@@ -4,6 +4,7 @@
 //! The end-to-end tests use the same pieces: servers and services that they start, freeze, kill and start again.
 
 pub mod account;
+pub mod bench;
 pub mod cargo;
 pub mod database;
 pub mod demo;

@@ -8,7 +8,7 @@ use dev::layout::Layout;
 use dev::report::{self, Report};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{database, demo, table, test_stack, up};
+use dev::{bench, database, demo, table, test_stack, up};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -52,6 +52,13 @@ enum Task {
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure Cartlog beside its rivals, on a PostgreSQL and a Kafka of their own, and write a report
+    #[command(trailing_var_arg = true)]
+    Bench {
+        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; and what `cargo dev bench -- --help` names
+        #[arg(allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// What `up --detach` leaves behind
     #[command(hide = true)]
     Supervise {
@@ -91,6 +98,7 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         },
         Task::Demo { shoppers, release } => demo::run(&layout, shoppers, release, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
+        Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
         Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),
     }
     Ok(ExitCode::SUCCESS)

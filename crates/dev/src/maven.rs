@@ -15,6 +15,8 @@ pub(crate) struct Artifact<'a> {
     pub(crate) group: &'a str,
     pub(crate) name: &'a str,
     pub(crate) version: &'a str,
+    /// Without what it depends on: whatever of that is needed comes with the others.
+    pub(crate) alone: bool,
 }
 
 /// What becomes of the jars.
@@ -55,10 +57,12 @@ pub(crate) async fn fetch(artifacts: &[Artifact<'_>], jars: Jars, directory: &Pa
 
 fn pom_of(artifacts: &[Artifact<'_>]) -> String {
     let mut dependencies = String::new();
-    for Artifact { group, name, version } in artifacts {
+    for Artifact { group, name, version, alone } in artifacts {
+        let exclusions =
+            if *alone { "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>" } else { "" };
         let _ = write!(
             dependencies,
-            "<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>"
+            "<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>{exclusions}</dependency>"
         );
     }
     // The plugin's version is fixed, so that every machine's Maven does the same.

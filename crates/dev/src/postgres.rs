@@ -26,7 +26,7 @@ const SETTINGS: [&str; 7] = [
     "listen_addresses=127.0.0.1",
     // A socket's path may have at most 107 bytes, which a checkout's often exceeds; TCP does.
     "unix_socket_directories=",
-    "max_connections=200",
+    "max_connections=400",
     "timezone=UTC",
     "log_timezone=UTC",
     "log_line_prefix=%m [%p] %q%u@%d ",

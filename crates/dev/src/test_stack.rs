@@ -58,6 +58,12 @@ impl TestStack {
         self.postgres.url("postgres", "postgres")
     }
 
+    /// Where the servers write their logs.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.directory.join("logs")
+    }
+
     /// What clients of the broker need.
     #[must_use]
     pub fn bootstrap_servers(&self) -> String {
@@ -93,7 +99,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
         }
     };
     let (programs, stack) = tokio::try_join!(build, TestStack::start(layout, report))?;
-    report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.directory.join("logs").display()));
+    report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.logs().display()));
 
     let mut command = cargo::command(layout);
     command.arg("test");
@@ -107,27 +113,27 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
         .env("CARTLOG_TEST_BIN_DIR", programs)
         .env_remove("DATABASE_URL")
         .env_remove("KAFKA_BOOTSTRAP_SERVERS");
-    let tested = supervise(command).await;
+    let tested = supervise("cargo test", command).await;
     let ended = stack.end().await;
     let status = tested?;
     ended?;
     Ok(status)
 }
 
-/// Waits for the tests to end. A Ctrl-C reaches them from the terminal, as it does us; a SIGTERM is passed on.
-async fn supervise(mut command: tokio::process::Command) -> Result<ExitStatus, Error> {
+/// Waits for the command to end. A Ctrl-C reaches it from the terminal, as it does us; a SIGTERM is passed on.
+pub(crate) async fn supervise(name: &str, mut command: tokio::process::Command) -> Result<ExitStatus, Error> {
     let listen = |kind| signal(kind).context(|| "listen for signals".to_owned());
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
-    let mut child = command.kill_on_drop(true).spawn().context(|| "run cargo test".to_owned())?;
+    let mut child = command.kill_on_drop(true).spawn().context(|| format!("run {name}"))?;
     loop {
         tokio::select! {
-            status = child.wait() => return status.context(|| "wait for cargo test".to_owned()),
+            status = child.wait() => return status.context(|| format!("wait for {name}")),
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {
                 if let Some(pid) = child.id() {
                     let sent = nix::sys::signal::kill(identity::process(pid), Signal::SIGTERM);
-                    sent.context(|| "stop cargo test".to_owned())?;
+                    sent.context(|| format!("stop {name}"))?;
                 }
             }
         }
@@ -157,8 +163,8 @@ impl Selection {
         }
         Self {
             names_packages: !packages.is_empty(),
-            // Only this crate's end-to-end tests run the services' programs.
-            needs_services: packages.is_empty() || packages.contains(&env!("CARGO_PKG_NAME")),
+            // Only this crate's end-to-end tests and the bench's run the services' programs.
+            needs_services: packages.is_empty() || [env!("CARGO_PKG_NAME"), "bench"].iter().any(|name| packages.contains(name)),
             release: ours.iter().any(|argument| matches!(*argument, "--release" | "-r")),
         }
     }

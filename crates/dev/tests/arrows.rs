@@ -107,6 +107,13 @@ fn cart_events_has_no_input_or_output() {
 }
 
 #[test]
+fn nothing_depends_on_the_bench() {
+    for package in workspace().values() {
+        assert!(package.dependencies.iter().all(|one| one.name != "bench"), "{} depends on the bench", package.name);
+    }
+}
+
+#[test]
 fn disintegrate_postgres_reads_our_log_in_tests_and_nowhere_else() {
     for package in workspace().values() {
         for dependency in package.dependencies.iter().filter(|one| one.name == "disintegrate-postgres") {

@@ -1,8 +1,11 @@
 //! The four real services on a real PostgreSQL and a real Kafka: what they do together, and what they lose when they are killed.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod system;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dev::distribution;
@@ -13,7 +16,7 @@ use dev::report::Report;
 use dev::services::{self, COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
 use dev::{database, kafka};
 use serde_json::{Value, json};
-use system::{ALL, READY, Shop, item};
+use system::{ALL, LastCalls, READY, Shop, item};
 use test_support::{Database, eventually};
 use uuid::Uuid;
 
@@ -88,18 +91,25 @@ async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behin
 #[tokio::test]
 async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-translator").await;
-    shop.start(&[TRANSLATOR]).await;
+    let mut settings = shop.settings(TRANSLATOR, "translator.log");
+    // What the broker allows at the least: a dead translator's partitions are free after it.
+    settings.environment.push(("CARTLOG_SESSION_TIMEOUT_SECONDS".into(), "6".into()));
+    shop.launch(TRANSLATOR, settings);
     let products: Vec<_> = (0..20).map(|_| Uuid::now_v7()).collect();
     let mut sent = 0_i64;
-    for round in 0..4_i64 {
+    for last_calls in [LastCalls::GivenUp, LastCalls::Run, LastCalls::GivenUp] {
         let messages: Vec<_> = (0..1_500)
             .map(|n| (products[n % products.len()], json!({"product_uuid": products[n % products.len()], "inventory": sent + n as i64})))
             .collect();
+        // It has read messages that are not in the log, and gets no further.
+        let lock = shop.lock().await;
+        let before = shop.count("InventoryChanged").await;
         shop.produce("inventories", &messages).await;
         sent += 1_500;
-        // In the middle of the round, wherever it is.
-        eventually("some of the round is in the log", || async { (shop.count("InventoryChanged").await > round * 1_500).then_some(()) })
-            .await;
+        shop.until_stuck(TRANSLATOR).await;
+        shop.kill_stuck(TRANSLATOR, lock, last_calls).await;
+        let written = shop.count("InventoryChanged").await - before;
+        assert_eq!(written > 0, last_calls == LastCalls::Run, "{written} were written");
         shop.service(TRANSLATOR).restart().await.unwrap();
     }
     shop.until_count("InventoryChanged", sent).await;
@@ -117,15 +127,20 @@ async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing
 async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-projection").await;
     shop.start(&[COMMANDS]).await;
-    let settings = |shop: &Shop, log: &str| {
-        let mut settings = shop.settings(PROJECTIONS, log);
-        settings.environment.push(("CARTLOG_PROJECTION_BATCH".into(), "7".into()));
-        settings
-    };
+    let mut settings = shop.settings(PROJECTIONS, "projections.log");
+    settings.environment.push(("CARTLOG_PROJECTION_BATCH".into(), "7".into()));
+    shop.launch(PROJECTIONS, settings);
+    shop.service(PROJECTIONS).until_ready(READY).await.unwrap();
     let product = Uuid::now_v7();
     let mut carts = vec![];
-    for round in 0..4 {
-        let mut projections = services::Service::start(PROJECTIONS, settings(&shop, &format!("projections-{round}.log"))).unwrap();
+    for last_calls in [LastCalls::GivenUp, LastCalls::Run, LastCalls::GivenUp] {
+        // Its transaction has begun, and gets no further.
+        let mut lock = shop.pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE projection_a.cart_items_item IN SHARE MODE").execute(&mut *lock).await.unwrap();
+        let projected = async |shop: &Shop| -> i64 {
+            sqlx::query_scalar("SELECT count(*) FROM projection_a.cart_items_cart").fetch_one(&shop.pool).await.unwrap()
+        };
+        let before = projected(&shop).await;
         let adding = (0..60).map(|_| {
             let cart = Uuid::now_v7();
             carts.push(cart);
@@ -137,15 +152,12 @@ async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
             }
         });
         futures::future::join_all(adding).await;
-        eventually("the projection has begun", || async {
-            let begun: Option<i64> =
-                sqlx::query_scalar("SELECT position FROM checkpoint WHERE name = 'cart_items'").fetch_optional(&shop.pool).await.unwrap();
-            begun.filter(|position| *position > round * 100).map(drop)
-        })
-        .await;
-        projections.kill().await.unwrap();
+        shop.until_stuck(PROJECTIONS).await;
+        shop.kill_stuck(PROJECTIONS, lock, last_calls).await;
+        assert_eq!(projected(&shop).await, before, "of a batch that was begun, nothing is there");
+        shop.service(PROJECTIONS).restart().await.unwrap();
     }
-    shop.start(&[PROJECTIONS]).await;
+    shop.service(PROJECTIONS).until_ready(READY).await.unwrap();
     for cart in carts {
         eventually("the cart is projected as it is", || async {
             let live = shop.get(&format!("/{cart}/cartitems")).await;
@@ -161,28 +173,79 @@ async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
 async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_nothing_but_messages_with_the_same_ce_id() {
     let mut shop = Shop::new("killed-publisher").await;
     shop.start(&[COMMANDS]).await;
-    let carts: Vec<_> = (0..120).map(|_| Uuid::now_v7()).collect();
-    let submitting = carts.iter().map(|cart| async {
-        assert_eq!(shop.add(*cart, Uuid::now_v7(), "1.00").await.0, 200);
-        assert_eq!(shop.submit(*cart).await.0, 200);
-    });
-    futures::future::join_all(submitting).await;
-    shop.start(&[PUBLISHER]).await;
-    for published in [1, 40, 80] {
-        eventually("some are published", || async { (shop.count("CartPublished").await >= published).then_some(()) }).await;
-        shop.service(PUBLISHER).restart().await.unwrap();
+    let mut submitted = 0;
+    for last_calls in [LastCalls::GivenUp, LastCalls::Run] {
+        let submitting = (0..40).map(|_| async {
+            let cart = Uuid::now_v7();
+            assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+            assert_eq!(shop.submit(cart).await.0, 200);
+        });
+        futures::future::join_all(submitting).await;
+        submitted += 40;
+        // The broker has acknowledged messages that the log does not know of, and the publisher gets no further.
+        let lock = shop.lock().await;
+        let before = shop.count("CartPublished").await;
+        shop.start(&[PUBLISHER]).await;
+        shop.until_stuck(PUBLISHER).await;
+        shop.kill_stuck(PUBLISHER, lock, last_calls).await;
+        let written = shop.count("CartPublished").await - before;
+        assert_eq!(written > 0, last_calls == LastCalls::Run, "{written} were written");
     }
-    // A dead worker's to-dos are free again when its lease has run out.
-    shop.until_count("CartPublished", 120).await;
-    let messages = shop.published(120).await;
+    // As if the dead worker's leases had run out.
+    sqlx::query("UPDATE todo SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL").execute(&shop.pool).await.unwrap();
+    shop.start(&[PUBLISHER]).await;
+    shop.until_count("CartPublished", submitted).await;
+    let different = usize::try_from(submitted).unwrap();
+    let messages = shop.published(different).await;
+    assert!(messages.len() > different, "what was sent before the first kill is sent again");
     let by_id: HashMap<_, HashSet<_>> = messages.iter().fold(HashMap::new(), |mut by_id, message| {
         by_id.entry(message.headers["ce_id"].clone()).or_insert_with(HashSet::new).insert((message.key.clone(), message.value.to_string()));
         by_id
     });
-    assert_eq!(by_id.len(), 120);
+    assert_eq!(by_id.len(), different);
     assert!(by_id.values().all(|messages| messages.len() == 1), "what has the same ce_id is the same message");
-    assert_eq!(messages.iter().map(|message| &message.key).collect::<HashSet<_>>().len(), 120);
+    assert_eq!(messages.iter().map(|message| &message.key).collect::<HashSet<_>>().len(), different);
     shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_when_an_attempts_time_is_over_loses_nothing() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
+    let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("broker-frozen").unwrap()).await.unwrap();
+    let database = Database::create().await;
+    let urls = services::ALL.map(|kind| (kind.name, database.url_as(kind.role))).into();
+    let mut shop = Shop::on("broker-frozen", database.pool().await, urls, broker.bootstrap_servers()).await;
+    shop.start(&[COMMANDS, PUBLISHER]).await;
+    let submit = async |shop: &Shop| {
+        let cart = Uuid::now_v7();
+        assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+        assert_eq!(shop.submit(cart).await.0, 200);
+        cart
+    };
+    let first = submit(&shop).await;
+    shop.until_count("CartPublished", 1).await;
+
+    // Frozen, it takes messages and does not say so: an attempt ends without knowing whether its message is there.
+    broker.process().freeze().unwrap();
+    let second = submit(&shop).await;
+    eventually("an attempt's time is over", || async {
+        let ended: Option<String> = sqlx::query_scalar("SELECT last_error FROM todo WHERE status = 'open' AND last_error IS NOT NULL")
+            .fetch_optional(&shop.pool)
+            .await
+            .unwrap();
+        ended
+    })
+    .await;
+    broker.process().thaw().unwrap();
+    shop.until_count("CartPublished", 2).await;
+    let messages = shop.published(2).await;
+    let sent: HashSet<_> = messages.iter().map(|message| (message.headers["ce_id"].clone(), message.key.clone())).collect();
+    assert_eq!(sent.len(), 2, "what is there twice has the same ce_id");
+    assert_eq!(sent.into_iter().map(|(_, key)| key).collect::<HashSet<_>>(), HashSet::from([first.to_string(), second.to_string()]));
+    assert_eq!(shop.count("CartPublicationFailed").await, 0);
+    shop.stop().await;
+    broker.stop().await.unwrap();
 }
 
 #[tokio::test]
@@ -301,6 +364,158 @@ async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recov
 }
 
 #[tokio::test]
+async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_killed_in_between() {
+    let mut shop = Shop::new("sent-again").await;
+    shop.start(&[COMMANDS]).await;
+    let mut items = vec![];
+    for round in 0..3 {
+        let client = reqwest::Client::new();
+        let sending: Vec<_> = (0..60)
+            .map(|_| {
+                let cart = Uuid::now_v7();
+                let item = item(cart, Uuid::now_v7(), Uuid::now_v7(), "1.00");
+                let request = client.post(format!("{}/additem/{cart}", shop.url(COMMANDS))).json(&item);
+                tokio::spawn(async move {
+                    let answer = async { request.send().await.ok()?.json::<Value>().await.ok() }.await;
+                    (cart, item, answer)
+                })
+            })
+            .collect();
+        // In the middle of the round, wherever it is: some have their answers, some have lost them, some were never taken.
+        eventually("some of the round are in the log", || async { (shop.count("ItemAdded").await > round * 60 + 10).then_some(()) }).await;
+        shop.service(COMMANDS).restart().await.unwrap();
+        shop.service(COMMANDS).until_ready(READY).await.unwrap();
+        for sent in sending {
+            items.push(sent.await.unwrap());
+        }
+    }
+    let added: Vec<(Uuid, i64)> =
+        sqlx::query_as("SELECT item_id, event_id FROM event WHERE event_type = 'ItemAdded'").fetch_all(&shop.pool).await.unwrap();
+    let before: HashMap<_, _> = added.iter().copied().collect();
+    assert_eq!(added.len(), before.len(), "none is there twice");
+    // As soon as the cart is submitted it takes no items; one that is sent again is still answered as the first time.
+    assert_eq!(shop.submit(items[0].0).await.0, 200);
+    let mut lost = 0;
+    for (cart, item, answer) in &items {
+        let again = shop.post(COMMANDS, &format!("/additem/{cart}"), item).await;
+        assert_eq!(again.0, 200, "{again:?}");
+        lost += usize::from(answer.is_none());
+        if let Some(answer) = answer {
+            assert_eq!(again.1, *answer);
+        }
+        let id: Uuid = serde_json::from_value(item["item_id"].clone()).unwrap();
+        if let Some(position) = before.get(&id) {
+            assert_eq!(again.1, json!([cart, position]));
+        }
+    }
+    assert!(lost > 0 && lost < items.len(), "{lost} answers of {} were lost", items.len());
+    shop.until_count("ItemAdded", items.len() as i64).await;
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
+    let mut shop = Shop::new("frozen-commands").await;
+    shop.start(&[COMMANDS]).await;
+    let mut frozen = services::Service::start(COMMANDS, shop.settings(COMMANDS, "frozen.log")).unwrap();
+    frozen.until_ready(READY).await.unwrap();
+    let (client, product) = (reqwest::Client::new(), Uuid::now_v7());
+    let load = |url: String| {
+        let answers = Arc::new(AtomicUsize::new(0));
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let (client, url, answers) = (client.clone(), url.clone(), answers.clone());
+                tokio::spawn(async move {
+                    loop {
+                        let cart = Uuid::now_v7();
+                        let item = item(cart, Uuid::now_v7(), product, "1.00");
+                        let answer = client.post(format!("{url}/additem/{cart}")).json(&item).send().await.unwrap();
+                        assert_eq!(answer.status(), 200);
+                        answers.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        (answers, tasks)
+    };
+    let go_on = |answers: Arc<AtomicUsize>| async move {
+        let goal = answers.load(Ordering::SeqCst) + 30;
+        eventually("it goes on", || async { (answers.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
+    };
+    let (of_frozen, mut tasks) = load(frozen.url());
+    let (of_other, more) = load(shop.url(COMMANDS));
+    tasks.extend(more);
+    for _ in 0..6 {
+        go_on(of_frozen.clone()).await;
+        frozen.process().freeze().unwrap();
+        // Five seconds are what is promised.
+        let going_on = tokio::time::timeout(Duration::from_secs(5), go_on(of_other.clone())).await;
+        assert!(going_on.is_ok(), "the other stands still");
+        frozen.process().thaw().unwrap();
+    }
+    go_on(of_frozen).await;
+    for task in tasks {
+        assert!(!task.is_finished(), "every command was answered well");
+        task.abort();
+    }
+    frozen.kill().await.unwrap();
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_goes_on() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-frozen").unwrap()).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "cartlog").await.unwrap();
+    database::migrate(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let urls = services::ALL.map(|kind| (kind.name, postgres.url(kind.role, "cartlog"))).into();
+    let pool = database::connect(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let mut shop = Shop::on("database-frozen", pool, urls, test_support::kafka_bootstrap_servers()).await;
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    let projected = format!("/{cart}/cartitemsfromdb");
+    eventually("it is projected", || async { (shop.get(&projected).await.0 == 200).then_some(()) }).await;
+
+    // The server, so that it takes no new connections, and every session of the services.
+    postgres.process().freeze().unwrap();
+    let sessions: Vec<i32> =
+        sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename LIKE 'cartlog%'").fetch_all(&shop.pool).await.unwrap();
+    let signal_all = |signal| sessions.iter().for_each(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap());
+    signal_all(nix::sys::signal::Signal::SIGSTOP);
+    // The promise is that an answer comes, so each of these has a bound.
+    let bound = Duration::from_secs(20);
+    let live = format!("/{cart}/cartitems");
+    let (added, of_another_cart, read, read_from_table) = tokio::time::timeout(bound, async {
+        tokio::join!(
+            shop.add(cart, Uuid::now_v7(), "1.00"),
+            shop.add(Uuid::now_v7(), Uuid::now_v7(), "1.00"),
+            shop.get(&live),
+            shop.get(&projected),
+        )
+    })
+    .await
+    .unwrap();
+    assert_eq!([added.0, of_another_cart.0, read.0, read_from_table.0], [503; 4]);
+    for kind in [COMMANDS, PROJECTIONS] {
+        let ready = reqwest::get(format!("{}/ready", shop.url(kind))).await.unwrap();
+        assert_eq!(ready.status(), 503);
+    }
+
+    postgres.process().thaw().unwrap();
+    signal_all(nix::sys::signal::Signal::SIGCONT);
+    let cart = Uuid::now_v7();
+    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection goes on", || async {
+        (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
+    })
+    .await;
+    shop.stop().await;
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
@@ -325,4 +540,60 @@ async fn cart_items_can_be_made_anew_at_start() {
         .await;
         projections.kill().await.unwrap();
     }
+}
+
+/// The README's code blocks of a kind, in order.
+fn readme_blocks(kind: &str) -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+    let start = format!("```{kind}\n");
+    let blocks = readme.split(&start).skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.map(str::to_owned).collect()
+}
+
+/// Runs a line of the README, in the folder it speaks of.
+async fn shell(script: &str) -> std::process::Output {
+    let directory = Layout::discover().unwrap().target().parent().unwrap().to_owned();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", script]).current_dir(directory).kill_on_drop(true);
+    tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_readmes_first_cart_and_its_words_to_kafka_get_the_answers_that_it_shows() {
+    let mut shop = Shop::new("readme").await;
+    shop.start(&ALL).await;
+    let here = |text: &str| {
+        let text =
+            services::ALL.iter().fold(text.to_owned(), |text, kind| text.replace(&services::url(kind.default_port), &shop.url(*kind)));
+        let text = text.replace("127.0.0.1:9092", &shop.kafka);
+        ["published-carts", "inventories"]
+            .iter()
+            .fold(text, |text, topic| text.replace(&format!("--topic {topic}"), &format!("--topic {}", shop.topic(topic))))
+    };
+    // An answer up to what is random in it.
+    let known = |answer: &str| answer.trim_end().split(r#""fingerprint":""#).next().unwrap_or_default().to_owned();
+    let blocks = readme_blocks("sh");
+    let variables = blocks.iter().find(|block| block.contains("CART=")).expect("the ids of the first cart");
+    let mut shown = 0;
+    for block in readme_blocks("console") {
+        let mut lines = block.lines();
+        while let (Some(command), Some(answer)) = (lines.next(), lines.next()) {
+            let command = command.strip_prefix("$ curl ").expect("a command, then its answer");
+            let output = shell(&format!("{variables}\ncurl --silent {}", here(command))).await;
+            assert_eq!(known(&String::from_utf8(output.stdout).unwrap()), known(answer), "{command}");
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 7);
+
+    // With a number of messages to read, or the reader would wait for more.
+    let words = blocks.iter().find(|block| block.contains("ConsoleConsumer")).expect("the words to Kafka");
+    let [read, write] = words.lines().collect::<Vec<_>>().try_into().expect("one that reads and one that writes");
+    let read = shell(&format!("{} --max-messages 1", here(read))).await;
+    let read_text = String::from_utf8_lossy(&read.stdout);
+    assert!(read_text.contains("ce_id:4") && read_text.contains(r#""total_price":"9.99""#), "{read:?}");
+    let written = shell(&here(write)).await;
+    assert!(written.status.success(), "{written:?}");
+    shop.until_count("InventoryChanged", 2).await;
+    shop.stop().await;
 }

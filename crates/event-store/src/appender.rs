@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Heads, Position, StoreError,
+    Criteria, Heads, Position, StoreError,
     batch::Batch,
     lookup::{Lookup, LookupColumns, placeholders},
     metrics::METRICS,
@@ -35,11 +36,20 @@ pub(crate) struct NewEvent {
 /// One append: it is written where none of its lookups finds anything, and not otherwise.
 pub(crate) struct Append {
     pub(crate) id: Uuid,
-    /// Each with the position up to which its part is known.
-    pub(crate) lookups: Vec<(Lookup, Position)>,
+    /// Each with the position up to which its state is complete.
+    pub(crate) conditions: Vec<(Arc<Criteria>, Position)>,
     pub(crate) events: Vec<NewEvent>,
     pub(crate) metadata: String,
+    /// The log that it was decided on.
+    pub(crate) epoch: u64,
     pub(crate) reply: oneshot::Sender<Result<Appended, StoreError>>,
+}
+
+impl Append {
+    /// The lookups of its conditions, each with the position after which it must find nothing.
+    pub(crate) fn lookups(&self) -> impl Iterator<Item = (&Lookup, Position)> {
+        self.conditions.iter().flat_map(|(criteria, after)| criteria.lookups.iter().map(|lookup| (lookup, *after)))
+    }
 }
 
 /// What became of an append.
@@ -60,7 +70,6 @@ pub(crate) struct Settings {
 struct Session {
     connection: PgConnection,
     backend: Backend,
-    log_id: String,
     /// The last head known before a call.
     head: i64,
 }
@@ -77,14 +86,12 @@ struct Appender {
     sql: String,
     heads: Heads,
     session: Option<Session>,
-    /// The log that this process knows, from its first connection on.
-    log_id: Option<String>,
 }
 
 pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
     let ids = settings.ids.len();
     let sql = format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids));
-    let mut appender = Appender { settings, sql, heads, session: None, log_id: None };
+    let mut appender = Appender { settings, sql, heads, session: None };
     let mut waiting: VecDeque<Append> = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -150,11 +157,6 @@ impl Appender {
                     return;
                 }
                 Err(error) => {
-                    if let StoreError::Reset(reason) = &error {
-                        tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
-                        self.heads.reset(Position::START);
-                        self.session = None;
-                    }
                     let mut error = Some(error);
                     return refuse(batch, || error.take().unwrap_or(StoreError::Closed));
                 }
@@ -168,6 +170,10 @@ impl Appender {
             let session = self.connect().await?;
             self.session = Some(session);
         }
+        // The connection tells which log it is, so this is asked after it was made.
+        if batch.iter().any(|append| append.epoch != self.heads.epoch()) {
+            return Err(StoreError::Reset("what was decided on was read from the log before".to_owned()));
+        }
         // Whatever was seen before the call is below what the call writes: what became of it is looked for from here.
         let seen = self.heads.newest().0;
         let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
@@ -178,7 +184,7 @@ impl Appender {
         let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
             (vec![], vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
         for (n, append) in (0_i32..).zip(batch) {
-            for (lookup, after) in &append.lookups {
+            for (lookup, after) in append.lookups() {
                 l_append.push(n);
                 lookups.push(lookup, after.0);
             }
@@ -203,7 +209,14 @@ impl Appender {
             };
         METRICS.append_duration.record(started.elapsed().as_secs_f64(), &[]);
         METRICS.append_batch.record(batch.len() as u64, &[]);
-        let answer = Answer::from_rows(&rows?)?;
+        let answer = match rows.and_then(|rows| Answer::from_rows(&rows)).map_err(StoreError::from) {
+            Err(StoreError::Reset(reason)) => {
+                tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                self.heads.reset(Position::START);
+                return Err(StoreError::Reset(reason));
+            }
+            answer => answer?,
+        };
         session.head = answer.head;
         Ok(answer)
     }
@@ -217,7 +230,7 @@ impl Appender {
         let (mut lookup, mut head) = (0, answer.head);
         for append in batch {
             let mut missed = vec![];
-            for own in 0..append.lookups.len() {
+            for own in 0..append.lookups().count() {
                 missed.extend(found.remove(&lookup).into_iter().flatten().map(|event| crate::lookup::Found { lookup: own, ..event }));
                 lookup += 1;
             }
@@ -260,8 +273,7 @@ impl Appender {
                     refuse(batch, || StoreError::OutcomeUnknown);
                     return vec![];
                 }
-                Err(StoreError::Reset(reason)) => {
-                    tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                Err(StoreError::Reset(_)) => {
                     refuse(batch, || StoreError::OutcomeUnknown);
                     return vec![];
                 }
@@ -322,14 +334,11 @@ impl Appender {
             )
             .fetch_one(&mut connection)
             .await?;
-            Ok(Session {
-                backend: Backend { pid: row.try_get(0)?, started: row.try_get(1)? },
-                log_id: row.try_get(2)?,
-                head: row.try_get(3)?,
-                connection,
-            })
+            let session =
+                Session { backend: Backend { pid: row.try_get(0)?, started: row.try_get(1)? }, head: row.try_get(3)?, connection };
+            Ok((session, row.try_get(2)?))
         };
-        let session: Session = match tokio::time::timeout(self.settings.settings.connect_timeout, connecting).await {
+        let (session, log_id): (Session, String) = match tokio::time::timeout(self.settings.settings.connect_timeout, connecting).await {
             Ok(session) => session.map_err(|error: sqlx::Error| match StoreError::from(error) {
                 // Whatever it is, nothing was sent.
                 StoreError::Database(error) | StoreError::Rejected(error) => StoreError::Unavailable(error),
@@ -337,15 +346,8 @@ impl Appender {
             })?,
             Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
         };
-        match &self.log_id {
-            Some(known) if *known != session.log_id => {
-                let reason = format!("this is the log {}, and {known} was connected before", session.log_id);
-                self.log_id = Some(session.log_id);
-                self.heads.reset(Position(session.head));
-                return Err(StoreError::Reset(reason));
-            }
-            Some(_) => {}
-            None => self.log_id = Some(session.log_id.clone()),
+        if self.heads.connected_to(log_id) {
+            return Err(StoreError::Reset("it is another one than the one connected to before".to_owned()));
         }
         Ok(session)
     }

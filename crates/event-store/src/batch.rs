@@ -3,23 +3,23 @@
 //! Conditions are checked against the log before the batch's own events are in it. So two appends share a batch only if neither writes an
 //! event that the other's condition matches, whatever the condition; the later one waits for the next call.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use uuid::Uuid;
 
-use crate::appender::Append;
+use crate::{Criteria, appender::Append};
 
 /// A domain id's number in the schema, and its value.
 type Id = (usize, Uuid);
-/// An append's number in the batch, and the number of a lookup or event in it.
+/// An append's number in the batch, and an event's in it.
 type At = (usize, usize);
 
 /// What the appends of a batch write and forbid, by the ids they lead with.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) appends: Vec<Append>,
-    /// By the lookup's first id; `None` for lookups without an id.
-    lookups: HashMap<Option<Id>, Vec<At>>,
+    /// Each with its number in its criteria; by the lookup's first id, `None` for lookups without an id.
+    lookups: HashMap<Option<Id>, Vec<(Arc<Criteria>, usize)>>,
     /// By each of the event's ids.
     events: HashMap<Id, Vec<At>>,
 }
@@ -27,14 +27,14 @@ pub(crate) struct Batch {
 impl Batch {
     /// Whether this append may join.
     pub(crate) fn admits(&self, append: &Append) -> bool {
-        let forbids = |at: &At, event: &crate::appender::NewEvent| {
-            self.appends.get(at.0).and_then(|a| a.lookups.get(at.1)).is_some_and(|(l, _)| l.matches(event.event_type, &event.ids))
-        };
         let written_is_forbidden = append.events.iter().any(|event| {
-            ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(|at| forbids(at, event)))
+            let forbids = |(criteria, n): &(Arc<Criteria>, usize)| {
+                criteria.lookups.get(*n).is_some_and(|lookup| lookup.matches(event.event_type, &event.ids))
+            };
+            ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(forbids))
         });
         let forbidden_is_written =
-            append.lookups.iter().any(|(lookup, _)| match ids(&lookup.ids).next() {
+            append.lookups().any(|(lookup, _)| match ids(&lookup.ids).next() {
                 Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
                     self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
                 }),
@@ -46,8 +46,10 @@ impl Batch {
     /// Takes an append in.
     pub(crate) fn push(&mut self, append: Append) {
         let at = self.appends.len();
-        for (n, (lookup, _)) in append.lookups.iter().enumerate() {
-            self.lookups.entry(ids(&lookup.ids).next()).or_default().push((at, n));
+        for (criteria, _) in &append.conditions {
+            for (n, lookup) in criteria.lookups.iter().enumerate() {
+                self.lookups.entry(ids(&lookup.ids).next()).or_default().push((criteria.clone(), n));
+            }
         }
         for (n, event) in append.events.iter().enumerate() {
             for key in ids(&event.ids) {
@@ -97,13 +99,14 @@ mod tests {
             for (lookups, events) in appends {
                 let meets = batch.appends.iter().any(|other| {
                     lookups.iter().any(|l| other.events.iter().any(|e| l.matches(e.event_type, &e.ids)))
-                        || other.lookups.iter().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                        || other.lookups().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
                 });
                 let append = Append {
                     id: Uuid::nil(),
-                    lookups: lookups.into_iter().map(|lookup| (lookup, Position::START)).collect(),
+                    conditions: vec![(Arc::new(Criteria { lookups }), Position::START)],
                     events,
                     metadata: String::new(),
+                    epoch: 0,
                     reply: tokio::sync::oneshot::channel().0,
                 };
                 prop_assert_eq!(batch.admits(&append), !meets);

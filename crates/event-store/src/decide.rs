@@ -1,7 +1,10 @@
 //! Decisions: a command's rule, and the one way to run it.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -9,13 +12,13 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::{
-    LogEvent, Metadata, Position, StoreError,
+    Criteria, CriteriaError, Known, LogEvent, Metadata, Position, StoreError,
     appender::{Append, Appended, NewEvent, jittered},
     event::{encode, ids_of},
     metrics::METRICS,
-    read::fold,
-    state::{Stages, States},
-    store::EventStore,
+    read::{fold, fold_written},
+    state::{AnyPart, Stages, States},
+    store::{EventStore, Turn},
 };
 
 /// A command's rule: disintegrate's `Decision`, extended by stages (see [`Then`](crate::Then)), by positions, and by success without
@@ -67,8 +70,8 @@ pub enum DecideError<R> {
 }
 
 impl<E: LogEvent> EventStore<E> {
-    /// Runs a decision: reads what it asks for, lets it decide, appends, and where events came in between, decides again on those, for as
-    /// long as the setting `decide_deadline` says. Answers the position of its last event; of what it found already done; or, where there
+    /// Runs a decision: lets it decide on what is known of what it asks for, appends, and where events came in between, decides again on
+    /// those, for as long as the setting `decide_deadline` says. Answers the position of its last event; of what it found already done; or, where there
     /// was nothing to do, up to where that was known.
     ///
     /// # Errors
@@ -100,57 +103,145 @@ impl<E: LogEvent> EventStore<E> {
         metadata: &Metadata,
         sent: &AtomicBool,
     ) -> Result<Position, DecideError<D::Error>> {
-        let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
-        // Here is the place for what is known of the states already: each starts as complete up to some position, and an outcome without
-        // an append is decided again on what is read now.
-        let mut stages = decision.state_query().start().map_err(schema)?;
-        let mut read_to = self.catch_up(&mut stages).await?;
-        for conflicts in 1.. {
+        let known = &self.shared.known;
+        let epoch = self.heads().epoch();
+        // What is known is decided on at once; the append's condition says up to where that is, and the log has the last word.
+        let mut stages = decision.state_query().start(known).map_err(schema)?;
+        while stages.open_next(known).map_err(schema)? {}
+        // Up to where all of it was read for this command, in one snapshot.
+        let mut read =
+            if known.keeps() || parts(&mut stages).is_empty() { None } else { Some(self.catch_up(&mut stages, known, epoch).await?) };
+        let mut turn = None;
+        let mut conflicts = 0;
+        loop {
             let state = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
-            let events = match decision.process(&state).map_err(DecideError::Refused)? {
-                Decided::Already(position) => return Ok(position),
-                Decided::Nothing => return Ok(read_to),
-                Decided::Events(events) if events.is_empty() => return Ok(read_to),
-                Decided::Events(events) => events,
+            let events = match (decision.process(&state), read) {
+                (Ok(Decided::Events(events)), _) if !events.is_empty() => events,
+                // An outcome without an append rests on a read made for this command.
+                (_, None) => {
+                    read = Some(self.catch_up(&mut stages, known, epoch).await?);
+                    continue;
+                }
+                (outcome, Some(at)) => {
+                    self.keep(&mut stages, epoch);
+                    return match outcome.map_err(DecideError::Refused)? {
+                        Decided::Already(position) => Ok(position),
+                        Decided::Nothing | Decided::Events(_) => Ok(at),
+                    };
+                }
             };
-            let mut parts = vec![];
-            stages.parts(&mut parts);
-            let lookups =
-                parts.iter().flat_map(|part| part.criteria().lookups.iter().map(|lookup| (lookup.clone(), part.position()))).collect();
+            let events = with_ids(events, &self.shared.ids)?;
+            if turn.is_none() {
+                let (taken, waited) = self.take_turn(&mut stages, &events).await;
+                turn = Some(taken);
+                // Those before it have written what its condition forbids: what they left is known by now.
+                if waited && refresh(&mut stages, known) {
+                    while stages.open_next(known).map_err(schema)? {}
+                    read = None;
+                    continue;
+                }
+            }
+            let conditions = parts(&mut stages).iter().map(|part| (part.criteria().clone(), part.position())).collect();
             sent.store(true, Ordering::Relaxed);
-            let appended = self.append(lookups, &events, metadata).await?;
+            let appended = self.append(conditions, &events, metadata, epoch).await?;
             sent.store(false, Ordering::Relaxed);
             match appended {
-                Appended::Written { last } => return Ok(last),
+                Appended::Written { last } => {
+                    fold_written(&mut parts(&mut stages), &events, last);
+                    self.keep(&mut stages, epoch);
+                    return Ok(last);
+                }
                 Appended::Missed(answer) => {
-                    let complete = fold(&mut parts, 0, &answer)?;
-                    read_to = Position(answer.head);
-                    if !complete || stages.open_next().map_err(schema)? {
-                        read_to = self.catch_up(&mut stages).await?;
+                    let complete = fold(&mut parts(&mut stages), 0, &answer)?;
+                    read = Some(Position(answer.head));
+                    if !complete || stages.open_next(known).map_err(schema)? {
+                        read = Some(self.catch_up(&mut stages, known, epoch).await?);
                     }
                 }
             }
+            conflicts += 1;
             if conflicts > 2 {
                 tokio::time::sleep(jittered(conflicts)).await;
             }
         }
-        Err(StoreError::Busy.into())
+    }
+
+    /// Commands of this process that write what each other's conditions forbid go one after the other, first come, first served: each
+    /// decides on what the one before it left, instead of being refused by the log for it. Two on one cart do; what a cart only reads, as
+    /// a popular product's inventory, holds nobody up. It is a courtesy: across processes, and for exactness, the log decides.
+    /// Answers also whether it had to wait.
+    async fn take_turn<V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
+        let mut boundaries: Vec<_> = parts(stages)
+            .iter()
+            .flat_map(|part| part.criteria().lookups.iter())
+            .filter(|lookup| events.iter().any(|(event, ids)| lookup.matches(event.name(), ids)))
+            .map(|lookup| lookup.ids.clone())
+            .collect();
+        // One order, so that no two wait for each other.
+        boundaries.sort_unstable();
+        boundaries.dedup();
+        let (mut turns, mut waited) = (vec![], false);
+        for boundary in boundaries {
+            let turn = match self.shared.turns.try_lock(boundary.clone()) {
+                Some(turn) => turn,
+                None => {
+                    waited = true;
+                    self.shared.turns.async_lock(boundary).await
+                }
+            };
+            turns.push(turn);
+        }
+        (turns, waited)
+    }
+
+    fn keep<V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {
+        for part in parts(stages) {
+            part.keep(&self.shared.known, epoch);
+        }
     }
 
     async fn append(
         &self,
-        lookups: Vec<(crate::lookup::Lookup, Position)>,
-        events: &[E],
+        conditions: Vec<(Arc<Criteria>, Position)>,
+        events: &[WithIds<E>],
         metadata: &Metadata,
+        epoch: u64,
     ) -> Result<Appended, StoreError> {
         let id = Uuid::now_v7();
         let events = events
             .iter()
-            .map(|event| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids_of(event, &self.shared.ids)? }))
+            .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
-        let append = Append { id, lookups, events, metadata: metadata.stored(id), reply };
+        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, reply };
         self.shared.appends.send(append).await.map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
     }
+}
+
+fn schema(error: CriteriaError) -> StoreError {
+    StoreError::Schema(error.to_string())
+}
+
+fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
+    let mut parts = vec![];
+    stages.parts(&mut parts);
+    parts
+}
+
+fn refresh<E, V>(stages: &mut impl Stages<E, V>, known: &Known) -> bool {
+    parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(known) | refreshed)
+}
+
+/// An event, and its ids in the schema's order.
+pub(crate) type WithIds<E> = (E, Vec<Option<Uuid>>);
+
+fn with_ids<E: LogEvent>(events: Vec<E>, order: &[&'static str]) -> Result<Vec<WithIds<E>>, StoreError> {
+    events
+        .into_iter()
+        .map(|event| {
+            let ids = ids_of(&event, order)?;
+            Ok((event, ids))
+        })
+        .collect()
 }

@@ -3,13 +3,23 @@
 //! Never a NOTIFY inside an append's transaction: it takes one lock for the whole database at commit, and with it 22,000 single-row
 //! commits a second became 2,400 (PostgreSQL 15, 32 clients).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::{PgPool, postgres::PgListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Position, metrics::METRICS};
+use crate::{
+    Position, StoreError,
+    metrics::METRICS,
+    store::{Lent, in_time},
+};
 
 const CHANNEL: &str = "event_head";
 
@@ -20,11 +30,20 @@ pub struct Heads {
     newest: Arc<watch::Sender<Position>>,
     /// What this process wrote: to be announced.
     written: Arc<watch::Sender<Position>>,
+    /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
+    epoch: Arc<AtomicU64>,
+    /// The log that the last connection was to.
+    log_id: Arc<Mutex<Option<String>>>,
 }
 
 impl Heads {
     pub(crate) fn new() -> Self {
-        Self { newest: Arc::new(watch::Sender::new(Position::START)), written: Arc::new(watch::Sender::new(Position::START)) }
+        Self {
+            newest: Arc::new(watch::Sender::new(Position::START)),
+            written: Arc::new(watch::Sender::new(Position::START)),
+            epoch: Arc::default(),
+            log_id: Arc::default(),
+        }
     }
 
     /// The newest position known.
@@ -61,8 +80,26 @@ impl Heads {
         });
     }
 
-    /// The log is another one, or behind what was known: start anew from its head.
+    /// Counts the logs that this process has known.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A connection was made to this log. Where that is another one than before, what was known is forgotten; answers whether it is.
+    pub(crate) fn connected_to(&self, log_id: String) -> bool {
+        let mut known = self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.replace(log_id);
+        let other = before.is_some() && before != *known;
+        if other {
+            tracing::warn!(?before, now = ?*known, "this is another log than before, or a restored one: forgetting what was known of it");
+            self.reset(Position::START);
+        }
+        other
+    }
+
+    /// The log is another one, or behind what was known: start anew from its head, and with nothing known.
     pub(crate) fn reset(&self, head: Position) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         self.newest.send_replace(head);
         self.written.send_replace(head);
     }
@@ -78,7 +115,13 @@ pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, clo
         }
         let head = *written.borrow_and_update();
         // A lost announcement costs readers their poll interval and nothing else.
-        if let Err(error) = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&pool).await {
+        let announced = in_time(async {
+            let mut connection = Lent::from(&pool).await?;
+            sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
+            connection.done();
+            Ok(())
+        });
+        if let Err(error) = announced.await {
             tracing::debug!(%error, "the head could not be announced");
         }
         tokio::time::sleep(interval).await;
@@ -101,13 +144,23 @@ pub(crate) async fn listen(pool: PgPool, heads: Heads, poll: Duration, closed: C
     }
 }
 
-async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(), StoreError> {
+    let mut listener = in_time(async {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(listener)
+    })
+    .await?;
     loop {
         // Before the query: what becomes known while it runs may well be newer than what it sees.
         let known = heads.newest();
-        let head: Position = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(pool).await?;
+        let head: Position = in_time(async {
+            let mut connection = Lent::from(pool).await?;
+            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(head)
+        })
+        .await?;
         if head < known {
             tracing::warn!(%head, %known, "the log is behind what was known of it: it was reset or restored");
             heads.reset(head);
@@ -122,7 +175,7 @@ async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(),
                     }
                 }
                 Ok(Ok(None)) => return Ok(()), // The connection was lost.
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_) => break,
             }
         }

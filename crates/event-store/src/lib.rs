@@ -14,6 +14,7 @@ mod decide;
 mod error;
 mod event;
 mod heads;
+mod known;
 mod lease;
 mod lookup;
 mod metrics;
@@ -31,6 +32,8 @@ pub use decide::{DecideError, Decided, Decision, View};
 pub use error::StoreError;
 pub use event::{LogEvent, Metadata, Position, Recorded};
 pub use heads::Heads;
+#[doc(hidden)]
+pub use known::Known;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
 pub use read::fold_history;
 pub use state::{AnyPart, Stages, State, States, Then};

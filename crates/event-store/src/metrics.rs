@@ -13,6 +13,10 @@ pub(crate) struct Metrics {
     pub(crate) appends: Counter<u64>,
     pub(crate) conflicts: Counter<u64>,
     pub(crate) busy: Counter<u64>,
+    pub(crate) known_hits: Counter<u64>,
+    pub(crate) known_misses: Counter<u64>,
+    pub(crate) known_evictions: Counter<u64>,
+    pub(crate) known_bytes: Gauge<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
     pub(crate) projection_position: Gauge<i64>,
@@ -44,6 +48,17 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         conflicts: meter
             .u64_counter("log.conflicts")
             .with_description("Appends refused because events that their condition forbids had come; decided again.")
+            .build(),
+        known_hits: meter.u64_counter("log.known.hits").with_description("States that a decision found known.").build(),
+        known_misses: meter
+            .u64_counter("log.known.misses")
+            .with_description("States that a decision found unknown, and started with as empty.")
+            .build(),
+        known_evictions: meter.u64_counter("log.known.evictions").with_description("States forgotten, as there was no more room.").build(),
+        known_bytes: meter
+            .u64_gauge("log.known.size")
+            .with_unit("By")
+            .with_description("What the known states take, as reckoned from what they hold.")
             .build(),
         busy: meter.u64_counter("log.busy").with_description("Commands given up because the log was busy past the bound.").build(),
         unknown_outcomes: meter

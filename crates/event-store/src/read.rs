@@ -3,11 +3,12 @@
 use sqlx::{Row, postgres::PgRow};
 
 use crate::{
-    LogEvent, Position, StoreError,
+    Known, LogEvent, Position, StoreError,
+    decide::WithIds,
     event::decode,
     lookup::{Found, LookupColumns, placeholders},
     state::{AnyPart, Stages, States},
-    store::EventStore,
+    store::{EventStore, in_time},
 };
 
 /// The head, as a row with no lookup, and what the lookups find: in one statement, so in one snapshot.
@@ -66,13 +67,31 @@ pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize,
     Ok(complete)
 }
 
+/// Gives each part those of a decision's own events, written up to `last` without a gap, that it folds. What else was written with them
+/// in the same call is nothing that it folds, so it is complete up to there.
+pub(crate) fn fold_written<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], events: &[WithIds<E>], last: Position) {
+    let first = last.0 - i64::try_from(events.len()).unwrap_or_default() + 1;
+    for part in parts {
+        let folds = |(event, ids): &WithIds<E>| part.criteria().matches(event.name(), ids);
+        let own =
+            (first..).map(Position).zip(events).filter(|(_, event)| folds(event)).map(|(at, (event, _))| (at, event.clone())).collect();
+        part.fold(own, last);
+    }
+}
+
 impl<E: LogEvent> EventStore<E> {
     /// The newest position in the log.
     ///
     /// # Errors
     /// Where the log cannot be read.
     pub async fn head(&self) -> Result<Position, StoreError> {
-        Ok(sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(self.pool()).await?)
+        in_time(async {
+            let mut connection = self.lend().await?;
+            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(head)
+        })
+        .await
     }
 
     /// Folds a state, or several, from the log as it stands at this moment. Answers also the position up to which they are complete.
@@ -80,14 +99,17 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
-        let mut stages = states.start().map_err(|error| StoreError::Schema(error.to_string()))?;
-        let at = self.catch_up(&mut stages).await?;
+        let unknown = Known::nothing();
+        let epoch = self.heads().epoch();
+        let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
+        let at = self.catch_up(&mut stages, &unknown, epoch).await?;
         let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
         Ok((view, at))
     }
 
-    /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread.
-    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T) -> Result<Position, StoreError> {
+    /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread. All of it is from the
+    /// log of this epoch.
+    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T, known: &Known, epoch: u64) -> Result<Position, StoreError> {
         loop {
             let mut columns = LookupColumns::new(self.shared.ids.len());
             let mut parts = vec![];
@@ -98,15 +120,25 @@ impl<E: LogEvent> EventStore<E> {
                 }
             }
             let turn = self.turn().await?;
-            let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(self.pool()).await?;
+            let rows = in_time(async {
+                let mut connection = self.lend().await?;
+                let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(&mut *connection).await?;
+                connection.done();
+                Ok(rows)
+            })
+            .await?;
             drop(turn);
+            if self.heads().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
+                return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
+            }
             let answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
+                self.heads().reset(Position(answer.head));
                 return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
             }
             let complete = fold(&mut parts, 0, &answer)?;
             self.heads().seen(Position(answer.head));
-            if complete && !stages.open_next().map_err(|error| StoreError::Schema(error.to_string()))? {
+            if complete && !stages.open_next(known).map_err(|error| StoreError::Schema(error.to_string()))? {
                 return Ok(Position(answer.head));
             }
         }
@@ -121,7 +153,8 @@ pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, 
     let schema = |error: crate::CriteriaError| StoreError::Schema(error.to_string());
     let order = crate::event::domain_ids::<E>();
     let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
-    let mut stages = states.start().map_err(schema)?;
+    let unknown = Known::nothing();
+    let mut stages = states.start(&unknown).map_err(schema)?;
     loop {
         let mut parts = vec![];
         stages.parts(&mut parts);
@@ -134,7 +167,7 @@ pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, 
             }
             part.fold(matching, head);
         }
-        if !stages.open_next().map_err(schema)? {
+        if !stages.open_next(&unknown).map_err(schema)? {
             return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
         }
     }

@@ -1,14 +1,17 @@
 //! States: what a decision folds, and the stages in which it reads them.
 
+use std::{hash::Hash, sync::Arc};
+
 use disintegrate::StateQuery;
 
-use crate::{Criteria, CriteriaError, LogEvent, Position};
+use crate::{Criteria, CriteriaError, Known, LogEvent, Position, known::Folded};
 
 /// A state that a decision folds: disintegrate's `StateQuery` (derive it), and how an event changes it.
 ///
 /// Keep it small: what is folded is what the decision depends on. Its query, with the ids it was made with, is its part of the
-/// consistency boundary.
-pub trait State: StateQuery + 'static {
+/// consistency boundary. `Eq` and `Hash`, as it is kept for the next decision that starts from the same value; what it hashes is also
+/// taken for what it holds.
+pub trait State: StateQuery + Eq + Hash + 'static {
     /// The newest matching event suffices, as for a product's inventory: only that one is read, however many there are.
     const NEWEST_SUFFICES: bool = false;
 
@@ -19,8 +22,9 @@ pub trait State: StateQuery + 'static {
 /// A state, and up to where it is complete. Its position never exceeds what it has folded.
 #[doc(hidden)]
 pub struct Part<S> {
+    initial: S,
     state: S,
-    criteria: Criteria,
+    criteria: Arc<Criteria>,
     position: Position,
 }
 
@@ -28,13 +32,19 @@ pub struct Part<S> {
 pub trait AnyPart<E>: Send {
     /// Which events it folds.
     #[doc(hidden)]
-    fn criteria(&self) -> &Criteria;
+    fn criteria(&self) -> &Arc<Criteria>;
     /// Up to where it is complete.
     #[doc(hidden)]
     fn position(&self) -> Position;
     /// Takes matching events in, in order, and is complete up to a position from then on.
     #[doc(hidden)]
     fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position);
+    /// Takes what is known by now, where that is more. Returns whether it was.
+    #[doc(hidden)]
+    fn refresh(&mut self, known: &Known) -> bool;
+    /// Keeps it for the next decision.
+    #[doc(hidden)]
+    fn keep(&self, known: &Known, epoch: u64);
 }
 
 impl<S, E> AnyPart<E> for Part<S>
@@ -42,7 +52,7 @@ where
     S: State,
     S::Event: TryFrom<E>,
 {
-    fn criteria(&self) -> &Criteria {
+    fn criteria(&self) -> &Arc<Criteria> {
         &self.criteria
     }
 
@@ -61,6 +71,16 @@ where
         }
         self.position = self.position.max(complete_to);
     }
+
+    fn refresh(&mut self, known: &Known) -> bool {
+        let Some(Folded { state, position, .. }) = known.newer(&self.initial, self.position) else { return false };
+        (self.state, self.position) = (state, position);
+        true
+    }
+
+    fn keep(&self, known: &Known, epoch: u64) {
+        known.keep(&self.initial, &self.state, &self.criteria, self.position, epoch);
+    }
 }
 
 /// The states of a decision: one, a tuple or a `Vec` of them, or [`Then`] of two.
@@ -71,12 +91,12 @@ pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
     #[doc(hidden)]
     type Stages: Stages<E, Self::View>;
 
-    /// Starts with nothing known.
+    /// Starts with what is known.
     ///
     /// # Errors
     /// Where a state's query does not fit the log's schema.
     #[doc(hidden)]
-    fn start(self) -> Result<Self::Stages, CriteriaError>;
+    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError>;
 }
 
 /// What is known of a decision's states, stage by stage.
@@ -84,8 +104,8 @@ pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
 pub trait Stages<E, S>: Send {
     /// The parts of the stages opened so far, always in the same order.
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>);
-    /// Opens the stage that what was read so far names. Returns whether it has parts that nothing is known of yet.
-    fn open_next(&mut self) -> Result<bool, CriteriaError>;
+    /// Opens the stage that what is known so far names. Returns whether one was opened that has parts.
+    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError>;
     /// The states as they stand. `None` where a stage is not open.
     fn view(&self) -> Option<S>;
 }
@@ -99,8 +119,9 @@ where
     type View = S;
     type Stages = Part<S>;
 
-    fn start(self) -> Result<Part<S>, CriteriaError> {
-        Ok(Part { criteria: Criteria::of::<S, E>(&self, S::NEWEST_SUFFICES)?, state: self, position: Position::START })
+    fn start(self, known: &Known) -> Result<Part<S>, CriteriaError> {
+        let Folded { state, criteria, position } = known.look::<S, E>(&self)?;
+        Ok(Part { initial: self, state, criteria, position })
     }
 }
 
@@ -112,7 +133,7 @@ where
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
         parts.push(self);
     }
-    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+    fn open_next(&mut self, _: &Known) -> Result<bool, CriteriaError> {
         Ok(false)
     }
     fn view(&self) -> Option<S> {
@@ -125,8 +146,8 @@ macro_rules! tuple {
         impl<E: LogEvent, $($name: States<E>),*> States<E> for ($($name,)*) {
             type View = ($($name::View,)*);
             type Stages = ($($name::Stages,)*);
-            fn start(self) -> Result<Self::Stages, CriteriaError> {
-                Ok(($(self.$n.start()?,)*))
+            fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
+                Ok(($(self.$n.start(known)?,)*))
             }
         }
 
@@ -134,9 +155,9 @@ macro_rules! tuple {
             fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
                 $(self.$n.parts(parts);)*
             }
-            fn open_next(&mut self) -> Result<bool, CriteriaError> {
+            fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
                 let mut opened = false;
-                $(opened |= self.$n.open_next()?;)*
+                $(opened |= self.$n.open_next(known)?;)*
                 Ok(opened)
             }
             fn view(&self) -> Option<($($name,)*)> {
@@ -153,14 +174,14 @@ tuple!(A SA 0, B SB 1, C SC 2, D SD 3);
 impl<E: LogEvent> States<E> for () {
     type View = ();
     type Stages = ();
-    fn start(self) -> Result<(), CriteriaError> {
+    fn start(self, _: &Known) -> Result<(), CriteriaError> {
         Ok(())
     }
 }
 
 impl<E> Stages<E, ()> for () {
     fn parts<'a>(&'a mut self, _: &mut Vec<&'a mut dyn AnyPart<E>>) {}
-    fn open_next(&mut self) -> Result<bool, CriteriaError> {
+    fn open_next(&mut self, _: &Known) -> Result<bool, CriteriaError> {
         Ok(false)
     }
     fn view(&self) -> Option<()> {
@@ -171,8 +192,8 @@ impl<E> Stages<E, ()> for () {
 impl<E: LogEvent, S: States<E>> States<E> for Vec<S> {
     type View = Vec<S::View>;
     type Stages = Vec<S::Stages>;
-    fn start(self) -> Result<Self::Stages, CriteriaError> {
-        self.into_iter().map(States::start).collect()
+    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
+        self.into_iter().map(|states| states.start(known)).collect()
     }
 }
 
@@ -180,8 +201,8 @@ impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
         self.iter_mut().for_each(|stages| stages.parts(parts));
     }
-    fn open_next(&mut self) -> Result<bool, CriteriaError> {
-        self.iter_mut().try_fold(false, |opened, stages| Ok(stages.open_next()? | opened))
+    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
+        self.iter_mut().try_fold(false, |opened, stages| Ok(stages.open_next(known)? | opened))
     }
     fn view(&self) -> Option<Vec<S>> {
         self.iter().map(Stages::view).collect()
@@ -222,8 +243,8 @@ where
     type View = (A::View, B::View);
     type Stages = ThenStages<E, A, B>;
 
-    fn start(self) -> Result<Self::Stages, CriteriaError> {
-        Ok(ThenStages { first: self.first.start()?, names: self.names, second: None })
+    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
+        Ok(ThenStages { first: self.first.start(known)?, names: self.names, second: None })
     }
 }
 
@@ -240,22 +261,22 @@ where
         }
     }
 
-    fn open_next(&mut self) -> Result<bool, CriteriaError> {
-        if self.first.open_next()? {
+    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
+        if self.first.open_next(known)? {
             return Ok(true);
         }
         let Some(first) = self.first.view() else { return Ok(false) };
         let named = (self.names)(&first);
         match &mut self.second {
             // The first stage still names the same: what is known of it stays.
-            Some((known, second)) if *known == named => second.open_next(),
+            Some((before, second)) if *before == named => second.open_next(known),
             _ => {
-                let mut second = named.clone().start()?;
+                let mut second = named.clone().start(known)?;
                 let mut parts = vec![];
                 second.parts(&mut parts);
-                let unread = !parts.is_empty();
+                let opened = !parts.is_empty();
                 self.second = Some((named, second));
-                Ok(unread)
+                Ok(opened)
             }
         }
     }

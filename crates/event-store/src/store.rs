@@ -1,16 +1,24 @@
 //! The handle on the log.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
+use lockable::{LockPool, Lockable};
 use sqlx::{
-    PgPool,
+    Connection, PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
-    Heads, LogEvent, StoreError,
+    Heads, Known, LogEvent, StoreError,
     appender::{self, Append},
     event::domain_ids,
     heads, migrate,
@@ -24,6 +32,9 @@ pub struct StoreSettings {
     pub max_connections: u32,
     /// How long a command may decide again, or wait for its turn, before it is answered that the log is busy.
     pub decide_deadline: Duration,
+    /// Bytes of states that are kept for the next decision, as reckoned from what they hold; 0 keeps none, and every decision reads first.
+    /// Answers are the same either way.
+    pub known_bytes: usize,
     /// How long a connection may take to come about.
     pub connect_timeout: Duration,
     /// Appends that one call carries at the most.
@@ -39,6 +50,7 @@ impl Default for StoreSettings {
         Self {
             max_connections: 10,
             decide_deadline: Duration::from_secs(10),
+            known_bytes: 32 << 20,
             connect_timeout: Duration::from_secs(2),
             max_batch: 256,
             announce_interval: Duration::from_millis(5),
@@ -46,6 +58,11 @@ impl Default for StoreSettings {
         }
     }
 }
+
+/// The ids of a lookup, in the schema's order.
+type Boundary = Vec<Option<Uuid>>;
+/// A command's turn to write within a boundary.
+pub(crate) type Turn<'a> = <LockPool<Boundary> as Lockable<Boundary, ()>>::Guard<'a>;
 
 /// The log of `E`. Cheap to clone; the clones share one appender and one set of connections.
 pub struct EventStore<E> {
@@ -67,6 +84,9 @@ pub(crate) struct Shared {
     /// database that is away.
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) heads: Heads,
+    pub(crate) known: Known,
+    /// Of the commands that are about to append, by what they write: see `decide`.
+    pub(crate) turns: LockPool<Boundary>,
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
     pub(crate) append_from_sql: String,
@@ -76,6 +96,68 @@ pub(crate) struct Shared {
     closed: CancellationToken,
 }
 
+/// Which log a new connection is to. Before the migrations, it is none yet.
+async fn identify(connection: &mut PgConnection, heads: Heads) -> Result<(), sqlx::Error> {
+    let migrated: bool =
+        sqlx::query_scalar("SELECT to_regprocedure('public.event_log_id()') IS NOT NULL").fetch_one(&mut *connection).await?;
+    if migrated {
+        heads.connected_to(sqlx::query_scalar("SELECT public.event_log_id()").fetch_one(connection).await?);
+    }
+    Ok(())
+}
+
+/// How long a statement that reads may go unanswered. Past it the server is frozen, or not there any more.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection of the pool, lent for one piece of work. It goes back where the work was [`done`](Lent::done), and is closed where the
+/// work was given up in the middle, as its server did not answer or its caller has gone: to find out what it is still good for would take
+/// as long as the server does, and keep its place in the pool for as long.
+pub(crate) struct Lent(Option<PoolConnection<Postgres>>);
+
+impl Lent {
+    pub(crate) async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        pool.acquire().await.map(|connection| Self(Some(connection)))
+    }
+
+    pub(crate) fn done(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+    #[allow(clippy::expect_used, reason = "it is taken by those only that take the whole")]
+    fn deref(&self) -> &PgConnection {
+        self.0.as_ref().expect("it is lent")
+    }
+}
+
+impl DerefMut for Lent {
+    #[allow(clippy::expect_used, reason = "as above")]
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("it is lent")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(given_up) = self.0.take() {
+            drop(given_up.detach());
+        }
+    }
+}
+
+/// The work's outcome, where it comes in time.
+pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("no answer from the database within {} seconds", ANSWER_TIMEOUT.as_secs()),
+        )))),
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.closed.cancel();
@@ -83,19 +165,33 @@ impl Drop for Shared {
 }
 
 impl<E: LogEvent> EventStore<E> {
+    /// A connection for one piece of work, see [`Lent`].
+    pub(crate) async fn lend(&self) -> Result<Lent, sqlx::Error> {
+        Lent::from(self.pool()).await
+    }
+
     /// A store on this database. Connects when it is first needed and whenever it has to again: a database that is away shows in
     /// [`EventStore::ready`] and in the answers.
     ///
     /// Must be called within a tokio runtime: it starts the appender, the announcer and the listener.
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
+        let heads = Heads::new();
+        let connected = heads.clone();
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections.max(4))
             .acquire_timeout(settings.connect_timeout)
+            .after_connect(move |connection, _| Box::pin(identify(connection, connected.clone())))
+            // One that was used just now is taken to be there still: a ping would double what a read costs.
+            .test_before_acquire(false)
+            .before_acquire(|connection, used| {
+                Box::pin(
+                    async move { if used.idle_for < Duration::from_secs(1) { Ok(true) } else { connection.ping().await.map(|()| true) } },
+                )
+            })
             .connect_lazy_with(options.clone());
         let ids = domain_ids::<E>();
         let (appends, queue) = mpsc::channel(4 * settings.max_batch);
         let closed = CancellationToken::new();
-        let heads = Heads::new();
         tokio::spawn(appender::run(
             appender::Settings { options, ids: ids.clone(), settings: settings.clone() },
             queue,
@@ -111,6 +207,8 @@ impl<E: LogEvent> EventStore<E> {
             replicas: Replicas::default(),
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
+            known: Known::new(settings.known_bytes, heads.clone()),
+            turns: LockPool::new(),
             settings,
             appends,
             heads,
@@ -148,9 +246,20 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// What is waited for, as words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
-        match migrate::missing(self.pool()).await {
+        let missing = in_time(async {
+            let mut connection = match self.lend().await {
+                // The migrations make the services' roles.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("28000") => return Ok(Some(migrate::all_missing())),
+                connection => connection?,
+            };
+            let missing = migrate::missing(&mut connection).await?;
+            connection.done();
+            Ok(missing)
+        });
+        match missing.await {
             Ok(None) => Ok(()),
             Ok(Some(missing)) => Err(missing),
+            Err(StoreError::Unavailable(error)) => Err(format!("the database ({error})")),
             Err(error) => Err(format!("the database ({error})")),
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     LogEvent, Metadata, Position, StoreError,
     event::{encode, ids_of},
     lookup::placeholders,
-    store::EventStore,
+    store::{EventStore, in_time},
 };
 
 /// A partition of a topic, as one consumer (a group) reads it.
@@ -48,12 +48,17 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the log cannot be read.
     pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
-        let rows: Vec<(i32, i64)> =
-            sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
+        let rows: Vec<(i32, i64)> = in_time(async {
+            let mut connection = self.lend().await?;
+            let rows = sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
                 .bind(consumer)
                 .bind(topic)
-                .fetch_all(self.pool())
+                .fetch_all(&mut *connection)
                 .await?;
+            connection.done();
+            Ok(rows)
+        })
+        .await?;
         Ok(rows.into_iter().collect())
     }
 
@@ -89,7 +94,15 @@ impl<E: LogEvent> EventStore<E> {
             .bind(types)
             .bind(payloads)
             .bind(metadata);
-        let row = columns.into_iter().fold(query, sqlx::query::Query::bind).fetch_one(self.pool()).await?;
+        let turn = self.turn().await?;
+        let row = in_time(async {
+            let mut connection = self.lend().await?;
+            let row = columns.into_iter().fold(query, sqlx::query::Query::bind).fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(row)
+        })
+        .await?;
+        drop(turn);
         if !row.try_get::<bool, _>(0)? {
             return Ok(Translated::Moved { stored: row.try_get(1)? });
         }

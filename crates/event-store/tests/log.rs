@@ -20,7 +20,7 @@ use test_support::{Database, TestLog, eventually};
 #[derive(Clone)]
 struct Add(DomainEvent);
 
-#[derive(Debug, Clone, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 struct Items {
     #[id]
@@ -239,7 +239,7 @@ async fn an_item_added_without_a_fingerprint_reads_back_with_the_default_one() {
     .execute(log.store.pool())
     .await
     .unwrap();
-    #[derive(Debug, Clone, StateQuery)]
+    #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
     #[state_query(CartStream)]
     struct Fingerprint {
         #[id]

@@ -10,7 +10,7 @@ use test_support::TestLog;
 macro_rules! seen {
     ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }) => {
         /// Which positions it was given.
-        #[derive(Debug, Clone, PartialEq, StateQuery)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
         #[state_query($stream)]
         struct $name {
             $(#[id] $id: $type,)*

@@ -39,7 +39,8 @@ async fn a_server_that_takes_no_writes_is_unavailable_at_once_and_worked_on_when
 async fn a_log_that_is_emptied_under_a_decision_is_said_to_be_reset_and_is_worked_on() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
-    log.append(cart.with_items(2)).await;
+    log.append(cart.with_items(1)).await;
+    log.store.decide(&Add::to(&cart)).await.unwrap();
     let pool = log.store.pool().clone();
     let add = Meanwhile::new(Add::to(&cart), move || {
         blocking(async { sqlx::query("TRUNCATE event").execute(&pool).await.unwrap() });
@@ -82,7 +83,7 @@ async fn an_append_that_the_database_refuses_hurts_none_of_those_that_share_its_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_read_in_time_is_busy_and_nothing_was_sent() {
     let log = TestLog::<DomainEvent>::create().await;
-    let settings = StoreSettings { decide_deadline: std::time::Duration::from_millis(300), ..StoreSettings::default() };
+    let settings = StoreSettings { decide_deadline: std::time::Duration::from_millis(300), known_bytes: 0, ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let mut holding = log.store.pool().begin().await.unwrap();
     sqlx::query("LOCK TABLE event IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();

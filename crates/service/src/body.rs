@@ -173,9 +173,14 @@ fn refused(path: &str, error: &serde_json::Error) -> HttpError {
         HttpError::bad_request("duplicate_field", format!("duplicate field: {}", nested(field)))
     } else {
         // A number too large for the parser is a wrong value all the same, and not broken JSON.
-        let is_value = error.is_data() || message == "number out of range";
+        let out_of_range = message == "number out of range";
+        let is_value = error.is_data() || out_of_range;
         let code = if is_value { "invalid_field" } else { "invalid_json" };
-        let message = if error.is_data() { expectation::of(message) } else { message.to_owned() };
+        let message = match message {
+            _ if error.is_data() => expectation::must(&expectation::of(message)),
+            _ if out_of_range => "must be a number within its range".to_owned(),
+            _ => message.to_owned(),
+        };
         match path {
             "." | "?" if is_value => HttpError::bad_request(code, message),
             "." | "?" => HttpError::bad_request(code, format!("the body is not valid JSON: {message}")),

@@ -19,7 +19,7 @@ use crate::{HttpError, openapi::Routes, trace};
 /// The most that all headers together may have, names included, in bytes.
 pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// The most that path and query may have, in bytes.
-const MAX_URI_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_URI_BYTES: usize = 8 * 1024;
 
 /// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
 const DURATION_BOUNDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -171,6 +171,17 @@ pub(crate) async fn refuse_large_heads(
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         let message = format!("the headers must have at most {MAX_HEADER_BYTES} bytes together");
         return Ok(request.error_response(HttpError::refusal(status, "headers_too_large", message)));
+    }
+    Ok(next.call(request).await?.map_into_boxed_body())
+}
+
+/// HEAD is GET without the body, which the connection leaves out.
+pub(crate) async fn answer_head_as_get(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if request.method() == Method::HEAD {
+        request.head_mut().method = Method::GET;
     }
     Ok(next.call(request).await?.map_into_boxed_body())
 }

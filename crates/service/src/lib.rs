@@ -25,7 +25,7 @@ pub mod trace;
 pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
 pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
-pub use path::{agree, path_value};
+pub use path::{PathValue, agree};
 pub use run::{Service, run};
 pub use settings::Validate;
 

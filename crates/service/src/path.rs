@@ -1,18 +1,33 @@
 //! Values in paths: parsed at the edge, and compared with what the body repeats.
 
-use std::{fmt::Display, str::FromStr};
+use std::{fmt::Display, future::Ready, str::FromStr};
 
-use crate::HttpError;
+use actix_web::{Error, FromRequest, HttpRequest, dev::Payload, web::Path};
 
-/// Parses a path parameter.
+use crate::{HttpError, expectation};
+
+/// The one parameter of a route's path, read into `T`. It goes before the body: what is wrong in both is the path's fault.
 ///
-/// # Errors
-/// 400 `invalid_path`, naming the parameter and what it should be, where it cannot be parsed.
-pub fn path_value<T>(name: &str, text: &str) -> Result<T, HttpError>
+/// What cannot be read is refused with 400 `invalid_path` and a message that names the parameter and what it should be.
+#[derive(Debug, Clone, Copy)]
+pub struct PathValue<T>(pub T);
+
+impl<T> FromRequest for PathValue<T>
 where
     T: FromStr<Err: Display>,
 {
-    text.parse().map_err(|error| HttpError::bad_request("invalid_path", format!("{name} in the path: {error}")))
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let text = Path::<String>::from_request(request, payload).into_inner();
+        std::future::ready(text.and_then(|text| {
+            let name = request.match_info().iter().next().map_or("the value", |(name, _)| name);
+            let refused =
+                |error| HttpError::bad_request("invalid_path", format!("{name} in the path: {}", expectation::must(&format!("{error}"))));
+            text.parse().map(Self).map_err(|error| refused(error).into())
+        }))
+    }
 }
 
 /// Holds a body against the path it was sent to.

@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     body::{DISCARD_DEADLINE, MAX_DISCARDED_BYTES},
-    edge::MAX_HEADER_BYTES,
+    edge::{MAX_HEADER_BYTES, MAX_URI_BYTES},
     error::ErrorBody,
 };
 
@@ -31,6 +31,29 @@ use crate::{
 pub(crate) struct Connection<Io = TcpStream> {
     io: Io,
     state: State,
+    request_line: RequestLine,
+}
+
+/// The first line that came since the last answer: a request's, unless the client sends requests without waiting for answers.
+#[derive(Debug, Default)]
+struct RequestLine {
+    length: usize,
+    complete: bool,
+}
+
+impl RequestLine {
+    fn take(&mut self, bytes: &[u8]) {
+        if !self.complete {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            self.length += end.unwrap_or(bytes.len());
+            self.complete = end.is_some();
+        }
+    }
+
+    /// actix-http's parser takes no longer URI, and calls one malformed, or a part of too large a head.
+    fn is_too_long(&self) -> bool {
+        self.length > usize::from(u16::MAX)
+    }
 }
 
 #[derive(Debug)]
@@ -47,7 +70,7 @@ enum State {
 
 impl<Io> Connection<Io> {
     pub(crate) fn new(io: Io) -> Self {
-        Self { io, state: State::Passing }
+        Self { io, state: State::Passing, request_line: RequestLine::default() }
     }
 }
 
@@ -95,7 +118,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.state {
-            State::Passing => Pin::new(&mut self.io).poll_read(cx, buffer),
+            State::Passing => {
+                let before = buffer.filled().len();
+                let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+                self.request_line.take(buffer.filled().get(before..).unwrap_or_default());
+                read
+            }
             // Not the end of the stream, yet: the answer comes first.
             State::Answering { .. } | State::Discarding { .. } => Poll::Pending,
             State::Done => Poll::Ready(Ok(())),
@@ -106,8 +134,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.state {
-            State::Passing => match with_body(bytes) {
-                None => return Pin::new(&mut self.io).poll_write(cx, bytes),
+            State::Passing => match with_body(bytes, self.request_line.is_too_long()) {
+                None => {
+                    self.request_line = RequestLine::default();
+                    return Pin::new(&mut self.io).poll_write(cx, bytes);
+                }
                 Some(answer) => self.state = State::Answering { answer, sent: 0, stands_for: bytes.len() },
             },
             State::Done => return Poll::Ready(Ok(bytes.len())),
@@ -129,13 +160,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
 }
 
 /// What to send instead of `bytes`, where they end in a bare head of a refusal.
-fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
+fn with_body(bytes: &[u8], uri_too_long: bool) -> Option<Vec<u8>> {
     let without_end = bytes.strip_suffix(b"\r\n\r\n")?;
     let start = without_end.windows(7).rposition(|window| window == b"HTTP/1.")?;
     let head = std::str::from_utf8(&without_end[start..]).ok()?;
     let mut lines = head.split("\r\n");
-    let status_line = lines.next()?;
-    let (code, message) = refusal(status_line.split(' ').nth(1)?)?;
+    let mut status_line = lines.next()?;
+    let (mut code, mut message) = refusal(status_line.split(' ').nth(1)?)?;
+    if uri_too_long {
+        (status_line, (code, message)) = ("HTTP/1.1 414 URI Too Long", uri_refusal());
+    }
     let mut headers = lines.filter_map(|line| line.split_once(": "));
     if !headers.clone().any(|(name, value)| name.eq_ignore_ascii_case("content-length") && value == "0") {
         return None;
@@ -152,6 +186,11 @@ fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
         .as_bytes(),
     );
     Some(answer)
+}
+
+/// As in `edge.rs`, for those that reach it.
+fn uri_refusal() -> (&'static str, String) {
+    ("uri_too_long", format!("path and query must have at most {MAX_URI_BYTES} bytes"))
 }
 
 /// Code and message by the status that actix-http chose.
@@ -171,7 +210,7 @@ mod tests {
     #[test]
     fn only_a_bare_head_of_a_refusal_gets_a_body() {
         let bare = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\ndate: today\r\n\r\n";
-        let answer = String::from_utf8(with_body(bare.as_bytes()).unwrap()).unwrap();
+        let answer = String::from_utf8(with_body(bare.as_bytes(), false).unwrap()).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"), "{head}");
         assert!(head.ends_with("date: today"), "{head}");
@@ -186,7 +225,7 @@ mod tests {
             "\r\n\r\n",
             "",
         ] {
-            assert_eq!(with_body(other.as_bytes()), None, "{other:?}");
+            assert_eq!(with_body(other.as_bytes(), false), None, "{other:?}");
         }
     }
 
@@ -194,7 +233,7 @@ mod tests {
     fn what_was_written_before_the_bare_head_stays() {
         let good = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOk";
         let both = format!("{good}HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
-        let answer = String::from_utf8(with_body(both.as_bytes()).unwrap()).unwrap();
+        let answer = String::from_utf8(with_body(both.as_bytes(), false).unwrap()).unwrap();
         assert!(answer.starts_with(&format!("{good}HTTP/1.1 400 Bad Request\r\ncontent-type")), "{answer}");
     }
 }

@@ -92,7 +92,7 @@ where
 
 fn read_settings<S: DeserializeOwned + Validate>(defaults: &str) -> Result<(Common, S), SettingsError> {
     let file = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
-    let layers = Layers::load(defaults, file.map(Into::into), |name| std::env::var(name).ok())?;
+    let layers = Layers::load(defaults, file.map(Into::into), std::env::vars_os())?;
     Ok((layers.read()?, layers.read()?))
 }
 

@@ -88,6 +88,7 @@ where
             .configure(routes.clone())
             .default_service(web::to(|request: HttpRequest| async move { edge::no_route(&request) }))
             .wrap(from_fn(edge::refuse_large_heads))
+            .wrap(from_fn(edge::answer_head_as_get))
             .wrap(cors::allow(&origins))
             .wrap(from_fn(edge::answer_errors_in_json))
             .wrap(from_fn(edge::observe))

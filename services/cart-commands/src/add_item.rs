@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, P
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
 use uuid::Uuid;
 
 use crate::stock::Stock;
@@ -23,11 +23,11 @@ use crate::stock::Stock;
 )]
 #[post("/additem/{cart_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(cart_id): PathValue<CartId>,
     JsonBody(command): JsonBody<AddItem>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &path_value("cart_id", &path)?, &command.cart_id)?;
+    agree("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, log.decide(&command).await?)))
 }
 
@@ -126,7 +126,7 @@ impl AddItem {
 type Content = (ProductId, Description, Image, Price);
 
 /// The cart as far as adding to it depends on it.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]
@@ -136,7 +136,7 @@ pub(crate) struct Cart {
     items: Vec<Item>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Item {
     item_id: ItemId,
     content: Content,
@@ -163,7 +163,10 @@ impl State for Cart {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use std::sync::Arc;
+
+    use event_store::DecideError;
+    use test_support::{Meanwhile, TestLog, blocking, given};
 
     use super::*;
     use cart_events::examples::Shopping;
@@ -217,6 +220,21 @@ mod specifications {
     fn a_product_whose_inventory_was_never_reported_may_be_added() {
         let cart = Shopping::new();
         given([]).when(&add_item(&cart, 0)).then([cart.created(), cart.added(0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_inventory_is_part_of_the_commands_consistency_boundary() {
+        let log = Arc::new(TestLog::<DomainEvent>::create().await);
+        let cart = Shopping::new();
+        log.append([cart.inventory(0, 5)]).await;
+        let (meanwhile, out) = (log.clone(), cart.inventory(0, 0));
+        let add = Meanwhile::new(add_item(&cart, 0), move || {
+            blocking(meanwhile.append([out]));
+        });
+        let Err(DecideError::Refused(refused)) = log.store.decide(&add).await else { panic!("it is added") };
+        assert_eq!(refused, Refused::OutOfStock(cart.product(0)));
+        assert!(add.decided() > 1);
+        assert_eq!(log.store.head().await.unwrap(), Position(2), "the change of inventory is the last event, and there is no cart");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use actix_web::{http::StatusCode, post, web};
 use cart_events::{CartId, DomainEvent, SubmissionStream};
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
-use service::{Answer, HttpError, IgnoredBody, Refusal, path_value};
+use service::{Answer, HttpError, IgnoredBody, PathValue, Refusal};
 
 /// Takes every item out of a cart. A body is ignored.
 #[utoipa::path(
@@ -18,11 +18,11 @@ use service::{Answer, HttpError, IgnoredBody, Refusal, path_value};
 )]
 #[post("/clearcart/{cart_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(cart_id): PathValue<CartId>,
     _: IgnoredBody,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    let command = ClearCart { cart_id: path_value("cart_id", &path)? };
+    let command = ClearCart { cart_id };
     Ok(web::Json((command.cart_id, log.decide(&command).await?)))
 }
 
@@ -78,7 +78,7 @@ impl Decision for ClearCart {
 }
 
 /// Whether a cart exists and may still change: what is in it is no concern of clearing it.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(SubmissionStream)]
 pub(crate) struct Open {
     #[id]

@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, DomainEvent, ItemId};
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
 
 /// Removes an item from a cart.
 #[utoipa::path(
@@ -20,11 +20,11 @@ use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
 )]
 #[post("/removeitem/{cart_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(cart_id): PathValue<CartId>,
     JsonBody(command): JsonBody<RemoveItem>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &path_value("cart_id", &path)?, &command.cart_id)?;
+    agree("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, log.decide(&command).await?)))
 }
 
@@ -87,7 +87,7 @@ impl Decision for RemoveItem {
 }
 
 /// One item of a cart: what becomes of the others is no concern of its removal.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct ItemInCart {
     #[id]

@@ -5,7 +5,7 @@ use disintegrate::StateQuery;
 use event_store::{Position, State};
 
 /// A product's newest reported inventory. Never reported is not out of stock.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(InventoryStream)]
 pub(crate) struct Stock {
     #[id]

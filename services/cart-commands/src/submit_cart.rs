@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, DomainEvent, ItemId, OrderedProduct, Produ
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State, Then};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
 
 use crate::stock::Stock;
 
@@ -22,11 +22,11 @@ use crate::stock::Stock;
 )]
 #[post("/submitcart/{cart_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(cart_id): PathValue<CartId>,
     JsonBody(command): JsonBody<SubmitCart>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &path_value("cart_id", &path)?, &command.cart_id)?;
+    agree("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, log.decide(&command).await?)))
 }
 
@@ -97,7 +97,7 @@ impl Decision for SubmitCart {
 }
 
 /// What would be ordered.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]
@@ -134,7 +134,10 @@ impl State for Cart {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use std::sync::Arc;
+
+    use event_store::DecideError;
+    use test_support::{Meanwhile, TestLog, blocking, given};
 
     use super::*;
     use cart_events::examples::Shopping;
@@ -200,5 +203,20 @@ mod specifications {
         given(cart.with_items(2).chain([cart.removed(1), cart.inventory(1, 0), cart.inventory(2, 0)]))
             .when(&submit(&cart))
             .then([cart.submitted(1)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_inventory_changed_to_0_that_lands_between_the_decision_and_the_append_makes_it_decide_again() {
+        let log = Arc::new(TestLog::<DomainEvent>::create().await);
+        let cart = Shopping::new();
+        log.append(cart.with_items(2)).await;
+        let (meanwhile, out) = (log.clone(), cart.inventory(1, 0));
+        let submit = Meanwhile::new(submit(&cart), move || {
+            blocking(meanwhile.append([out]));
+        });
+        let Err(DecideError::Refused(refused)) = log.store.decide(&submit).await else { panic!("it is submitted") };
+        assert_eq!(refused, Refused::OutOfStock(cart.product(1)));
+        assert!(submit.decided() > 1);
+        assert_eq!(log.store.head().await.unwrap(), Position(4), "the change of inventory is the last event");
     }
 }

@@ -166,7 +166,7 @@ impl Decision for ArchiveItem {
 }
 
 /// Since when an item is in an unsubmitted cart, where it is.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct OpenItem {
     #[id]

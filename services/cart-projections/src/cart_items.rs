@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
 use disintegrate::StateQuery;
 use event_store::{
-    EventStore, Position, Recorded, State, StoreError,
+    EventStore, Position, Recorded, State,
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{ErrorBody, HttpError, path_value};
+use service::{ErrorBody, HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -23,8 +23,10 @@ use crate::unknown_cart;
     responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
 )]
 #[get("/{cart_id}/cartitems")]
-pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
-    let cart_id = path_value("cart_id", &path)?;
+pub(crate) async fn live(
+    PathValue(cart_id): PathValue<CartId>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<CartItems>, HttpError> {
     let (cart, _) = log.read(Cart { cart_id, exists: false, items: vec![] }).await?;
     cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id))
 }
@@ -36,18 +38,21 @@ pub(crate) async fn live(path: web::Path<String>, log: web::Data<EventStore<Doma
     responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
-pub(crate) async fn projected(path: web::Path<String>, log: web::Data<EventStore<DomainEvent>>) -> Result<web::Json<CartItems>, HttpError> {
-    let cart_id: CartId = path_value("cart_id", &path)?;
-    let mut build = projection::serving(&log, CartItemsProjection::NAME).await?;
-    let rows = sqlx::query!(
-        r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
+pub(crate) async fn projected(
+    PathValue(cart_id): PathValue<CartId>,
+    log: web::Data<EventStore<DomainEvent>>,
+) -> Result<web::Json<CartItems>, HttpError> {
+    let rows = projection::serving(&log, CartItemsProjection::NAME, async |build| {
+        sqlx::query!(
+            r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"
            FROM cart_items_cart c LEFT JOIN cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position"#,
-        cart_id.uuid()
-    )
-    .fetch_all(&mut *build)
-    .await
-    .map_err(StoreError::from)?;
+            cart_id.uuid()
+        )
+        .fetch_all(build)
+        .await
+    })
+    .await?;
     if rows.is_empty() {
         return Err(unknown_cart(cart_id));
     }
@@ -74,7 +79,7 @@ pub(crate) struct CartItems {
     data: Vec<Item>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[schema(as = CartItem)]
 pub(crate) struct Item {
     cart_id: CartId,
@@ -93,7 +98,7 @@ impl CartItems {
 }
 
 /// The live form.
-#[derive(Debug, Clone, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
     #[id]

@@ -4,11 +4,11 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
 use event_store::{
-    EventStore, Recorded, StoreError,
+    EventStore, Recorded,
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, path_value};
+use service::{HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -16,15 +16,15 @@ use uuid::Uuid;
 #[utoipa::path(operation_id = "carts_with_products", params(("product_id" = ProductId, Path)), responses((status = 200, body = [CartWithProduct])))]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
-    let product_id: ProductId = path_value("product_id", &path)?;
-    let mut build = projection::serving(&log, CartsWithProducts::NAME).await?;
-    let rows = sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
-        .fetch_all(&mut *build)
-        .await
-        .map_err(StoreError::from)?;
+    let rows = projection::serving(&log, CartsWithProducts::NAME, async |build| {
+        sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
+            .fetch_all(build)
+            .await
+    })
+    .await?;
     Ok(web::Json(
         rows.into_iter()
             .map(|row| CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id })

@@ -6,11 +6,11 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{DomainEvent, InventoryStream, ProductId};
 use event_store::{
-    EventStore, Recorded, StoreError,
+    EventStore, Recorded,
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, path_value};
+use service::{HttpError, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -18,15 +18,13 @@ use uuid::Uuid;
 #[utoipa::path(operation_id = "inventories", params(("product_id" = ProductId, Path)), responses((status = 200, body = Option<ProductInventory>)))]
 #[get("/inventories/{product_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
-    let product_id: ProductId = path_value("product_id", &path)?;
-    let mut build = projection::serving(&log, Inventories::NAME).await?;
-    let inventory = sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid())
-        .fetch_optional(&mut *build)
-        .await
-        .map_err(StoreError::from)?;
+    let inventory = projection::serving(&log, Inventories::NAME, async |build| {
+        sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
+    })
+    .await?;
     Ok(web::Json(inventory.map(|inventory| ProductInventory { product_id, inventory })))
 }
 

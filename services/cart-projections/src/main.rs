@@ -51,6 +51,8 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
         lease: settings.projection_lease_seconds.seconds(),
         ..projection::Settings::default()
     };
+    // Longer than an attempt may take: nobody else takes a to-do up while one goes on.
+    let lease = settings.decide_deadline_milliseconds.milliseconds() + Duration::from_secs(3);
     let archived = Arc::new(watch::Sender::new(Position::START));
     let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
     let service = service.ready_when("log", move || {
@@ -62,7 +64,7 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
     let service = run(service, &log, &projecting, inventories::Inventories, false, Arc::default());
     run(service, &log, &projecting, archive_item::ArchiveItemAutomation, false, archived)
         .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
-            let settings = todo::Settings { max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
+            let settings = todo::Settings { lease, max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
             let attempt = |todo| archive_item::attempt(archive.clone(), todo);
             todo::work(archive.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
             Ok(())

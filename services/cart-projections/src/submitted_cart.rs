@@ -5,7 +5,7 @@ use cart_events::{CartId, DomainEvent, OrderedProduct, SubmissionStream, Total};
 use disintegrate::StateQuery;
 use event_store::{EventStore, Position, State};
 use serde::Serialize;
-use service::{ErrorBody, HttpError, path_value};
+use service::{ErrorBody, HttpError, PathValue};
 
 use crate::unknown_cart;
 
@@ -17,16 +17,15 @@ use crate::unknown_cart;
 )]
 #[get("/{cart_id}/submittedcart")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(cart_id): PathValue<CartId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<SubmittedCart>>, HttpError> {
-    let cart_id = path_value("cart_id", &path)?;
     let (submission, _) = log.read(Submission { cart_id, exists: false, submitted: None }).await?;
     submission.exists.then_some(web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id))
 }
 
 /// The answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 pub(crate) struct SubmittedCart {
     cart_id: CartId,
     /// In the order they were added.
@@ -35,7 +34,7 @@ pub(crate) struct SubmittedCart {
 }
 
 /// A cart's submission.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(SubmissionStream)]
 pub(crate) struct Submission {
     #[id]

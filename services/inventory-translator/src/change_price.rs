@@ -5,7 +5,7 @@ use cart_events::{DomainEvent, Price, ProductId};
 use event_store::{Decided, Decision, EventStore};
 use kafka::{Message, Poison};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, Refusal, agree, path_value};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
 
 /// A message of the topic `price-changes`, keyed by product_uuid, so that a product's messages keep their order over several partitions.
 #[derive(Debug, Deserialize)]
@@ -30,11 +30,11 @@ pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, Poison> {
 )]
 #[post("/changeprice/{product_id}")]
 pub(crate) async fn route(
-    path: web::Path<String>,
+    PathValue(product_id): PathValue<ProductId>,
     JsonBody(command): JsonBody<ChangePrice>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<ProductId>, HttpError> {
-    agree("product_id", &path_value("product_id", &path)?, &command.product_id)?;
+    agree("product_id", &product_id, &command.product_id)?;
     Ok(web::Json((command.product_id, log.decide(&command).await?)))
 }
 

@@ -39,13 +39,16 @@ impl Validate for Settings {}
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
     let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let sending = PublisherSettings::new(brokers);
     let publishing = Publishing {
         log: log.clone(),
-        publisher: Publisher::new(&PublisherSettings::new(brokers))?,
+        publisher: Publisher::new(&sending)?,
         topic: settings.published_carts_topic.to_string(),
         deadline: settings.publish_deadline_seconds.seconds(),
+        message_timeout: sending.message_timeout,
+        decide_deadline: settings.decide_deadline_milliseconds.milliseconds(),
     };
-    let working = todo::Settings { concurrency: settings.publish_concurrency.as_usize(), ..todo::Settings::default() };
+    let working = publishing.working(settings.publish_concurrency.as_usize());
     let projected = Arc::new(watch::Sender::new(Position::START));
     let asked = projected.subscribe();
     let (log_ready, broker_ready) = (log.clone(), publishing.clone());

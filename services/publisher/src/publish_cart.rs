@@ -18,6 +18,7 @@ use kafka::{CloudEvent, Publisher};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// Asks for a to-do for each submitted cart.
@@ -79,9 +80,26 @@ pub(crate) struct Publishing {
     pub(crate) topic: String,
     /// For how long, from the first attempt, a broker that is away is waited for.
     pub(crate) deadline: Duration,
+    /// The most that one send may take.
+    pub(crate) message_timeout: Duration,
+    /// The most that a read may take, and a decision.
+    pub(crate) decide_deadline: Duration,
 }
 
+/// What a lease has beyond the longest attempt: for librdkafka, which looks every second what has timed out, and to write the outcome down.
+const LEASE_RESERVE: Duration = Duration::from_secs(3);
+
 impl Publishing {
+    /// How the to-dos are worked. Nobody else takes one up while an attempt at it may go on: it would send the message once more.
+    pub(crate) fn working(&self, concurrency: usize) -> todo::Settings {
+        todo::Settings { lease: self.longest_attempt() + LEASE_RESERVE, concurrency, ..todo::Settings::default() }
+    }
+
+    /// It reads, sends and decides.
+    fn longest_attempt(&self) -> Duration {
+        self.decide_deadline + self.message_timeout + self.decide_deadline
+    }
+
     /// Publishes a to-do's cart, unless that was done.
     pub(crate) async fn attempt(self, todo: Todo) -> Outcome {
         let submitted: Submitted = match todo.payload() {
@@ -90,30 +108,27 @@ impl Publishing {
         };
         let cart_id = submitted.message.cart_id;
         // Before sending: after a crash between the log and the to-do, the message is not sent once more.
-        match self.log.read(Publication::of(cart_id)).await {
-            Ok((Publication { published: true, .. }, _)) => return Outcome::Done,
-            Ok(_) => {}
-            Err(error) => return Outcome::Retry { error: error.to_string() },
+        match timeout(self.decide_deadline, self.log.read(Publication::of(cart_id))).await {
+            Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
+            Err(_) => return Outcome::Retry { error: "the log did not answer in time".into() },
         }
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
-        match self.send(&todo, &submitted).await {
-            Ok(()) => match self.log.decide_with(&PublishCart { cart_id }, metadata).await {
-                Ok(_) | Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
-                Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
-                Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
-            },
+        let (decided, outcome) = match self.send(&todo, &submitted).await {
+            Ok(()) => (self.log.decide_with(&PublishCart { cart_id }, metadata).await, Outcome::Done),
+            Err(error) if !error.is_permanent() && todo.trying_for < self.deadline => return Outcome::Retry { error: error.to_string() },
             Err(error) => {
                 let reason = error.to_string();
-                if !error.is_permanent() && todo.trying_for < self.deadline {
-                    return Outcome::Retry { error: reason };
-                }
-                match self.log.decide_with(&GiveUpPublication { cart_id, reason: reason.clone() }, metadata).await {
-                    Ok(_) => Outcome::Failed { error: reason },
-                    Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
-                    Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
-                    Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
-                }
+                let give_up = GiveUpPublication { cart_id, reason: reason.clone() };
+                (self.log.decide_with(&give_up, metadata).await, Outcome::Failed { error: reason })
             }
+        };
+        match decided {
+            Ok(_) => outcome,
+            Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
+            Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
+            Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
         }
     }
 
@@ -193,7 +208,7 @@ impl Decision for GiveUpPublication {
 }
 
 /// What has become of a cart's publication.
-#[derive(Debug, Clone, PartialEq, Eq, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(PublicationStream)]
 pub(crate) struct Publication {
     #[id]
@@ -230,7 +245,11 @@ impl State for Publication {
 #[cfg(test)]
 mod specifications {
     use cart_events::examples::Shopping;
-    use test_support::given;
+    use event_store::projection::Settings;
+    use kafka::{Brokers, PublisherSettings};
+    use service::CancellationToken;
+    use test_support::{TestLog, given};
+    use tokio::sync::watch;
 
     use super::*;
 
@@ -297,6 +316,97 @@ mod specifications {
             given(submitted().chain([published.clone()])).when(&give_up(&cart)),
         ] {
             refused.then_refused(Refused::AlreadyPublished(cart.cart_id));
+        }
+    }
+
+    /// A log with a submitted cart, and its to-do.
+    async fn asked(cart: &Shopping) -> TestLog<DomainEvent> {
+        let log = TestLog::create().await;
+        log.append(cart.with_items(1).chain([cart.submitted(1)])).await;
+        log.project(PublishCartAutomation, Settings::default()).await;
+        log
+    }
+
+    /// To a broker that is away.
+    fn publishing(log: &TestLog<DomainEvent>) -> Publishing {
+        let message_timeout = Duration::from_millis(100);
+        let brokers = Brokers { bootstrap_servers: "127.0.0.1:9".into(), client_id: "test".into() };
+        Publishing {
+            log: log.store.clone(),
+            publisher: Publisher::new(&PublisherSettings { brokers, message_timeout }).unwrap(),
+            topic: "published-carts".into(),
+            deadline: Duration::from_secs(3_600),
+            message_timeout,
+            decide_deadline: Duration::from_secs(5),
+        }
+    }
+
+    /// Works the to-do once, as if it was first tried so long ago, and had been tried so often.
+    async fn attempted(publishing: &Publishing, first: &str, attempts: i32) {
+        let earlier = "UPDATE todo SET attempts = $1, next_attempt_at = clock_timestamp(),
+                       first_attempt_at = CASE WHEN $1 > 0 THEN clock_timestamp() - $2::interval END";
+        sqlx::query(earlier).bind(attempts).bind(first).execute(publishing.log.pool()).await.unwrap();
+        let stop = CancellationToken::new();
+        let (_asking, asked) = watch::channel(Position::START);
+        let attempt = |todo| {
+            stop.cancel();
+            publishing.clone().attempt(todo)
+        };
+        let (pool, working) = (publishing.log.pool().clone(), publishing.working(1));
+        todo::work(pool, PublishCartAutomation::NAME, working, asked, stop.clone(), attempt).await;
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_is_away_is_waited_for_with_exponential_backoff_from_125_ms_to_a_minute() {
+        let log = asked(&Shopping::new()).await;
+        let publishing = publishing(&log);
+        let now = async || -> OffsetDateTime { sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(log.store.pool()).await.unwrap() };
+        for (before, most) in [(0, 125), (1, 250), (2, 500), (8, 32_000), (9, 60_000), (10, 60_000), (1_000, 60_000)] {
+            let start = now().await;
+            attempted(&publishing, "1 minute", before).await;
+            let (attempts, next): (i32, OffsetDateTime) =
+                sqlx::query_as("SELECT attempts, next_attempt_at FROM todo WHERE status = 'open' AND last_error IS NOT NULL")
+                    .fetch_one(log.store.pool())
+                    .await
+                    .unwrap();
+            assert_eq!(attempts, before + 1);
+            let most = time::Duration::milliseconds(most);
+            assert!(next - start >= most / 2, "after {attempts} attempts: {}", next - start);
+            assert!(next - now().await <= most, "after {attempts} attempts: {next}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_hour_after_the_carts_first_attempt_cart_publication_failed_and_the_to_do_is_kept_as_failed() {
+        let log = asked(&Shopping::new()).await;
+        let publishing = publishing(&log);
+        let became = async || {
+            let status: String = sqlx::query_scalar("SELECT status FROM todo").fetch_one(log.store.pool()).await.unwrap();
+            let last: String = sqlx::query_scalar("SELECT event_type FROM event ORDER BY event_id DESC LIMIT 1")
+                .fetch_one(log.store.pool())
+                .await
+                .unwrap();
+            (status, last)
+        };
+        for (first, attempts, status, last) in [
+            ("0", 0, "open", "CartSubmitted"),
+            ("59 minutes", 70, "open", "CartSubmitted"),
+            ("1 hour", 71, "failed", "CartPublicationFailed"),
+        ] {
+            attempted(&publishing, first, attempts).await;
+            assert_eq!(became().await, (status.to_owned(), last.to_owned()), "first tried {first} ago");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_longer_than_the_longest_attempt_whatever_is_set() {
+        let log = TestLog::create().await;
+        // 60 seconds is the most that the setting allows.
+        for decide_deadline in [10, 5_000, 60_000].map(Duration::from_millis) {
+            for message_timeout in [100, 5_000, 60_000].map(Duration::from_millis) {
+                let publishing = Publishing { decide_deadline, message_timeout, ..publishing(&log) };
+                assert!(publishing.working(1).lease > decide_deadline + message_timeout + decide_deadline);
+            }
         }
     }
 }

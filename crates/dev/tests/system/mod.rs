@@ -17,7 +17,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, Transaction};
 use test_support::{Database, eventually};
 use uuid::Uuid;
 
@@ -33,6 +33,15 @@ pub struct Shop {
     logs: PathBuf,
     http: reqwest::Client,
     services: HashMap<&'static str, Service>,
+}
+
+/// What becomes of the calls that a process has sent to the database and waits for, when it is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastCalls {
+    /// They end with their connections.
+    GivenUp,
+    /// They run to their end, and nobody learns of it.
+    Run,
 }
 
 /// A message on the topic of published carts.
@@ -95,6 +104,11 @@ impl Shop {
         for kind in kinds {
             self.service(*kind).until_ready(READY).await.unwrap();
         }
+    }
+
+    /// Starts a service with settings of the test's own; it need not be ready yet.
+    pub fn launch(&mut self, kind: Kind, settings: Settings) {
+        self.services.insert(kind.name, Service::start(kind, settings).unwrap());
     }
 
     pub fn service(&mut self, kind: Kind) -> &mut Service {
@@ -178,6 +192,49 @@ impl Shop {
                 }
             }
             assert!(started.elapsed() < Duration::from_secs(90), "only {} messages of {different} were published", read.len());
+        }
+    }
+
+    /// Takes the log's lock: whoever wants to append waits until it is let go.
+    pub async fn lock(&self) -> Transaction<'static, Postgres> {
+        let mut lock = self.pool.begin().await.unwrap();
+        sqlx::query("SELECT event_lock()").execute(&mut *lock).await.unwrap();
+        lock
+    }
+
+    /// Waits until a service waits for a lock, which the test holds.
+    pub async fn until_stuck(&self, kind: Kind) {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = $1 AND wait_event_type = 'Lock'";
+        eventually("the service waits for the lock", || async {
+            let waiting: i64 = sqlx::query_scalar(waiting).bind(kind.role).fetch_one(&self.pool).await.unwrap();
+            (waiting > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Kills a service that is stuck, and then lets the lock go.
+    pub async fn kill_stuck(&mut self, kind: Kind, lock: Transaction<'static, Postgres>, last_calls: LastCalls) {
+        self.service(kind).kill().await.unwrap();
+        let left = match last_calls {
+            LastCalls::GivenUp => {
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND usename = $1"
+            }
+            LastCalls::Run => "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = $1",
+        };
+        let until_gone = eventually("none of its connections is left", || async {
+            let left: i64 = sqlx::query_scalar(left).bind(kind.role).fetch_one(&self.pool).await.unwrap();
+            (left == 0).then_some(())
+        });
+        match last_calls {
+            LastCalls::GivenUp => {
+                until_gone.await;
+                lock.rollback().await.unwrap();
+            }
+            LastCalls::Run => {
+                lock.rollback().await.unwrap();
+                until_gone.await;
+            }
         }
     }
 

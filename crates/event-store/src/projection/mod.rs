@@ -28,7 +28,7 @@ pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_r
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};
 pub use segment::segment_of;
-pub use serving::{Serving, Waited, serving, wait};
+pub use serving::{Waited, serving, wait};
 use worker::{Backoff, Running, say};
 
 /// What a projection is for.

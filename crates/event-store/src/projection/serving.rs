@@ -1,58 +1,42 @@
 //! Reading the build that is in service, and waiting until it has come far enough.
 
-use std::{
-    collections::BTreeMap,
-    ops::{Deref, DerefMut},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use sqlx::{PgConnection, Postgres, Transaction};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, sleep, timeout_at},
-};
+use sqlx::PgConnection;
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::segment::{hash, segment_of};
-use crate::{EventStore, LogEvent, Position, StoreError, lease::Held};
+use crate::{EventStore, LogEvent, Position, StoreError, lease::Held, store::in_time};
 
-/// A transaction that reads the build of a projection that is in service.
-pub struct Serving {
-    transaction: Transaction<'static, Postgres>,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl Deref for Serving {
-    type Target = PgConnection;
-    fn deref(&self) -> &PgConnection {
-        &self.transaction
-    }
-}
-
-impl DerefMut for Serving {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.transaction
-    }
-}
-
-/// Begins to read the build of a projection that is in service.
+/// Reads the build of a projection that is in service: its tables are found without a schema.
 ///
 /// # Errors
-/// Where the database is away or busy, or the projection was never run.
-pub async fn serving<E: LogEvent>(store: &EventStore<E>, name: &str) -> Result<Serving, StoreError> {
+/// Where the database is away, busy or does not answer, or the projection was never run.
+pub async fn serving<E: LogEvent, T>(
+    store: &EventStore<E>,
+    name: &str,
+    read: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, StoreError> {
     let turn = store.turn().await?;
-    let mut transaction = store.pool().begin().await?;
-    sqlx::query_scalar!(
-        "SELECT set_config('search_path', build || ', public', true) FROM projection WHERE name = $1 AND status = 'serving'",
-        name
-    )
-    .fetch_one(&mut *transaction)
-    .await
-    .map_err(|error| match error {
-        sqlx::Error::RowNotFound => StoreError::Unavailable(sqlx::Error::Protocol(format!("the projection {name} was never run"))),
-        error => error.into(),
-    })?;
-    Ok(Serving { transaction, _turn: turn })
+    let answer = in_time(async {
+        let mut connection = store.lend().await?;
+        // For the session: who reads another build next says so first, and nobody else looks for tables without a schema outside public
+        // but in a transaction that has set its own path.
+        sqlx::query_scalar!(
+            "SELECT set_config('search_path', build || ', public', false) FROM projection WHERE name = $1 AND status = 'serving'",
+            name
+        )
+        .fetch_optional(&mut *connection)
+        .await?
+        .ok_or_else(|| sqlx::Error::Protocol(format!("the projection {name} was never run")))?;
+        let answer = read(&mut connection).await?;
+        connection.done();
+        Ok(answer)
+    });
+    let answer = answer.await;
+    drop(turn);
+    answer
 }
 
 /// What waiting came to.
@@ -118,13 +102,19 @@ fn in_hand(held: &BTreeMap<&'static str, Held>, key: Option<Uuid>) -> Option<Pos
 
 async fn stored<E: LogEvent>(store: &EventStore<E>, name: &str, key: Option<Uuid>) -> Result<Position, StoreError> {
     let turn = store.turn().await?;
-    let position = sqlx::query_scalar!(
-        "SELECT min(c.position) FROM checkpoint c JOIN projection p USING (name, build)
+    let position = in_time(async {
+        let mut connection = store.lend().await?;
+        let position = sqlx::query_scalar!(
+            "SELECT min(c.position) FROM checkpoint c JOIN projection p USING (name, build)
          WHERE p.name = $1 AND p.status = 'serving' AND ($2::bigint IS NULL OR c.segment = $2 % c.segments)",
-        name,
-        key.map(|key| i64::from(hash(key)))
-    )
-    .fetch_one(store.pool())
+            name,
+            key.map(|key| i64::from(hash(key)))
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        connection.done();
+        Ok(position)
+    })
     .await?;
     drop(turn);
     Ok(position.map_or(Position::START, Position))

@@ -1,14 +1,10 @@
 //! Decisions that these tests share.
-#![allow(dead_code, clippy::unwrap_used, reason = "not every test uses every one; a test that cannot go on fails")]
-
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
+#![allow(dead_code, unused_imports, reason = "not every test uses every one")]
 
 use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
 use disintegrate::StateQuery;
-use event_store::{Decided, Decision, Position, State, View};
+use event_store::{Decided, Decision, Position, State};
+pub(crate) use test_support::{Meanwhile, blocking};
 
 /// Adds an item while there are fewer than three; refuses with their number.
 #[derive(Clone)]
@@ -21,7 +17,7 @@ impl Add {
     }
 }
 
-#[derive(Debug, Clone, StateQuery)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Items {
     #[id]
@@ -48,46 +44,4 @@ impl Decision for Add {
     fn process(&self, state: &Items) -> Result<Decided<DomainEvent>, usize> {
         if state.items < 3 { Ok(Decided::Events(vec![self.0.clone()])) } else { Err(state.items) }
     }
-}
-
-/// A decision during which something else happens: after it was read and before it is appended, the first time.
-pub(crate) struct Meanwhile<D> {
-    decision: D,
-    happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    decided: AtomicUsize,
-}
-
-impl<D> Meanwhile<D> {
-    pub(crate) fn new(decision: D, happens: impl FnOnce() + Send + 'static) -> Self {
-        Self { decision, happens: Mutex::new(Some(Box::new(happens))), decided: AtomicUsize::new(0) }
-    }
-
-    /// How often it decided.
-    pub(crate) fn decided(&self) -> usize {
-        self.decided.load(Ordering::SeqCst)
-    }
-}
-
-impl<D: Decision> Decision for Meanwhile<D> {
-    type Event = D::Event;
-    type StateQuery = D::StateQuery;
-    type Error = D::Error;
-
-    fn state_query(&self) -> D::StateQuery {
-        self.decision.state_query()
-    }
-
-    fn process(&self, state: &View<D>) -> Result<Decided<D::Event>, D::Error> {
-        self.decided.fetch_add(1, Ordering::SeqCst);
-        let happens = self.happens.lock().unwrap().take();
-        if let Some(happens) = happens {
-            happens();
-        }
-        self.decision.process(state)
-    }
-}
-
-/// Waits within a decision, which is not asynchronous. Needs a runtime of several threads.
-pub(crate) fn blocking<T>(future: impl Future<Output = T>) -> T {
-    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
 }

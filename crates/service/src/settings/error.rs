@@ -16,14 +16,14 @@ pub enum SettingsError {
         /// What is allowed.
         allowed: String,
     },
-    /// The file has a key that the service does not know.
+    /// The file has a key, or the environment a variable of ours, that nothing knows.
     #[error("{origin} sets {key}, which is unknown; known are {known}")]
     Unknown {
-        /// The key.
+        /// The key, or the variable's name.
         key: String,
-        /// The file.
+        /// The file, or the environment.
         origin: String,
-        /// Every key that may be set, separated by commas.
+        /// Every one that may be set, separated by commas.
         known: String,
     },
     /// The settings file cannot be read, or is not TOML.

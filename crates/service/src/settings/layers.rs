@@ -1,6 +1,10 @@
 //! The layers settings are read from, merged; each value remembers where it came from.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::PathBuf,
+};
 
 use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
@@ -11,6 +15,10 @@ use crate::expectation;
 
 const COMMON_DEFAULTS: &str = include_str!("../settings.toml");
 const BUILT_IN: &str = "built in";
+/// What the names of our environment variables begin with.
+const PREFIX: &str = "CARTLOG_";
+/// The variables of every program of the project.
+const VARIABLES: &str = include_str!("../variables.txt");
 
 /// All settings, merged and not yet typed.
 #[derive(Debug, Clone)]
@@ -22,8 +30,12 @@ impl Layers {
     /// Merges the common defaults, the service's own, the file and the environment.
     ///
     /// # Errors
-    /// Where the file cannot be read or sets an unknown key.
-    pub(crate) fn load(defaults: &str, file: Option<PathBuf>, variable: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+    /// Where the file cannot be read, or it or the environment sets what is unknown.
+    pub(crate) fn load(
+        defaults: &str,
+        file: Option<PathBuf>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, SettingsError> {
         let mut layers = Config::builder()
             .add_source(File::from_str(COMMON_DEFAULTS, FileFormat::Toml))
             .add_source(File::from_str(defaults, FileFormat::Toml))
@@ -35,13 +47,22 @@ impl Layers {
         if let Some(path) = file {
             layers.extend(read_file(path, &known)?);
         }
-        for key in known {
-            let name = environment_variable(&key);
-            let Some(text) = variable(&name).filter(|text| !text.is_empty()) else {
+        let variables: BTreeMap<String, String> = known.into_iter().map(|key| (environment_variable(&key), key)).collect();
+        for (name, value) in environment.into_iter().filter(|(_, value)| !value.is_empty()) {
+            let name = name.to_string_lossy().into_owned();
+            let Some(key) = variables.get(&name) else {
+                if name.starts_with(PREFIX) && !VARIABLES.lines().any(|known| known == name) {
+                    return Err(SettingsError::Unknown { key: name, origin: "the environment".into(), known: listed(variables.keys()) });
+                }
                 continue;
             };
-            let kind = like(layers.get(&key), text);
-            layers.insert(key, Value::new(Some(&format!("from the environment, {name}")), kind));
+            let origin = format!("from the environment, {name}");
+            let Ok(text) = value.into_string() else {
+                let (key, value, allowed) = (key.clone(), "not UTF-8".into(), "text in UTF-8".into());
+                return Err(SettingsError::Invalid { key, value, origin, allowed });
+            };
+            let kind = like(layers.get(key), text);
+            layers.insert(key.clone(), Value::new(Some(&origin), kind));
         }
         Ok(Self { values: layers })
     }
@@ -102,11 +123,14 @@ fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Valu
             if known.contains(&key) {
                 Ok((key, Value::new(Some(&origin), value.kind)))
             } else {
-                let known = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-                Err(SettingsError::Unknown { key, origin: format!("the file {name}"), known })
+                Err(SettingsError::Unknown { key, origin: format!("the file {name}"), known: listed(known) })
             }
         })
         .collect()
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// A value as it may appear in an error or a log.

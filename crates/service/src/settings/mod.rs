@@ -2,7 +2,8 @@
 //!
 //! A key is flat and in snake case. Its environment variable is `CARTLOG_` and the key in capitals, except for the
 //! three that the rest of the world names: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS` and
-//! `OTEL_EXPORTER_OTLP_ENDPOINT`. An empty variable counts as unset.
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`. An empty variable counts as unset. One whose name begins with `CARTLOG_` and is no setting's is a
+//! mistake, unless `variables.txt` has it: one environment may serve all programs.
 
 mod common;
 mod error;

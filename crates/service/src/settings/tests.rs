@@ -1,4 +1,9 @@
-use std::{io::Write, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    io::Write,
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+};
 
 use serde::Deserialize;
 
@@ -33,8 +38,11 @@ impl Validate for Own {
 }
 
 fn read(file: Option<PathBuf>, environment: &[(&str, &str)]) -> Result<(Common, Own), SettingsError> {
-    let variable = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    let layers = Layers::load(DEFAULTS, file, variable)?;
+    read_os(file, environment.iter().map(|(name, value)| (name.into(), value.into())))
+}
+
+fn read_os(file: Option<PathBuf>, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<(Common, Own), SettingsError> {
+    let layers = Layers::load(DEFAULTS, file, environment)?;
     Ok((layers.read()?, layers.read()?))
 }
 
@@ -108,6 +116,27 @@ fn a_wrong_value_is_named_with_its_key_its_origin_and_what_is_allowed() {
         let error = read(None, &[(variable, value)]).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn an_unknown_variable_of_ours_is_named_with_what_is_known_and_those_of_other_programs_are_passed_over() {
+    for unknown in ["CARTLOG_PROT", "CARTLOG_DATABASE_URL", "CARTLOG_port", "CARTLOG_"] {
+        let error = read(None, &[(unknown, "1")]).unwrap_err().to_string();
+        let named = format!("the environment sets {unknown}, which is unknown; known are CARTLOG_BIND_ADDRESS, CARTLOG_CORS_ORIGINS, ");
+        assert!(error.starts_with(&named) && error.contains(", CARTLOG_ORDERS_TOPIC, ") && error.contains(", DATABASE_URL, "), "{error}");
+        assert!(read(None, &[(unknown, "")]).is_ok(), "an empty one counts as unset");
+    }
+    for passed_over in ["CARTLOG_SETTINGS_FILE", "CARTLOG_CONSUMER_GROUP", "CARTLOG_COMMANDS_PORT", "PORT", "MY_CARTLOG_PORT"] {
+        assert!(read(None, &[(passed_over, "0")]).is_ok(), "{passed_over}");
+    }
+}
+
+#[test]
+fn a_value_that_is_not_utf_8_is_named_with_its_key_and_without_the_value() {
+    let value = OsStr::from_bytes(b"postgres://me:hunter2\xff@db/shop").to_owned();
+    let error = read_os(None, [("DATABASE_URL".into(), value.clone())]).unwrap_err().to_string();
+    assert_eq!(error, "database_url is not UTF-8 (from the environment, DATABASE_URL), but must be text in UTF-8");
+    assert!(read_os(None, [("PATH".into(), value)]).is_ok(), "what is not ours may be anything");
 }
 
 #[test]

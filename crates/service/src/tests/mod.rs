@@ -39,8 +39,8 @@ struct Running {
 }
 
 fn settings(environment: &[(&str, &str)]) -> Common {
-    let variable = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    Layers::load(DEFAULTS, None, variable).unwrap().read().unwrap()
+    let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+    Layers::load(DEFAULTS, None, environment).unwrap().read().unwrap()
 }
 
 fn service(settings: Common) -> Service {

@@ -5,10 +5,11 @@ use std::{fmt, str::FromStr};
 use actix_web::{Responder, get, post, web};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use utoipa::OpenApi;
 
 use super::{Running, serve, service, settings};
-use crate::{HttpError, IgnoredBody, JsonBody, agree, path_value};
+use crate::{HttpError, IgnoredBody, JsonBody, PathValue, agree};
 
 /// A number from 0 to 99, of which the domain says so.
 #[derive(Debug, PartialEq)]
@@ -17,7 +18,7 @@ struct Small(u8);
 impl FromStr for Small {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().ok().filter(|number| *number < 100).map(Self).ok_or("a number from 0 to 99")
+        text.parse().ok().filter(|number| *number < 100).map(Self).ok_or("must be a number from 0 to 99")
     }
 }
 
@@ -67,8 +68,7 @@ struct Line {
 
 #[utoipa::path(post, path = "/things/{number}")]
 #[post("/things/{number}")]
-async fn add(path: web::Path<String>, body: JsonBody<Body>) -> Result<impl Responder, HttpError> {
-    let number: Small = path_value("number", &path)?;
+async fn add(PathValue(number): PathValue<Small>, body: JsonBody<Body>) -> Result<impl Responder, HttpError> {
     let JsonBody(body) = body;
     agree("number", &number, &body.number)?;
     let quantities: i64 = body.lines.iter().map(|line| line.quantity).sum();
@@ -84,8 +84,8 @@ async fn clear(_: IgnoredBody) -> impl Responder {
 
 #[utoipa::path(get, path = "/{number}/text")]
 #[get("/{number}/text")]
-async fn show(path: web::Path<String>) -> Result<impl Responder, HttpError> {
-    Ok(path_value::<Small>("number", &path)?.to_string())
+async fn show(PathValue(number): PathValue<Small>) -> impl Responder {
+    number.to_string()
 }
 
 #[utoipa::path(get, path = "/fail/{how}")]
@@ -117,15 +117,15 @@ async fn a_body_that_cannot_be_read_is_refused_with_the_field_and_what_it_should
     for (body, code, message) in [
         (r#"{"text":"a","count":1}"#, "missing_field", "missing field: number"),
         (r#"{"number":"1","text":"a","count":1,"lines":[{}]}"#, "missing_field", "missing field: lines[0].quantity"),
-        (r#"{"number":"100","text":"a","count":1}"#, "invalid_field", "number: a number from 0 to 99"),
-        (r#"{"number":1,"text":"a","count":1}"#, "invalid_field", "number: a string"),
-        (r#"{"number":"1","text":null,"count":1}"#, "invalid_field", "text: a string"),
-        (r#"{"number":"1","text":"a","count":-1}"#, "invalid_field", "count: a whole number from 0 to 4294967295"),
-        (r#"{"number":"1","text":"a","count":1.5}"#, "invalid_field", "count: a whole number from 0 to 4294967295"),
-        (r#"{"number":"1","text":"a","count":1e999}"#, "invalid_field", "count: number out of range"),
-        (r#"{"number":"1","text":"a","count":1,"price":-1}"#, "invalid_field", "price: a decimal from 0 to 9.99"),
-        (r#"{"number":"1","text":"a","count":1,"lines":[3]}"#, "invalid_field", "lines[0]: an object"),
-        (r#"{"number":"1","text":"a","count":1,"lines":{}}"#, "invalid_field", "lines: a list"),
+        (r#"{"number":"100","text":"a","count":1}"#, "invalid_field", "number: must be a number from 0 to 99"),
+        (r#"{"number":1,"text":"a","count":1}"#, "invalid_field", "number: must be a string"),
+        (r#"{"number":"1","text":null,"count":1}"#, "invalid_field", "text: must be a string"),
+        (r#"{"number":"1","text":"a","count":-1}"#, "invalid_field", "count: must be a whole number from 0 to 4294967295"),
+        (r#"{"number":"1","text":"a","count":1.5}"#, "invalid_field", "count: must be a whole number from 0 to 4294967295"),
+        (r#"{"number":"1","text":"a","count":1e999}"#, "invalid_field", "count: must be a number within its range"),
+        (r#"{"number":"1","text":"a","count":1,"price":-1}"#, "invalid_field", "price: must be a decimal from 0 to 9.99"),
+        (r#"{"number":"1","text":"a","count":1,"lines":[3]}"#, "invalid_field", "lines[0]: must be an object"),
+        (r#"{"number":"1","text":"a","count":1,"lines":{}}"#, "invalid_field", "lines: must be a list"),
         (r#"{"number":"1","number":"2"}"#, "duplicate_field", "duplicate field: number"),
         (r#"["1","a",1]"#, "invalid_json", "the body must be a JSON object"),
         ("null", "invalid_json", "the body must be a JSON object"),
@@ -166,7 +166,12 @@ async fn a_path_that_cannot_be_read_or_disagrees_is_refused() {
         let (status, code, message) = running.get(path).await.error();
         assert_eq!((status, code.as_str()), (400, "invalid_path"), "{path}: {message}");
     }
-    assert_eq!(running.get("/x/text").await.error().2, "number in the path: a number from 0 to 99");
+    assert_eq!(running.get("/x/text").await.error().2, "number in the path: must be a number from 0 to 99");
+    // What is wrong in both is the path's fault, and so is what is wrong where the body cannot be read at all.
+    for body in [r#"{"number":"100","text":"a","count":1}"#, "{"] {
+        let (_, code, message) = running.post("/things/100", JSON, body).await.error();
+        assert_eq!((code.as_str(), message.as_str()), ("invalid_path", "number in the path: must be a number from 0 to 99"));
+    }
     running.stop().await.unwrap();
 }
 
@@ -208,6 +213,26 @@ async fn an_unknown_route_is_404_and_a_wrong_method_405_with_those_allowed() {
         let answer = running.exchange(format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert_eq!(answer.error(), (405, "method_not_allowed".to_owned(), format!("this route takes {allowed}")));
         assert_eq!(answer.header("allow"), Some(allowed));
+    }
+    for path in ["/things/1/", "/healthcheck/"] {
+        assert_eq!(running.get(path).await.error().0, 404, "a slash at the end is another route: {path}");
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn head_is_answered_as_get_without_the_body() {
+    let running = start();
+    for (path, status, length) in [("/healthcheck", "200 OK", 2), ("/ready", "200 OK", 14), ("/7/text", "200 OK", 1)] {
+        let mut stream = running.connect().await;
+        let requests = format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /7/text HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(requests.as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        let (head, next) = answers.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answers}");
+        assert!(head.contains(&format!("content-length: {length}\r\n")), "{answers}");
+        assert!(next.starts_with("HTTP/1.1 200 OK\r\n") && next.ends_with("\r\n\r\n7"), "{answers}");
     }
     running.stop().await.unwrap();
 }

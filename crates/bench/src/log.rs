@@ -1,0 +1,316 @@
+//! Add Item through `event-store`, beside the same decision without the cache, through disintegrate-postgres, and the floor.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use cart_events::{CartId, DomainEvent, ProductId};
+use disintegrate::NoSnapshot;
+use disintegrate_postgres::decision_maker;
+use event_store::{EventStore, StoreSettings};
+use sqlx::{ConnectOptions, PgPool};
+
+use crate::{
+    Bench,
+    add_item::AddItem,
+    database::{Database, FLOOR, LOG, Products, RIVAL, Rival, Table},
+    floor::Floor,
+    measure::{Sample, Spread, Until, measure},
+    report::{Contender, Key, Report, thousands},
+};
+
+/// Filling so many events anew is quicker than removing what a measurement adds.
+const FILLED_ANEW: u64 = 100_000;
+/// Commands on the hot cart, until another takes its place: its items stay in its history, and a cart does not have thousands.
+const HOT_CART_COMMANDS: u32 = 300;
+/// Fresh processes that each ask for products which they do not know.
+const FIRST_COMMANDS: usize = 40;
+
+/// The settings of a service; without the cache, for a rival that has everything else as we have it.
+pub(crate) fn settings(contender: Contender) -> StoreSettings {
+    let ours = StoreSettings::default();
+    if contender == Contender::Loading { StoreSettings { known_bytes: 0, ..ours } } else { ours }
+}
+
+/// The carts that commands go to.
+#[derive(Debug, Clone, Copy)]
+enum Carts {
+    /// A task adds so many items to a cart, then takes another.
+    Own { items: u32 },
+    /// All tasks use one at a time.
+    Hot,
+}
+
+/// What is added to which carts.
+pub(crate) struct Work {
+    carts: Vec<Mutex<(CartId, u32)>>,
+    commands_a_cart: u32,
+    hot: bool,
+    products: Products,
+}
+
+impl Work {
+    fn new(carts: Carts, products: Products, tasks: usize) -> Self {
+        let (count, commands_a_cart, hot) = match carts {
+            Carts::Own { items } => (tasks, items, false),
+            Carts::Hot => (1, HOT_CART_COMMANDS, true),
+        };
+        Self { carts: (0..count).map(|_| Mutex::new((CartId::new(), 0))).collect(), commands_a_cart, hot, products }
+    }
+
+    /// Each task adds to carts of its own, one item each.
+    pub(crate) fn one_item_each(products: Products, tasks: usize) -> Self {
+        Self::new(Carts::Own { items: 1 }, products, tasks)
+    }
+
+    pub(crate) fn next(&self, task: usize) -> Result<AddItem, String> {
+        let mut cart = self.carts[task % self.carts.len()].lock().unwrap_or_else(PoisonError::into_inner);
+        if cart.1 == self.commands_a_cart {
+            *cart = (CartId::new(), 0);
+        }
+        cart.1 += 1;
+        AddItem::new(cart.0, self.products.any(), self.hot).map_err(|error| error.to_string())
+    }
+}
+
+/// One log, the floor beside it, and disintegrate's log, all with as many events before.
+pub(crate) struct Place {
+    pub(crate) ours: Database,
+    rival: Option<(Database, Rival)>,
+    before: u64,
+    /// For each measurement, as it is small; else what was added is removed.
+    filled_anew: bool,
+}
+
+impl Place {
+    pub(crate) async fn fill(bench: &Bench, before: u64, with_rival: bool) -> Result<Self> {
+        bench.say(format!("filling a log with {} events", thousands(before)));
+        let rival = if with_rival { Some(bench.server.rival().await?) } else { None };
+        let place = Self { ours: bench.server.log().await?, rival, before, filled_anew: before <= FILLED_ANEW };
+        place.refill(Contender::Cartlog).await?;
+        place.refill(Contender::Floor).await?;
+        place.refill(Contender::Disintegrate).await?;
+        // What was filled is not to be written to its files during the first measurement.
+        sqlx::raw_sql("CHECKPOINT").execute(&place.ours.pool).await?;
+        Ok(place)
+    }
+
+    async fn refill(&self, contender: Contender) -> Result<()> {
+        let Some((pool, table)) = self.table(contender) else { return Ok(()) };
+        sqlx::raw_sql(&format!("TRUNCATE {}", table.name)).execute(pool).await?;
+        table.add_carts(pool, self.before / 2, Products::Many(1_000)).await
+    }
+
+    /// The log as it was when it was filled.
+    pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
+        match self.table(contender) {
+            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await,
+            _ => self.refill(contender).await,
+        }
+    }
+
+    fn table(&self, contender: Contender) -> Option<(&PgPool, Table)> {
+        Some(match contender {
+            Contender::Disintegrate => (&self.rival.as_ref()?.0.pool, RIVAL),
+            Contender::Floor => (&self.ours.pool, FLOOR),
+            _ => (&self.ours.pool, LOG),
+        })
+    }
+
+    /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
+    pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
+        self.again(contender).await?;
+        let work = Arc::new(work);
+        match contender {
+            Contender::Cartlog | Contender::Loading => {
+                let store = EventStore::<DomainEvent>::new(
+                    self.ours.options_as("cartlog_commands")?.disable_statement_logging(),
+                    settings(contender),
+                );
+                let of_operation = store.clone();
+                let sample = warmed_up(tasks, length, move |task| {
+                    let (store, command) = (of_operation.clone(), work.next(task));
+                    async move { store.decide(&command?).await.map(drop).map_err(|error| format!("{error:?}")) }
+                })
+                .await;
+                store.close().await;
+                Ok(sample)
+            }
+            Contender::Disintegrate => {
+                let (_, store) = self.rival.as_ref().ok_or_else(|| anyhow!("disintegrate's log was not made"))?;
+                let maker = decision_maker(store.clone(), NoSnapshot);
+                Ok(warmed_up(tasks, length, move |task| {
+                    let (maker, command) = (maker.clone(), work.next(task));
+                    async move { maker.make(command?).await.map(drop).map_err(|error| format!("{error:?}")) }
+                })
+                .await)
+            }
+            _ => {
+                let floor = Floor::connect(&self.ours, tasks).await?;
+                let of_operation = floor.clone();
+                let sample = warmed_up(tasks, length, move |task| {
+                    let (floor, command) = (of_operation.clone(), work.next(task));
+                    async move { floor.insert(task, &command?).await }
+                })
+                .await;
+                floor.close().await;
+                Ok(sample)
+            }
+        }
+    }
+}
+
+/// Measures after a tenth of the time that does not count.
+pub(crate) async fn warmed_up<O, F>(tasks: usize, length: Duration, operation: O) -> Sample
+where
+    O: Fn(usize) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<(), String>> + Send,
+{
+    measure(tasks, Until::Elapsed(length / 10), operation.clone()).await;
+    measure(tasks, Until::Elapsed(length), operation).await
+}
+
+struct Scenario<'a> {
+    name: String,
+    place: &'a Place,
+    carts: Carts,
+    products: Products,
+    contenders: &'static [Contender],
+    levels: &'a [usize],
+}
+
+/// The names of scenarios that the bars speak of.
+pub(crate) fn one_item(before: u64) -> String {
+    format!("a new cart each, {} events before", thousands(before))
+}
+pub(crate) const HOT_CART: &str = "one hot cart";
+pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
+pub(crate) fn popular_product(crowd: u64) -> String {
+    format!("a new process, a product in {} carts", thousands(crowd))
+}
+pub(crate) fn counted_product(crowd: u64) -> String {
+    format!("a new process, a product with {} inventory changes", thousands(crowd))
+}
+/// The same, of which only the first command counts.
+pub(crate) fn first_command(scenario: &str) -> String {
+    format!("{scenario}: its first command")
+}
+
+pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
+    let sizes = &bench.sizes;
+    let mut places = vec![];
+    for before in &sizes.before {
+        places.push(Place::fill(bench, *before, true).await?);
+    }
+    let crowd = Crowd::fill(bench).await?;
+    let loud = [sizes.loud()];
+
+    let (one, shop, all, levels) = (Carts::Own { items: 1 }, Products::Many(1_000), &Contender::OF_THE_LOG[..], &sizes.levels[..]);
+    let mut scenarios = vec![];
+    for place in &places {
+        scenarios.push(Scenario { name: one_item(place.before), place, carts: one, products: shop, contenders: all, levels });
+    }
+    if let Some(place) = places.first() {
+        let variants =
+            [("three items a cart", Carts::Own { items: 3 }, shop), (HOT_CART, Carts::Hot, shop), ("one product", one, Products::Many(1))];
+        for (name, carts, products) in variants {
+            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels });
+        }
+    }
+    for (name, product) in crowd.products() {
+        let (place, products) = (&crowd.place, Products::One(product));
+        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud });
+    }
+
+    if let Some(place) = places.first() {
+        let floor = Floor::connect(&place.ours, sizes.loud()).await?;
+        report.pgbench = floor.against_pgbench(&place.ours, sizes.length).await?.map(Into::into);
+        floor.close().await;
+    }
+    for round in 0..sizes.rounds {
+        for tasks in &sizes.levels {
+            bench.say(format!("log: round {} of {}, {tasks} tasks", round + 1, sizes.rounds));
+            for scenario in rotated(&scenarios, round).filter(|scenario| scenario.levels.contains(tasks)) {
+                for contender in rotated(scenario.contenders, round) {
+                    let work = Work::new(scenario.carts, scenario.products, *tasks);
+                    let sample = scenario.place.measure(*contender, work, *tasks, sizes.length).await?;
+                    report.add(Key::new("log", &scenario.name, *tasks, *contender), sample);
+                }
+            }
+        }
+        crowd.first_commands(round, report).await?;
+    }
+    Ok(())
+}
+
+/// All of them, in each round from another one on.
+pub(crate) fn rotated<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
+    let (end, start) = all.split_at(round % all.len().max(1));
+    start.iter().chain(end)
+}
+
+/// A log in which one product is in very many carts, and another one's inventory changed very often.
+struct Crowd {
+    place: Place,
+    popular: ProductId,
+    counted: ProductId,
+    /// Its inventory was reported once: what is to be read of it cannot be less.
+    reported: ProductId,
+    size: u64,
+}
+
+impl Crowd {
+    async fn fill(bench: &Bench) -> Result<Self> {
+        let size = bench.sizes.crowd;
+        // No rival is asked.
+        let place = Place::fill(bench, 1_000, false).await?;
+        let mut crowd = Self { place, popular: ProductId::new(), counted: ProductId::new(), reported: ProductId::new(), size };
+        bench.say(format!("filling it with a product in {0} carts, and one with {0} inventory changes", thousands(size)));
+        let pool = &crowd.place.ours.pool;
+        LOG.add_carts(pool, size, Products::One(crowd.popular)).await?;
+        LOG.add_inventories(pool, size, crowd.counted).await?;
+        LOG.add_inventories(pool, 1, crowd.reported).await?;
+        crowd.place.before = u64::try_from(LOG.head(pool).await?)?;
+        crowd.place.filled_anew = false;
+        Ok(crowd)
+    }
+
+    fn products(&self) -> [(String, ProductId); 4] {
+        [
+            (NEW_PRODUCT.to_owned(), ProductId::new()),
+            (popular_product(self.size), self.popular),
+            (counted_product(self.size), self.counted),
+            ("a new process, a product with one inventory change".to_owned(), self.reported),
+        ]
+    }
+
+    /// In fresh stores, each product's first command is timed.
+    async fn first_commands(&self, round: usize, report: &mut Report) -> Result<()> {
+        let kinds = self.products();
+        let mut times = vec![vec![]; kinds.len()];
+        for turn in 0..FIRST_COMMANDS {
+            let options = self.place.ours.options_as("cartlog_commands")?.disable_statement_logging();
+            let store = EventStore::<DomainEvent>::new(options, settings(Contender::Cartlog));
+            // Connections and statements, but no product's state.
+            for _ in 0..3 {
+                store.decide(&AddItem::new(CartId::new(), ProductId::new(), false)?).await?;
+            }
+            for kind in rotated(&[0, 1, 2, 3], round + turn) {
+                let product = if *kind == 0 { ProductId::new() } else { kinds[*kind].1 };
+                let command = AddItem::new(CartId::new(), product, false)?;
+                let started = Instant::now();
+                store.decide(&command).await?;
+                times[*kind].push(started.elapsed().as_secs_f64());
+            }
+            store.close().await;
+        }
+        for ((name, _), times) in kinds.iter().zip(times) {
+            let middle = Spread::of(times).map_or(f64::NAN, |spread| spread.median);
+            let sample = Sample { per_second: 1.0 / middle, p50_ms: Some(middle * 1_000.0), ..Sample::default() };
+            report.add(Key::new("log", first_command(name), 1, Contender::Cartlog), sample);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,154 @@
+//! Doing one thing over and over, from many tasks at once, and counting.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+/// What one measurement came to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// What was done, a second.
+    pub(crate) per_second: f64,
+    /// What failed, a second.
+    pub(crate) failed_per_second: f64,
+    /// Half of it took no longer, in milliseconds. None where only the whole was timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) p50_ms: Option<f64>,
+    /// All but one in a hundred took no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) p99_ms: Option<f64>,
+    /// Why the first one failed that did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) first_failure: Option<String>,
+}
+
+impl Sample {
+    /// So many were done in this time, and no single one was timed.
+    pub(crate) fn of_whole(done: f64, elapsed: Duration) -> Self {
+        Self { per_second: done / elapsed.as_secs_f64(), ..Self::default() }
+    }
+}
+
+/// When a measurement ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Until {
+    /// After this time.
+    Elapsed(Duration),
+    /// After so many, of all tasks together.
+    Done(u64),
+}
+
+/// Runs `operation`, which is told the number of its task, over and over in each of so many tasks.
+pub(crate) async fn measure<O, F>(tasks: usize, until: Until, operation: O) -> Sample
+where
+    O: Fn(usize) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<(), String>> + Send,
+{
+    let started = Instant::now();
+    let begun = Arc::new(AtomicU64::new(0));
+    let mut running = JoinSet::new();
+    for task in 0..tasks {
+        let (operation, begun) = (operation.clone(), begun.clone());
+        running.spawn(async move {
+            let (mut times, mut failed, mut first_failure) = (vec![], 0_u64, None);
+            loop {
+                let start = Instant::now();
+                let more = match until {
+                    Until::Elapsed(length) => start < started + length,
+                    Until::Done(count) => begun.fetch_add(1, Ordering::Relaxed) < count,
+                };
+                if !more {
+                    return (times, failed, first_failure);
+                }
+                match operation(task).await {
+                    Ok(()) => times.push(start.elapsed()),
+                    Err(reason) => {
+                        failed += 1;
+                        first_failure.get_or_insert(reason);
+                    }
+                }
+            }
+        });
+    }
+    let (mut times, mut failed, mut first_failure) = (vec![], 0, None);
+    while let Some(ended) = running.join_next().await {
+        match ended {
+            Ok((its_times, its_failed, its_first)) => {
+                times.extend(its_times);
+                failed += its_failed;
+                first_failure = first_failure.or(its_first);
+            }
+            Err(error) => {
+                failed += 1;
+                first_failure.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Sample {
+        per_second: times.len() as f64 / seconds,
+        failed_per_second: failed as f64 / seconds,
+        p50_ms: quantile(&times, 0.5),
+        p99_ms: quantile(&times, 0.99),
+        first_failure,
+    }
+}
+
+/// Of sorted times, in milliseconds.
+fn quantile(times: &[Duration], part: f64) -> Option<f64> {
+    times.get((times.len().saturating_sub(1) as f64 * part) as usize).map(|time| time.as_secs_f64() * 1_000.0)
+}
+
+/// The middle of some numbers, and their ends.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// None of no numbers.
+    pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut numbers: Vec<_> = numbers.into_iter().collect();
+        numbers.sort_unstable_by(f64::total_cmp);
+        let (min, max) = (*numbers.first()?, *numbers.last()?);
+        let middle = numbers.len() / 2;
+        let median = if numbers.len() % 2 == 1 { numbers[middle] } else { f64::midpoint(numbers[middle - 1], numbers[middle]) };
+        Some(Self { median, min, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_done_and_what_fails_is_counted_apart() {
+        let begun = Arc::new(AtomicU64::new(0));
+        let sample = measure(4, Until::Done(100), move |task| {
+            let n = begun.fetch_add(1, Ordering::Relaxed);
+            async move { if n.is_multiple_of(4) { Err(format!("task {task}")) } else { Ok(()) } }
+        })
+        .await;
+        assert_eq!(sample.per_second, sample.failed_per_second * 3.0);
+        assert!(sample.failed_per_second > 0.0);
+        assert!(sample.first_failure.unwrap().starts_with("task "));
+        assert!(sample.p99_ms >= sample.p50_ms);
+    }
+
+    #[test]
+    fn a_spread_is_the_middle_and_the_ends() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([]), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! The read model Cart Items made from a log that is there already: the release program of cart-projections, beside disintegrate's
+//! `PgEventListener` over the same events into tables of the same shape.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use async_trait::async_trait;
+use cart_events::CartStream;
+use dev::services::PROJECTIONS;
+use disintegrate::{EventListener, PersistedEvent, StreamQuery, query};
+use disintegrate_postgres::{PgEventListener, PgEventListenerConfig};
+use sqlx::PgPool;
+use tokio::sync::oneshot;
+
+use crate::{
+    Bench,
+    database::{LOG, Products, RIVAL},
+    http::kill,
+    log::rotated,
+    measure::Sample,
+    report::{Contender, Key, Report, thousands},
+};
+
+pub(crate) const SCENARIO: &str = "Cart Items, caught up";
+const DEADLINE: Duration = Duration::from_secs(600);
+/// How much longer than another measurement disintegrate's takes. It need not come to the end.
+const LENGTHS: u32 = 5;
+
+pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
+    for round in 0..bench.sizes.rounds {
+        bench.say(format!("projections: round {} of {}, {} events", round + 1, bench.sizes.rounds, thousands(bench.sizes.events)));
+        for contender in rotated(&[Contender::Cartlog, Contender::Disintegrate], round) {
+            let sample = if *contender == Contender::Cartlog { ours(bench).await? } else { theirs(bench).await? };
+            report.add(Key::new("projections", SCENARIO, 1, *contender), sample);
+        }
+    }
+    Ok(())
+}
+
+/// From the start of the process until its checkpoint is at the head. It makes its other read models at the same time.
+async fn ours(bench: &Bench) -> Result<Sample> {
+    let carts = bench.sizes.events / 2;
+    let database = bench.server.log().await?;
+    let pool = &database.pool;
+    LOG.add_carts(pool, carts, Products::Many(1_000)).await?;
+    let head = LOG.head(pool).await?;
+    let started = Instant::now();
+    let service = bench.start(PROJECTIONS, "bench", &database, vec![]).await?;
+    let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)
+                   WHERE name = 'cart_items' AND status = 'serving'";
+    loop {
+        let position: i64 = sqlx::query_scalar(reached).fetch_one(pool).await?;
+        if position >= head {
+            break;
+        }
+        if started.elapsed() > DEADLINE {
+            bail!("after {} s, Cart Items was at position {position} of {head}", DEADLINE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let elapsed = started.elapsed();
+    let build: String =
+        sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'").fetch_one(pool).await?;
+    let items: i64 = sqlx::query_scalar(&format!("SELECT count(*) FROM {build}.cart_items_item")).fetch_one(pool).await?;
+    ensure!(u64::try_from(items)? == carts, "Cart Items has {items} items of {carts}");
+    kill(vec![service]).await?;
+    Ok(Sample::of_whole(head as f64, elapsed))
+}
+
+/// As many as it handles in some time.
+async fn theirs(bench: &Bench) -> Result<Sample> {
+    let (database, store) = bench.server.rival().await?;
+    RIVAL.add_carts(&database.pool, bench.sizes.events / 2, Products::Many(1_000)).await?;
+    // As in migrations/0003_projections.sql.
+    let tables = "CREATE TABLE cart_items_cart (cart_id uuid PRIMARY KEY);
+        CREATE TABLE cart_items_item (
+            cart_id uuid NOT NULL, item_id uuid NOT NULL, product_id uuid NOT NULL, description text NOT NULL, image text NOT NULL,
+            price numeric(12,2) NOT NULL, fingerprint text NOT NULL, position bigint NOT NULL, PRIMARY KEY (cart_id, item_id))";
+    sqlx::raw_sql(tables).execute(&database.pool).await?;
+    let handled = Arc::new(AtomicU64::new(0));
+    let pool = PgPool::connect(&database.url).await?;
+    let listener = Listener { pool: pool.clone(), query: query!(CartStream), handled: handled.clone() };
+    let config = PgEventListenerConfig::poller(Duration::from_millis(50));
+    let running = PgEventListener::builder(store).register_listener(listener, config);
+    let started = Instant::now();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(running.start_with_shutdown(async { drop(stopped.await) }));
+    let length = bench.sizes.length * LENGTHS;
+    while started.elapsed() < length && handled.load(Ordering::Relaxed) < bench.sizes.events && !task.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let sample = Sample::of_whole(handled.load(Ordering::Relaxed) as f64, started.elapsed());
+    // It looks for the shutdown only between its reads, and one read is the whole log: a handler that fails ends that.
+    pool.close().await;
+    drop(stop);
+    task.await??;
+    Ok(sample)
+}
+
+/// Handlers are called event by event and may see one again, so each writes a row of its own, where it is not there.
+struct Listener {
+    pool: PgPool,
+    query: StreamQuery<i64, CartStream>,
+    handled: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl EventListener<i64, CartStream> for Listener {
+    type Error = sqlx::Error;
+
+    fn id(&self) -> &'static str {
+        "cart_items"
+    }
+
+    fn query(&self) -> &StreamQuery<i64, CartStream> {
+        &self.query
+    }
+
+    async fn handle(&self, event: PersistedEvent<i64, CartStream>) -> Result<(), sqlx::Error> {
+        let position = event.id();
+        let statement = match event.into_inner() {
+            CartStream::CartCreated { cart_id } => {
+                sqlx::query("INSERT INTO cart_items_cart VALUES ($1) ON CONFLICT DO NOTHING").bind(cart_id.uuid())
+            }
+            CartStream::ItemAdded { cart_id, item_id, product_id, description, image, price, device_fingerprint } => {
+                sqlx::query("INSERT INTO cart_items_item VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING")
+                    .bind(cart_id.uuid())
+                    .bind(item_id.uuid())
+                    .bind(product_id.uuid())
+                    .bind(String::from(description))
+                    .bind(String::from(image))
+                    .bind(price.decimal())
+                    .bind(device_fingerprint)
+                    .bind(position)
+            }
+            // The log is filled with these two alone.
+            _ => return Ok(()),
+        };
+        statement.execute(&self.pool).await?;
+        self.handled.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! What was measured, beside the bars: as a table, and as JSON.
+
+use std::fmt::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Sizes, floor, http, kafka, log,
+    machine::Machine,
+    measure::{Sample, Spread},
+    projections,
+};
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Contender {
+    Cartlog,
+    OneProcess,
+    TwoProcesses,
+    Loading,
+    Floor,
+    Disintegrate,
+}
+
+impl Contender {
+    /// Those that add items to a log.
+    pub(crate) const OF_THE_LOG: [Self; 4] = [Self::Cartlog, Self::Loading, Self::Floor, Self::Disintegrate];
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cartlog => "Cartlog",
+            Self::OneProcess => "one process",
+            Self::TwoProcesses => "two processes",
+            Self::Loading => "Cartlog without cache",
+            Self::Floor => "INSERT of two rows",
+            Self::Disintegrate => "disintegrate-postgres",
+        })
+    }
+}
+
+/// What was measured in each round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Key {
+    subject: String,
+    pub(crate) scenario: String,
+    pub(crate) tasks: usize,
+    pub(crate) contender: Contender,
+}
+
+impl Key {
+    pub(crate) fn new(subject: &str, scenario: impl Into<String>, tasks: usize, contender: Contender) -> Self {
+        Self { subject: subject.to_owned(), scenario: scenario.into(), tasks, contender }
+    }
+}
+
+/// A sample a round.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    #[serde(flatten)]
+    pub(crate) key: Key,
+    pub(crate) rounds: Vec<Sample>,
+}
+
+impl Figure {
+    pub(crate) fn per_second(&self) -> Option<Spread> {
+        Spread::of(self.rounds.iter().map(|sample| sample.per_second))
+    }
+}
+
+/// One figure, measured once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Value {
+    what: String,
+    value: f64,
+    unit: String,
+}
+
+/// A figure beside what was promised.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Bar {
+    what: String,
+    /// Of the rounds' ratios; None where this run did not measure it.
+    measured: Option<Spread>,
+    bar: f64,
+    beyond: f64,
+    /// The smaller the better.
+    at_most: bool,
+    unit: String,
+    reached: Option<bool>,
+    /// The bar beyond the bar.
+    reached_beyond: Option<bool>,
+}
+
+/// Our load generator beside pgbench.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Pgbench {
+    clients: usize,
+    pgbench_per_second: Vec<f64>,
+    generator_per_second: Vec<f64>,
+    /// The generator's to pgbench's.
+    ratio: Option<Spread>,
+    within_10_percent: bool,
+}
+
+impl From<floor::PgbenchCheck> for Pgbench {
+    fn from(check: floor::PgbenchCheck) -> Self {
+        let ratio = Spread::of(check.generator.iter().zip(&check.pgbench).map(|(ours, theirs)| ours / theirs));
+        Self {
+            clients: check.clients,
+            pgbench_per_second: check.pgbench,
+            generator_per_second: check.generator,
+            within_10_percent: ratio.is_some_and(|ratio| ratio.median >= 0.9),
+            ratio,
+        }
+    }
+}
+
+/// All of a run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    machine: Machine,
+    pub(crate) sizes: Sizes,
+    pub(crate) pgbench: Option<Pgbench>,
+    bars: Vec<Bar>,
+    pub(crate) figures: Vec<Figure>,
+    values: Vec<Value>,
+}
+
+impl Report {
+    pub(crate) fn new(machine: Machine, sizes: Sizes) -> Self {
+        Self { machine, sizes, pgbench: None, bars: vec![], figures: vec![], values: vec![] }
+    }
+
+    /// One round's sample.
+    pub(crate) fn add(&mut self, key: Key, sample: Sample) {
+        match self.figures.iter_mut().find(|figure| figure.key == key) {
+            Some(figure) => figure.rounds.push(sample),
+            None => self.figures.push(Figure { key, rounds: vec![sample] }),
+        }
+    }
+
+    /// What is measured once.
+    pub(crate) fn value(&mut self, what: impl Into<String>, value: f64, unit: &str) {
+        self.values.push(Value { what: what.into(), value, unit: unit.to_owned() });
+    }
+
+    fn rounds(&self, (scenario, tasks, contender): (&str, usize, Contender)) -> &[Sample] {
+        let found = |figure: &&Figure| figure.key.scenario == scenario && figure.key.tasks == tasks && figure.key.contender == contender;
+        self.figures.iter().find(found).map_or(&[], |figure| &figure.rounds)
+    }
+
+    /// Round by round, and of those the middle.
+    fn ratio(&self, ours: (&str, usize, Contender), rival: (&str, usize, Contender)) -> Option<Spread> {
+        let pairs = self.rounds(ours).iter().zip(self.rounds(rival)).filter(|(_, rival)| rival.per_second > 0.0);
+        Spread::of(pairs.map(|(ours, rival)| ours.per_second / rival.per_second))
+    }
+
+    /// Holds what was measured against what was promised.
+    pub(crate) fn judge(&mut self) {
+        // What is compared stands together, in the order of the levels, whatever the order of the measurements.
+        let mut scenarios: Vec<(String, String)> = vec![];
+        for Figure { key, .. } in &self.figures {
+            let scenario = (key.subject.clone(), key.scenario.clone());
+            if !scenarios.contains(&scenario) {
+                scenarios.push(scenario);
+            }
+        }
+        self.figures.sort_by_key(|Figure { key, .. }| {
+            let place = scenarios.iter().position(|(subject, scenario)| (subject, scenario) == (&key.subject, &key.scenario));
+            (place, key.tasks, key.contender as u8)
+        });
+        use Contender::{Cartlog, Disintegrate, Floor, OneProcess, TwoProcesses};
+        let sizes = self.sizes.clone();
+        let (loud, first) = (sizes.loud(), sizes.before.first().copied().unwrap_or_default());
+        let main = log::one_item(first);
+        let ours = (main.as_str(), loud, Cartlog);
+        let mut bars = vec![];
+        let mut bar = |what: String, measured, bar, beyond| bars.push(Bar::new(what, measured, bar, beyond, false, "times"));
+        bar(format!("Add Item, {loud} tasks, to the INSERT at {loud} connections"), self.ratio(ours, (&main, loud, Floor)), 2.5, 4.0);
+        let failed: f64 = self.rounds(ours).iter().map(|sample| sample.failed_per_second).sum();
+        let none_failed =
+            self.ratio(ours, (&main, loud, Disintegrate)).map(|ratio| if failed > 0.0 { Spread { median: 0.0, ..ratio } } else { ratio });
+        bar("the same, to disintegrate-postgres' successes, with no failure of ours".to_owned(), none_failed, 100.0, 200.0);
+        bar("one task, to the INSERT at one connection".to_owned(), self.ratio((&main, 1, Cartlog), (&main, 1, Floor)), 0.5, 0.8);
+        for before in sizes.before.iter().skip(1) {
+            let what = format!("{loud} tasks with {} events before, to {}", thousands(*before), thousands(first));
+            bar(what, self.ratio((&log::one_item(*before), loud, Cartlog), ours), 0.85, 0.95);
+        }
+        let new = log::NEW_PRODUCT;
+        for product in [log::popular_product(sizes.crowd), log::counted_product(sizes.crowd)] {
+            bar(
+                format!("{product}, {loud} tasks, to a new product"),
+                self.ratio((&product, loud, Cartlog), (new, loud, Cartlog)),
+                0.9,
+                1.0,
+            );
+            let first = self.ratio((&log::first_command(&product), 1, Cartlog), (&log::first_command(new), 1, Cartlog));
+            bar(format!("{product}, its first command, to a new product's"), first, 0.9, 1.0);
+        }
+        let one = (http::SCENARIO, loud, OneProcess);
+        bar(format!("Add Item over HTTP, {loud} connections, to the INSERT"), self.ratio(one, (http::SCENARIO, loud, Floor)), 1.0, 2.0);
+        bar("two cart-commands processes together, to one".to_owned(), self.ratio((http::SCENARIO, loud, TwoProcesses), one), 0.9, 1.0);
+        let translated = self.ratio((kafka::SCENARIO, 1, Cartlog), (kafka::SCENARIO, 1, Floor));
+        bar("inventory messages in from Kafka, to the INSERT at one connection".to_owned(), translated, 5.0, 20.0);
+        for (what, most) in [(http::IDLE.to_owned(), 50.0), (http::after_carts(sizes.carts), 200.0)] {
+            let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
+            bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
+        }
+        self.bars = bars;
+    }
+
+    /// What the terminal shows.
+    pub(crate) fn table(&self) -> String {
+        let mut text = self.machine.lines().iter().fold(String::new(), |all, line| all + "  " + line + "\n");
+        let sizes = &self.sizes;
+        let _ = writeln!(
+            text,
+            "  {} rounds of {} s; medians, least to most; failures a second; 99 of 100 took no longer than",
+            sizes.rounds,
+            sizes.length.as_secs_f64()
+        );
+        if let Some(Pgbench { clients, ratio: Some(ratio), within_10_percent, .. }) = &self.pgbench {
+            let verdict =
+                if *within_10_percent { "so it is within 10 %" } else { "so it is NOT within 10 %, and the INSERT could be faster" };
+            let _ = writeln!(text, "  our load generator to `pgbench -M prepared`, {clients} clients: {}, {verdict}", times(ratio));
+        }
+        let mut scenario = "";
+        for figure in &self.figures {
+            if figure.key.scenario != scenario {
+                scenario = &figure.key.scenario;
+                let _ = writeln!(text, "\n{}: {scenario}", figure.key.subject);
+            }
+            let (Some(rate), rounds) = (figure.per_second(), &figure.rounds) else { continue };
+            let failed = Spread::of(rounds.iter().map(|sample| sample.failed_per_second)).map_or(0.0, |failed| failed.median);
+            let failed = if failed > 0.0 { format!("{failed:.0} failed") } else { String::new() };
+            let p99 = Spread::of(rounds.iter().filter_map(|sample| sample.p99_ms))
+                .map_or_else(String::new, |p99| format!("{:.2} ms", p99.median));
+            let range = format!("{:.0} to {:.0}", rate.min, rate.max);
+            let Key { tasks, contender, .. } = &figure.key;
+            let _ = writeln!(text, "  {tasks:>4}  {contender:<22}  {:>9.0} /s  {range:<20}  {failed:<14}  {p99:>10}", rate.median);
+        }
+        if let Some(ratio) = self.ratio((projections::SCENARIO, 1, Contender::Cartlog), (projections::SCENARIO, 1, Contender::Disintegrate))
+        {
+            let _ = writeln!(text, "  to disintegrate-postgres: {}", times(&ratio));
+        }
+        for failure in self.failures() {
+            let _ = writeln!(text, "  {failure}");
+        }
+        let _ = writeln!(text, "\nthe bars");
+        let width = self.bars.iter().map(|bar| bar.what.chars().count()).max().unwrap_or_default();
+        for bar in &self.bars {
+            let _ = writeln!(text, "  {:<width$}  {}", bar.what, bar.verdict());
+        }
+        text
+    }
+
+    /// Ours should have none, and disintegrate's say why.
+    fn failures(&self) -> impl Iterator<Item = String> {
+        let ours = self.figures.iter().filter(|figure| figure.key.contender != Contender::Disintegrate);
+        ours.filter_map(|figure| {
+            let failure = figure.rounds.iter().find_map(|sample| sample.first_failure.as_ref())?;
+            Some(format!("{} failed in \"{}\", first with: {failure}", figure.key.contender, figure.key.scenario))
+        })
+    }
+}
+
+impl Bar {
+    fn new(what: String, measured: Option<Spread>, bar: f64, beyond: f64, at_most: bool, unit: &str) -> Self {
+        let reaches = |bar: f64| measured.map(|measured| if at_most { measured.median <= bar } else { measured.median >= bar });
+        Self { what, measured, bar, beyond, at_most, unit: unit.to_owned(), reached: reaches(bar), reached_beyond: reaches(beyond) }
+    }
+
+    fn verdict(&self) -> String {
+        let Some(measured) = &self.measured else { return "not measured".to_owned() };
+        let (bound, reached) = (if self.at_most { "at most" } else { "at least" }, self.reached.unwrap_or_default());
+        let verdict = match (reached, self.reached_beyond.unwrap_or_default()) {
+            (false, _) => "NOT REACHED",
+            (true, false) => "reached",
+            (true, true) => "reached, and beyond",
+        };
+        let measured = if self.unit == "times" { times(measured) } else { format!("{:.0} {}", measured.median, self.unit) };
+        format!("{measured:<26}  {bound} {} ({}): {verdict}", self.bar, self.beyond)
+    }
+}
+
+fn times(ratio: &Spread) -> String {
+    format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max)
+}
+
+/// A number as people read it.
+pub(crate) fn thousands(number: u64) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        _ => format!("{},{:03}", thousands(number / 1_000), number % 1_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_reached_from_its_own_side() {
+        let at_least = |median| Bar::new(String::new(), Spread::of([median]), 2.5, 4.0, false, "times");
+        assert_eq!([2.4, 2.5, 4.0].map(|median| at_least(median).reached), [Some(false), Some(true), Some(true)]);
+        assert_eq!([2.4, 2.5, 4.0].map(|median| at_least(median).reached_beyond), [Some(false), Some(false), Some(true)]);
+        let at_most = |value| Bar::new(String::new(), Spread::of([value]), 50.0, 25.0, true, "MB");
+        assert_eq!([51.0, 50.0, 25.0].map(|value| at_most(value).reached), [Some(false), Some(true), Some(true)]);
+        assert_eq!([51.0, 50.0, 25.0].map(|value| at_most(value).reached_beyond), [Some(false), Some(false), Some(true)]);
+        assert_eq!(Bar::new(String::new(), None, 1.0, 2.0, false, "times").verdict(), "not measured");
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1_000, 10_050_000].map(thousands), ["0", "999", "1,000", "10,050,000"]);
+    }
+}

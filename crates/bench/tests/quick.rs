@@ -1,0 +1,89 @@
+//! The program, run as `cargo dev bench --quick` does: every part yields figures, and the report can be read.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{path::Path, process::Command};
+
+use serde_json::Value;
+
+/// Runs one part, and answers its report and its drawing.
+fn quick(subject: &str) -> (Value, String) {
+    let from = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo dev test`, which sets it"));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{subject}"));
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args([subject, "--quick", "--out"])
+        .arg(&out)
+        .args(["--database-url", &from("CARTLOG_TEST_DATABASE_URL")])
+        .args(["--kafka", &from("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")])
+        .args(["--programs", &from("CARTLOG_TEST_BIN_DIR")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    (report, std::fs::read_to_string(out.join("chart.svg")).unwrap())
+}
+
+/// Scenario, tasks and contender of every figure, each of which is of one round in which something was done and, but for disintegrate, nothing failed.
+fn figures(report: &Value) -> Vec<(String, u64, String)> {
+    let of = |figure: &Value, name: &str| figure[name].as_str().unwrap().to_owned();
+    let figures = report["figures"].as_array().unwrap().iter().map(|figure| {
+        let [round] = figure["rounds"].as_array().unwrap().as_slice() else { panic!("one round: {figure}") };
+        let (done, failed) = (round["per_second"].as_f64().unwrap(), round["failed_per_second"].as_f64().unwrap());
+        // On a hot cart disintegrate may succeed with nothing in so short a time.
+        if figure["contender"] == "disintegrate" {
+            assert!(done + failed > 0.0, "{figure}");
+        } else {
+            assert!(done > 0.0 && failed == 0.0, "{figure}");
+        }
+        (of(figure, "scenario"), figure["tasks"].as_u64().unwrap(), of(figure, "contender"))
+    });
+    figures.collect()
+}
+
+/// The bars that were measured.
+fn measured(report: &Value) -> usize {
+    let bars = report["bars"].as_array().unwrap();
+    bars.iter().filter(|bar| bar["measured"]["median"].as_f64().is_some_and(|median| median > 0.0) && bar["reached"].is_boolean()).count()
+}
+
+#[test]
+fn log() {
+    let (report, svg) = quick("log");
+    let figures = figures(&report);
+    for scenario in ["a new cart each, 1,000 events before", "three items a cart", "one hot cart", "one product"] {
+        for tasks in [1, 4] {
+            for contender in ["cartlog", "loading", "floor", "disintegrate"] {
+                assert!(figures.contains(&(scenario.into(), tasks, contender.into())), "{scenario}, {tasks}, {contender}");
+            }
+        }
+    }
+    assert!(svg.contains("a new cart each") && svg.ends_with("</svg>\n"));
+    // Four products, for a while and their first command alone.
+    assert_eq!(figures.len(), 4 * 2 * 4 + 4 + 4);
+    assert_eq!(measured(&report), 3 + 4);
+    assert!(report["machine"]["postgres"].as_str().unwrap().starts_with("PostgreSQL 18"));
+}
+
+#[test]
+fn http() {
+    let (report, _) = quick("http");
+    let of = |contender: &str| ("Add Item over HTTP".to_owned(), 4, contender.to_owned());
+    assert_eq!(figures(&report), ["one_process", "two_processes", "floor"].map(of));
+    let [idle, full] = report["values"].as_array().unwrap().as_slice() else { panic!("two values") };
+    assert!(idle["value"].as_f64().unwrap() > 1.0 && full["value"].as_f64() >= idle["value"].as_f64(), "{idle} {full}");
+    assert_eq!(measured(&report), 4);
+}
+
+#[test]
+fn kafka() {
+    let (report, _) = quick("kafka");
+    let of = |contender: &str| ("inventory messages in from Kafka".to_owned(), 1, contender.to_owned());
+    assert_eq!(figures(&report), ["cartlog", "floor"].map(of));
+    assert_eq!(measured(&report), 1);
+}
+
+#[test]
+fn projections() {
+    let (report, _) = quick("projections");
+    let of = |contender: &str| ("Cart Items, caught up".to_owned(), 1, contender.to_owned());
+    assert_eq!(figures(&report), ["cartlog", "disintegrate"].map(of));
+}
