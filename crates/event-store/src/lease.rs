@@ -18,16 +18,32 @@ pub(crate) struct Held {
     pub(crate) segments: i32,
     /// Whether it is the build in service.
     pub(crate) serving: bool,
-    pub(crate) positions: BTreeMap<i32, Position>,
+    pub(crate) positions: BTreeMap<i32, At>,
+}
+
+/// Where a segment stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct At {
+    /// Where the table had it when it was last read or written: it has not moved back since, unless the build was begun anew, and then it
+    /// is not this one that goes on.
+    pub(crate) stored: Position,
+    /// Up to where there is nothing left to apply.
+    pub(crate) position: Position,
+}
+
+impl At {
+    pub(crate) fn stored(position: Position) -> Self {
+        Self { stored: position, position }
+    }
 }
 
 impl Held {
     pub(crate) fn lowest(&self) -> Option<Position> {
-        self.positions.values().min().copied()
+        self.positions.values().map(|at| at.position).min()
     }
 
     pub(crate) fn highest(&self) -> Option<Position> {
-        self.positions.values().max().copied()
+        self.positions.values().map(|at| at.position).max()
     }
 
     pub(crate) fn all(&self) -> bool {
@@ -36,7 +52,7 @@ impl Held {
 
     /// Segments and their positions, as the columns that SQL takes.
     pub(crate) fn columns(&self) -> (Vec<i32>, Vec<i64>) {
-        self.positions.iter().map(|(segment, position)| (*segment, position.0)).unzip()
+        self.positions.iter().map(|(segment, at)| (*segment, at.position.0)).unzip()
     }
 }
 
@@ -52,7 +68,7 @@ pub(crate) struct Leases<'a> {
 
 impl Leases<'_> {
     /// Takes segments that nobody alive holds: so many at the most. One that a frozen transaction still has locked is passed over.
-    pub(crate) async fn take(&self, segments: i32, count: usize) -> Result<Vec<(i32, Position)>, sqlx::Error> {
+    pub(crate) async fn take(&self, segments: i32, count: usize) -> Result<Vec<(i32, At)>, sqlx::Error> {
         let rows = sqlx::query!(
             "WITH free AS (
                  SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
@@ -73,11 +89,11 @@ impl Leases<'_> {
         )
         .fetch_all(self.pool)
         .await?;
-        Ok(rows.into_iter().map(|row| (row.segment, Position(row.position))).collect())
+        Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
     }
 
     /// Takes every segment, whoever has it: its owner can write nothing any more. One that is in the middle of a transaction is passed over.
-    pub(crate) async fn take_all(&self, segments: i32) -> Result<Vec<(i32, Position)>, sqlx::Error> {
+    pub(crate) async fn take_all(&self, segments: i32) -> Result<Vec<(i32, At)>, sqlx::Error> {
         let rows = sqlx::query!(
             "WITH others AS (
                  SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
@@ -96,7 +112,7 @@ impl Leases<'_> {
         )
         .fetch_all(self.pool)
         .await?;
-        Ok(rows.into_iter().map(|row| (row.segment, Position(row.position))).collect())
+        Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
     }
 
     /// Hands segments back, and writes down how far they have come.
@@ -131,11 +147,13 @@ impl Leases<'_> {
         from: Position,
         to: Position,
     ) -> Result<bool, sqlx::Error> {
+        let stored = active.iter().filter_map(|segment| held.positions.get(segment)).map(|at| at.stored).min();
         let in_hand: String = (0..held.segments).map(|segment| if active.contains(&segment) { '1' } else { '0' }).collect();
         let moved = sqlx::query_scalar!(
             r#"WITH moved AS (
                    UPDATE checkpoint SET position = $7, updated_at = clock_timestamp()
-                   WHERE name = $1 AND build = $2 AND segments = $3 AND segment = ANY ($4) AND owner = $5 AND position <= $6
+                   WHERE name = $1 AND build = $2 AND segments = $3 AND segment = ANY ($4) AND owner = $5
+                     AND position BETWEEN $10 AND $6
                    RETURNING segment
                ), set AS (
                    SELECT set_config('search_path', $8, true), set_config('projection.segments', $9, true)
@@ -149,7 +167,8 @@ impl Leases<'_> {
             from.0,
             to.0,
             format!("{}, public", self.build),
-            in_hand
+            in_hand,
+            stored.map_or(0, |stored| stored.0)
         )
         .fetch_one(transaction)
         .await?;

@@ -76,7 +76,7 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("Positions of the log that a build has still before it, in the segments held here.")
             .build(),
         projection_lag_seconds: meter
-            .f64_gauge("projection.lag.seconds")
+            .f64_gauge("projection.lag.time")
             .with_unit("s")
             .with_description("For how long the oldest event that a build has still before it has been in the log.")
             .build(),

@@ -204,7 +204,7 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
 /// One heartbeat, one statement: whatever is written is written only where something changed.
 async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
     let (mut ids, mut names, mut versions, mut segments, mut leases) = (vec![], vec![], vec![], vec![], vec![]);
-    let (mut of, mut builds, mut cut, mut held, mut positions) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut of, mut builds, mut cut, mut held, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![], vec![]);
     for replica in replicas {
         ids.push(replica.id);
         names.push(replica.name.to_owned());
@@ -212,12 +212,13 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
         segments.push(replica.segments);
         leases.push(replica.lease.as_secs_f64());
         for (build, hold) in &*replica.held.borrow() {
-            for (segment, position) in &hold.positions {
+            for (segment, at) in &hold.positions {
                 of.push(replica.id);
                 builds.push((*build).to_owned());
                 cut.push(hold.segments);
                 held.push(*segment);
-                positions.push(position.0);
+                stored.push(at.stored.0);
+                positions.push(at.position.0);
             }
         }
     }
@@ -230,13 +231,13 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease) FROM running
                ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until
            ), held AS (
-               SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[])
-                   AS h(id, build, segments, segment, position) JOIN running r USING (id)
+               SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[], $11::bigint[])
+                   AS h(id, build, segments, segment, stored, position) JOIN running r USING (id)
            ), further AS (
                -- What a batch of this moment has locked, that batch moves.
                SELECT c.name, c.build, c.segment, h.position
                FROM checkpoint c JOIN held h USING (name, build, segments, segment)
-               WHERE c.owner = h.id AND c.position < h.position
+               WHERE c.owner = h.id AND c.position >= h.stored AND c.position < h.position
                FOR UPDATE OF c SKIP LOCKED
            ), moved AS (
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
@@ -268,6 +269,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
         &builds,
         &cut,
         &held,
+        &stored,
         &positions
     )
     .fetch_all(pool)

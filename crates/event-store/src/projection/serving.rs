@@ -95,7 +95,7 @@ pub async fn wait<E: LogEvent>(
 fn in_hand(held: &BTreeMap<&'static str, Held>, key: Option<Uuid>) -> Option<Position> {
     let held = held.values().find(|held| held.serving)?;
     match key {
-        Some(key) => held.positions.get(&segment_of(key, held.segments)).copied(),
+        Some(key) => held.positions.get(&segment_of(key, held.segments)).map(|at| at.position),
         None => held.all().then(|| held.lowest()).flatten(),
     }
 }

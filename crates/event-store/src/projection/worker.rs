@@ -19,7 +19,7 @@ use super::{
 use crate::{
     EventStore, Metadata, Position, Recorded, StoreError,
     event::decode,
-    lease::{Held, Leases},
+    lease::{At, Held, Leases},
     metrics::METRICS,
     trace,
 };
@@ -224,7 +224,7 @@ impl<P: Projection> Worker<'_, P> {
             let mut back = self.held.clone();
             let mut kept = 0;
             // The furthest stay: who takes what is behind catches up beside what is live.
-            let mut order: Vec<_> = self.held.positions.iter().map(|(segment, position)| (Reverse(*position), *segment)).collect();
+            let mut order: Vec<_> = self.held.positions.iter().map(|(segment, at)| (Reverse(at.position), *segment)).collect();
             order.sort_unstable();
             for (_, segment) in order {
                 if kept < share {
@@ -258,9 +258,7 @@ impl<P: Projection> Worker<'_, P> {
         self.held.serving = build.serving;
         for checkpoint in &build.checkpoints {
             if checkpoint.owner == Some(self.running.replica.id) {
-                let position = self.held.positions.entry(checkpoint.segment).or_insert(checkpoint.position);
-                // Moved back by hand, with the log or alone.
-                *position = (*position).max(checkpoint.position);
+                self.held.positions.entry(checkpoint.segment).or_insert_with(|| At::stored(checkpoint.position));
             } else {
                 self.held.positions.remove(&checkpoint.segment);
             }
@@ -291,7 +289,7 @@ impl<P: Projection> Worker<'_, P> {
         if self.leases.cut(&self.held, at, segments).await? {
             tracing::info!(projection = P::NAME, build = self.leases.build, position = %at, segments, "cut anew");
             self.held.segments = segments;
-            self.held.positions = (0..segments).map(|segment| (segment, at)).collect();
+            self.held.positions = (0..segments).map(|segment| (segment, At::stored(at))).collect();
             self.ahead = None;
             self.changed();
         } else {
@@ -331,7 +329,7 @@ impl<P: Projection> Worker<'_, P> {
     fn next(&self, head: Position) -> Option<RangeInclusive<Position>> {
         let from = self.held.lowest()?;
         let end = if self.cut_into.is_some() { self.held.highest()? } else { head };
-        let joined = self.held.positions.values().filter(|position| **position > from).min().copied().unwrap_or(end);
+        let joined = self.held.positions.values().map(|at| at.position).filter(|position| *position > from).min().unwrap_or(end);
         let to = Position((from.0 + self.window).min(joined.0).min(end.0));
         (to > from).then_some(from..=to)
     }
@@ -339,7 +337,7 @@ impl<P: Projection> Worker<'_, P> {
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let (from, mut to) = range.into_inner();
-        let active: Vec<i32> = self.held.positions.iter().filter(|(_, position)| **position == from).map(|(segment, _)| *segment).collect();
+        let active: Vec<i32> = self.held.positions.iter().filter(|(_, at)| at.position == from).map(|(segment, _)| *segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to <= to => {
                 to = ahead.to;
@@ -356,7 +354,8 @@ impl<P: Projection> Worker<'_, P> {
         }
         // What is none of this projection's moves no checkpoint: the heartbeat writes that down. What is another segment's does, for who
         // waits for all segments would wait for the heartbeat.
-        if !batch.is_empty() {
+        let written = !batch.is_empty();
+        if written {
             let segments = self.held.segments;
             if active.len() != usize::try_from(segments).unwrap_or_default() {
                 batch.retain(|event| P::key(event).is_none_or(|key| active.contains(&segment_of(key, segments))));
@@ -385,8 +384,11 @@ impl<P: Projection> Worker<'_, P> {
                 }
             }
         }
-        for segment in active {
-            self.held.positions.insert(segment, to);
+        for at in self.held.positions.values_mut().filter(|at| at.position == from) {
+            at.position = to;
+            if written {
+                at.stored = to;
+            }
         }
         if self.window < self.running.settings.batch {
             self.window = (self.window * 2).min(self.running.settings.batch);
