@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::Position;
+use crate::{
+    Position, StoreError,
+    store::{Lent, in_time},
+};
 
 /// The segments of a build that a replica holds, and up to where there is nothing left to apply in each: at least what the table says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,9 +71,11 @@ pub(crate) struct Leases<'a> {
 
 impl Leases<'_> {
     /// Takes segments that nobody alive holds: so many at the most. One that a frozen transaction still has locked is passed over.
-    pub(crate) async fn take(&self, segments: i32, count: usize) -> Result<Vec<(i32, At)>, sqlx::Error> {
-        let rows = sqlx::query!(
-            "WITH free AS (
+    pub(crate) async fn take(&self, segments: i32, count: usize) -> Result<Vec<(i32, At)>, StoreError> {
+        let rows = in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            let rows = sqlx::query!(
+                "WITH free AS (
                  SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
                  WHERE c.name = $1 AND c.build = $2 AND c.segments = $5 AND p.version = $4 AND p.status IN ('serving', 'building')
                    AND (c.owner IS NULL OR NOT EXISTS (
@@ -80,22 +85,28 @@ impl Leases<'_> {
              UPDATE checkpoint c SET owner = $3, updated_at = clock_timestamp() FROM free
              WHERE c.name = $1 AND c.build = $2 AND c.segment = free.segment
              RETURNING c.segment, c.position",
-            self.name,
-            self.build,
-            self.replica,
-            self.version,
-            segments,
-            i64::try_from(count).unwrap_or(i64::MAX)
-        )
-        .fetch_all(self.pool)
+                self.name,
+                self.build,
+                self.replica,
+                self.version,
+                segments,
+                i64::try_from(count).unwrap_or(i64::MAX)
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(rows)
+        })
         .await?;
         Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
     }
 
     /// Takes every segment, whoever has it: its owner can write nothing any more. One that is in the middle of a transaction is passed over.
-    pub(crate) async fn take_all(&self, segments: i32) -> Result<Vec<(i32, At)>, sqlx::Error> {
-        let rows = sqlx::query!(
-            "WITH others AS (
+    pub(crate) async fn take_all(&self, segments: i32) -> Result<Vec<(i32, At)>, StoreError> {
+        let rows = in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            let rows = sqlx::query!(
+                "WITH others AS (
                  SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
                  WHERE c.name = $1 AND c.build = $2 AND c.segments = $5 AND p.version = $4 AND p.status IN ('serving', 'building')
                    AND c.owner IS DISTINCT FROM $3
@@ -104,34 +115,43 @@ impl Leases<'_> {
              UPDATE checkpoint c SET owner = $3, updated_at = clock_timestamp() FROM others
              WHERE c.name = $1 AND c.build = $2 AND c.segment = others.segment
              RETURNING c.segment, c.position",
-            self.name,
-            self.build,
-            self.replica,
-            self.version,
-            segments
-        )
-        .fetch_all(self.pool)
+                self.name,
+                self.build,
+                self.replica,
+                self.version,
+                segments
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(rows)
+        })
         .await?;
         Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
     }
 
     /// Hands segments back, and writes down how far they have come.
-    pub(crate) async fn hand_back(&self, held: &Held) -> Result<(), sqlx::Error> {
+    pub(crate) async fn hand_back(&self, held: &Held) -> Result<(), StoreError> {
         let (segments, positions) = held.columns();
-        sqlx::query!(
-            "UPDATE checkpoint c SET owner = NULL, position = greatest(c.position, k.position), updated_at = clock_timestamp()
+        in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            sqlx::query!(
+                "UPDATE checkpoint c SET owner = NULL, position = greatest(c.position, k.position), updated_at = clock_timestamp()
              FROM unnest($5::integer[], $6::bigint[]) AS k(segment, position)
              WHERE c.name = $1 AND c.build = $2 AND c.segments = $3 AND c.owner = $4 AND c.segment = k.segment",
-            self.name,
-            self.build,
-            held.segments,
-            self.replica,
-            &segments,
-            &positions
-        )
-        .execute(self.pool)
-        .await?;
-        Ok(())
+                self.name,
+                self.build,
+                held.segments,
+                self.replica,
+                &segments,
+                &positions
+            )
+            .execute(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(())
+        })
+        .await
     }
 
     /// Moves the checkpoints of segments that stand at one position, within the transaction that writes what it stands for; and tells that

@@ -149,11 +149,16 @@ impl Drop for Lent {
 
 /// The work's outcome, where it comes in time.
 pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+    within(ANSWER_TIMEOUT, work).await
+}
+
+/// As [`in_time`], for work that may take longer.
+pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, work).await {
         Ok(outcome) => Ok(outcome?),
         Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
-            format!("no answer from the database within {} seconds", ANSWER_TIMEOUT.as_secs()),
+            format!("no answer from the database within {} seconds", limit.as_secs()),
         )))),
     }
 }

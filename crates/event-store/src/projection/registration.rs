@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 
 use super::{Kind, Projection, replica::Replica};
-use crate::{EventStore, LogEvent, Position, StoreError};
+use crate::{EventStore, LogEvent, Position, StoreError, store::in_time};
 
 /// Makes a projection known with this replica of it, and asks for it to be made anew where the one in service is of an older version.
 pub(super) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) -> Result<(), StoreError> {
@@ -85,11 +85,18 @@ pub(super) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) ->
 /// # Errors
 /// Where the database is away or the migrations are missing.
 pub async fn registered<E: LogEvent>(store: &EventStore<E>, name: &str) -> Result<bool, StoreError> {
-    let known = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM projection JOIN checkpoint USING (name, build) WHERE name = $1 AND status = 'serving') AS "known!""#,
-        name
-    );
-    Ok(known.fetch_one(store.pool()).await?)
+    in_time(async {
+        let mut connection = store.lend().await?;
+        let known = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT FROM projection JOIN checkpoint USING (name, build) WHERE name = $1 AND status = 'serving') AS "known!""#,
+            name
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        connection.done();
+        Ok(known)
+    })
+    .await
 }
 
 /// When a new build goes into service.

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use opentelemetry::KeyValue;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -21,6 +21,7 @@ use crate::{
     event::decode,
     lease::{At, Held, Leases},
     metrics::METRICS,
+    store::{Lent, in_time, within},
     trace,
 };
 
@@ -400,29 +401,43 @@ impl<P: Projection> Worker<'_, P> {
     /// Applies a batch and moves the checkpoints, both or neither. `false`: a segment is another's now.
     async fn apply(&self, batch: &[Recorded<P::Event>], active: &[i32], from: Position, to: Position) -> Result<bool, StoreError> {
         if batch.is_empty() {
-            let mut connection = self.leases.pool.acquire().await?;
-            return Ok(self.leases.advance(&mut connection, &self.held, active, from, to).await?);
+            return in_time(async {
+                let mut connection = Lent::from(self.leases.pool).await?;
+                let moved = self.leases.advance(&mut connection, &self.held, active, from, to).await?;
+                connection.done();
+                Ok(moved)
+            })
+            .await;
         }
         let span = tracing::info_span!("project", otel.name = format!("project {}", P::NAME), events = batch.len(), position = %to);
         trace::follow(&span, batch.iter().map(|event| event.metadata.traceparent.as_deref()));
-        async {
-            let mut transaction = self.leases.pool.begin().await?;
+        let applying = within(BATCH_TIMEOUT, async {
+            let mut lent = Lent::from(self.leases.pool).await?;
+            let mut transaction = lent.begin().await?;
             // First, for it is also the fence: who lost a segment waits for nobody and writes nothing.
-            if !self.leases.advance(&mut transaction, &self.held, active, from, to).await? {
-                return Ok(false);
+            let moved = self.leases.advance(&mut transaction, &self.held, active, from, to).await?;
+            if moved {
+                let connection: &mut PgConnection = &mut transaction;
+                self.running.projection.apply(connection, batch).await?;
+                transaction.commit().await?;
+            } else {
+                transaction.rollback().await?;
             }
-            let connection: &mut PgConnection = &mut transaction;
-            self.running.projection.apply(connection, batch).await?;
-            transaction.commit().await?;
+            lent.done();
+            Ok(moved)
+        });
+        if applying.instrument(span).await? {
             let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
             METRICS.projection_events.add(batch.len() as u64, &of);
             METRICS.projection_batch.record(batch.len() as u64, &of);
-            Ok(true)
+            return Ok(true);
         }
-        .instrument(span)
-        .await
+        Ok(false)
     }
 }
+
+/// How long a batch may take to be read or written. Longer than the role's transaction_timeout, which says why it ends.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Whether the database gave up on a transaction or statement because it took too long: a smaller batch may not.
 fn took_too_long(error: &StoreError) -> bool {
@@ -435,14 +450,20 @@ async fn read<P: Projection>(
     after: Position,
     to: Position,
 ) -> Result<Vec<Recorded<P::Event>>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: sqlx::types::Json<Metadata>" FROM event
+    let rows = within(BATCH_TIMEOUT, async {
+        let mut connection = store.lend().await?;
+        let rows = sqlx::query!(
+            r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: sqlx::types::Json<Metadata>" FROM event
            WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
-        after.0,
-        to.0,
-        types
-    )
-    .fetch_all(store.pool())
+            after.0,
+            to.0,
+            types
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        connection.done();
+        Ok(rows)
+    })
     .await?;
     let mut batch = Vec::with_capacity(rows.len());
     for row in rows {
