@@ -12,7 +12,10 @@ use std::{
 
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter, sync::Cache};
 
-use crate::{Criteria, CriteriaError, Heads, LogEvent, Position, State, metrics::METRICS};
+use crate::{
+    Criteria, CriteriaError, Heads, LogEvent, Position, State,
+    metrics::{self, METRICS},
+};
 
 /// What an entry takes besides its two values and what they point to: the allocations' own, its place in the tables.
 const OVERHEAD: usize = 256;
@@ -56,8 +59,13 @@ struct Entry {
 impl Known {
     /// Keeps up to so many bytes; 0 keeps nothing.
     pub(crate) fn new(bytes: usize, heads: Heads) -> Self {
-        let keep = || Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions);
-        Self { states: (bytes > 0).then(|| Arc::new(keep())), hasher: DefaultHashBuilder::default(), heads }
+        let states =
+            (bytes > 0).then(|| Arc::new(Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions)));
+        if let Some(states) = &states {
+            let states = Arc::downgrade(states);
+            metrics::known_bytes(move || states.upgrade().map(|states| states.weight()));
+        }
+        Self { states, hasher: DefaultHashBuilder::default(), heads }
     }
 
     /// Keeps nothing.
@@ -107,7 +115,6 @@ impl Known {
         let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (held(initial) + held(state))) as u64;
         let folded = Arc::new(Folded { state: state.clone(), criteria: criteria.clone(), position });
         states.insert(Key { hash, initial: Arc::new(initial.clone()) }, Entry { folded, position, bytes, epoch });
-        METRICS.known_bytes.record(states.weight(), &[]);
     }
 
     fn hash<S: State>(&self, initial: &S) -> u64 {

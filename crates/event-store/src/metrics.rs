@@ -16,7 +16,6 @@ pub(crate) struct Metrics {
     pub(crate) known_hits: Counter<u64>,
     pub(crate) known_misses: Counter<u64>,
     pub(crate) known_evictions: Counter<u64>,
-    pub(crate) known_bytes: Gauge<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
     pub(crate) projection_position: Gauge<i64>,
@@ -55,11 +54,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("States that a decision found unknown, and started with as empty.")
             .build(),
         known_evictions: meter.u64_counter("log.known.evictions").with_description("States forgotten, as there was no more room.").build(),
-        known_bytes: meter
-            .u64_gauge("log.known.size")
-            .with_unit("By")
-            .with_description("What the known states take, as reckoned from what they hold.")
-            .build(),
         busy: meter.u64_counter("log.busy").with_description("Commands given up because the log was busy past the bound.").build(),
         unknown_outcomes: meter
             .u64_counter("log.unknown_outcomes")
@@ -94,3 +88,18 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         todos: meter.u64_counter("todo.attempts").with_description("To-dos worked, by automation and outcome.").build(),
     }
 });
+
+/// Has what a store's known states take read whenever the metrics are.
+pub(crate) fn known_bytes(bytes: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+    // Read for as long as the meter lives: the instrument itself need not be kept.
+    let _ = global::meter("event-store")
+        .u64_observable_gauge("log.known.size")
+        .with_unit("By")
+        .with_description("What the known states take, as reckoned from what they hold.")
+        .with_callback(move |observer| {
+            if let Some(bytes) = bytes() {
+                observer.observe(bytes, &[]);
+            }
+        })
+        .build();
+}
