@@ -195,6 +195,29 @@ async fn many_commands_on_one_cart_at_once_go_one_after_the_other_without_a_conf
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cart_that_many_commands_wait_for_holds_up_no_other() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let hot = Shopping::new();
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (store, add) = (log.store.clone(), Always(Add::to(&hot)));
+        waiting.spawn(async move { store.decide(&add).await.unwrap() });
+    }
+    // The first of them is done, so the others are in line, each for a call of its own.
+    waiting.join_next().await.unwrap().unwrap();
+    for _ in 0..10 {
+        log.store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
+    }
+    // Ten calls take as long as some ten of those in line.
+    let done = std::iter::from_fn(|| waiting.try_join_next()).count();
+    assert!(done < 250, "{done} of those in line were done before");
+    while let Some(added) = waiting.join_next().await {
+        added.unwrap();
+    }
+    assert_eq!(log.store.head().await.unwrap(), Position(510));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
