@@ -59,8 +59,10 @@ LANGUAGE sql STABLE AS $$ SELECT coalesce(max(event_id), 0) FROM event $$;
 -- id that is given, and its position is greater than `after`; `newest` asks for the last such event alone. A lookup's answer is cut
 -- after 500 events or 256 KiB; the last row of a cut answer has `more`.
 --
--- One LATERAL … ORDER BY … LIMIT per leading id, and rows compared as (id, event_id) > (id, after): only the index that leads with the
--- id can serve that, so the plan is the same whatever ANALYZE last saw. Joins do not have that property.
+-- One LATERAL … ORDER BY … LIMIT per leading id, and rows compared as (id, event_id) > (id, after) and <= (id, the largest): only the
+-- index that leads with the id can serve that, so the plan is the same whatever ANALYZE last saw. Joins do not have that property; nor has
+-- `id = … AND event_id > …`, which the primary key can serve by walking the log; and beside `id = …` a row comparison no longer says where
+-- in the index to start.
 CREATE FUNCTION event_matching(
     l_types text[], l_after bigint[], l_newest boolean[], l_cart_id uuid[], l_item_id uuid[], l_product_id uuid[]
 ) RETURNS TABLE (lookup integer, event_id bigint, event_type text, payload bytea, more boolean)
@@ -73,7 +75,7 @@ BEGIN ATOMIC
     ), matching AS (
         SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE (e.cart_id, e.event_id) > (l.cart_id, l.after) AND e.cart_id = l.cart_id
+            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
               AND (l.item_id IS NULL OR e.item_id = l.item_id)
               AND (l.product_id IS NULL OR e.product_id = l.product_id)
               AND e.event_type = ANY (l.types)
@@ -83,7 +85,7 @@ BEGIN ATOMIC
       UNION ALL
         SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE (e.cart_id, e.event_id) > (l.cart_id, l.after) AND e.cart_id = l.cart_id
+            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
               AND (l.item_id IS NULL OR e.item_id = l.item_id)
               AND (l.product_id IS NULL OR e.product_id = l.product_id)
               AND e.event_type = ANY (l.types)
@@ -93,7 +95,7 @@ BEGIN ATOMIC
       UNION ALL
         SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE (e.item_id, e.event_id) > (l.item_id, l.after) AND e.item_id = l.item_id
+            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (l.item_id, l.after) AND (e.item_id, e.event_id) <= (l.item_id, 9223372036854775807)
               AND (l.product_id IS NULL OR e.product_id = l.product_id)
               AND e.event_type = ANY (l.types)
             ORDER BY e.item_id, e.event_id LIMIT 500
@@ -103,8 +105,9 @@ BEGIN ATOMIC
         SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM unnest(l.types) AS t(type) CROSS JOIN LATERAL (
                 SELECT e.event_id, e.event_type, e.payload FROM event e
-                WHERE (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                  AND e.product_id = l.product_id AND e.event_type = t.type
+                WHERE e.product_id IS NOT NULL
+                  AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
+                  AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
                 ORDER BY e.product_id, e.event_type, e.event_id LIMIT 500
             ) e
             ORDER BY e.event_id LIMIT 500
@@ -114,8 +117,9 @@ BEGIN ATOMIC
         SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM unnest(l.types) AS t(type) CROSS JOIN LATERAL (
                 SELECT e.event_id, e.event_type, e.payload FROM event e
-                WHERE (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                  AND e.product_id = l.product_id AND e.event_type = t.type
+                WHERE e.product_id IS NOT NULL
+                  AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
+                  AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
                 ORDER BY e.product_id DESC, e.event_type DESC, e.event_id DESC LIMIT 1
             ) e
             ORDER BY e.event_id DESC LIMIT 1
@@ -179,7 +183,8 @@ BEGIN
     RETURN NEXT;
 
     -- What is common: no lookup finds anything, and all is written, in one statement. Each lookup is a probe of the index that leads with
-    -- its first id, by a row comparison that no other index can serve, as in event_matching.
+    -- its first id, by a row comparison and an order that no other index can serve, as in event_matching. Not by EXISTS: the planner drops
+    -- the order from it, and takes another index when statistics are missing or old.
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
     SELECT head + e.ord, e.type, e.payload, e.metadata::pg_catalog.jsonb, e.cart_id, e.item_id, e.product_id
     FROM unnest(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id)
@@ -187,25 +192,30 @@ BEGIN
     WHERE NOT EXISTS (
         SELECT FROM unnest(l_types, l_after, l_cart_id, l_item_id, l_product_id) AS l(types, after, cart_id, item_id, product_id)
         WHERE l.after > head OR CASE
-            WHEN l.cart_id IS NOT NULL THEN EXISTS (
-                SELECT FROM public.event e
-                WHERE (e.cart_id, e.event_id) > (l.cart_id, l.after) AND e.cart_id = l.cart_id
+            WHEN l.cart_id IS NOT NULL THEN (
+                SELECT true FROM public.event e
+                WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
                   AND (l.item_id IS NULL OR e.item_id = l.item_id)
                   AND (l.product_id IS NULL OR e.product_id = l.product_id)
-                  AND e.event_type = ANY (string_to_array(l.types, ',')))
-            WHEN l.item_id IS NOT NULL THEN EXISTS (
-                SELECT FROM public.event e
-                WHERE (e.item_id, e.event_id) > (l.item_id, l.after) AND e.item_id = l.item_id
+                  AND e.event_type = ANY (string_to_array(l.types, ','))
+                ORDER BY e.cart_id, e.event_id LIMIT 1)
+            WHEN l.item_id IS NOT NULL THEN (
+                SELECT true FROM public.event e
+                WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (l.item_id, l.after) AND (e.item_id, e.event_id) <= (l.item_id, 9223372036854775807)
                   AND (l.product_id IS NULL OR e.product_id = l.product_id)
-                  AND e.event_type = ANY (string_to_array(l.types, ',')))
+                  AND e.event_type = ANY (string_to_array(l.types, ','))
+                ORDER BY e.item_id, e.event_id LIMIT 1)
             WHEN l.product_id IS NOT NULL THEN EXISTS (
-                SELECT FROM unnest(string_to_array(l.types, ',')) AS t(type) WHERE EXISTS (
-                    SELECT FROM public.event e
-                    WHERE (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                      AND e.product_id = l.product_id AND e.event_type = t.type))
-            ELSE EXISTS (
-                SELECT FROM public.event e
-                WHERE e.event_id > l.after AND e.event_type = ANY (string_to_array(l.types, ',')))
+                SELECT FROM unnest(string_to_array(l.types, ',')) AS t(type) WHERE (
+                    SELECT true FROM public.event e
+                    WHERE e.product_id IS NOT NULL
+                      AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
+                      AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
+                    ORDER BY e.product_id, e.event_type, e.event_id LIMIT 1))
+            ELSE (
+                SELECT true FROM public.event e
+                WHERE e.event_id > l.after AND e.event_type = ANY (string_to_array(l.types, ','))
+                ORDER BY e.event_id LIMIT 1)
         END);
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written > 0 AND written = cardinality(e_append) THEN

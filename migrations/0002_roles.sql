@@ -27,7 +27,11 @@ BEGIN
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_idle = 2', service, current_database());
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_interval = 1', service, current_database());
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_keepalives_count = 3', service, current_database());
-        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_user_timeout = 5000', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET tcp_user_timeout = 3000', service, current_database());
+        -- A plan made when the log was short is kept by a session for as long as nobody analyses the table, and walks it whole by then.
+        -- Every statement on the log has an index that serves it, so no other way is even considered.
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET enable_seqscan = off', service, current_database());
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET enable_bitmapscan = off', service, current_database());
         -- A projection's batch may take longer than a command's append, and holds no lock that commands wait for.
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET transaction_timeout = %L', service, current_database(),
                        CASE service WHEN 'cartlog_projections' THEN '30s' ELSE '5s' END);

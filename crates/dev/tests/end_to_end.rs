@@ -4,6 +4,8 @@
 mod system;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dev::distribution;
@@ -358,6 +360,158 @@ async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recov
     })
     .await;
     tokio::time::timeout(Duration::from_secs(60), shop.stop()).await.unwrap();
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_killed_in_between() {
+    let mut shop = Shop::new("sent-again").await;
+    shop.start(&[COMMANDS]).await;
+    let mut items = vec![];
+    for round in 0..3 {
+        let client = reqwest::Client::new();
+        let sending: Vec<_> = (0..60)
+            .map(|_| {
+                let cart = Uuid::now_v7();
+                let item = item(cart, Uuid::now_v7(), Uuid::now_v7(), "1.00");
+                let request = client.post(format!("{}/additem/{cart}", shop.url(COMMANDS))).json(&item);
+                tokio::spawn(async move {
+                    let answer = async { request.send().await.ok()?.json::<Value>().await.ok() }.await;
+                    (cart, item, answer)
+                })
+            })
+            .collect();
+        // In the middle of the round, wherever it is: some have their answers, some have lost them, some were never taken.
+        eventually("some of the round are in the log", || async { (shop.count("ItemAdded").await > round * 60 + 10).then_some(()) }).await;
+        shop.service(COMMANDS).restart().await.unwrap();
+        shop.service(COMMANDS).until_ready(READY).await.unwrap();
+        for sent in sending {
+            items.push(sent.await.unwrap());
+        }
+    }
+    let added: Vec<(Uuid, i64)> =
+        sqlx::query_as("SELECT item_id, event_id FROM event WHERE event_type = 'ItemAdded'").fetch_all(&shop.pool).await.unwrap();
+    let before: HashMap<_, _> = added.iter().copied().collect();
+    assert_eq!(added.len(), before.len(), "none is there twice");
+    // As soon as the cart is submitted it takes no items; one that is sent again is still answered as the first time.
+    assert_eq!(shop.submit(items[0].0).await.0, 200);
+    let mut lost = 0;
+    for (cart, item, answer) in &items {
+        let again = shop.post(COMMANDS, &format!("/additem/{cart}"), item).await;
+        assert_eq!(again.0, 200, "{again:?}");
+        lost += usize::from(answer.is_none());
+        if let Some(answer) = answer {
+            assert_eq!(again.1, *answer);
+        }
+        let id: Uuid = serde_json::from_value(item["item_id"].clone()).unwrap();
+        if let Some(position) = before.get(&id) {
+            assert_eq!(again.1, json!([cart, position]));
+        }
+    }
+    assert!(lost > 0 && lost < items.len(), "{lost} answers of {} were lost", items.len());
+    shop.until_count("ItemAdded", items.len() as i64).await;
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
+    let mut shop = Shop::new("frozen-commands").await;
+    shop.start(&[COMMANDS]).await;
+    let mut frozen = services::Service::start(COMMANDS, shop.settings(COMMANDS, "frozen.log")).unwrap();
+    frozen.until_ready(READY).await.unwrap();
+    let (client, product) = (reqwest::Client::new(), Uuid::now_v7());
+    let load = |url: String| {
+        let answers = Arc::new(AtomicUsize::new(0));
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let (client, url, answers) = (client.clone(), url.clone(), answers.clone());
+                tokio::spawn(async move {
+                    loop {
+                        let cart = Uuid::now_v7();
+                        let item = item(cart, Uuid::now_v7(), product, "1.00");
+                        let answer = client.post(format!("{url}/additem/{cart}")).json(&item).send().await.unwrap();
+                        assert_eq!(answer.status(), 200);
+                        answers.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        (answers, tasks)
+    };
+    let go_on = |answers: Arc<AtomicUsize>| async move {
+        let goal = answers.load(Ordering::SeqCst) + 30;
+        eventually("it goes on", || async { (answers.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
+    };
+    let (of_frozen, mut tasks) = load(frozen.url());
+    let (of_other, more) = load(shop.url(COMMANDS));
+    tasks.extend(more);
+    for _ in 0..6 {
+        go_on(of_frozen.clone()).await;
+        frozen.process().freeze().unwrap();
+        // Five seconds are what is promised.
+        let going_on = tokio::time::timeout(Duration::from_secs(5), go_on(of_other.clone())).await;
+        assert!(going_on.is_ok(), "the other stands still");
+        frozen.process().thaw().unwrap();
+    }
+    go_on(of_frozen).await;
+    for task in tasks {
+        assert!(!task.is_finished(), "every command was answered well");
+        task.abort();
+    }
+    frozen.kill().await.unwrap();
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_goes_on() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-frozen").unwrap()).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "cartlog").await.unwrap();
+    database::migrate(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let urls = services::ALL.map(|kind| (kind.name, postgres.url(kind.role, "cartlog"))).into();
+    let pool = database::connect(&postgres.url("postgres", "cartlog")).await.unwrap();
+    let mut shop = Shop::on("database-frozen", pool, urls, test_support::kafka_bootstrap_servers()).await;
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
+    let projected = format!("/{cart}/cartitemsfromdb");
+    eventually("it is projected", || async { (shop.get(&projected).await.0 == 200).then_some(()) }).await;
+
+    // The server, so that it takes no new connections, and every session of the services.
+    postgres.process().freeze().unwrap();
+    let sessions: Vec<i32> =
+        sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename LIKE 'cartlog%'").fetch_all(&shop.pool).await.unwrap();
+    let signal_all = |signal| sessions.iter().for_each(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap());
+    signal_all(nix::sys::signal::Signal::SIGSTOP);
+    // The promise is that an answer comes, so each of these has a bound.
+    let bound = Duration::from_secs(20);
+    let live = format!("/{cart}/cartitems");
+    let (added, of_another_cart, read, read_from_table) = tokio::time::timeout(bound, async {
+        tokio::join!(
+            shop.add(cart, Uuid::now_v7(), "1.00"),
+            shop.add(Uuid::now_v7(), Uuid::now_v7(), "1.00"),
+            shop.get(&live),
+            shop.get(&projected),
+        )
+    })
+    .await
+    .unwrap();
+    assert_eq!([added.0, of_another_cart.0, read.0, read_from_table.0], [503; 4]);
+    for kind in [COMMANDS, PROJECTIONS] {
+        let ready = reqwest::get(format!("{}/ready", shop.url(kind))).await.unwrap();
+        assert_eq!(ready.status(), 503);
+    }
+
+    postgres.process().thaw().unwrap();
+    signal_all(nix::sys::signal::Signal::SIGCONT);
+    let cart = Uuid::now_v7();
+    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection goes on", || async {
+        (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
+    })
+    .await;
+    shop.stop().await;
     postgres.stop().await.unwrap();
 }
 

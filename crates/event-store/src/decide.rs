@@ -170,7 +170,7 @@ impl<E: LogEvent> EventStore<E> {
     /// decides on what the one before it left, instead of being refused by the log for it. Two on one cart do; what a cart only reads, as
     /// a popular product's inventory, holds nobody up. It is a courtesy: across processes, and for exactness, the log decides.
     /// Answers also whether it had to wait.
-    async fn take_turn<V>(&self, stages: &mut impl Stages<E, V>, events: &[(E, Vec<Option<Uuid>>)]) -> (Vec<Turn<'_>>, bool) {
+    async fn take_turn<V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
         let mut boundaries: Vec<_> = parts(stages)
             .iter()
             .flat_map(|part| part.criteria().lookups.iter())
@@ -203,7 +203,7 @@ impl<E: LogEvent> EventStore<E> {
     async fn append(
         &self,
         conditions: Vec<(Arc<Criteria>, Position)>,
-        events: &[(E, Vec<Option<Uuid>>)],
+        events: &[WithIds<E>],
         metadata: &Metadata,
         epoch: u64,
     ) -> Result<Appended, StoreError> {
@@ -233,7 +233,10 @@ fn refresh<E, V>(stages: &mut impl Stages<E, V>, known: &Known) -> bool {
     parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(known) | refreshed)
 }
 
-fn with_ids<E: LogEvent>(events: Vec<E>, order: &[&'static str]) -> Result<Vec<(E, Vec<Option<Uuid>>)>, StoreError> {
+/// An event, and its ids in the schema's order.
+pub(crate) type WithIds<E> = (E, Vec<Option<Uuid>>);
+
+fn with_ids<E: LogEvent>(events: Vec<E>, order: &[&'static str]) -> Result<Vec<WithIds<E>>, StoreError> {
     events
         .into_iter()
         .map(|event| {

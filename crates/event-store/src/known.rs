@@ -12,10 +12,15 @@ use std::{
 
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter, sync::Cache};
 
-use crate::{Criteria, CriteriaError, Heads, LogEvent, Position, State, metrics::METRICS};
+use crate::{
+    Criteria, CriteriaError, Heads, LogEvent, Position, State,
+    metrics::{self, METRICS},
+};
 
 /// What an entry takes besides its two values and what they point to: the allocations' own, its place in the tables.
 const OVERHEAD: usize = 256;
+
+type States = Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>;
 
 /// States folded lately, by their type and the whole value they started from: two commands that differ only in a field that is no id
 /// have two states. Bounded in bytes; what was not asked for the longest goes first (quick_cache's S3-FIFO, which one scan over many
@@ -23,7 +28,7 @@ const OVERHEAD: usize = 256;
 #[derive(Clone)]
 pub struct Known {
     /// `None` where nothing is to be kept.
-    states: Option<Arc<Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>>>,
+    states: Option<Arc<States>>,
     hasher: DefaultHashBuilder,
     heads: Heads,
 }
@@ -54,8 +59,13 @@ struct Entry {
 impl Known {
     /// Keeps up to so many bytes; 0 keeps nothing.
     pub(crate) fn new(bytes: usize, heads: Heads) -> Self {
-        let keep = || Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions);
-        Self { states: (bytes > 0).then(|| Arc::new(keep())), hasher: DefaultHashBuilder::default(), heads }
+        let states =
+            (bytes > 0).then(|| Arc::new(Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions)));
+        if let Some(states) = &states {
+            let states = Arc::downgrade(states);
+            metrics::known_bytes(move || states.upgrade().map(|states| states.weight()));
+        }
+        Self { states, hasher: DefaultHashBuilder::default(), heads }
     }
 
     /// Keeps nothing.
@@ -105,7 +115,6 @@ impl Known {
         let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (held(initial) + held(state))) as u64;
         let folded = Arc::new(Folded { state: state.clone(), criteria: criteria.clone(), position });
         states.insert(Key { hash, initial: Arc::new(initial.clone()) }, Entry { folded, position, bytes, epoch });
-        METRICS.known_bytes.record(states.weight(), &[]);
     }
 
     fn hash<S: State>(&self, initial: &S) -> u64 {
@@ -196,5 +205,56 @@ impl Lifecycle<Key, Entry> for Evictions {
 
     fn on_evict(&self, (): &mut (), _: Key, _: Entry) {
         METRICS.known_evictions.add(1, &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cart_events::{CartId, CartStream, DomainEvent};
+    use disintegrate::StateQuery;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+    #[state_query(CartStream)]
+    struct Texts {
+        #[id]
+        cart_id: CartId,
+        texts: Vec<String>,
+    }
+
+    impl State for Texts {
+        fn mutate(&mut self, _: CartStream, _: Position) {}
+    }
+
+    #[test]
+    fn what_is_kept_stays_within_its_bytes_however_much_the_states_hold() {
+        let known = Known::new(100_000, Heads::new());
+        for texts in 0..1_000 {
+            let initial = Texts { cart_id: CartId::new(), texts: vec![] };
+            let state = Texts { texts: vec!["a text of twenty-odd bytes".to_owned(); texts % 50], ..initial.clone() };
+            let criteria = known.look::<_, DomainEvent>(&initial).map(|folded| folded.criteria);
+            known.keep(&initial, &state, &criteria.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
+        }
+        let states = known.states.as_ref().map(|states| (states.weight(), states.len()));
+        assert!(states.is_some_and(|(bytes, number)| bytes <= 100_000 && (20..200).contains(&number)), "{states:?}");
+    }
+
+    #[test]
+    fn an_older_state_does_not_replace_a_newer_one_nor_one_of_another_log_any() {
+        let heads = Heads::new();
+        let known = Known::new(100_000, heads.clone());
+        let initial = Texts { cart_id: CartId::new(), texts: vec![] };
+        let look = || known.look::<_, DomainEvent>(&initial).map(|folded| folded.position);
+        let criteria = Arc::new(Criteria { lookups: vec![] });
+        known.keep(&initial, &initial, &criteria, Position(7), 0);
+        known.keep(&initial, &initial, &criteria, Position(5), 0);
+        assert_eq!(look(), Ok(Position(7)));
+        heads.reset(Position(3));
+        assert_eq!(look(), Ok(Position::START), "it is of the log before");
+        known.keep(&initial, &initial, &criteria, Position(9), 0);
+        assert_eq!(look(), Ok(Position::START), "a command that began before the reset");
+        known.keep(&initial, &initial, &criteria, Position(4), 1);
+        assert_eq!(look(), Ok(Position(4)));
     }
 }

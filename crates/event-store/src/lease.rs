@@ -1,110 +1,228 @@
-//! Who works what: leases on checkpoints, by the database's clock.
+//! Who works what: segments of a build, each held by a replica for as long as that is alive, by the database's clock.
 //!
-//! A process that dies or freezes loses its lease by letting it run out. It can write nothing any more then: every write moves the
-//! checkpoint, in the same transaction, from where this owner left it, and only while it is the owner.
+//! A process that dies or freezes ceases to be alive by saying nothing. It can write nothing any more then: every write moves the checkpoints
+//! of its segments, in the same transaction, and only where it is the owner of them all, as they are cut, and none has gone beyond from where
+//! it writes.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, PgPool, postgres::types::PgInterval};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::Position;
+use crate::{
+    Position, StoreError,
+    store::{Lent, in_time},
+};
 
-/// A segment of a build, held by this process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The segments of a build that a replica holds, and up to where there is nothing left to apply in each: at least what the table says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Held {
-    pub(crate) build: String,
-    pub(crate) segment: i32,
-    pub(crate) building: bool,
-    /// As it stands in the table.
+    /// Into how many segments the build is cut.
+    pub(crate) segments: i32,
+    /// Whether it is the build in service.
+    pub(crate) serving: bool,
+    pub(crate) positions: BTreeMap<i32, At>,
+}
+
+/// Where a segment stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct At {
+    /// Where the table had it when it was last read or written: it has not moved back since, unless the build was begun anew, and then it
+    /// is not this one that goes on.
     pub(crate) stored: Position,
-    /// Up to where there is nothing left to apply: at least `stored`.
+    /// Up to where there is nothing left to apply.
     pub(crate) position: Position,
 }
 
-/// One process's leases on one projection.
+impl At {
+    pub(crate) fn stored(position: Position) -> Self {
+        Self { stored: position, position }
+    }
+}
+
+impl Held {
+    pub(crate) fn lowest(&self) -> Option<Position> {
+        self.positions.values().map(|at| at.position).min()
+    }
+
+    pub(crate) fn highest(&self) -> Option<Position> {
+        self.positions.values().map(|at| at.position).max()
+    }
+
+    pub(crate) fn all(&self) -> bool {
+        self.positions.len() == usize::try_from(self.segments).unwrap_or_default()
+    }
+
+    /// Segments and their positions, as the columns that SQL takes.
+    pub(crate) fn columns(&self) -> (Vec<i32>, Vec<i64>) {
+        self.positions.iter().map(|(segment, at)| (*segment, at.position.0)).unzip()
+    }
+}
+
+/// One replica's hold on the segments of one build.
+#[derive(Clone, Copy)]
 pub(crate) struct Leases<'a> {
     pub(crate) pool: &'a PgPool,
     pub(crate) name: &'static str,
+    pub(crate) build: &'static str,
     pub(crate) version: i32,
-    pub(crate) owner: Uuid,
-    pub(crate) duration: Duration,
+    pub(crate) replica: Uuid,
 }
 
 impl Leases<'_> {
-    fn interval(&self) -> PgInterval {
-        PgInterval { months: 0, days: 0, microseconds: i64::try_from(self.duration.as_micros()).unwrap_or(i64::MAX) }
-    }
-
-    /// Renews what is held, and takes what nobody holds. Also writes down how far what is held has come.
-    pub(crate) async fn renew(&self, held: &[Held]) -> Result<Vec<Held>, sqlx::Error> {
-        let builds: Vec<_> = held.iter().map(|h| h.build.clone()).collect();
-        let segments: Vec<_> = held.iter().map(|h| h.segment).collect();
-        let stored: Vec<_> = held.iter().map(|h| h.stored.0).collect();
-        let positions: Vec<_> = held.iter().map(|h| h.position.0).collect();
-        let rows = sqlx::query!(
-            r#"WITH free AS (
-                   SELECT c.name, c.build, c.segment, p.status = 'building' AS building
-                   FROM checkpoint c JOIN projection p USING (name, build)
-                   WHERE c.name = $1 AND p.version = $2 AND p.status IN ('serving', 'building')
-                     AND (c.owner IS NULL OR c.owner = $3 OR c.lease_until < clock_timestamp())
-                   FOR UPDATE OF c SKIP LOCKED
-               ), known AS (
-                   SELECT * FROM unnest($5::text[], $6::integer[], $7::bigint[], $8::bigint[]) AS k(build, segment, stored, position)
-               )
-               UPDATE checkpoint c
-               SET owner = $3, lease_until = clock_timestamp() + $4, updated_at = clock_timestamp(),
-                   -- What another has moved since is not ours to move.
-                   position = CASE WHEN c.owner = $3 AND c.position = k.stored THEN k.position ELSE c.position END
-               FROM free LEFT JOIN known k ON k.build = free.build AND k.segment = free.segment
-               WHERE c.name = free.name AND c.build = free.build AND c.segment = free.segment
-               RETURNING c.build, c.segment, c.position, free.building AS "building!""#,
-            self.name,
-            self.version,
-            self.owner,
-            self.interval(),
-            &builds,
-            &segments,
-            &stored,
-            &positions,
-        )
-        .fetch_all(self.pool)
-        .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Held {
-                build: row.build,
-                segment: row.segment,
-                building: row.building,
-                stored: Position(row.position),
-                position: Position(row.position),
-            })
-            .collect())
-    }
-
-    /// Moves a checkpoint within the transaction that writes what it stands for. Answers whether it is still this process's to move.
-    pub(crate) async fn advance(&self, transaction: &mut PgConnection, held: &Held, to: Position) -> Result<bool, sqlx::Error> {
-        let moved = sqlx::query!(
-            "UPDATE checkpoint SET position = $6, lease_until = clock_timestamp() + $7, updated_at = clock_timestamp()
-             WHERE name = $1 AND build = $2 AND segment = $3 AND owner = $4 AND position = $5",
-            self.name,
-            held.build,
-            held.segment,
-            self.owner,
-            held.stored.0,
-            to.0,
-            self.interval(),
-        )
-        .execute(transaction)
-        .await?;
-        Ok(moved.rows_affected() == 1)
-    }
-
-    /// Gives everything back, so that another need not wait for the leases to run out.
-    pub(crate) async fn release(&self) -> Result<(), sqlx::Error> {
-        sqlx::query!("UPDATE checkpoint SET owner = NULL, lease_until = NULL WHERE name = $1 AND owner = $2", self.name, self.owner)
-            .execute(self.pool)
+    /// Takes segments that nobody alive holds: so many at the most. One that a frozen transaction still has locked is passed over.
+    pub(crate) async fn take(&self, segments: i32, count: usize) -> Result<Vec<(i32, At)>, StoreError> {
+        let rows = in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            let rows = sqlx::query!(
+                "WITH free AS (
+                 SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
+                 WHERE c.name = $1 AND c.build = $2 AND c.segments = $5 AND p.version = $4 AND p.status IN ('serving', 'building')
+                   AND (c.owner IS NULL OR NOT EXISTS (
+                       SELECT FROM replica r WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()))
+                 ORDER BY c.segment LIMIT $6 FOR UPDATE OF c SKIP LOCKED
+             )
+             UPDATE checkpoint c SET owner = $3, updated_at = clock_timestamp() FROM free
+             WHERE c.name = $1 AND c.build = $2 AND c.segment = free.segment
+             RETURNING c.segment, c.position",
+                self.name,
+                self.build,
+                self.replica,
+                self.version,
+                segments,
+                i64::try_from(count).unwrap_or(i64::MAX)
+            )
+            .fetch_all(&mut *connection)
             .await?;
-        Ok(())
+            connection.done();
+            Ok(rows)
+        })
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
+    }
+
+    /// Takes every segment, whoever has it: its owner can write nothing any more. One that is in the middle of a transaction is passed over.
+    pub(crate) async fn take_all(&self, segments: i32) -> Result<Vec<(i32, At)>, StoreError> {
+        let rows = in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            let rows = sqlx::query!(
+                "WITH others AS (
+                 SELECT c.segment FROM checkpoint c JOIN projection p USING (name, build)
+                 WHERE c.name = $1 AND c.build = $2 AND c.segments = $5 AND p.version = $4 AND p.status IN ('serving', 'building')
+                   AND c.owner IS DISTINCT FROM $3
+                 FOR UPDATE OF c SKIP LOCKED
+             )
+             UPDATE checkpoint c SET owner = $3, updated_at = clock_timestamp() FROM others
+             WHERE c.name = $1 AND c.build = $2 AND c.segment = others.segment
+             RETURNING c.segment, c.position",
+                self.name,
+                self.build,
+                self.replica,
+                self.version,
+                segments
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(rows)
+        })
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.segment, At::stored(Position(row.position)))).collect())
+    }
+
+    /// Hands segments back, and writes down how far they have come.
+    pub(crate) async fn hand_back(&self, held: &Held) -> Result<(), StoreError> {
+        let (segments, positions) = held.columns();
+        in_time(async {
+            let mut connection = Lent::from(self.pool).await?;
+            sqlx::query!(
+                "UPDATE checkpoint c SET owner = NULL, position = greatest(c.position, k.position), updated_at = clock_timestamp()
+             FROM unnest($5::integer[], $6::bigint[]) AS k(segment, position)
+             WHERE c.name = $1 AND c.build = $2 AND c.segments = $3 AND c.owner = $4 AND c.segment = k.segment",
+                self.name,
+                self.build,
+                held.segments,
+                self.replica,
+                &segments,
+                &positions
+            )
+            .execute(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Moves the checkpoints of segments that stand at one position, within the transaction that writes what it stands for; and tells that
+    /// transaction in which schema it writes, and about which segments it is. Answers whether they are all still this replica's to move.
+    ///
+    /// The position may not be beyond `from`: a batch whose commit was lost out of sight and came about all the same is not applied again.
+    /// It may be before it, for what lay in between was nothing to apply.
+    pub(crate) async fn advance(
+        &self,
+        transaction: &mut PgConnection,
+        held: &Held,
+        active: &[i32],
+        from: Position,
+        to: Position,
+    ) -> Result<bool, sqlx::Error> {
+        let stored = active.iter().filter_map(|segment| held.positions.get(segment)).map(|at| at.stored).min();
+        let in_hand: String = (0..held.segments).map(|segment| if active.contains(&segment) { '1' } else { '0' }).collect();
+        let moved = sqlx::query_scalar!(
+            r#"WITH moved AS (
+                   UPDATE checkpoint SET position = $7, updated_at = clock_timestamp()
+                   WHERE name = $1 AND build = $2 AND segments = $3 AND segment = ANY ($4) AND owner = $5
+                     AND position BETWEEN $10 AND $6
+                   RETURNING segment
+               ), set AS (
+                   SELECT set_config('search_path', $8, true), set_config('projection.segments', $9, true)
+               )
+               SELECT (SELECT count(*) FROM moved) AS "moved!" FROM set"#,
+            self.name,
+            self.build,
+            held.segments,
+            active,
+            self.replica,
+            from.0,
+            to.0,
+            format!("{}, public", self.build),
+            in_hand,
+            stored.map_or(0, |stored| stored.0)
+        )
+        .fetch_one(transaction)
+        .await?;
+        Ok(usize::try_from(moved).is_ok_and(|moved| moved == active.len()))
+    }
+
+    /// Cuts a build anew, all of whose segments this replica holds at one position. Answers whether it did: not where another has taken one.
+    pub(crate) async fn cut(&self, held: &Held, at: Position, segments: i32) -> Result<bool, sqlx::Error> {
+        let mut transaction = self.pool.begin().await?;
+        let fenced = sqlx::query!(
+            "DELETE FROM checkpoint WHERE name = $1 AND build = $2 AND segments = $3 AND owner = $4 AND position <= $5",
+            self.name,
+            self.build,
+            held.segments,
+            self.replica,
+            at.0
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if usize::try_from(fenced.rows_affected()).is_ok_and(|rows| rows != held.positions.len()) {
+            return Ok(false);
+        }
+        sqlx::query!(
+            "INSERT INTO checkpoint (name, build, segment, segments, position, owner)
+             SELECT $1, $2, segment, $3, $4, $5 FROM generate_series(0, $3::integer - 1) AS segment",
+            self.name,
+            self.build,
+            segments,
+            at.0,
+            self.replica
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 }

@@ -16,12 +16,14 @@ pub(crate) struct Metrics {
     pub(crate) known_hits: Counter<u64>,
     pub(crate) known_misses: Counter<u64>,
     pub(crate) known_evictions: Counter<u64>,
-    pub(crate) known_bytes: Gauge<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
     pub(crate) projection_position: Gauge<i64>,
     pub(crate) projection_lag: Gauge<i64>,
+    pub(crate) projection_lag_seconds: Gauge<f64>,
+    pub(crate) projection_segments: Gauge<u64>,
     pub(crate) projection_events: Counter<u64>,
+    pub(crate) projection_batch: Histogram<u64>,
     pub(crate) projection_faults: Counter<u64>,
     pub(crate) todos: Counter<u64>,
 }
@@ -52,11 +54,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("States that a decision found unknown, and started with as empty.")
             .build(),
         known_evictions: meter.u64_counter("log.known.evictions").with_description("States forgotten, as there was no more room.").build(),
-        known_bytes: meter
-            .u64_gauge("log.known.size")
-            .with_unit("By")
-            .with_description("What the known states take, as reckoned from what they hold.")
-            .build(),
         busy: meter.u64_counter("log.busy").with_description("Commands given up because the log was busy past the bound.").build(),
         unknown_outcomes: meter
             .u64_counter("log.unknown_outcomes")
@@ -65,14 +62,25 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         head: meter.i64_gauge("log.head").with_description("The newest position known to this process.").build(),
         projection_position: meter
             .i64_gauge("projection.position")
-            .with_description("Up to where a build of a projection or automation has applied the log.")
+            .with_description("Up to where a build of a projection or automation has applied the log, in the segments held here.")
             .build(),
         projection_lag: meter
             .i64_gauge("projection.lag")
             .with_unit("{event}")
-            .with_description("Positions of the log that a build has still before it.")
+            .with_description("Positions of the log that a build has still before it, in the segments held here.")
             .build(),
+        projection_lag_seconds: meter
+            .f64_gauge("projection.lag.time")
+            .with_unit("s")
+            .with_description("For how long the oldest event that a build has still before it has been in the log.")
+            .build(),
+        projection_segments: meter.u64_gauge("projection.segments").with_description("Segments of a build held here.").build(),
         projection_events: meter.u64_counter("projection.events").with_description("Events applied.").build(),
+        projection_batch: meter
+            .u64_histogram("projection.batch")
+            .with_description("Events of a batch that was applied.")
+            .with_boundaries(vec![1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0])
+            .build(),
         projection_faults: meter
             .u64_counter("projection.faults")
             .with_description("Batches that could not be applied; tried again.")
@@ -80,3 +88,18 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         todos: meter.u64_counter("todo.attempts").with_description("To-dos worked, by automation and outcome.").build(),
     }
 });
+
+/// Has what a store's known states take read whenever the metrics are.
+pub(crate) fn known_bytes(bytes: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+    // Read for as long as the meter lives: the instrument itself need not be kept.
+    let _ = global::meter("event-store")
+        .u64_observable_gauge("log.known.size")
+        .with_unit("By")
+        .with_description("What the known states take, as reckoned from what they hold.")
+        .with_callback(move |observer| {
+            if let Some(bytes) = bytes() {
+                observer.observe(bytes, &[]);
+            }
+        })
+        .build();
+}

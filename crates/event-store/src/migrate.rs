@@ -18,16 +18,22 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     Ok(MIGRATOR.run(pool).await?)
 }
 
+const HOW: &str = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
+
+/// Nothing is applied yet.
+pub(crate) fn all_missing() -> String {
+    format!("the migrations: {HOW}")
+}
+
 /// What is missing for this build to work, as a sentence; `None` where all is applied.
 pub(crate) async fn missing(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    let how = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
     let applied: Vec<i64> = match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await {
         Ok(applied) => applied,
-        Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501" | "28000")) => {
-            return Ok(Some(format!("the migrations: {how}")));
+        Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
+            return Ok(Some(all_missing()));
         }
         Err(error) => return Err(error),
     };
     let missing: Vec<String> = MIGRATOR.iter().filter(|m| !applied.contains(&m.version)).map(|m| m.version.to_string()).collect();
-    Ok((!missing.is_empty()).then(|| format!("the migrations {}: {how}", missing.join(", "))))
+    Ok((!missing.is_empty()).then(|| format!("the migrations {}: {HOW}", missing.join(", "))))
 }

@@ -22,6 +22,7 @@ use crate::{
     appender::{self, Append},
     event::domain_ids,
     heads, migrate,
+    projection::Replicas,
 };
 
 /// How the store behaves.
@@ -89,6 +90,8 @@ pub(crate) struct Shared {
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
     pub(crate) append_from_sql: String,
+    /// The projections that run in this process.
+    pub(crate) replicas: Replicas,
     /// Stops the appender, the announcer and the listener when the last handle is gone, or [`EventStore::close`] is called.
     closed: CancellationToken,
 }
@@ -146,11 +149,16 @@ impl Drop for Lent {
 
 /// The work's outcome, where it comes in time.
 pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+    within(ANSWER_TIMEOUT, work).await
+}
+
+/// As [`in_time`], for work that may take longer.
+pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, work).await {
         Ok(outcome) => Ok(outcome?),
         Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
-            format!("no answer from the database within {} seconds", ANSWER_TIMEOUT.as_secs()),
+            format!("no answer from the database within {} seconds", limit.as_secs()),
         )))),
     }
 }
@@ -201,6 +209,7 @@ impl<E: LogEvent> EventStore<E> {
             read_sql: crate::read::sql(ids.len()),
             append_from_sql: crate::translate::sql(ids.len()),
             pool,
+            replicas: Replicas::default(),
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
             known: Known::new(settings.known_bytes, heads.clone()),
@@ -232,13 +241,22 @@ impl<E: LogEvent> EventStore<E> {
         &self.shared.heads
     }
 
+    /// The projections that run in this process.
+    pub(crate) fn replicas(&self) -> &Replicas {
+        &self.shared.replicas
+    }
+
     /// Whether the log can be reached and is migrated.
     ///
     /// # Errors
     /// What is waited for, as words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         let missing = in_time(async {
-            let mut connection = self.lend().await?;
+            let mut connection = match self.lend().await {
+                // The migrations make the services' roles.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("28000") => return Ok(Some(migrate::all_missing())),
+                connection => connection?,
+            };
             let missing = migrate::missing(&mut connection).await?;
             connection.done();
             Ok(missing)

@@ -11,7 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{Metadata, Position, StoreError, metrics::METRICS, trace};
+use crate::{
+    Metadata, Position, StoreError,
+    metrics::METRICS,
+    store::{Lent, in_time},
+    trace,
+};
 
 /// A to-do that an automation's projection asks for.
 #[derive(Debug, Clone)]
@@ -202,8 +207,10 @@ impl Todos {
     /// Leases open to-dos that are due.
     async fn claim(&self, limit: usize) -> Result<Vec<Todo>, StoreError> {
         let lease = Uuid::now_v7();
-        let rows = sqlx::query!(
-            r#"WITH due AS (
+        let rows = in_time(async {
+            let mut connection = Lent::from(&self.pool).await?;
+            let rows = sqlx::query!(
+                r#"WITH due AS (
                    SELECT automation, key FROM todo
                    WHERE automation = $1 AND status = 'open' AND next_attempt_at <= clock_timestamp()
                      AND (lease_until IS NULL OR lease_until < clock_timestamp())
@@ -215,12 +222,16 @@ impl Todos {
                FROM due WHERE t.automation = due.automation AND t.key = due.key
                RETURNING t.key, t.position, t.payload::text AS "payload!", t.metadata AS "metadata: Json<Metadata>", t.attempts,
                          extract(epoch FROM clock_timestamp() - t.first_attempt_at)::float8 AS "trying_for!""#,
-            self.automation,
-            i64::try_from(limit).unwrap_or(i64::MAX),
-            lease,
-            interval(self.settings.lease)
-        )
-        .fetch_all(&self.pool)
+                self.automation,
+                i64::try_from(limit).unwrap_or(i64::MAX),
+                lease,
+                interval(self.settings.lease)
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(rows)
+        })
         .await?;
         Ok(rows
             .into_iter()
@@ -247,20 +258,25 @@ impl Todos {
         if let Some(error) = &error {
             tracing::warn!(automation = self.automation, key = todo.key, attempts = todo.attempts, %error, outcome = word, "a to-do was not done");
         }
-        let written = sqlx::query!(
-            "UPDATE todo SET status = $4, last_error = $5, next_attempt_at = clock_timestamp() + $6, lease = NULL, lease_until = NULL,
+        let settled = in_time(async {
+            let mut connection = Lent::from(&self.pool).await?;
+            sqlx::query!(
+                "UPDATE todo SET status = $4, last_error = $5, next_attempt_at = clock_timestamp() + $6, lease = NULL, lease_until = NULL,
                     finished_at = CASE WHEN $4 = 'open' THEN NULL ELSE clock_timestamp() END
              WHERE automation = $1 AND key = $2 AND lease = $3",
-            self.automation,
-            todo.key,
-            todo.lease,
-            status,
-            error,
-            interval(pause)
-        )
-        .execute(&self.pool)
-        .await;
-        if let Err(error) = written {
+                self.automation,
+                todo.key,
+                todo.lease,
+                status,
+                error,
+                interval(pause)
+            )
+            .execute(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(())
+        });
+        if let Err(error) = settled.await {
             // The lease runs out, and it is done once more.
             tracing::warn!(automation = self.automation, key = todo.key, %error, "what became of a to-do could not be written down");
         }

@@ -27,6 +27,8 @@ use uuid::Uuid;
 struct Positions {
     applied: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
+    /// Milliseconds that the database takes for an event.
+    slow: usize,
 }
 
 #[async_trait]
@@ -35,6 +37,7 @@ impl Projection for Positions {
     type Event = CartStream;
     const NAME: &'static str = "carts_with_products";
     const TABLES: &'static [&'static str] = &["carts_with_products"];
+    const SEGMENTS: i32 = 1;
 
     fn key(_: &CartStream) -> Option<Uuid> {
         None
@@ -43,6 +46,10 @@ impl Projection for Positions {
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         if self.broken.load(Ordering::SeqCst) {
             sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+        }
+        if self.slow > 0 {
+            let seconds = (self.slow * batch.len()) as f64 / 1000.0;
+            sqlx::query("SELECT pg_sleep($1)").bind(seconds).execute(&mut *transaction).await?;
         }
         for event in batch {
             sqlx::query("INSERT INTO carts_with_products VALUES (lpad(to_hex($1::bigint), 32, '0')::uuid, gen_random_uuid(), gen_random_uuid(), $1)")
@@ -134,10 +141,12 @@ async fn a_process_that_was_fenced_off_writes_nothing() {
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 4).await;
     // Another has it now, and holds it for long.
-    sqlx::query("UPDATE checkpoint SET owner = gen_random_uuid(), lease_until = clock_timestamp() + interval '1 hour'")
-        .execute(log.store.pool())
-        .await
-        .unwrap();
+    let other = "WITH other AS (
+                     INSERT INTO replica VALUES ('carts_with_products', gen_random_uuid(), 1, 1, clock_timestamp() + interval '1 hour')
+                     RETURNING id
+                 )
+                 UPDATE checkpoint SET owner = other.id FROM other";
+    sqlx::query(other).execute(log.store.pool()).await.unwrap();
     let head = log.append(Shopping::new().with_items(3)).await;
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     eventually("the append is known to all", || async { (other.heads().newest() >= head).then_some(()) }).await;
@@ -158,6 +167,25 @@ async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gon
     assert_eq!((rows(&log).await, running.applied()), (vec![], 0));
     projection.broken.store(false, Ordering::SeqCst);
     until_rows(&log, 4).await;
+}
+
+#[tokio::test]
+async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let database = log.database.options();
+    let limit =
+        format!("ALTER ROLE cartlog_projections IN DATABASE {} SET transaction_timeout = '500ms'", database.get_database().unwrap());
+    sqlx::query(&limit).execute(log.store.pool()).await.unwrap();
+    for _ in 0..15 {
+        log.append(Shopping::new().with_items(3)).await;
+    }
+    let (projection, stop) = (Positions { slow: 20, ..Positions::default() }, CancellationToken::new());
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    let running = tokio::spawn(projection::run(store, projection.clone(), Settings::default(), Arc::default(), stop.clone()));
+    until_rows(&log, 60).await;
+    assert_eq!(projection.applied.load(Ordering::SeqCst), 60);
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -51,6 +51,11 @@ impl From<StoreError> for HttpError {
 /// Where the URL cannot be read; settings are validated before, so this does not happen.
 pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
     let options: PgConnectOptions = common.database_url.expose().parse()?;
-    let settings = StoreSettings { max_connections: common.database_max_connections.as_u32(), decide_deadline, ..StoreSettings::default() };
+    let settings = StoreSettings {
+        max_connections: common.database_max_connections.as_u32(),
+        decide_deadline,
+        known_bytes: common.known_states_megabytes.as_u32() as usize * 1_000_000,
+        ..StoreSettings::default()
+    };
     Ok(EventStore::new(options, settings))
 }

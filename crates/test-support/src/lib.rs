@@ -1,14 +1,17 @@
-//! What tests share: given/when/then for decisions, a database per test, and waiting for a condition.
+//! What tests share: given/when/then for decisions, a database per test, waiting for a condition, and recorded histories.
 #![allow(clippy::panic, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod database;
 mod eventually;
+pub mod histories;
 mod log;
 mod meanwhile;
+mod proxy;
 mod specification;
 
 pub use database::{Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
 pub use log::TestLog;
 pub use meanwhile::{Meanwhile, blocking};
+pub use proxy::Proxy;
 pub use specification::{Given, Then, given};

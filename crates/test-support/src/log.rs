@@ -1,15 +1,17 @@
 //! A log of a test's own, with the history it is given.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use event_store::{
     EventStore, LogEvent, Metadata, Position, SourcePartition, StoreSettings, Translated,
-    projection::{self, Projection},
+    projection::{self, Projection, Waited},
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Database, eventually};
@@ -46,17 +48,19 @@ impl<E: LogEvent> TestLog<E> {
         }
     }
 
-    /// Runs a projection until it has applied all that is in the log.
+    /// Runs a projection until it has applied all that is in the log, and what was being made anew is in service.
     ///
     /// # Panics
     /// Where it does not get there.
     pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: projection::Settings) {
         let head = self.store.head().await.expect("the log can be read");
-        let (applied, stop) = (Arc::new(watch::Sender::new(Position::START)), CancellationToken::new());
-        let running = tokio::spawn(projection::run(self.store.clone(), projection, settings, applied.clone(), stop.clone()));
-        eventually("the projection has applied the log", || {
-            let done = *applied.borrow() >= head;
-            async move { done.then_some(()) }
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(projection::run(self.store.clone(), projection, settings, Arc::default(), stop.clone()));
+        eventually("the projection has applied the log", || async {
+            let made = sqlx::query("SELECT FROM projection WHERE name = $1 AND status = 'building'").bind(P::NAME);
+            let applied = projection::wait(&self.store, P::NAME, None, head, Duration::from_secs(1)).await;
+            let making = made.fetch_optional(self.store.pool()).await.expect("the projections can be read");
+            (applied.expect("the checkpoints can be read") == Waited::There && making.is_none()).then_some(())
         })
         .await;
         stop.cancel();

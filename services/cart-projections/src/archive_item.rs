@@ -81,13 +81,15 @@ impl Projection for ArchiveItemAutomation {
         }
         if !changed.is_empty() {
             // Added before the change, and not gone before it: also where adding, changing and leaving came in one batch. A popular product
-            // is in very many carts, so the to-dos are made where the items are.
+            // is in very many carts, so the to-dos are made where the items are. A change of price has no key, so it comes once in each
+            // segment, with the items of that segment's carts as they were then: others' may stand before it or after it at this moment.
             sqlx::query!(
                 "INSERT INTO todo (automation, key, position, payload, metadata)
                  SELECT $1, concat(o.cart_id, '/', o.item_id, '@', c.position), c.position,
                         jsonb_build_object('cart_id', o.cart_id, 'item_id', o.item_id, 'price_changed_at', c.position), c.metadata
                  FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[]) AS c(product_id, position, metadata)
                  JOIN archive_item_open_item o ON o.product_id = c.product_id AND o.position < c.position
+                      AND projection_holds(o.cart_id)
                  WHERE NOT EXISTS (
                      SELECT FROM unnest($5::uuid[], $6::uuid[], $7::bigint[]) AS l(cart_id, item_id, position)
                      WHERE l.cart_id = o.cart_id AND (l.item_id IS NULL OR l.item_id = o.item_id)

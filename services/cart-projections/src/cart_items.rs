@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
 use disintegrate::StateQuery;
 use event_store::{
-    EventStore, Position, Recorded, State, StoreError,
+    EventStore, Position, Recorded, State,
     projection::{self, Projection},
 };
 use serde::Serialize;
@@ -42,16 +42,17 @@ pub(crate) async fn projected(
     PathValue(cart_id): PathValue<CartId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
-    let mut build = projection::serving(&log, CartItemsProjection::NAME).await?;
-    let rows = sqlx::query!(
-        r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
+    let rows = projection::serving(&log, CartItemsProjection::NAME, async |build| {
+        sqlx::query!(
+            r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"
            FROM cart_items_cart c LEFT JOIN cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position"#,
-        cart_id.uuid()
-    )
-    .fetch_all(&mut *build)
-    .await
-    .map_err(StoreError::from)?;
+            cart_id.uuid()
+        )
+        .fetch_all(build)
+        .await
+    })
+    .await?;
     if rows.is_empty() {
         return Err(unknown_cart(cart_id));
     }

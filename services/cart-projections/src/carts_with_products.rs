@@ -4,7 +4,7 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
 use event_store::{
-    EventStore, Recorded, StoreError,
+    EventStore, Recorded,
     projection::{self, Projection},
 };
 use serde::Serialize;
@@ -19,11 +19,12 @@ pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
-    let mut build = projection::serving(&log, CartsWithProducts::NAME).await?;
-    let rows = sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
-        .fetch_all(&mut *build)
-        .await
-        .map_err(StoreError::from)?;
+    let rows = projection::serving(&log, CartsWithProducts::NAME, async |build| {
+        sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
+            .fetch_all(build)
+            .await
+    })
+    .await?;
     Ok(web::Json(
         rows.into_iter()
             .map(|row| CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id })

@@ -6,7 +6,7 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{DomainEvent, InventoryStream, ProductId};
 use event_store::{
-    EventStore, Recorded, StoreError,
+    EventStore, Recorded,
     projection::{self, Projection},
 };
 use serde::Serialize;
@@ -21,11 +21,10 @@ pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
-    let mut build = projection::serving(&log, Inventories::NAME).await?;
-    let inventory = sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid())
-        .fetch_optional(&mut *build)
-        .await
-        .map_err(StoreError::from)?;
+    let inventory = projection::serving(&log, Inventories::NAME, async |build| {
+        sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
+    })
+    .await?;
     Ok(web::Json(inventory.map(|inventory| ProductInventory { product_id, inventory })))
 }
 

@@ -90,6 +90,18 @@ fn run<P: Projection<Log = DomainEvent>>(
     applied: Arc<watch::Sender<Position>>,
 ) -> Service {
     let (log, settings) = (log.clone(), settings.clone());
+    let known = log.clone();
+    // Before it is known, its read model cannot answer.
+    let service = service.ready_when(P::NAME, move || {
+        let log = known.clone();
+        async move {
+            match projection::registered(&log, P::NAME).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err("its first start".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+    });
     service.background(P::NAME, move |shutdown: CancellationToken| async move {
         // Asked for once, and waited for as everything is.
         while anew && log.wait_ready(&shutdown).await.is_ok() {

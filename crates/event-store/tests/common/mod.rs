@@ -1,5 +1,5 @@
 //! Decisions that these tests share.
-#![allow(dead_code, reason = "not every test uses every one")]
+#![allow(dead_code, unused_imports, reason = "not every test uses every one")]
 
 use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
 use disintegrate::StateQuery;

@@ -19,6 +19,8 @@ pub struct Common {
     pub database_url: DatabaseUrl,
     /// Connections to the database that the process may hold.
     pub database_max_connections: Whole<1, 1_000>,
+    /// Megabytes of folded states kept for the next command; 0 keeps none.
+    pub known_states_megabytes: Whole<0, 100_000>,
     /// How logs look.
     pub log_format: LogFormat,
     /// What is logged.

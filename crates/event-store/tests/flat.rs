@@ -1,0 +1,110 @@
+//! What a command costs does not grow with the log, and hangs on no statistics: counted in pages, as times say nothing on a busy machine.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use serde_json::Value;
+use sqlx::{Connection, PgConnection};
+use test_support::Database;
+
+/// In 50,000 carts, so in as many ItemAdded.
+const POPULAR: &str = "01980000-0000-7000-8000-00000000000a";
+/// Whose inventory changed 50,000 times.
+const CHANGING: &str = "01980000-0000-7000-8000-00000000000b";
+/// Of which the log has nothing.
+const NEW: &str = "01980000-0000-7000-8000-00000000000c";
+const EVENTS: i64 = 100_000;
+
+async fn fill(connection: &mut PgConnection, from: i64, events: i64) {
+    sqlx::query(
+        "INSERT INTO event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
+         SELECT n, CASE n % 2 WHEN 0 THEN 'ItemAdded' ELSE 'InventoryChanged' END, convert_to(repeat('payload ', 30), 'UTF8'), '{}',
+                CASE n % 2 WHEN 0 THEN gen_random_uuid() END, CASE n % 2 WHEN 0 THEN gen_random_uuid() END,
+                CASE n % 2 WHEN 0 THEN $1::uuid ELSE $2::uuid END
+         FROM generate_series($3::bigint, $3 + $4 - 1) AS n",
+    )
+    .bind(POPULAR)
+    .bind(CHANGING)
+    .bind(from)
+    .bind(events)
+    .execute(connection)
+    .await
+    .unwrap();
+}
+
+/// The lookups of Add Item: a cart that is new, and a product's newest inventory after a position.
+fn lookups(product: &str, after: i64) -> String {
+    format!(
+        "ARRAY['CartCreated,ItemAdded,ItemRemoved,ItemArchived,CartCleared,CartSubmitted', 'InventoryChanged'], ARRAY[0, {after}]::bigint[],
+         ARRAY[false, true], ARRAY[uuidv7(), NULL], ARRAY[NULL, NULL]::uuid[], ARRAY[NULL, '{product}'::uuid]"
+    )
+}
+
+fn append(product: &str, after: i64) -> String {
+    format!(
+        "SELECT * FROM event_append(ARRAY[0, 0], {}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'], ARRAY[uuidv7()],
+         ARRAY[uuidv7()], ARRAY['{product}'::uuid])",
+        lookups(product, after)
+    )
+}
+
+fn matching(product: &str, after: i64) -> String {
+    format!("SELECT * FROM event_matching({})", lookups(product, after))
+}
+
+/// Pages that a statement touches, the most of several runs: a function keeps its plan from the sixth on.
+async fn pages(connection: &mut PgConnection, statement: &str) -> i64 {
+    let mut most = 0;
+    for _ in 0..8 {
+        let mut transaction = connection.begin().await.unwrap();
+        let plan: Value =
+            sqlx::query_scalar(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")).fetch_one(&mut *transaction).await.unwrap();
+        transaction.rollback().await.unwrap();
+        let of = |what: &str| plan[0]["Plan"][what].as_i64().unwrap();
+        most = most.max(of("Shared Hit Blocks") + of("Shared Read Blocks"));
+    }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever_it_was_analysed() {
+    let database = Database::create().await;
+    let mut owner = PgConnection::connect_with(&database.options()).await.unwrap();
+    sqlx::query("ALTER TABLE event SET (autovacuum_enabled = off)").execute(&mut owner).await.unwrap();
+    // Plans are made in a session, and kept there. One of its own for each statement, from when the log is empty on.
+    let mut sessions = vec![];
+    for product in [NEW, POPULAR, CHANGING] {
+        for known in [false, true] {
+            for kind in [append, matching] {
+                let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+                pages(&mut session, &kind(product, 0)).await;
+                sessions.push((session, product, known, kind));
+            }
+        }
+    }
+    // Analysed when the log was empty, with the plans of then; after; and in new sessions, with new plans.
+    for analysed in ["never", "when it was empty", "now", "now, by new sessions"] {
+        match analysed {
+            "never" => fill(&mut owner, 1, EVENTS).await,
+            "when it was empty" => {
+                sqlx::query("TRUNCATE event").execute(&mut owner).await.unwrap();
+                sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap();
+                for (session, product, _, kind) in &mut sessions {
+                    pages(session, &kind(product, 0)).await;
+                }
+                fill(&mut owner, 1, EVENTS).await;
+            }
+            "now" => drop(sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap()),
+            _ => {
+                for (session, ..) in &mut sessions {
+                    *session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+                }
+            }
+        }
+        for (session, product, known, kind) in &mut sessions {
+            let statement = kind(product, if *known { EVENTS } else { 0 });
+            // The first statements after a change also read the catalogue.
+            pages(session, &statement).await;
+            let pages = pages(session, &statement).await;
+            assert!(pages < 100, "{pages} pages for {statement}, analysed {analysed}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Whether the log is exact: recorded histories of several processes at once, with random decisions over overlapping boundaries, while
+//! processes die, freeze and lose their connections. `test_support::histories` makes and checks them; `CHECK_SEED` chooses the commands.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "the seed, and what the history was made of, are told where a test fails")]
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
+use disintegrate::StateQuery;
+use event_store::{Decided, Decision, EventStore, Position, State, StoreSettings, Then};
+use futures::TryStreamExt;
+use sqlx::{Connection, PgPool};
+use test_support::{
+    Database, Proxy, TestLog, blocking,
+    histories::{CommandId, Happened, Outcome, Setup, Spec, Summary, Workers, read_log, seeds, settings, translate},
+};
+use tokio::task::JoinHandle;
+
+/// Nothing is kept; so little that states are forgotten all the time; and plenty.
+const KNOWN_BYTES: [usize; 3] = [0, 20_000, 16 << 20];
+
+/// Not a test of its own: the processes of the others run this alone.
+#[test]
+fn works_on_the_log_when_another_test_asks_for_it() {
+    test_support::histories::work_if_asked();
+}
+
+fn workers(database: &Database, seed: u64, known_bytes: usize) -> Workers {
+    workers_on(database.url_as("cartlog_commands"), seed, known_bytes)
+}
+
+fn workers_on(database_url: String, seed: u64, known_bytes: usize) -> Workers {
+    let setup = Setup { database_url, seed, processes: 3, tasks: 6, known_bytes, worker: "works_on_the_log_when_another_test_asks_for_it" };
+    Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
+}
+
+/// Holds, for as long as it runs, that who sees an event sees all before it: positions are in commit order.
+struct CommitOrder {
+    stop: Arc<AtomicBool>,
+    looking: JoinHandle<u32>,
+}
+
+impl CommitOrder {
+    fn watch(pool: PgPool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let looking = tokio::spawn(async move {
+            let mut looks = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let (newest, count): (i64, i64) =
+                    sqlx::query_as("SELECT coalesce(max(event_id), 0), count(*) FROM event").fetch_one(&pool).await.unwrap();
+                assert_eq!(newest, count, "an event is visible and one before it is not");
+                looks += 1;
+                // Leaves the machine to those who are watched.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            looks
+        });
+        Self { stop, looking }
+    }
+
+    async fn held(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        assert!(self.looking.await.unwrap() > 10, "it was looked at often enough to mean something");
+    }
+}
+
+/// The history was one in which something could go wrong.
+#[track_caller]
+fn meant_something(summary: &Summary) {
+    println!("{summary}");
+    let Summary { written, empty, refused, conflicts, .. } = *summary;
+    assert!(written > 150 && empty > 50 && refused > 80 && conflicts > 20, "{summary}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_several_processes_decide_at_once_is_exact() {
+    for (seed, known_bytes) in seeds().into_iter().cycle().zip(KNOWN_BYTES) {
+        println!("seed {seed}, {known_bytes} bytes of states known");
+        let database = Database::create().await;
+        let pool = database.pool().await;
+        let order = CommitOrder::watch(pool.clone());
+        let store = EventStore::new(database.options(), StoreSettings::default());
+        // More than one answer of the log holds.
+        translate(&store, seed, 0, 1_000).await;
+        let mut workers = workers(&database, seed, known_bytes);
+        for number in 1_000..1_030 {
+            translate(&store, seed, number, number + 1).await;
+            let all = workers.running();
+            workers.until_answered(2, &all).await;
+        }
+        order.held().await;
+        meant_something(&workers.check(&pool).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledged() {
+    let database = Database::create().await;
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
+    for _ in 0..6 {
+        let all = workers.running();
+        workers.until_answered(20, &all).await;
+        workers.kill(all[0]).await;
+        workers.start_one();
+    }
+    let summary = workers.check(&database.pool().await).await;
+    meant_something(&summary);
+}
+
+const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+    WHERE usename = 'cartlog_commands' AND datname = current_database()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing_wrongly() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
+    let all = workers.running();
+    for _ in 0..15 {
+        workers.until_answered(8, &all).await;
+        let cut: i64 = sqlx::query_scalar(CUT).fetch_one(&pool).await.unwrap();
+        assert!(cut > 0);
+    }
+    meant_something(&workers.check(&pool).await);
+}
+
+/// A server that ends a connection seldom does so between commit and answer. Here each cut is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
+    let database = Database::create().await;
+    let proxy = Proxy::before(&database.options()).await;
+    let port = |port: u16| format!(":{port}/");
+    let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
+    let mut workers = workers_on(database_url, seeds()[0], KNOWN_BYTES[2]);
+    let all = workers.running();
+    for _ in 0..15 {
+        workers.until_answered(8, &all).await;
+        proxy.lose_answers();
+    }
+    meant_something(&workers.check(&database.pool().await).await);
+}
+
+/// What the others may be delayed by a process that is frozen at the worst moment. A promise, and so the one bound on time here.
+const FROZEN_DELAYS: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_it_is_thawed() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
+    let all = workers.running();
+    for round in 0..12 {
+        workers.until_answered(5, &all).await;
+        // Every other time while it looks up, under the lock, what became of its append.
+        if round % 2 == 0 {
+            sqlx::query(CUT).execute(&pool).await.unwrap();
+        }
+        let frozen = all[round % all.len()];
+        workers.freeze(frozen);
+        let others: Vec<_> = all.iter().copied().filter(|process| *process != frozen).collect();
+        let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &others)).await;
+        assert!(going_on.is_ok(), "the others stand still");
+        workers.thaw(frozen);
+        workers.until_answered(5, &[frozen]).await;
+    }
+    meant_something(&workers.check(&pool).await);
+}
+
+/// The worst moment: the server holds the lock, has begun to answer an append, and nobody takes what it sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_frozen_while_a_large_answer_comes_to_it_lets_the_others_go_on() {
+    let database = Database::create().await;
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
+    let all = workers.running();
+    workers.until_answered(10, &all).await;
+    let mut frozen = sqlx::PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+    // A thousand conditions, each of which finds all that is in the log.
+    let mut answer = sqlx::query(
+        "SELECT event_append(array_fill(0, ARRAY[1000]), array_fill('Opened,Put,Taken,Described,Counted,Noted'::text, ARRAY[1000]), \
+            array_fill(0::bigint, ARRAY[1000]), array_fill(false, ARRAY[1000]), \
+            array_fill(NULL::uuid, ARRAY[1000]), array_fill(NULL::uuid, ARRAY[1000]), array_fill(NULL::uuid, ARRAY[1000]), \
+            '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
+    )
+    .fetch(&mut frozen);
+    answer.try_next().await.unwrap().unwrap();
+    let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &all)).await;
+    assert!(going_on.is_ok(), "the others stand still");
+    let rest = answer.try_for_each(|_| async { Ok(()) }).await;
+    assert!(rest.is_err(), "the answer was too small to be stuck");
+    workers.check(&database.pool().await).await;
+}
+
+/// Commands one after the other, on stores that take turns, and events that a translator writes in between. Answers what each command came
+/// to, and the log.
+async fn one_after_the_other(seed: u64, stores: usize, known_bytes: usize) -> (Vec<Outcome>, Vec<(i64, Happened)>) {
+    let database = Database::create().await;
+    let stores: Vec<_> =
+        (0..stores).map(|_| EventStore::<Happened>::new(database.options_as("cartlog_commands"), settings(known_bytes))).collect();
+    let translator = EventStore::new(database.options(), StoreSettings::default());
+    let mut outcomes = vec![];
+    for number in 0..300 {
+        let command = CommandId { process: 0, task: 0, number };
+        // Two of one, two of the other: each finds some states as it left them, and some not.
+        let store = &stores[number as usize / 2 % stores.len()];
+        outcomes.push(Spec::of(seed, command).run(store).await.0);
+        if number % 10 == 0 {
+            translate(&translator, seed, number / 10, number / 10 + 1).await;
+        }
+    }
+    (outcomes, read_log(&database.pool().await).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_and_without_states_being_known_every_answer_is_the_same() {
+    for seed in seeds() {
+        for stores in [1, 2] {
+            let [nothing, little, plenty] = KNOWN_BYTES.map(|known_bytes| one_after_the_other(seed, stores, known_bytes));
+            let (outcomes, log) = nothing.await;
+            assert!(log.len() > 200 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. })), "seed {seed}");
+            for known in [little.await, plenty.await] {
+                let differs = (0..).zip(outcomes.iter().zip(&known.0)).find(|(_, (without, with))| without != with);
+                assert_eq!(differs, None, "CHECK_SEED={seed}, {stores} stores: the command, without and with states being known");
+                assert_eq!(log, known.1, "CHECK_SEED={seed}, {stores} stores");
+            }
+        }
+    }
+}
+
+/// As Submit Cart: the cart, and then the inventories of the products in it.
+struct Submit(Shopping);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(CartStream)]
+struct Cart {
+    #[id]
+    cart_id: CartId,
+    products: Vec<ProductId>,
+    submitted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(InventoryStream)]
+struct Stock {
+    #[id]
+    product_id: ProductId,
+    is_out: bool,
+}
+
+impl State for Cart {
+    fn mutate(&mut self, event: CartStream, _: Position) {
+        match event {
+            CartStream::ItemAdded { product_id, .. } => self.products.push(product_id),
+            CartStream::CartSubmitted { .. } => self.submitted = true,
+            _ => {}
+        }
+    }
+}
+
+impl State for Stock {
+    const NEWEST_SUFFICES: bool = true;
+
+    fn mutate(&mut self, InventoryStream::InventoryChanged { inventory, .. }: InventoryStream, _: Position) {
+        self.is_out = inventory == Inventory::OUT_OF_STOCK;
+    }
+}
+
+impl Decision for Submit {
+    type Event = DomainEvent;
+    type StateQuery = Then<Cart, Vec<Stock>>;
+    type Error = &'static str;
+
+    fn state_query(&self) -> Then<Cart, Vec<Stock>> {
+        Then::new(Cart { cart_id: self.0.cart_id, products: vec![], submitted: false }, |cart| {
+            cart.products.iter().map(|product_id| Stock { product_id: *product_id, is_out: false }).collect()
+        })
+    }
+
+    fn process(&self, (cart, stocks): &(Cart, Vec<Stock>)) -> Result<Decided<DomainEvent>, &'static str> {
+        match cart {
+            Cart { submitted: true, .. } => Err("submitted"),
+            Cart { products, .. } if products.is_empty() => Err("empty"),
+            _ if stocks.iter().any(|stock| stock.is_out) => Err("out of stock"),
+            Cart { products, .. } => Ok(Decided::Events(vec![self.0.submitted(products.len())])),
+        }
+    }
+}
+
+/// A decision that counts how often it decides that something happens; the first time, something else happens before it is appended.
+struct Counted {
+    decision: Submit,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    happens: AtomicU32,
+}
+
+impl Counted {
+    fn new(cart: Shopping, meanwhile: impl FnOnce() + Send + 'static) -> Self {
+        Self { decision: Submit(cart), meanwhile: Mutex::new(Some(Box::new(meanwhile))), happens: AtomicU32::new(0) }
+    }
+}
+
+impl Decision for Counted {
+    type Event = DomainEvent;
+    type StateQuery = Then<Cart, Vec<Stock>>;
+    type Error = &'static str;
+
+    fn state_query(&self) -> Then<Cart, Vec<Stock>> {
+        self.decision.state_query()
+    }
+
+    fn process(&self, state: &(Cart, Vec<Stock>)) -> Result<Decided<DomainEvent>, &'static str> {
+        let decided = self.decision.process(state)?;
+        self.happens.fetch_add(1, Ordering::SeqCst);
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        Ok(decided)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submits_of_carts_with_different_products_never_conflict() {
+    for known_bytes in KNOWN_BYTES {
+        let log = TestLog::<DomainEvent>::create().await;
+        let carts: Vec<_> = (0..120).map(|_| Shopping::new()).collect();
+        log.append(carts.iter().flat_map(|cart| cart.with_items(3).chain([cart.inventory(0, 5), cart.inventory(1, 7)]))).await;
+        let stores = [0, 1].map(|_| EventStore::<DomainEvent>::new(log.database.options(), settings(known_bytes)));
+        let submits: Vec<_> = (0..)
+            .zip(carts)
+            .map(|(n, cart)| {
+                let store = stores[n % stores.len()].clone();
+                tokio::spawn(async move {
+                    let submit = Counted::new(cart, || {});
+                    store.decide(&submit).await.unwrap();
+                    submit.happens.into_inner()
+                })
+            })
+            .collect();
+        for submit in submits {
+            assert_eq!(submit.await.unwrap(), 1, "it was decided again, for another's sake");
+        }
+    }
+}
+
+/// Something that happens to a cart, or to another one.
+type Happens = fn(&Shopping, &Shopping) -> DomainEvent;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submit_is_decided_again_for_its_own_products_and_for_no_others() {
+    for known_bytes in KNOWN_BYTES {
+        // What comes between, how often it is decided then, and whether it is submitted.
+        let between: [(Happens, u32, bool); 5] = [
+            (|_, other| other.submitted(2), 1, true),
+            (|_, other| other.inventory(0, 0), 1, true),
+            // Not in the cart.
+            (|cart, _| cart.inventory(3, 0), 1, true),
+            (|cart, _| cart.inventory(1, 5), 2, true),
+            (|cart, _| cart.inventory(1, 0), 1, false),
+        ];
+        let log = Arc::new(TestLog::<DomainEvent>::create().await);
+        let store = EventStore::<DomainEvent>::new(log.database.options(), settings(known_bytes));
+        for (happens, decided, submitted) in between {
+            let (cart, other) = (Shopping::new(), Shopping::new());
+            log.append(cart.with_items(2).chain(other.with_items(2))).await;
+            let (event, appends) = (happens(&cart, &other), log.clone());
+            let submit = Counted::new(cart, move || {
+                blocking(appends.append([event]));
+            });
+            let answer = store.decide(&submit).await;
+            assert_eq!((submit.happens.into_inner(), answer.is_ok()), (decided, submitted), "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Deciding on what is known: what it saves, and that it changes no answer.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
+use common::{Add, Meanwhile, blocking};
+use disintegrate::StateQuery;
+use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreSettings, View};
+use test_support::TestLog;
+
+/// Counts how often a decision was taken.
+struct Counted<'a, D>(D, &'a AtomicUsize);
+
+impl<D: Decision> Decision for Counted<'_, D> {
+    type Event = D::Event;
+    type StateQuery = D::StateQuery;
+    type Error = D::Error;
+    fn state_query(&self) -> D::StateQuery {
+        self.0.state_query()
+    }
+    fn process(&self, state: &View<D>) -> Result<Decided<D::Event>, D::Error> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.process(state)
+    }
+}
+
+/// Reads that the database answered for the commands' role: every one asks for the matching events.
+async fn reads(log: &TestLog<DomainEvent>) -> i64 {
+    let pool = log.store.pool();
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(pool).await.unwrap();
+    sqlx::query_scalar("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'event_append'")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// Items of a cart beside what a caller brought along: a field that is no id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(CartStream)]
+struct Offset {
+    #[id]
+    cart_id: CartId,
+    items: usize,
+}
+
+impl State for Offset {
+    fn mutate(&mut self, _: CartStream, _: Position) {
+        self.items += 1;
+    }
+}
+
+/// Refuses with what it has counted.
+struct Count(Offset);
+
+impl Decision for Count {
+    type Event = DomainEvent;
+    type StateQuery = Offset;
+    type Error = usize;
+    fn state_query(&self) -> Offset {
+        self.0.clone()
+    }
+    fn process(&self, state: &Offset) -> Result<Decided<DomainEvent>, usize> {
+        Err(state.items)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_commands_that_differ_only_in_a_field_that_is_no_id_have_two_states() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append(cart.with_items(2)).await;
+    for _ in 0..2 {
+        for start in [0, 10, 100] {
+            let refused = log.store.decide(&Count(Offset { cart_id: cart.cart_id, items: start })).await;
+            assert!(matches!(refused, Err(DecideError::Refused(counted)) if counted == start + 3), "{refused:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_on_what_is_known_or_new_decides_once_and_one_on_what_another_wrote_decides_on_what_it_missed() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let (cart, decided) = (Shopping::new(), AtomicUsize::new(0));
+    let add = async |store: &EventStore<DomainEvent>| {
+        decided.store(0, Ordering::SeqCst);
+        store.decide(&Counted(Add::to(&cart), &decided)).await.unwrap();
+        decided.load(Ordering::SeqCst)
+    };
+    assert_eq!(add(&log.store).await, 1, "a new cart");
+    assert_eq!(add(&log.store).await, 1, "a known cart");
+    assert_eq!(add(&other).await, 2, "another process missed both, and is told them with the conflict");
+    let full = log.store.decide(&Counted(Add::to(&cart), &decided)).await;
+    assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_never_rests_on_what_was_known_before() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let cart = Shopping::new();
+    for _ in 0..3 {
+        log.store.decide(&Emptied(Add::to(&cart))).await.unwrap();
+    }
+    let full = log.store.decide(&Emptied(Add::to(&cart))).await;
+    assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
+    // What this process knows says full; another one has made room since.
+    other.decide(&Clear(cart.cleared())).await.unwrap();
+    log.store.decide(&Emptied(Add::to(&cart))).await.unwrap();
+}
+
+/// As `Add`, on a cart that can be cleared.
+struct Emptied(Add);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(CartStream)]
+struct Room {
+    #[id]
+    cart_id: CartId,
+    items: usize,
+}
+
+impl State for Room {
+    fn mutate(&mut self, event: CartStream, _: Position) {
+        match event {
+            CartStream::ItemAdded { .. } => self.items += 1,
+            CartStream::CartCleared { .. } => self.items = 0,
+            _ => {}
+        }
+    }
+}
+
+impl Decision for Emptied {
+    type Event = DomainEvent;
+    type StateQuery = Room;
+    type Error = usize;
+    fn state_query(&self) -> Room {
+        Room { cart_id: self.0.state_query().cart_id, items: 0 }
+    }
+    fn process(&self, state: &Room) -> Result<Decided<DomainEvent>, usize> {
+        if state.items < 3 { Ok(Decided::Events(vec![self.0.0.clone()])) } else { Err(state.items) }
+    }
+}
+
+struct Clear(DomainEvent);
+
+impl Decision for Clear {
+    type Event = DomainEvent;
+    type StateQuery = ();
+    type Error = usize;
+    fn state_query(&self) {}
+    fn process(&self, (): &()) -> Result<Decided<DomainEvent>, usize> {
+        Ok(Decided::Events(vec![self.0.clone()]))
+    }
+}
+
+/// Always adds.
+struct Always(Add);
+
+impl Decision for Always {
+    type Event = DomainEvent;
+    type StateQuery = Room;
+    type Error = usize;
+    fn state_query(&self) -> Room {
+        Room { cart_id: self.0.state_query().cart_id, items: 0 }
+    }
+    fn process(&self, _: &Room) -> Result<Decided<DomainEvent>, usize> {
+        Ok(Decided::Events(vec![self.0.0.clone()]))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_commands_on_one_cart_at_once_go_one_after_the_other_without_a_conflict() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let (cart, decided) = (Shopping::new(), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..300)
+        .map(|_| {
+            let (store, add, decided) = (log.store.clone(), Always(Add::to(&cart)), decided.clone());
+            tokio::spawn(async move { store.decide(&Counted(add, &decided)).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(log.store.head().await.unwrap(), Position(300));
+    // Once on what was known when it came, and once more on what the one before it left.
+    let decided = decided.load(Ordering::SeqCst);
+    assert!(decided <= 600, "decided {decided} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cart_that_many_commands_wait_for_holds_up_no_other() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let hot = Shopping::new();
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (store, add) = (log.store.clone(), Always(Add::to(&hot)));
+        waiting.spawn(async move { store.decide(&add).await.unwrap() });
+    }
+    // The first of them is done, so the others are in line, each for a call of its own.
+    waiting.join_next().await.unwrap().unwrap();
+    for _ in 0..10 {
+        log.store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
+    }
+    // Ten calls take as long as some ten of those in line.
+    let done = std::iter::from_fn(|| waiting.try_join_next()).count();
+    assert!(done < 250, "{done} of those in line were done before");
+    while let Some(added) = waiting.join_next().await {
+        added.unwrap();
+    }
+    assert_eq!(log.store.head().await.unwrap(), Position(510));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    let mut holding = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    let reached = Arc::new(tokio::sync::Semaphore::new(0));
+    let (store, told) = (log.store.clone(), reached.clone());
+    let add = Meanwhile::new(Add::to(&cart), move || told.add_permits(1));
+    let given_up = tokio::spawn(async move { store.decide(&add).await });
+    drop(reached.acquire().await.unwrap());
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    let store = log.store.clone();
+    let next = tokio::spawn(async move { store.decide(&Add::to(&cart)).await });
+    holding.rollback().await.unwrap();
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_bounded_and_what_was_forgotten_is_decided_on_all_the_same() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let settings = StoreSettings { known_bytes: 20_000, ..StoreSettings::default() };
+    let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
+    let carts: Vec<Shopping> = (0..200).map(|_| Shopping::new()).collect();
+    for _ in 0..3 {
+        for cart in &carts {
+            store.decide(&Add::to(cart)).await.unwrap();
+        }
+    }
+    let decided = AtomicUsize::new(0);
+    for cart in &carts {
+        let full = store.decide(&Counted(Add::to(cart), &decided)).await;
+        assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
+    }
+    // What was forgotten starts as empty, is added to, and is then told what it missed: two decisions. What is known says full at once,
+    // and is read: two as well. Forgotten ones are most of them; none is answered from nothing.
+    assert_eq!(decided.load(Ordering::SeqCst), 400);
+    assert_eq!(log.store.head().await.unwrap(), Position(600));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_known_of_a_log_that_was_emptied_is_forgotten() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let (cart, pool) = (Shopping::new(), log.store.pool().clone());
+    for _ in 0..3 {
+        log.store.decide(&Add::to(&cart)).await.unwrap();
+    }
+    blocking(async { sqlx::query("TRUNCATE event").execute(&pool).await.unwrap() });
+    let reset = log.store.decide(&Add::to(&cart)).await;
+    assert!(matches!(&reset, Err(DecideError::Store(error)) if error.is_unavailable()), "{reset:?}");
+    assert_eq!(log.store.decide(&Add::to(&cart)).await.unwrap(), Position(1));
+    assert_eq!(log.store.decide(&Add::to(&cart)).await.unwrap(), Position(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warm_command_is_one_call_to_the_log() {
+    let log = TestLog::<DomainEvent>::create().await;
+    // Counted by the server, for connections made from here on.
+    let counting = log.database.options().options([("track_functions", "pl")]);
+    let store = EventStore::<DomainEvent>::new(counting, StoreSettings::default());
+    let cart = Shopping::new();
+    for _ in 0..50 {
+        store.decide(&Always(Add::to(&cart))).await.unwrap();
+    }
+    store.close().await;
+    test_support::eventually("the server has counted", || async { (reads(&log).await == 50).then_some(()) }).await;
+}

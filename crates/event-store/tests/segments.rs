@@ -1,0 +1,527 @@
+//! A projection's segments, shared among replicas that come, go, die and freeze: each event is applied once for each key, in order.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cart_events::{ArchivingStream, CartId, DomainEvent, examples::Shopping};
+use event_store::{
+    EventStore, Position, Recorded, StoreSettings,
+    projection::{self, Projection, Settings, Switch, Waited, segment_of},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use sqlx::{Connection, PgConnection};
+use test_support::{TestLog, eventually};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Keeps each event of a cart, and for each change of a price every cart that there was before it: by whom, and in which of the
+/// batches (n). Applied twice, it breaks the primary key.
+#[derive(Clone, Default)]
+struct Ledger<const SEGMENTS: i32, const VERSION: i32 = 1> {
+    by: Uuid,
+    /// What to do in the middle of the transaction that applies the next batch.
+    halt: Arc<Mutex<Option<Halt>>>,
+}
+
+/// Says that it is there, and blocks the thread until it is let go on.
+type Halt = (mpsc::Sender<()>, mpsc::Receiver<()>);
+
+#[async_trait]
+impl<const SEGMENTS: i32, const VERSION: i32> Projection for Ledger<SEGMENTS, VERSION> {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "ledger";
+    const VERSION: i32 = VERSION;
+    const TABLES: &'static [&'static str] = &["ledger"];
+    const SEGMENTS: i32 = SEGMENTS;
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        cart(event).map(|cart| cart.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
+        for event in batch {
+            match cart(event) {
+                Some(cart) => {
+                    positions.push(event.position.0);
+                    carts.push(cart.uuid());
+                }
+                None => changed.push(event.position.0),
+            }
+        }
+        let n: i64 = sqlx::query_scalar("SELECT nextval('ledger_n_seq')").fetch_one(&mut *transaction).await?;
+        let one = "INSERT INTO ledger (n, by, position, cart_id) SELECT $1, $2, * FROM unnest($3::bigint[], $4::uuid[])";
+        sqlx::query(one).bind(n).bind(self.by).bind(positions).bind(carts).execute(&mut *transaction).await?;
+        let all = "INSERT INTO ledger (n, by, position, cart_id)
+                   SELECT DISTINCT $1::bigint, $2::uuid, c.position, l.cart_id
+                   FROM unnest($3::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position
+                   WHERE projection_holds(l.cart_id)";
+        sqlx::query(all).bind(n).bind(self.by).bind(changed).execute(&mut *transaction).await?;
+        if let Some((there, go_on)) = self.halt.lock().unwrap().take() {
+            there.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        Ok(())
+    }
+}
+
+fn cart(event: &ArchivingStream) -> Option<CartId> {
+    match event {
+        ArchivingStream::ItemAdded { cart_id, .. }
+        | ArchivingStream::ItemRemoved { cart_id, .. }
+        | ArchivingStream::CartCleared { cart_id }
+        | ArchivingStream::ItemArchived { cart_id, .. }
+        | ArchivingStream::CartSubmitted { cart_id, .. } => Some(*cart_id),
+        ArchivingStream::PriceChanged { .. } => None,
+    }
+}
+
+async fn log() -> TestLog<DomainEvent> {
+    let log = TestLog::<DomainEvent>::create().await;
+    for build in ["projection_a", "projection_b"] {
+        let table = format!(
+            "CREATE TABLE {build}.ledger (n bigserial, position bigint, cart_id uuid, by uuid, PRIMARY KEY (position, cart_id));
+             GRANT ALL ON {build}.ledger, {build}.ledger_n_seq TO cartlog_projections"
+        );
+        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
+    }
+    log
+}
+
+fn settings() -> Settings {
+    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200) }
+}
+
+/// A replica with connections of its own, as a process has them.
+struct Process {
+    id: Uuid,
+    store: EventStore<DomainEvent>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Process {
+    fn start<const SEGMENTS: i32, const VERSION: i32>(log: &TestLog<DomainEvent>) -> Self {
+        let ledger = Ledger::<SEGMENTS, VERSION> { by: Uuid::now_v7(), ..Ledger::default() };
+        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+        let stop = CancellationToken::new();
+        let (id, ran) = (ledger.by, projection::run(store.clone(), ledger, settings(), Arc::default(), stop.clone()));
+        Self { id, store, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
+    }
+
+    /// As kill -9 does.
+    fn kill(self) {
+        self.task.abort();
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.store.close().await;
+    }
+}
+
+/// How many segments of the build in service each of those who hold any holds.
+async fn shares(log: &TestLog<DomainEvent>) -> Vec<i64> {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM checkpoint JOIN projection USING (name, build) WHERE status = 'serving' AND owner IS NOT NULL
+         GROUP BY owner ORDER BY 1",
+    )
+    .fetch_all(log.store.pool())
+    .await
+    .unwrap()
+}
+
+async fn until_shares(log: &TestLog<DomainEvent>, wanted: &[i64]) {
+    eventually("the segments are shared out", || async { (shares(log).await == wanted).then_some(()) }).await;
+}
+
+async fn appliers(log: &TestLog<DomainEvent>, after: Position) -> BTreeSet<Uuid> {
+    let by = sqlx::query_scalar("SELECT DISTINCT by FROM projection_a.ledger WHERE position > $1").bind(after.0);
+    by.fetch_all(log.store.pool()).await.unwrap().into_iter().collect()
+}
+
+/// Waits until the build in service has applied the whole log, and holds it against the fold of the log.
+async fn assert_exact(log: &TestLog<DomainEvent>) {
+    let head = log.store.head().await.unwrap();
+    eventually("all is applied", || async {
+        let waited = projection::wait(&log.store, "ledger", None, head, Duration::from_secs(1)).await.unwrap();
+        (waited == Waited::There).then_some(())
+    })
+    .await;
+    let build: String =
+        sqlx::query_scalar("SELECT build FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap();
+    let events: Vec<(i64, String, Option<Uuid>)> =
+        sqlx::query_as("SELECT event_id, event_type, cart_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap();
+    let (mut carts, mut wanted) = (BTreeSet::new(), BTreeSet::new());
+    for (position, event_type, cart) in events {
+        match (event_type.as_str(), cart) {
+            ("CartCreated" | "InventoryChanged", _) => {}
+            ("PriceChanged", _) => wanted.extend(carts.iter().map(|cart| (position, *cart))),
+            (_, Some(cart)) => {
+                carts.insert(cart);
+                wanted.insert((position, cart));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let rows: Vec<(i64, Uuid)> = sqlx::query_as(&format!("SELECT position, cart_id FROM {build}.ledger ORDER BY n, position"))
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+    assert_eq!(rows.iter().copied().collect::<BTreeSet<_>>(), wanted);
+    assert_eq!(rows.len(), wanted.len());
+    for cart in carts {
+        let positions: Vec<_> = rows.iter().filter(|row| row.1 == cart).map(|row| row.0).collect();
+        assert!(positions.is_sorted(), "{cart}: {positions:?}");
+    }
+}
+
+/// Things that happen to carts, to all of them now and then, and that are none of the ledger's business.
+async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
+    let history: Vec<_> = (0..events)
+        .map(|_| {
+            let mut random = random.borrow_mut();
+            let cart = &carts[random.random_range(0..carts.len())];
+            match random.random_range(0..12) {
+                0 => cart.price_changed(0),
+                1 => cart.inventory(0, 3),
+                2 => cart.created(),
+                3..6 => cart.removed(0),
+                6 => cart.cleared(),
+                _ => cart.added(random.random_range(0..4)),
+            }
+        })
+        .collect();
+    log.append(history).await
+}
+
+fn seeded(seed: u64) -> RefCell<StdRng> {
+    RefCell::new(StdRng::seed_from_u64(seed))
+}
+
+fn carts() -> Vec<Shopping> {
+    (0..30).map(|_| Shopping::new()).collect()
+}
+
+#[tokio::test]
+async fn replicas_take_their_share_and_the_shares_of_those_who_leave_or_die() {
+    let (log, carts, random) = (log().await, carts(), seeded(1));
+    let first = Process::start::<8, 1>(&log);
+    until_shares(&log, &[8]).await;
+    let second = Process::start::<8, 1>(&log);
+    until_shares(&log, &[4, 4]).await;
+    let head = happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert_eq!(appliers(&log, Position::START).await, BTreeSet::from([first.id, second.id]));
+    let third = Process::start::<8, 1>(&log);
+    until_shares(&log, &[2, 3, 3]).await;
+    second.kill();
+    until_shares(&log, &[4, 4]).await;
+    first.stop().await;
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert_eq!(appliers(&log, head).await, BTreeSet::from([third.id]));
+}
+
+#[tokio::test]
+async fn there_may_be_more_replicas_than_segments() {
+    let (log, carts, random) = (log().await, carts(), seeded(2));
+    let mut replicas: Vec<_> = (0..4).map(|_| Process::start::<3, 1>(&log)).collect();
+    until_shares(&log, &[1, 1, 1]).await;
+    happen(&log, &carts, 100, &random).await;
+    replicas.remove(0).kill();
+    until_shares(&log, &[1, 1, 1]).await;
+    assert_exact(&log).await;
+    drop(replicas);
+}
+
+#[tokio::test]
+async fn replicas_that_start_stop_and_die_at_random_under_load_lose_and_double_nothing_and_keep_the_order() {
+    for seed in [11, 12] {
+        let (log, carts, random) = (log().await, carts(), seeded(seed));
+        let mut replicas = vec![Process::start::<8, 1>(&log)];
+        for _ in 0..25 {
+            for _ in 0..6 {
+                happen(&log, &carts, 12, &random).await;
+            }
+            replicas.shuffle(&mut *random.borrow_mut());
+            let next = random.borrow_mut().random_range(0..5);
+            match next {
+                0 | 1 if replicas.len() < 4 => replicas.push(Process::start::<8, 1>(&log)),
+                2 => {
+                    if let Some(replica) = replicas.pop() {
+                        replica.kill();
+                    }
+                }
+                3 => {
+                    if let Some(replica) = replicas.pop() {
+                        replica.stop().await;
+                    }
+                }
+                // Whoever is at it goes on.
+                _ => {
+                    let head = log.store.head().await.unwrap();
+                    let _ = projection::wait(&log.store, "ledger", None, head, Duration::from_millis(300)).await.unwrap();
+                }
+            }
+        }
+        replicas.push(Process::start::<8, 1>(&log));
+        assert_exact(&log).await;
+    }
+}
+
+/// Freezes a whole process, heartbeat and all, in the middle of a transaction, and thaws it when another has its share.
+#[tokio::test]
+async fn one_that_is_frozen_in_the_middle_of_a_transaction_is_taken_over_from_and_thawed_it_writes_nothing() {
+    let (log, carts, random) = (log().await, carts(), seeded(3));
+    let ledger = Ledger::<8> { by: Uuid::now_v7(), ..Ledger::default() };
+    let (frozen, halt, options) = (ledger.by, ledger.halt.clone(), log.database.options_as("cartlog_projections"));
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    // A runtime on one thread, which the ledger blocks.
+    let process = std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let store = EventStore::new(options, StoreSettings::default());
+            projection::run(store, ledger, settings(), Arc::default(), stopped).await.unwrap();
+        });
+    });
+    until_shares(&log, &[8]).await;
+    let before = happen(&log, &carts, 100, &random).await;
+    assert_exact(&log).await;
+    let (there, go_on) = (mpsc::channel(), mpsc::channel());
+    *halt.lock().unwrap() = Some((there.0, go_on.1));
+    happen(&log, &carts, 100, &random).await;
+    tokio::task::spawn_blocking(move || there.1.recv().unwrap()).await.unwrap();
+    let other = Process::start::<8, 1>(&log);
+    assert_exact(&log).await;
+    until_shares(&log, &[8]).await;
+    go_on.0.send(()).unwrap();
+    // It finds its transaction gone, and takes its share like any other.
+    until_shares(&log, &[4, 4]).await;
+    assert_eq!(appliers(&log, before).await, BTreeSet::from([other.id]));
+    happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert!(appliers(&log, before).await.contains(&frozen));
+    stop.cancel();
+    tokio::task::spawn_blocking(move || process.join().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_by_one_that_lost_a_segment_is_refused_whole() {
+    let (log, carts, random) = (log().await, carts(), seeded(4));
+    let replica = Process::start::<8, 1>(&log);
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    // Another, that stays alive and does nothing, has one of the segments now: before the replica can see it.
+    let other = Uuid::now_v7();
+    let mut connection = PgConnection::connect_with(&log.database.options()).await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    let stolen = "WITH r AS (INSERT INTO replica VALUES ('ledger', $1, 0, 8, clock_timestamp() + interval '1 hour'))
+                  UPDATE checkpoint SET owner = $1 WHERE segment = 3";
+    sqlx::query(stolen).bind(other).execute(&mut *transaction).await.unwrap();
+    let head = happen(&log, &carts, 50, &random).await;
+    transaction.commit().await.unwrap();
+    // The others' events are applied, those of that segment are not.
+    eventually("the other segments have come to the head", || async {
+        let behind: Vec<i32> = sqlx::query_scalar("SELECT segment FROM checkpoint WHERE position < $1")
+            .bind(head.0)
+            .fetch_all(log.store.pool())
+            .await
+            .unwrap();
+        (behind == [3]).then_some(())
+    })
+    .await;
+    let rows: Vec<(i64, Uuid)> = sqlx::query_as("SELECT position, cart_id FROM projection_a.ledger WHERE position > $1 - 50")
+        .bind(head.0)
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+    assert!(!rows.is_empty() && rows.iter().all(|(_, cart)| segment_of(*cart, 8) != 3), "{rows:?}");
+    sqlx::query("DELETE FROM replica WHERE id = $1").bind(other).execute(log.store.pool()).await.unwrap();
+    assert_exact(&log).await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn the_number_of_segments_changes_under_load_without_a_rebuild_and_fences_the_old_release() {
+    let (log, carts, random) = (log().await, carts(), seeded(5));
+    let old = [Process::start::<4, 1>(&log), Process::start::<4, 1>(&log)];
+    until_shares(&log, &[2, 2]).await;
+    let cut = async || -> (i64, i32) {
+        let rows = sqlx::query_as("SELECT count(*), max(segments) FROM checkpoint");
+        rows.fetch_one(log.store.pool()).await.unwrap()
+    };
+    let mut new = vec![];
+    for segments in [6, 3] {
+        happen(&log, &carts, 200, &random).await;
+        new.push(if segments == 6 { Process::start::<6, 1>(&log) } else { Process::start::<3, 1>(&log) });
+        eventually("it is cut anew", || async {
+            happen(&log, &carts, 5, &random).await;
+            (cut().await == (i64::from(segments), segments)).then_some(())
+        })
+        .await;
+        happen(&log, &carts, 200, &random).await;
+        assert_exact(&log).await;
+    }
+    // The last who wants it in three is gone: it is as one of those who are left wants it.
+    new.pop().unwrap().kill();
+    eventually("it is cut anew", || async { (cut().await != (3, 3)).then_some(()) }).await;
+    happen(&log, &carts, 300, &random).await;
+    assert_exact(&log).await;
+    let builds: Vec<(String, i32)> = sqlx::query_as("SELECT build, version FROM projection").fetch_all(log.store.pool()).await.unwrap();
+    assert_eq!(builds, [("projection_a".to_owned(), 1)]);
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn segments_at_different_positions_come_together_and_each_sees_what_has_no_key_at_its_own() {
+    let (log, carts, random) = (log().await, carts(), seeded(6));
+    let replica = Process::start::<8, 1>(&log);
+    happen(&log, &carts, 400, &random).await;
+    assert_exact(&log).await;
+    replica.stop().await;
+    // Each segment is put back to a position of its own, with its rows: as if others had left them there.
+    for segment in 0..8 {
+        let position = random.borrow_mut().random_range(0..400_i64);
+        sqlx::query("UPDATE checkpoint SET position = $2 WHERE segment = $1")
+            .bind(segment)
+            .bind(position)
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+        sqlx::query("DELETE FROM projection_a.ledger WHERE projection_hash(uuid_send(cart_id)) % 8 = $1 AND position > $2")
+            .bind(segment)
+            .bind(position)
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+    }
+    let _replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    assert_exact(&log).await;
+}
+
+#[tokio::test]
+async fn sql_and_rust_put_a_key_into_the_same_segment() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let keys: Vec<_> = (0..500).flat_map(|_| [Uuid::now_v7(), Uuid::new_v4()]).chain([Uuid::nil(), Uuid::max()]).collect();
+    for segments in [1, 8, 13] {
+        let sql: Vec<i64> = sqlx::query_scalar(
+            "SELECT projection_hash(uuid_send(key)) % $2 FROM unnest($1::uuid[]) WITH ORDINALITY AS k(key, n) ORDER BY n",
+        )
+        .bind(&keys)
+        .bind(segments)
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+        assert_eq!(sql, keys.iter().map(|key| i64::from(segment_of(*key, segments))).collect::<Vec<_>>());
+        let holds: Vec<bool> = sqlx::query_scalar("WITH s AS MATERIALIZED (SELECT set_config('projection.segments', $2, false)) SELECT projection_holds(key) FROM s, unnest($1::uuid[]) WITH ORDINALITY AS k(key, n) ORDER BY n")
+            .bind(&keys)
+            .bind((0..segments).map(|segment| if segment % 2 == 1 { '1' } else { '0' }).collect::<String>())
+            .fetch_all(&log.database.pool().await)
+            .await
+            .unwrap();
+        assert_eq!(holds, keys.iter().map(|key| segment_of(*key, segments) % 2 == 1).collect::<Vec<_>>());
+    }
+}
+
+async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
+    sqlx::query_as("SELECT build, version FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_new_version_is_built_beside_the_one_in_service_by_several_replicas_under_load_and_switched() {
+    let (log, carts, random) = (log().await, carts(), seeded(7));
+    let old = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    happen(&log, &carts, 1_000, &random).await;
+    assert_exact(&log).await;
+    // The two releases run at once; a new replica dies in between.
+    let mut new = vec![Process::start::<5, 2>(&log), Process::start::<5, 2>(&log), Process::start::<5, 2>(&log)];
+    happen(&log, &carts, 300, &random).await;
+    new.pop().unwrap().kill();
+    eventually("the new build is in service", || async {
+        happen(&log, &carts, 5, &random).await;
+        (serving(&log).await == ("projection_b".to_owned(), 2)).then_some(())
+    })
+    .await;
+    happen(&log, &carts, 100, &random).await;
+    assert_exact(&log).await;
+    until_shares(&log, &[2, 3]).await;
+    eventually("nobody works what was in service any more", || async {
+        let left: Vec<Option<Uuid>> =
+            sqlx::query_scalar("SELECT owner FROM checkpoint WHERE build = 'projection_a'").fetch_all(log.store.pool()).await.unwrap();
+        (left == [None; 8]).then_some(())
+    })
+    .await;
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn a_rebuild_may_be_held_back_until_it_is_asked_for() {
+    let (log, carts, random) = (log().await, carts(), seeded(8));
+    let _replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    happen(&log, &carts, 300, &random).await;
+    assert_exact(&log).await;
+    projection::rebuild_named(log.store.pool(), "ledger", Switch::WhenAsked).await.unwrap();
+    let head = happen(&log, &carts, 100, &random).await;
+    eventually("the new build is as far", || async {
+        let there = "SELECT min(position) >= $1 FROM checkpoint WHERE build = 'projection_b'";
+        sqlx::query_scalar::<_, bool>(there).bind(head.0).fetch_one(log.store.pool()).await.unwrap().then_some(())
+    })
+    .await;
+    // Two heartbeats see it so, and it does not go into service.
+    for _ in 0..2 {
+        let before: sqlx::types::time::OffsetDateTime =
+            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        eventually("a heartbeat has come", || async {
+            let beat: bool =
+                sqlx::query_scalar("SELECT min(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
+            beat.then_some(())
+        })
+        .await;
+    }
+    assert_eq!(serving(&log).await.0, "projection_a");
+    assert!(projection::switch_when_ready(log.store.pool(), "ledger").await.unwrap());
+    eventually("it is in service", || async { (serving(&log).await.0 == "projection_b").then_some(()) }).await;
+    assert_exact(&log).await;
+    assert!(!projection::switch_when_ready(log.store.pool(), "ledger").await.unwrap());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_position_reads_their_own_write_whichever_replica_is_asked() {
+    let (log, carts) = (log().await, carts());
+    assert!(!projection::registered(&log.store, "ledger").await.unwrap());
+    let replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    until_shares(&log, &[4, 4]).await;
+    assert!(projection::registered(&log.store, "ledger").await.unwrap());
+    let long = Duration::from_secs(20);
+    for (n, cart) in carts.iter().enumerate().take(20) {
+        let position = log.append([cart.added(0)]).await;
+        for store in [&replicas[0].store, &replicas[1].store, &log.store] {
+            let key = (n % 2 == 0).then(|| cart.cart_id.uuid());
+            assert_eq!(projection::wait(store, "ledger", key, position, long).await.unwrap(), Waited::There);
+            let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM projection_a.ledger WHERE position = $1")
+                .bind(position.0)
+                .fetch_one(store.pool())
+                .await
+                .unwrap();
+            assert_eq!(rows, 1);
+        }
+    }
+    // What is none of its business is waited for as well, and what is not in the log is not there.
+    let head = log.append([carts[0].created()]).await;
+    for store in [&replicas[0].store, &log.store] {
+        assert_eq!(projection::wait(store, "ledger", None, head, long).await.unwrap(), Waited::There);
+        let ahead = Position(head.0 + 1);
+        assert_eq!(projection::wait(store, "ledger", None, ahead, Duration::ZERO).await.unwrap(), Waited::Behind(head));
+    }
+}

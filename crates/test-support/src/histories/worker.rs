@@ -1,0 +1,97 @@
+//! A process that runs commands and records each one. It is the test's own program, started anew with one test to run.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use event_store::{EventStore, StoreSettings};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgConnectOptions;
+
+use super::{
+    command::{CommandId, Spec},
+    domain::Happened,
+    record::Record,
+};
+
+/// Where a process finds what it is to do.
+pub(crate) const WORK: &str = "CARTLOG_HISTORY_WORK";
+
+/// What a process is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Work {
+    pub(crate) database_url: String,
+    pub(crate) seed: u64,
+    pub(crate) process: u32,
+    pub(crate) tasks: u32,
+    pub(crate) known_bytes: usize,
+    pub(crate) records: PathBuf,
+}
+
+/// A store that keeps so many bytes of the states it folded; with 0, none.
+pub fn settings(known_bytes: usize) -> StoreSettings {
+    StoreSettings { known_bytes, ..StoreSettings::default() }
+}
+
+/// The whole of a test that is there to be run in processes of their own: it does nothing where a person runs it.
+///
+/// # Panics
+/// Where the work cannot be done.
+pub fn work_if_asked() {
+    let Ok(work) = std::env::var(WORK) else { return };
+    let work: Work = serde_json::from_str(&work).expect("the work is what the test wrote");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be made");
+    runtime.block_on(run(work));
+}
+
+async fn run(work: Work) {
+    let options: PgConnectOptions = work.database_url.parse().expect("the work has a database's URL");
+    let store = EventStore::<Happened>::new(options, settings(work.known_bytes));
+    let records = OpenOptions::new().create(true).append(true).open(&work.records).expect("records can be written");
+    let (records, stop) = (Arc::new(Mutex::new(records)), Arc::new(AtomicBool::new(false)));
+    let tasks: Vec<_> = (0..work.tasks)
+        .map(|task| tokio::spawn(commands(store.clone(), work.seed, (work.process, task), records.clone(), stop.clone())))
+        .collect();
+    // Whoever started this process holds the other end: it says stop by letting go, also by dying.
+    let told = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut vec![]));
+    told.await.expect("waiting does not panic").expect("the test's end of the pipe can be read");
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.expect("no command panics");
+    }
+    store.close().await;
+}
+
+async fn commands(store: EventStore<Happened>, seed: u64, (process, task): (u32, u32), records: Arc<Mutex<File>>, stop: Arc<AtomicBool>) {
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let command = CommandId { process, task, number };
+        let before = head(&store).await;
+        let (outcome, happens) = Spec::of(seed, command).run(&store).await;
+        let after = head(&store).await;
+        let mut line = serde_json::to_vec(&Record { command, before, after, outcome, happens }).expect("a record can be written");
+        line.push(b'\n');
+        // One write, unbuffered: what was recorded is there, whatever becomes of this process.
+        records.lock().expect("writing does not panic").write_all(&line).expect("records can be written");
+    }
+}
+
+/// The log's head, as soon as the log can be reached.
+async fn head(store: &EventStore<Happened>) -> i64 {
+    loop {
+        match store.head().await {
+            Ok(head) => return head.0,
+            Err(error) if error.is_unavailable() => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("the head cannot be read: {error:?}"),
+        }
+    }
+}
