@@ -519,7 +519,8 @@ async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_
 async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica_is_asked() {
     let mut shop = Shop::new("read-your-writes").await;
     shop.start(&[COMMANDS, TRANSLATOR, PROJECTIONS]).await;
-    let settings = shop.settings(PROJECTIONS, "other-projections.log");
+    let mut settings = shop.settings(PROJECTIONS, "other-projections.log");
+    settings.environment.push(("CARTLOG_LOG_FORMAT".into(), "json".into()));
     let log = settings.log.clone();
     let mut other = services::Service::start(PROJECTIONS, settings).unwrap();
     other.until_ready(READY).await.unwrap();
