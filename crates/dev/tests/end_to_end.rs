@@ -516,6 +516,94 @@ async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_
 }
 
 #[tokio::test]
+async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica_is_asked() {
+    let mut shop = Shop::new("read-your-writes").await;
+    shop.start(&[COMMANDS, TRANSLATOR, PROJECTIONS]).await;
+    let mut settings = shop.settings(PROJECTIONS, "other-projections.log");
+    settings.environment.push(("CARTLOG_LOG_FORMAT".into(), "json".into()));
+    let log = settings.log.clone();
+    let mut other = services::Service::start(PROJECTIONS, settings).unwrap();
+    other.until_ready(READY).await.unwrap();
+    let client = reqwest::Client::new();
+    let ask = async |url: &str, path: String| -> (u16, Value) {
+        let answer = client.get(format!("{url}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    };
+    let (one, other_one) = (shop.url(PROJECTIONS), other.url());
+    eventually("each replica has its share of each projection", || async {
+        let owners = "SELECT min(n) FROM (SELECT count(DISTINCT owner) AS n FROM checkpoint GROUP BY name) AS of_each";
+        (sqlx::query_scalar::<_, i64>(owners).fetch_one(&shop.pool).await.unwrap() == 2).then_some(())
+    })
+    .await;
+
+    let product = Uuid::now_v7();
+    // A cart with an item, and the position of that.
+    let add = async || -> (Uuid, i64) {
+        let (status, answer) = shop.add(Uuid::now_v7(), product, "9.99").await;
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_value(answer).unwrap()
+    };
+    for n in 1..=12 {
+        let (cart, added) = add().await;
+        let stock = json!({"product_id": product, "inventory": n});
+        let (_, counted) = shop.post(TRANSLATOR, &format!("/changeinventory/{product}"), &stock).await;
+        let counted = counted[1].as_i64().unwrap();
+        for url in [&one, &other_one] {
+            for form in ["cartitems", "cartitemsfromdb"] {
+                let (status, answer) = ask(url, format!("/{cart}/{form}?min_position={added}")).await;
+                assert_eq!((status, answer["total_price"].as_str()), (200, Some("9.99")), "{form}: {answer}");
+            }
+            // Its key is the cart, and it is asked by the product.
+            let (status, answer) = ask(url, format!("/cartswithproducts/{product}?min_position={added}")).await;
+            assert_eq!((status, answer.as_array().map(Vec::len)), (200, Some(n)), "{answer}");
+            assert_eq!(ask(url, format!("/inventories/{product}?min_position={counted}")).await, (200, stock.clone()));
+            let (status, answer) = ask(url, format!("/{cart}/cartitems?at={}", added - 1)).await;
+            assert_eq!((status, answer["data"].as_array().map(Vec::len)), (200, Some(0)), "created, and no item yet: {answer}");
+        }
+    }
+
+    // Nothing can be applied to Cart Items for a while.
+    let mut standstill = shop.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM checkpoint WHERE name = 'cart_items' FOR UPDATE").execute(&mut *standstill).await.unwrap();
+    let (cart, added) = add().await;
+    for url in [&one, &other_one] {
+        let (status, answer) = ask(url, format!("/{cart}/cartitemsfromdb?min_position={added}&timeout=0")).await;
+        assert_eq!((status, answer["code"].as_str()), (503, Some("behind")), "{answer}");
+        let so_far = answer["message"].as_str().unwrap();
+        let so_far = so_far.strip_prefix("cart_items has come to position ").unwrap_or_else(|| panic!("{so_far}"));
+        let so_far = so_far.strip_suffix(&format!(", and not to {added} within 0 seconds; try again")).unwrap();
+        assert!((1..added).contains(&so_far.parse().unwrap()), "{so_far}");
+        assert_eq!(ask(url, format!("/{cart}/cartitems?min_position={added}&timeout=0")).await.0, 200, "the log is no projection");
+    }
+    let waiting = [&one, &other_one].map(|url| ask(url, format!("/{cart}/cartitemsfromdb?min_position={added}&timeout=30")));
+    let (answers, ()) = futures::join!(futures::future::join_all(waiting), async { standstill.rollback().await.unwrap() });
+    for (status, answer) in answers {
+        assert_eq!((status, answer["total_price"].as_str()), (200, Some("9.99")), "{answer}");
+    }
+    let metrics = client.get(format!("{other_one}/metrics")).send().await.unwrap().text().await.unwrap();
+    let counted = |line: &str| {
+        line.starts_with("query_wait_duration_seconds_count{")
+            && [r#"query="cart_items""#, r#"outcome="behind""#].iter().all(|label| line.contains(label))
+            && line.ends_with(" 1")
+    };
+    assert!(metrics.lines().any(counted), "{metrics}");
+    let requests: Vec<Value> = std::fs::read_to_string(log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let behind: Vec<_> = requests.iter().filter(|line| line["status"] == 503).map(|line| line["level"].as_str().unwrap()).collect();
+    assert_eq!(behind, ["INFO"], "it is an answer, and no fault");
+
+    // Whoever waits for what a replica does waits for those who take over from it, too.
+    other.process().freeze().unwrap();
+    let (cart, added) = add().await;
+    let (status, answer) = ask(&one, format!("/cartswithproducts/{product}?min_position={added}&timeout=30")).await;
+    assert_eq!((status, answer.as_array().map(Vec::len)), (200, Some(14)), "{answer}");
+    let (status, answer) = ask(&one, format!("/{cart}/cartitemsfromdb?min_position={added}&timeout=30")).await;
+    assert_eq!((status, answer["total_price"].as_str()), (200, Some("9.99")), "{answer}");
+    other.process().thaw().unwrap();
+    other.kill().await.unwrap();
+    shop.stop().await;
+}
+
+#[tokio::test]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;

@@ -110,7 +110,7 @@ impl<E: LogEvent> EventStore<E> {
         while stages.open_next(known).map_err(schema)? {}
         // Up to where all of it was read for this command, in one snapshot.
         let mut read =
-            if known.keeps() || parts(&mut stages).is_empty() { None } else { Some(self.catch_up(&mut stages, known, epoch).await?) };
+            if known.keeps() || parts(&mut stages).is_empty() { None } else { Some(self.catch_up(&mut stages, known, epoch, None).await?) };
         let mut turn = None;
         let mut conflicts = 0;
         loop {
@@ -119,7 +119,7 @@ impl<E: LogEvent> EventStore<E> {
                 (Ok(Decided::Events(events)), _) if !events.is_empty() => events,
                 // An outcome without an append rests on a read made for this command.
                 (_, None) => {
-                    read = Some(self.catch_up(&mut stages, known, epoch).await?);
+                    read = Some(self.catch_up(&mut stages, known, epoch, None).await?);
                     continue;
                 }
                 (outcome, Some(at)) => {
@@ -155,7 +155,7 @@ impl<E: LogEvent> EventStore<E> {
                     let complete = fold(&mut parts(&mut stages), 0, &answer)?;
                     read = Some(Position(answer.head));
                     if !complete || stages.open_next(known).map_err(schema)? {
-                        read = Some(self.catch_up(&mut stages, known, epoch).await?);
+                        read = Some(self.catch_up(&mut stages, known, epoch, None).await?);
                     }
                 }
             }

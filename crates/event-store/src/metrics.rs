@@ -1,11 +1,13 @@
 //! What the store counts, through the globally installed OpenTelemetry meter.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use opentelemetry::{
-    global,
+    KeyValue, global,
     metrics::{Counter, Gauge, Histogram},
 };
+
+use crate::{StoreError, projection::Waited};
 
 pub(crate) struct Metrics {
     pub(crate) append_duration: Histogram<f64>,
@@ -26,6 +28,19 @@ pub(crate) struct Metrics {
     pub(crate) projection_batch: Histogram<u64>,
     pub(crate) projection_faults: Counter<u64>,
     pub(crate) todos: Counter<u64>,
+    query_waits: Histogram<f64>,
+}
+
+impl Metrics {
+    /// A query has waited for a position, in vain or not.
+    pub(crate) fn waited(&self, query: &'static str, time: Duration, outcome: &Result<Waited, StoreError>) {
+        let word = match outcome {
+            Ok(Waited::There) => "there",
+            Ok(Waited::Behind(_)) => "behind",
+            Err(_) => "fault",
+        };
+        self.query_waits.record(time.as_secs_f64(), &[KeyValue::new("query", query), KeyValue::new("outcome", word)]);
+    }
 }
 
 /// Made at first use, which is after the service has installed its meter.
@@ -86,6 +101,12 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("Batches that could not be applied; tried again.")
             .build(),
         todos: meter.u64_counter("todo.attempts").with_description("To-dos worked, by automation and outcome.").build(),
+        query_waits: meter
+            .f64_histogram("query.wait.duration")
+            .with_unit("s")
+            .with_description("How long queries waited for the position they asked for, by query and outcome.")
+            .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+            .build(),
     }
 });
 

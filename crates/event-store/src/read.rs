@@ -1,12 +1,17 @@
 //! Reading: one statement answers the matching events *and* the head of the same snapshot.
 
+use std::time::Duration;
+
 use sqlx::{Row, postgres::PgRow};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Known, LogEvent, Position, StoreError,
     decide::WithIds,
     event::decode,
     lookup::{Found, LookupColumns, placeholders},
+    metrics::METRICS,
+    projection::Waited,
     state::{AnyPart, Stages, States},
     store::{EventStore, in_time},
 };
@@ -42,6 +47,12 @@ impl Answer {
             }
         }
         Ok(answer)
+    }
+
+    /// As it would have been when the log ended at `at`. An answer that was cut beyond that has all there is up to there.
+    fn end_at(&mut self, at: Position) {
+        self.head = self.head.min(at.0);
+        self.found.retain(|found| found.position <= at.0);
     }
 }
 
@@ -94,22 +105,73 @@ impl<E: LogEvent> EventStore<E> {
         .await
     }
 
+    /// Waits until the log has come to a position, for a query that is counted under this name: what is read after that is no older.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn wait(&self, query: &'static str, position: Position, timeout: Duration) -> Result<Waited, StoreError> {
+        let started = Instant::now();
+        let outcome = self.waited(position, started + timeout).await;
+        METRICS.waited(query, started.elapsed(), &outcome);
+        outcome
+    }
+
+    async fn waited(&self, position: Position, until: Instant) -> Result<Waited, StoreError> {
+        let mut newest = self.heads().subscribe();
+        loop {
+            if *newest.borrow_and_update() >= position {
+                return Ok(Waited::There);
+            }
+            // What another process has just appended is announced some milliseconds later.
+            let turn = self.turn().await?;
+            let head = self.head().await?;
+            drop(turn);
+            if head >= position {
+                return Ok(Waited::There);
+            }
+            if Instant::now() >= until {
+                return Ok(Waited::Behind(head));
+            }
+            // Past the time, the log is asked once more.
+            let _ = timeout_at(until, newest.wait_for(|newest| *newest >= position)).await;
+        }
+    }
+
     /// Folds a state, or several, from the log as it stands at this moment. Answers also the position up to which they are complete.
     ///
     /// # Errors
     /// Where the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
+        self.read_up_to(states, None).await
+    }
+
+    /// Folds a state, or several, as they were at a position. Answers also the position up to which they are complete: that one, or the
+    /// log's head where it is not there yet.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub async fn read_at<S: States<E>>(&self, states: S, at: Position) -> Result<(S::View, Position), StoreError> {
+        self.read_up_to(states, Some(at)).await
+    }
+
+    async fn read_up_to<S: States<E>>(&self, states: S, end: Option<Position>) -> Result<(S::View, Position), StoreError> {
         let unknown = Known::nothing();
         let epoch = self.heads().epoch();
         let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
-        let at = self.catch_up(&mut stages, &unknown, epoch).await?;
+        let at = self.catch_up(&mut stages, &unknown, epoch, end).await?;
         let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
         Ok((view, at))
     }
 
     /// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread. All of it is from the
-    /// log of this epoch.
-    pub(crate) async fn catch_up<V, T: Stages<E, V>>(&self, stages: &mut T, known: &Known, epoch: u64) -> Result<Position, StoreError> {
+    /// log of this epoch, and nothing of what comes after `end`, where there is one.
+    pub(crate) async fn catch_up<V, T: Stages<E, V>>(
+        &self,
+        stages: &mut T,
+        known: &Known,
+        epoch: u64,
+        end: Option<Position>,
+    ) -> Result<Position, StoreError> {
         loop {
             let mut columns = LookupColumns::new(self.shared.ids.len());
             let mut parts = vec![];
@@ -118,6 +180,10 @@ impl<E: LogEvent> EventStore<E> {
                 for lookup in &part.criteria().lookups {
                     columns.push(lookup, part.position().0);
                 }
+            }
+            if end.is_some() {
+                // The newest one may come after the end: the newest up to there is the last of all.
+                columns.newest.fill(false);
             }
             let turn = self.turn().await?;
             let rows = in_time(async {
@@ -131,13 +197,16 @@ impl<E: LogEvent> EventStore<E> {
             if self.heads().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
                 return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
             }
-            let answer = Answer::from_rows(&rows)?;
+            let mut answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
                 self.heads().reset(Position(answer.head));
                 return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
             }
-            let complete = fold(&mut parts, 0, &answer)?;
             self.heads().seen(Position(answer.head));
+            if let Some(end) = end {
+                answer.end_at(end);
+            }
+            let complete = fold(&mut parts, 0, &answer)?;
             if complete && !stages.open_next(known).map_err(|error| StoreError::Schema(error.to_string()))? {
                 return Ok(Position(answer.head));
             }

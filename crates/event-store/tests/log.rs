@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
+use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
-use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreError, StoreSettings};
+use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreError, StoreSettings, projection::Waited};
 use futures::StreamExt;
 use test_support::{Database, TestLog, eventually};
 
@@ -85,6 +85,62 @@ async fn a_state_of_more_events_than_one_answer_holds_is_folded_whole() {
     log.append((0..1_234).map(|_| Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0))).await;
     let (state, at) = log.store.read(Items { cart_id: cart.cart_id, items: 0 }).await.unwrap();
     assert_eq!((state.items, at), (1_234, Position(1_234)));
+}
+
+/// A product's newest inventory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(InventoryStream)]
+struct Newest {
+    #[id]
+    product_id: ProductId,
+    inventory: Option<i32>,
+}
+
+impl State for Newest {
+    const NEWEST_SUFFICES: bool = true;
+
+    fn mutate(&mut self, event: InventoryStream, _: Position) {
+        let InventoryStream::InventoryChanged { inventory, .. } = event;
+        self.inventory = Some(i32::from(inventory));
+    }
+}
+
+#[tokio::test]
+async fn states_are_read_as_they_were_at_any_position() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    // Items and inventories by turns, and more of them than one answer holds.
+    let added = || Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0);
+    log.append((1..=600).flat_map(|n| [added(), cart.inventory(0, n)])).await;
+    let states = (Items { cart_id: cart.cart_id, items: 0 }, Newest { product_id: cart.product(0), inventory: None });
+    for at in [0, 1, 2, 3, 998, 999, 1_000, 1_001, 1_002, 1_003, 1_199, 1_200] {
+        let ((items, newest), complete_to) = log.store.read_at(states.clone(), Position(at)).await.unwrap();
+        assert_eq!(complete_to, Position(at));
+        assert_eq!(items.items, usize::try_from((at + 1) / 2).unwrap(), "at {at}");
+        assert_eq!(newest.inventory, i32::try_from(at / 2).ok().filter(|n| *n > 0), "at {at}");
+    }
+    let ((items, newest), complete_to) = log.store.read_at(states, Position(5_000)).await.unwrap();
+    assert_eq!((items.items, newest.inventory, complete_to), (600, Some(600), Position(1_200)));
+}
+
+#[tokio::test]
+async fn the_log_is_waited_for_until_it_has_come_to_a_position_or_the_time_is_up() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let (cart, long) = (Shopping::new(), Duration::from_secs(30));
+    let head = log.append(cart.with_items(2)).await;
+    let next = Position(head.0 + 1);
+    // One that has just started knows of nothing.
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    for store in [&log.store, &other] {
+        assert_eq!(store.wait("test", head, Duration::ZERO).await.unwrap(), Waited::There);
+        assert_eq!(store.wait("test", next, Duration::ZERO).await.unwrap(), Waited::Behind(head));
+    }
+    let waiting = tokio::spawn({
+        let other = other.clone();
+        async move { other.wait("test", next, long).await.unwrap() }
+    });
+    let appended = log.append([cart.removed(0)]).await;
+    assert_eq!((appended, waiting.await.unwrap()), (next, Waited::There));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -103,6 +103,7 @@ pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Res
         ],
     );
     let error = response.response().error();
+    let expected = error.and_then(|error| error.as_error::<HttpError>()).is_some_and(HttpError::is_expected);
     let causes = || match error.and_then(|error| error.as_error::<HttpError>()) {
         Some(error) => error.causes(),
         None => error.map_or_else(|| "no cause is known".to_owned(), ToString::to_string),
@@ -110,8 +111,8 @@ pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Res
     let status = status.as_u16();
     match status {
         503 if operational => tracing::debug!(status, reason = causes(), "not ready"),
-        503 => tracing::warn!(status, seconds, error = causes(), "request put off"),
-        500.. => tracing::error!(status, seconds, error = causes(), "request failed"),
+        503 if !expected => tracing::warn!(status, seconds, error = causes(), "request put off"),
+        500.. if !expected => tracing::error!(status, seconds, error = causes(), "request failed"),
         _ if operational => tracing::debug!(status, seconds, "request answered"),
         _ => tracing::info!(status, seconds, "request answered"),
     }

@@ -33,6 +33,8 @@ pub struct HttpError {
     /// Seconds.
     retry_after: Option<u32>,
     cause: Option<Fault>,
+    /// Logged as any other answer, whatever its status.
+    expected: bool,
 }
 
 /// Seconds after which a client may try again when the store is away or busy.
@@ -43,7 +45,7 @@ impl HttpError {
     #[must_use]
     pub fn refusal(status: StatusCode, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         debug_assert!(status.is_client_error(), "a refusal is 4xx");
-        Self { status, body: ErrorBody { code: code.into(), message: message.into() }, retry_after: None, cause: None }
+        Self { status, body: ErrorBody { code: code.into(), message: message.into() }, retry_after: None, cause: None, expected: false }
     }
 
     /// 400: what was sent cannot be read.
@@ -72,6 +74,7 @@ impl HttpError {
             body: ErrorBody { code: "unavailable".into(), message: message.into() },
             retry_after: Some(RETRY_AFTER_SECONDS),
             cause: None,
+            expected: false,
         }
     }
 
@@ -87,6 +90,7 @@ impl HttpError {
             body: ErrorBody { code: "fault".into(), message },
             retry_after: None,
             cause: Some(cause.into()),
+            expected: false,
         }
     }
 
@@ -102,6 +106,17 @@ impl HttpError {
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
+    }
+
+    /// As an answer to what was asked, where nothing is wrong: it is logged as one.
+    #[must_use]
+    pub fn expected(mut self) -> Self {
+        self.expected = true;
+        self
+    }
+
+    pub(crate) fn is_expected(&self) -> bool {
+        self.expected
     }
 
     /// With what led to it, for the log.

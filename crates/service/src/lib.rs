@@ -12,6 +12,7 @@ mod expectation;
 mod health;
 mod log;
 mod path;
+mod position;
 mod refused_head;
 mod run;
 mod server;
@@ -26,6 +27,7 @@ pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
 pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
 pub use path::{PathValue, agree};
+pub use position::{At, MinPosition};
 pub use run::{Service, run};
 pub use settings::Validate;
 

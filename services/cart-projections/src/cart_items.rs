@@ -10,38 +10,50 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{ErrorBody, HttpError, PathValue};
+use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::unknown_cart;
 
-/// A cart's items, folded from the log at the moment of asking.
+/// A cart's items, folded from the log at the moment of asking, or as they were at a position.
 #[utoipa::path(
     operation_id = "cart_items",
-    params(("cart_id" = CartId, Path)),
-    responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
+    params(("cart_id" = CartId, Path), At, MinPosition),
+    responses(
+        (status = 200, body = CartItems),
+        (status = 404, description = "unknown_cart", body = ErrorBody),
+        (status = 503, description = "behind", body = ErrorBody)
+    )
 )]
 #[get("/{cart_id}/cartitems")]
 pub(crate) async fn live(
     PathValue(cart_id): PathValue<CartId>,
+    at: At,
+    min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
-    let (cart, _) = log.read(Cart { cart_id, exists: false, items: vec![] }).await?;
-    cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id))
+    let cart = min.live(&log, "cart_items_live", Cart { cart_id, exists: false, items: vec![] }, at).await?;
+    cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id, at))
 }
 
-/// A cart's items, as projected: what was written a moment ago may not be there yet.
+/// A cart's items, as projected: what was written a moment ago may not be there yet, unless `min_position` asks for it.
 #[utoipa::path(
     operation_id = "cart_items_from_db",
-    params(("cart_id" = CartId, Path)),
-    responses((status = 200, body = CartItems), (status = 404, description = "unknown_cart", body = ErrorBody))
+    params(("cart_id" = CartId, Path), MinPosition),
+    responses(
+        (status = 200, body = CartItems),
+        (status = 404, description = "unknown_cart", body = ErrorBody),
+        (status = 503, description = "behind", body = ErrorBody)
+    )
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
 pub(crate) async fn projected(
     PathValue(cart_id): PathValue<CartId>,
+    min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
+    min.projected(&log, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
     let rows = projection::serving(&log, CartItemsProjection::NAME, async |build| {
         sqlx::query!(
             r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
@@ -54,7 +66,7 @@ pub(crate) async fn projected(
     })
     .await?;
     if rows.is_empty() {
-        return Err(unknown_cart(cart_id));
+        return Err(unknown_cart(cart_id, At::default()));
     }
     let items = rows.into_iter().filter_map(|row| {
         Some(Item {
@@ -284,6 +296,52 @@ mod specifications {
         for emptied in [cart.cleared(), cart.removed(0), cart.archived(0)] {
             let shown = folded(&cart, cart.with_items(1).chain([emptied]));
             assert_eq!(serde_json::json!(shown), serde_json::json!({"cart_id": cart.cart_id, "total_price": "0.00", "data": []}));
+        }
+    }
+
+    #[test]
+    async fn no_less_than_was_asked_for_and_as_it_was_at_a_position() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        let shown = log.append(cart.with_items(2)).await.0;
+        log.project(CartItemsProjection, Settings::default()).await;
+        let submitted = log.append([cart.removed(0), cart.submitted(1)]).await.0;
+        let app = App::new().app_data(Data::new(log.store.clone()));
+        let app = test::init_service(app.service(live).service(projected).service(crate::submitted_cart::route)).await;
+        let ask = async |form: &str, query: String| -> (u16, serde_json::Value) {
+            let request = test::TestRequest::get().uri(&format!("/{}/{form}?{query}", cart.cart_id)).to_request();
+            let answer = test::call_service(&app, request).await;
+            (answer.status().as_u16(), test::read_body_json(answer).await)
+        };
+        let shown_items = |answer: &serde_json::Value| answer["data"].as_array().map(Vec::len);
+        let behind = |what: &str, at: i64, wanted: i64| {
+            let message = format!("{what} has come to position {at}, and not to {wanted} within 0 seconds; try again");
+            (503, serde_json::json!({"code": "behind", "message": message}))
+        };
+
+        // The projection does not run.
+        let (status, answer) = ask("cartitemsfromdb", format!("min_position={shown}")).await;
+        assert_eq!((status, shown_items(&answer)), (200, Some(2)));
+        let answer = ask("cartitemsfromdb", format!("min_position={submitted}&timeout=0")).await;
+        assert_eq!(answer, behind("cart_items", shown, submitted));
+
+        let (status, answer) = ask("cartitems", format!("min_position={submitted}")).await;
+        assert_eq!((status, shown_items(&answer)), (200, Some(1)));
+        for form in ["cartitems", "submittedcart"] {
+            for query in ["min_position", "at"] {
+                let answer = ask(form, format!("{query}={}&timeout=0", submitted + 1)).await;
+                assert_eq!(answer, behind("the log", submitted, submitted + 1), "{form} {query}");
+            }
+            let answer = ask(form, format!("at={shown}&min_position={}&timeout=0", submitted + 1)).await;
+            assert_eq!(answer, behind("the log", submitted, submitted + 1), "{form}");
+            let (status, answer) = ask(form, "at=0".into()).await;
+            assert_eq!((status, answer["code"].as_str()), (404, Some("unknown_cart")), "{form}");
+        }
+        for (at, items) in [(1, 0), (2, 1), (3, 2), (4, 1), (5, 1)] {
+            let (status, answer) = ask("cartitems", format!("at={at}&min_position=2")).await;
+            assert_eq!((status, shown_items(&answer)), (200, Some(items)), "at {at}");
+            let (status, answer) = ask("submittedcart", format!("at={at}")).await;
+            assert_eq!((status, answer.is_null()), (200, at < submitted), "at {at}");
         }
     }
 

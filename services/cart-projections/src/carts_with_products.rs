@@ -8,17 +8,24 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, PathValue};
+use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// The carts and items that hold a product, in the order they were added; none where no unsubmitted cart does.
-#[utoipa::path(operation_id = "carts_with_products", params(("product_id" = ProductId, Path)), responses((status = 200, body = [CartWithProduct])))]
+#[utoipa::path(
+    operation_id = "carts_with_products",
+    params(("product_id" = ProductId, Path), MinPosition),
+    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind", body = ErrorBody))
+)]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
+    min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
+    // Its key is the cart: the product may be in any segment.
+    min.projected(&log, CartsWithProducts::NAME, None).await?;
     let rows = projection::serving(&log, CartsWithProducts::NAME, async |build| {
         sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
             .fetch_all(build)

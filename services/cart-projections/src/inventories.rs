@@ -10,17 +10,23 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{HttpError, PathValue};
+use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// A product's newest reported inventory; null where it was never reported.
-#[utoipa::path(operation_id = "inventories", params(("product_id" = ProductId, Path)), responses((status = 200, body = Option<ProductInventory>)))]
+#[utoipa::path(
+    operation_id = "inventories",
+    params(("product_id" = ProductId, Path), MinPosition),
+    responses((status = 200, body = Option<ProductInventory>), (status = 503, description = "behind", body = ErrorBody))
+)]
 #[get("/inventories/{product_id}")]
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
+    min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
+    min.projected(&log, Inventories::NAME, Some(product_id.uuid())).await?;
     let inventory = projection::serving(&log, Inventories::NAME, async |build| {
         sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
     })

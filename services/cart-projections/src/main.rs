@@ -17,7 +17,7 @@ use event_store::{
     todo,
 };
 use serde::Deserialize;
-use service::{CancellationToken, Fault, HttpError, Service, Validate, open_log, settings::Whole};
+use service::{At, CancellationToken, Fault, HttpError, Service, Validate, open_log, settings::Whole};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
@@ -117,8 +117,12 @@ fn run<P: Projection<Log = DomainEvent>>(
     })
 }
 
-fn unknown_cart(cart_id: CartId) -> HttpError {
-    HttpError::not_found("unknown_cart", format!("there is no cart {cart_id}"))
+fn unknown_cart(cart_id: CartId, at: At) -> HttpError {
+    let message = match at.at {
+        Some(at) => format!("there was no cart {cart_id} at position {at}"),
+        None => format!("there is no cart {cart_id}"),
+    };
+    HttpError::not_found("unknown_cart", message)
 }
 
 /// The read models of Cartlog's shopping cart.

@@ -5,23 +5,29 @@ use cart_events::{CartId, DomainEvent, OrderedProduct, SubmissionStream, Total};
 use disintegrate::StateQuery;
 use event_store::{EventStore, Position, State};
 use serde::Serialize;
-use service::{ErrorBody, HttpError, PathValue};
+use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
 
 use crate::unknown_cart;
 
 /// What was ordered, once the cart is submitted; null before.
 #[utoipa::path(
     operation_id = "submitted_cart",
-    params(("cart_id" = CartId, Path)),
-    responses((status = 200, body = Option<SubmittedCart>), (status = 404, description = "unknown_cart", body = ErrorBody))
+    params(("cart_id" = CartId, Path), At, MinPosition),
+    responses(
+        (status = 200, body = Option<SubmittedCart>),
+        (status = 404, description = "unknown_cart", body = ErrorBody),
+        (status = 503, description = "behind", body = ErrorBody)
+    )
 )]
 #[get("/{cart_id}/submittedcart")]
 pub(crate) async fn route(
     PathValue(cart_id): PathValue<CartId>,
+    at: At,
+    min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<SubmittedCart>>, HttpError> {
-    let (submission, _) = log.read(Submission { cart_id, exists: false, submitted: None }).await?;
-    submission.exists.then_some(web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id))
+    let submission = min.live(&log, "submitted_cart", Submission { cart_id, exists: false, submitted: None }, at).await?;
+    submission.exists.then_some(web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id, at))
 }
 
 /// The answer.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::segment::{hash, segment_of};
-use crate::{EventStore, LogEvent, Position, StoreError, lease::Held, store::in_time};
+use crate::{EventStore, LogEvent, Position, StoreError, lease::Held, metrics::METRICS, store::in_time};
 
 /// Reads the build of a projection that is in service: its tables are found without a schema.
 ///
@@ -54,6 +54,19 @@ pub enum Waited {
 /// # Errors
 /// Where the database is away or busy.
 pub async fn wait<E: LogEvent>(
+    store: &EventStore<E>,
+    name: &'static str,
+    key: Option<Uuid>,
+    position: Position,
+    timeout: Duration,
+) -> Result<Waited, StoreError> {
+    let started = Instant::now();
+    let outcome = waited(store, name, key, position, timeout).await;
+    METRICS.waited(name, started.elapsed(), &outcome);
+    outcome
+}
+
+async fn waited<E: LogEvent>(
     store: &EventStore<E>,
     name: &str,
     key: Option<Uuid>,

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use utoipa::OpenApi;
 
 use super::{Running, serve, service, settings};
-use crate::{HttpError, IgnoredBody, JsonBody, PathValue, agree};
+use crate::{At, HttpError, IgnoredBody, JsonBody, MinPosition, PathValue, agree};
 
 /// A number from 0 to 99, of which the domain says so.
 #[derive(Debug, PartialEq)]
@@ -88,6 +88,12 @@ async fn show(PathValue(number): PathValue<Small>) -> impl Responder {
     number.to_string()
 }
 
+#[utoipa::path(get, path = "/{number}/query", params(At, MinPosition))]
+#[get("/{number}/query")]
+async fn ask(PathValue(number): PathValue<Small>, at: At, min: MinPosition) -> impl Responder {
+    format!("{number} {at:?} {min:?}")
+}
+
 #[utoipa::path(get, path = "/fail/{how}")]
 #[get("/fail/{how}")]
 async fn fail(how: web::Path<String>) -> Result<String, HttpError> {
@@ -99,12 +105,12 @@ async fn fail(how: web::Path<String>) -> Result<String, HttpError> {
 }
 
 #[derive(OpenApi)]
-#[openapi(paths(add, clear, show, fail))]
+#[openapi(paths(add, clear, show, ask, fail))]
 struct Api;
 
 fn start() -> Running {
     serve::<Api>(service(settings(&[])), |app| {
-        app.service(add).service(clear).service(show).service(fail);
+        app.service(add).service(clear).service(show).service(ask).service(fail);
     })
 }
 
@@ -171,6 +177,45 @@ async fn a_path_that_cannot_be_read_or_disagrees_is_refused() {
     for body in [r#"{"number":"100","text":"a","count":1}"#, "{"] {
         let (_, code, message) = running.post("/things/100", JSON, body).await.error();
         assert_eq!((code.as_str(), message.as_str()), ("invalid_path", "number in the path: must be a number from 0 to 99"));
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_query_that_cannot_be_read_is_refused_with_the_parameter_and_what_it_should_be() {
+    let running = start();
+    let whole = |most: u64| format!("must be a whole number from 0 to {most}");
+    let (position, seconds) = (whole(i64::MAX.unsigned_abs()), whole(30));
+    for (query, parameter, message) in [
+        ("min_position=-1", "min_position", &position),
+        ("min_position=x", "min_position", &position),
+        ("min_position=", "min_position", &position),
+        ("min_position=1.0", "min_position", &position),
+        ("min_position=%2B1", "min_position", &position),
+        ("min_position=9223372036854775808", "min_position", &position),
+        ("min_position=%ff", "min_position", &position),
+        ("at=-1&min_position=1", "at", &position),
+        ("at=null", "at", &position),
+        ("timeout=31", "timeout", &seconds),
+        ("timeout=0.5", "timeout", &seconds),
+        ("timeout=5s", "timeout", &seconds),
+        ("timeout=99999999999999999999", "timeout", &seconds),
+        ("timeout=1&timeout=2", "timeout", &"must be given once".to_owned()),
+    ] {
+        let answer = running.get(&format!("/1/query?{query}")).await.error();
+        assert_eq!(answer, (400, "invalid_query".to_owned(), format!("{parameter} in the query: {message}")), "{query}");
+    }
+    assert_eq!(running.get("/x/query?at=x").await.error().1, "invalid_path");
+    for (query, read) in [
+        ("", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s }"),
+        ("?", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s }"),
+        ("?other=x&other=y&timeout=0", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 0ns }"),
+        (
+            "?at=0&timeout=30&min_position=9223372036854775807",
+            "1 At { at: Some(Position(0)) } MinPosition { min_position: Position(9223372036854775807), timeout: 30s }",
+        ),
+    ] {
+        assert_eq!(running.get(&format!("/1/query{query}")).await.body, read, "{query}");
     }
     running.stop().await.unwrap();
 }
