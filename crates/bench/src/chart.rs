@@ -93,7 +93,13 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
                 thousands(rate.median.round() as u64)
             );
         }
-        let unit = if *tasks == 1 { "task" } else { "tasks" };
+        let unit = match (scenario, tasks) {
+            // One process does it all.
+            (kafka::SCENARIO | projections::SCENARIO, _) => continue,
+            (http::SCENARIO, _) => "connections",
+            (_, 1) => "task",
+            _ => "tasks",
+        };
         let _ = writeln!(svg, r#"<text x="{left:.1}" y="{:.1}">{tasks} {unit}</text>"#, base + 16.0);
     }
     let _ = writeln!(svg, r#"<line class="axis" x1="{MARGIN}" x2="{}" y1="{base}" y2="{base}"/>"#, WIDTH - MARGIN);
