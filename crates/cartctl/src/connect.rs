@@ -9,6 +9,9 @@ use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 
 use crate::{Common, error::Error};
 
+/// Where the broker is, unless said otherwise.
+pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
+
 /// The time for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,7 +43,9 @@ impl Common {
 
     /// The broker, whether it is there or not.
     pub(crate) fn kafka(&self) -> Result<Operator, Error> {
-        let brokers = Brokers { bootstrap_servers: self.bootstrap_servers.clone(), client_id: "cartctl".to_owned() };
+        // An empty variable counts as unset.
+        let servers = if self.bootstrap_servers.is_empty() { BOOTSTRAP_SERVERS } else { &self.bootstrap_servers };
+        let brokers = Brokers { bootstrap_servers: servers.to_owned(), client_id: "cartctl".to_owned() };
         Ok(Operator::new(&brokers)?)
     }
 }

@@ -19,8 +19,8 @@ use error::Error;
 use output::Output;
 
 const AFTER_HELP: &str = "\
-With --json, `status` and what changes something answer with one JSON document on a line; `projections list`, `todos list`,
-`publications list`, `translations show`, `dead-letters list` and `log` with one on each line.
+With --json, an answer is one JSON document on a line; a list, `translations show`, `dead-letters replay` and `log` answer with one
+for each thing, on a line each, and `status --watch` with one each time. Notes and errors go to standard error, as text.
 
 Exit codes:
   0  it is done
@@ -48,7 +48,7 @@ struct Common {
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// The brokers: host:port, separated by commas
-    #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = "127.0.0.1:9092", value_name = "SERVERS")]
+    #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = connect::BOOTSTRAP_SERVERS, value_name = "SERVERS")]
     bootstrap_servers: String,
     /// Answer in JSON
     #[arg(long, global = true)]

@@ -356,11 +356,16 @@ const COLUMNS: &str = "event_id, event_type, payload, metadata, inserted_at";
 /// # Errors
 /// Where the log cannot be read; where its schema has no such id.
 pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
-    let condition = match which {
-        Which::All => "$1::bigint IS NULL AND $2::uuid IS NULL".to_owned(),
-        Which::At(_) => "event_id = $1 AND $2::uuid IS NULL".to_owned(),
+    let sql = match which {
+        Which::All => format!("SELECT {COLUMNS} FROM event WHERE $1::bigint IS NULL AND $2::uuid IS NULL ORDER BY event_id DESC LIMIT $3"),
+        Which::At(_) => format!("SELECT {COLUMNS} FROM event WHERE event_id = $1 AND $2::uuid IS NULL LIMIT $3"),
+        // The id's own index first, whatever the planner thinks: walking the log back until enough are found can take all of it.
         Which::Of { id, .. } => match store.shared.ids.iter().find(|known| **known == id) {
-            Some(column) => format!("{column} = $2 AND $1::bigint IS NULL"),
+            Some(column) => format!(
+                "WITH found AS MATERIALIZED (SELECT event_id FROM event WHERE {column} = $2 AND $1::bigint IS NULL),
+                      newest AS MATERIALIZED (SELECT event_id FROM found ORDER BY event_id DESC LIMIT $3)
+                 SELECT {COLUMNS} FROM newest JOIN event USING (event_id) ORDER BY event_id DESC"
+            ),
             None => return Err(StoreError::Schema(format!("it has no domain id {id}"))),
         },
     };
@@ -369,7 +374,6 @@ pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count:
         Which::At(position) => (Some(position), None),
         Which::Of { value, .. } => (None, Some(value)),
     };
-    let sql = format!("SELECT {COLUMNS} FROM event WHERE {condition} ORDER BY event_id DESC LIMIT $3");
     let mut found = entries(store, sqlx::query_as(&sql).bind(position).bind(value).bind(count)).await?;
     found.reverse();
     Ok(found)
