@@ -2,7 +2,8 @@
 //!
 //! [`EventStore`] appends and reads. [`Decision`] is a command's rule, in disintegrate's language: states fold the events that their
 //! queries name, and what they name *is* the consistency boundary; [`EventStore::decide`] is the only way to run one.
-//! [`projection`] turns the log into tables, [`mod@todo`] keeps what automations have to do, [`Heads`] wakes readers.
+//! [`projection`] turns the log into tables, [`mod@todo`] keeps what automations have to do, [`Heads`] wakes readers; [`operate`] is for
+//! operators.
 //!
 //! The model (`Event` and its derives, `StateQuery`, `StreamQuery`) is [disintegrate](https://docs.rs/disintegrate)'s. Reading,
 //! deciding and appending are this crate's own: see `ARCHITECTURE.md`.
@@ -19,6 +20,7 @@ mod lease;
 mod lookup;
 mod metrics;
 mod migrate;
+pub mod operate;
 pub mod projection;
 mod read;
 mod state;

@@ -104,6 +104,25 @@ impl PublisherSettings {
 }
 
 impl Brokers {
+    /// To look at what is in topics, as nobody's group.
+    pub(crate) fn looking(&self) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("group.id", &self.client_id)
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error");
+        config
+    }
+
+    /// For what an operator sends.
+    pub(crate) fn sending(&self) -> ClientConfig {
+        let mut config = self.producer(Duration::from_secs(10));
+        // As with dead letters: what came compressed may be too large when it is not.
+        config.set("compression.type", "gzip");
+        config
+    }
+
     fn producer(&self, message_timeout: Duration) -> ClientConfig {
         let mut config = self.client();
         config

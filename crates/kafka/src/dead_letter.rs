@@ -14,9 +14,16 @@ use crate::{
 /// Longest reason written, in bytes.
 const MAX_REASON_BYTES: usize = 1_000;
 
+pub(crate) const SUFFIX: &str = ".dead-letters";
+/// The headers that say why a message died, and where it stood.
+pub(crate) const REASON: &str = "dead-letter-reason";
+pub(crate) const TOPIC: &str = "dead-letter-topic";
+pub(crate) const PARTITION: &str = "dead-letter-partition";
+pub(crate) const OFFSET: &str = "dead-letter-offset";
+
 /// The topic that takes a topic's dead letters.
 pub(crate) fn topic_of(source: &str) -> String {
-    format!("{source}.dead-letters")
+    format!("{source}{SUFFIX}")
 }
 
 /// Writes dead letters.
@@ -32,7 +39,7 @@ impl DeadLetters {
     pub(crate) async fn write(&self, message: &OwnedMessage, reason: &str) -> Result<(), SendError> {
         let topic = topic_of(message.topic());
         let headers = headers(message, reason);
-        self.0.send(Outgoing { topic: &topic, key: message.key(), value: message.payload(), headers }).await
+        self.0.send(Outgoing { topic: &topic, partition: None, key: message.key(), value: message.payload(), headers }).await
     }
 }
 
@@ -42,10 +49,10 @@ fn headers(message: &OwnedMessage, reason: &str) -> OwnedHeaders {
     reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
     let own = message.headers().map_or_else(OwnedHeaders::new, |headers| headers.clone());
     [
-        ("dead-letter-reason", reason),
-        ("dead-letter-topic", message.topic().to_owned()),
-        ("dead-letter-partition", message.partition().to_string()),
-        ("dead-letter-offset", message.offset().to_string()),
+        (REASON, reason),
+        (TOPIC, message.topic().to_owned()),
+        (PARTITION, message.partition().to_string()),
+        (OFFSET, message.offset().to_string()),
     ]
     .iter()
     .fold(own, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))

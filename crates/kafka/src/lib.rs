@@ -2,7 +2,7 @@
 //!
 //! [`Translator`] turns the messages of topics into events, each once, however often Kafka delivers it: a batch of a partition's events
 //! and the partition's next offset go into the log in one step. What cannot be read becomes a dead letter. [`Publisher`] sends
-//! messages, and answers only when the broker has them.
+//! messages, and answers only when the broker has them. [`Operator`] shows dead letters and sends them back.
 
 mod config;
 mod dead_letter;
@@ -10,6 +10,7 @@ mod error;
 mod input;
 mod message;
 mod metrics;
+mod operate;
 mod output;
 mod producer;
 mod traceparent;
@@ -18,4 +19,5 @@ pub use config::{Brokers, PublisherSettings, TranslatorSettings};
 pub use error::{Poison, SendError, StartError, TranslatorError};
 pub use input::{Translation, Translator, TranslatorStatus};
 pub use message::{Message, json};
+pub use operate::{DeadLetter, Letter, OperateError, Operator, Place};
 pub use output::{CloudEvent, Publisher};

@@ -60,7 +60,8 @@ impl Publisher {
     /// # Errors
     /// Where the broker has not acknowledged it within the message timeout, or never will.
     pub async fn send(&self, topic: &str, event: &CloudEvent<'_>) -> Result<(), SendError> {
-        let message = Outgoing { topic, key: Some(event.key.as_bytes()), value: Some(event.json), headers: headers(event) };
+        let message =
+            Outgoing { topic, partition: None, key: Some(event.key.as_bytes()), value: Some(event.json), headers: headers(event) };
         self.producer.send(message).await
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Producer {
 /// What is sent.
 pub(crate) struct Outgoing<'a> {
     pub(crate) topic: &'a str,
+    /// Where it is not the key's to say.
+    pub(crate) partition: Option<i32>,
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) headers: OwnedHeaders,
@@ -39,7 +41,7 @@ impl Producer {
         let producer = self.current();
         let record = FutureRecord {
             topic: message.topic,
-            partition: None,
+            partition: message.partition,
             payload: message.value,
             key: message.key,
             timestamp: None,

@@ -1,0 +1,51 @@
+//! To the database and the broker.
+
+use std::time::Duration;
+
+use cart_events::DomainEvent;
+use event_store::{EventStore, StoreSettings};
+use kafka::{Brokers, Operator};
+use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
+
+use crate::{Common, error::Error};
+
+/// Where the broker is, unless said otherwise.
+pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
+
+/// The time for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Common {
+    /// The log, which is there and migrated.
+    pub(crate) async fn log(&self) -> Result<EventStore<DomainEvent>, Error> {
+        let missing = "the database is not known: set --database-url or DATABASE_URL (`cargo dev env` prints that of `cargo dev up`)";
+        let url = self.database_url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Usage(missing.to_owned()))?;
+        // It may hold a password, so neither it nor the parser's words are shown.
+        let wrong = "the database's URL must be one such as postgres://owner:password@host:5432/cartlog";
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(Error::Usage(wrong.to_owned()));
+        }
+        let options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
+        // Frozen in the middle of something, this command must not hold up the services.
+        let options = options.application_name("cartctl").options([
+            ("idle_in_transaction_session_timeout", "5s"),
+            ("lock_timeout", "5s"),
+            ("statement_timeout", "30s"),
+        ]);
+        // A pool tries for as long as it may, and hides why it has no connection; one connection says it at once.
+        let first = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
+        first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Error::Unreachable)?.close().await.map_err(Error::Unreachable)?;
+        let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, known_bytes: 0, ..StoreSettings::default() };
+        let log = EventStore::new(options, settings);
+        log.ready().await.map_err(|missing| Error::Refused(format!("the log is not ready: {missing}")))?;
+        Ok(log)
+    }
+
+    /// The broker, whether it is there or not.
+    pub(crate) fn kafka(&self) -> Result<Operator, Error> {
+        // An empty variable counts as unset.
+        let servers = if self.bootstrap_servers.is_empty() { BOOTSTRAP_SERVERS } else { &self.bootstrap_servers };
+        let brokers = Brokers { bootstrap_servers: servers.to_owned(), client_id: "cartctl".to_owned() };
+        Ok(Operator::new(&brokers)?)
+    }
+}

@@ -1,0 +1,144 @@
+//! `cartctl status`.
+
+use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
+
+use cart_events::DomainEvent;
+use clap::Args;
+use event_store::{
+    EventStore, Position,
+    operate::{self, Build, Replica, TodoCounts},
+};
+use kafka::{OperateError, Operator};
+use serde::Serialize;
+
+use crate::{
+    Common,
+    error::Error,
+    output::{Output, span, table},
+    projections,
+    translations::{self, Translation},
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Show it anew, every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    watch: Option<u64>,
+}
+
+/// How everything stands.
+#[derive(Serialize)]
+struct Status {
+    /// The newest position in the log.
+    head: Position,
+    /// Builds that are in service or being made.
+    projections: Vec<Build>,
+    /// The processes that run them, and are alive.
+    replicas: Vec<Replica>,
+    todos: Vec<TodoCounts>,
+    translations: Vec<Translation>,
+    /// Those that were not sent back, by topic; null where the broker does not answer.
+    dead_letters: Option<Vec<DeadLetters>>,
+    /// Why the broker does not answer.
+    broker_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DeadLetters {
+    topic: String,
+    waiting: usize,
+}
+
+pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) -> Result<(), Error> {
+    let (log, kafka, mut counted) = (common.log().await?, common.kafka()?, Counted::new());
+    let Some(seconds) = arguments.watch else {
+        return print(&look(&log, &kafka, &mut counted).await?, output, false);
+    };
+    let clear = std::io::stdout().is_terminal() && !output.json;
+    let watching = async {
+        let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match look(&log, &kafka, &mut counted).await {
+                Ok(status) => print(&status, output, clear)?,
+                // It may be there again the next time.
+                Err(Error::Store(error)) if error.is_unavailable() => output.complain(&Error::Store(error).in_one_line()),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::select! {
+        ended = watching => ended,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Counted) -> Result<Status, Error> {
+    let (head, mut builds) = operate::builds(log.pool()).await?;
+    builds.retain(|build| build.status != "retired");
+    let replicas = operate::replicas(log.pool()).await?;
+    let todos = operate::todo_counts(log.pool()).await?;
+    let stored = operate::stored_offsets(log.pool()).await?;
+    let (translations, trouble) = translations::beside_the_broker(stored, kafka).await;
+    let dead_letters = match trouble {
+        Some(trouble) => Err(trouble),
+        None => waiting(kafka, counted).await,
+    };
+    let (dead_letters, broker_error) = match dead_letters {
+        Ok(waiting) => (Some(waiting), None),
+        Err(error) => (None, Some(Error::from(error).in_one_line())),
+    };
+    Ok(Status { head, projections: builds, replicas, todos, translations, dead_letters, broker_error })
+}
+
+/// What was counted of a topic, and where it ended then.
+type Counted = BTreeMap<String, (BTreeMap<i32, (i64, i64)>, usize)>;
+
+/// Counting reads the whole topic, so it is done again only where there is more in it, or less.
+async fn waiting(kafka: &Operator, counted: &mut Counted) -> Result<Vec<DeadLetters>, OperateError> {
+    let mut counts = vec![];
+    for topic in kafka.dead_letter_topics().await? {
+        let ends = kafka.ends(&topic).await?;
+        let waiting = match counted.get(&topic) {
+            Some((then, waiting)) if *then == ends => *waiting,
+            _ => kafka.dead_letters(&topic).await?.iter().filter(|letter| !letter.replayed).count(),
+        };
+        counted.insert(topic.clone(), (ends, waiting));
+        counts.push(DeadLetters { topic, waiting });
+    }
+    Ok(counts)
+}
+
+fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
+    if output.json {
+        return output.document(status);
+    }
+    let mut parts = vec![format!("the log's head is {}", status.head)];
+    if status.projections.is_empty() {
+        parts.push("no projections yet: they come with the first start of the services".to_owned());
+    } else {
+        parts.push(table(&projections::HEADS, status.projections.iter().map(projections::row)));
+    }
+    let age = |seconds: Option<f64>| seconds.map_or(String::new(), span);
+    if !status.todos.is_empty() {
+        let rows = status.todos.iter().map(|todos| {
+            let (open, failed) = (todos.open.to_string(), todos.failed.to_string());
+            vec![todos.automation.clone(), open, age(todos.oldest_open_seconds), failed, age(todos.oldest_failed_seconds)]
+        });
+        parts.push(table(&["to-dos of", "open", "oldest", "failed", "oldest"], rows));
+    }
+    if !status.translations.is_empty() {
+        parts.push(table(&translations::HEADS, status.translations.iter().map(Translation::row)));
+    }
+    if let Some(topics) = &status.dead_letters {
+        let rows = topics.iter().map(|topic| vec![topic.topic.clone(), topic.waiting.to_string()]);
+        parts.push(table(&["dead letters in", "not sent back"], rows));
+    }
+    if let Some(error) = &status.broker_error {
+        parts.push(format!("what the broker has is not known: {error}"));
+    }
+    let text = parts.join("\n\n");
+    // In one write, so that it does not flicker.
+    output.text(&if clear { format!("\u{1b}[H\u{1b}[2J{text}") } else { text })
+}

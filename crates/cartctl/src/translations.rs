@@ -1,0 +1,182 @@
+//! `cartctl translations`.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use event_store::{
+    SourcePartition,
+    operate::{self, StoredOffset},
+};
+use kafka::{OperateError, Operator};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    Common, Confirmed,
+    error::Error,
+    output::{Output, span},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Task {
+    /// The stored offset of each partition that was translated, beside what the broker has
+    Show,
+    /// Set the stored offset of a partition: from there it is translated, also what was translated before
+    Seek {
+        /// The topic
+        topic: String,
+        /// The partition's number
+        partition: i32,
+        #[command(flatten)]
+        to: To,
+        /// The consumer group, as `show` names it; needed where there are several for the partition
+        #[arg(long)]
+        group: Option<String>,
+        #[command(flatten)]
+        confirmed: Confirmed,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct To {
+    /// The offset of the next message to translate
+    #[arg(long = "to", value_name = "OFFSET", value_parser = clap::value_parser!(i64).range(0..))]
+    offset: Option<i64>,
+    /// The first message that the broker has
+    #[arg(long)]
+    beginning: bool,
+    /// After the last message that the broker has
+    #[arg(long)]
+    end: bool,
+}
+
+/// A stored offset beside what the broker has.
+#[derive(Serialize)]
+pub(crate) struct Translation {
+    #[serde(flatten)]
+    pub(crate) stored: StoredOffset,
+    /// The partition's first offset, and the one after its last; null where the broker does not say.
+    pub(crate) begins_at: Option<i64>,
+    pub(crate) ends_at: Option<i64>,
+    /// Messages that are yet to be translated.
+    pub(crate) lag: Option<i64>,
+}
+
+impl Translation {
+    fn of(stored: StoredOffset, ends: &Ends) -> Self {
+        let ends = ends.get(&stored.topic).and_then(|ends| ends.get(&stored.partition)).copied();
+        let lag = ends.map(|(_, high)| (high - stored.next_offset).max(0));
+        Self { stored, begins_at: ends.map(|(low, _)| low), ends_at: ends.map(|(_, high)| high), lag }
+    }
+
+    pub(crate) fn row(&self) -> Vec<String> {
+        let or_unknown = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
+        let stands = match (self.begins_at, self.ends_at) {
+            (Some(low), _) if self.stored.next_offset < low => "before the beginning: stopped",
+            (_, Some(high)) if self.stored.next_offset > high => "behind the end: stopped",
+            _ => "",
+        };
+        vec![
+            self.stored.group.clone(),
+            self.stored.topic.clone(),
+            self.stored.partition.to_string(),
+            self.stored.next_offset.to_string(),
+            or_unknown(self.begins_at),
+            or_unknown(self.ends_at),
+            or_unknown(self.lag),
+            format!("{} ago", span(self.stored.age_seconds)),
+            stands.to_owned(),
+        ]
+    }
+}
+
+pub(crate) const HEADS: [&str; 9] = ["group", "topic", "partition", "next", "begins at", "ends at", "lag", "moved", ""];
+
+type Ends = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
+
+/// Stored offsets beside what the broker has, as far as it answers.
+pub(crate) async fn beside_the_broker(stored: Vec<StoredOffset>, kafka: &Operator) -> (Vec<Translation>, Option<OperateError>) {
+    let (mut ends, mut trouble) = (Ends::new(), None);
+    for topic in stored.iter().map(|stored| &stored.topic) {
+        if trouble.is_none() && !ends.contains_key(topic) {
+            match kafka.ends(topic).await {
+                Ok(found) => drop(ends.insert(topic.clone(), found)),
+                Err(error) => trouble = Some(error),
+            }
+        }
+    }
+    (stored.into_iter().map(|stored| Translation::of(stored, &ends)).collect(), trouble)
+}
+
+pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
+    let (log, kafka) = (common.log().await?, common.kafka()?);
+    let stored = operate::stored_offsets(log.pool()).await?;
+    match task {
+        Task::Show => {
+            let (translations, trouble) = beside_the_broker(stored, &kafka).await;
+            if let Some(trouble) = trouble {
+                output.note(&format!("what the broker has is not known: {}", Error::from(trouble).in_one_line()));
+            }
+            output.list(&translations, "nothing was translated yet", &HEADS, Translation::row)
+        }
+        Task::Seek { topic, partition, to, group, confirmed } => {
+            let matching: Vec<_> = stored
+                .iter()
+                .filter(|one| one.topic == topic && one.partition == partition && group.as_ref().is_none_or(|group| one.group == *group))
+                .collect();
+            let found = match matching.as_slice() {
+                [found] => *found,
+                [] => {
+                    let of = group.map(|group| format!(" by the group {group}")).unwrap_or_default();
+                    return Err(Error::Nothing(format!(
+                        "{topic}/{partition} was never translated{of}, so it is read from its beginning; `cartctl translations show` lists what was"
+                    )));
+                }
+                several => {
+                    let groups: Vec<_> = several.iter().map(|one| one.group.as_str()).collect();
+                    return Err(Error::Usage(format!(
+                        "several groups translate {topic}/{partition}: say which with --group ({})",
+                        groups.join(", ")
+                    )));
+                }
+            };
+            let Some((low, high)) = kafka.ends(&topic).await?.get(&partition).copied() else {
+                return Err(Error::Nothing(format!("the broker has no partition {topic}/{partition}")));
+            };
+            let offset = to.offset.unwrap_or(if to.beginning { low } else { high });
+            if offset < low || offset > high {
+                return Err(Error::Refused(format!(
+                    "{topic}/{partition} begins at {low} and ends at {high}; a stored offset outside of that stops its translation"
+                )));
+            }
+            confirmed.ask(output, &consequence(found, offset))?;
+            let source = SourcePartition { consumer: &found.group, topic: &topic, partition };
+            let Some(before) = operate::seek(log.pool(), source, offset).await? else {
+                return Err(Error::Nothing(format!("{topic}/{partition} has no stored offset any more")));
+            };
+            if output.json {
+                return output.document(
+                    &json!({ "group": found.group, "topic": topic, "partition": partition, "before": before, "next_offset": offset }),
+                );
+            }
+            output.text(&format!(
+                "the next message of {topic}/{partition} to translate is now {offset}, and was {before}. A translator that is at work finds out \
+                 with the partition's next message, or when it is started anew"
+            ))
+        }
+    }
+}
+
+fn consequence(found: &StoredOffset, offset: i64) -> String {
+    let StoredOffset { topic, partition, next_offset, .. } = found;
+    match offset - next_offset {
+        0 => format!("{topic}/{partition} stands at {offset} already."),
+        back if back < 0 => format!(
+            "{topic}/{partition} is set back from {next_offset} to {offset}: up to {} messages are translated once more, each into another event, \
+             and what they say holds from then on.",
+            -back
+        ),
+        forth => format!("{topic}/{partition} is set from {next_offset} to {offset}: up to {forth} messages are never translated."),
+    }
+}

@@ -1,0 +1,365 @@
+//! What the command shows and does over a database, without a service and without a broker.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    sync::{Arc, mpsc},
+};
+
+use async_trait::async_trait;
+use cart_events::{CartStream, DomainEvent, SubmittedStream, examples::Shopping};
+use common::*;
+use event_store::{
+    Metadata, Recorded, SourcePartition,
+    projection::{self, Kind, Projection, Settings},
+    todo::{self, NewTodo},
+};
+use serde_json::{Value, json};
+use sqlx::{PgConnection, PgPool};
+use test_support::{TestLog, eventually};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// A read model of nothing, in a table that there is.
+struct Model;
+
+#[async_trait]
+impl Projection for Model {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "inventories";
+    const TABLES: &'static [&'static str] = &["inventories"];
+    const SEGMENTS: i32 = 2;
+
+    fn key(_: &CartStream) -> Option<Uuid> {
+        None
+    }
+
+    async fn apply(&self, _: &mut PgConnection, _: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+}
+
+/// Asks for a to-do for each submitted cart, by the name of the one that publishes them.
+struct Publish;
+
+#[async_trait]
+impl Projection for Publish {
+    type Log = DomainEvent;
+    type Event = SubmittedStream;
+    const NAME: &'static str = "publish_cart";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+    const SEGMENTS: i32 = 1;
+
+    fn key(event: &SubmittedStream) -> Option<Uuid> {
+        let SubmittedStream::CartSubmitted { cart_id, .. } = event;
+        Some(cart_id.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<SubmittedStream>]) -> Result<(), sqlx::Error> {
+        let todos: Vec<_> = batch
+            .iter()
+            .map(|event| {
+                let SubmittedStream::CartSubmitted { cart_id, .. } = &event.event;
+                let payload = json!({ "total": 1.10 });
+                NewTodo { key: cart_id.to_string(), position: event.position, payload, metadata: Metadata::default() }
+            })
+            .collect();
+        todo::ask(transaction, Self::NAME, &todos).await
+    }
+}
+
+/// A log with a cart that is submitted, and what follows it.
+async fn shop(cart: &Shopping) -> TestLog<DomainEvent> {
+    let log = TestLog::create().await;
+    log.append(cart.with_items(2).chain([cart.submitted(2)])).await;
+    log.project(Model, Settings::default()).await;
+    log.project(Publish, Settings::default()).await;
+    log
+}
+
+async fn fail_todos(pool: &PgPool) {
+    let fail = "UPDATE todo SET status = 'failed', attempts = 7, first_attempt_at = now() - interval '2 hours', finished_at = now(),
+                last_error = 'the broker was away'";
+    sqlx::query(fail).execute(pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn status_tells_how_everything_stands_also_without_a_broker() {
+    let cart = Shopping::new();
+    let log = shop(&cart).await;
+    // One more than the projections have seen.
+    log.append([cart.inventory(0, 3)]).await;
+
+    let status = over(&log.database, &["status", "--json"]).document();
+    assert_eq!(status["head"], 5);
+    let projections = status["projections"].as_array().unwrap();
+    let names: Vec<_> = projections.iter().map(|build| build["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["inventories", "publish_cart"]);
+    let model = &projections[0];
+    assert_eq!((&model["position"], &model["lag_events"], &model["status"]), (&json!(4), &json!(1), &json!("serving")));
+    assert!(model["lag_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(model["segments"].as_array().unwrap().len(), 2);
+    assert_eq!(model["segments"][0]["replica"], Value::Null, "nobody runs it any more");
+    assert_eq!(status["replicas"], json!([]));
+    assert_eq!(
+        (&status["todos"][0]["automation"], &status["todos"][0]["open"], &status["todos"][0]["failed"]),
+        (&json!("publish_cart"), &json!(1), &json!(0))
+    );
+    assert_eq!(status["translations"][0]["topic"], "history");
+    assert_eq!(status["translations"][0]["lag"], Value::Null);
+    assert_eq!(status["dead_letters"], Value::Null);
+    assert!(status["broker_error"].as_str().unwrap().contains(NOWHERE));
+
+    let text = over(&log.database, &["status"]);
+    assert_eq!(text.code, Some(0), "{text:?}");
+    for word in ["the log's head is 5", "inventories", "publish_cart", "history", "KAFKA_BOOTSTRAP_SERVERS"] {
+        assert!(text.stdout.contains(word), "{word}: {}", text.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_names_the_replica_that_holds_a_segment() {
+    let cart = Shopping::new();
+    let log = shop(&cart).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(projection::run(log.store.clone(), Model, Settings::default(), Arc::default(), stop.clone()));
+    let status = eventually("a replica holds both segments", || async {
+        let status = over(&log.database, &["status", "--json"]).document();
+        let all = status["projections"][0]["segments"].as_array().unwrap().iter().all(|segment| segment["replica"] != Value::Null);
+        all.then_some(status)
+    })
+    .await;
+    let replica = &status["replicas"][0];
+    assert_eq!(replica["name"], "inventories");
+    assert_eq!(status["projections"][0]["segments"][1]["replica"], replica["id"]);
+    let table = over(&log.database, &["projections", "list"]).stdout;
+    assert!(table.contains("2 of 2: 2 by …"), "{table}");
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_watched_status_is_shown_anew() {
+    let log = shop(&Shopping::new()).await;
+    let mut child = command(&["status", "--json", "--watch", "1"])
+        .env("DATABASE_URL", log.database.url_as("postgres"))
+        .env("KAFKA_BOOTSTRAP_SERVERS", NOWHERE)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let status: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(status["head"], 4);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_read_model_is_made_anew_and_goes_into_service_when_told_so() {
+    let log = shop(&Shopping::new()).await;
+    let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--json"]);
+    assert_eq!(came.document(), json!({ "name": "inventories", "started": true }));
+    assert!(came.stderr.contains("no process runs inventories"), "{came:?}");
+    let again = over(&log.database, &["projections", "rebuild", "inventories", "--json"]).document();
+    assert_eq!(again["started"], false);
+
+    let builds = over(&log.database, &["projections", "list", "--json"]).documents(0);
+    let building = builds.iter().find(|build| build["status"] == "building").unwrap();
+    assert_eq!(
+        (&building["name"], &building["position"], &building["switch_when_ready"]),
+        (&json!("inventories"), &json!(0), &json!(false))
+    );
+
+    assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--json"]).document()["switch_when_ready"], true);
+    log.project(Model, Settings::default()).await;
+    let builds = over(&log.database, &["projections", "list", "--json"]).documents(0);
+    let of =
+        |status: &str| builds.iter().find(|build| build["name"] == "inventories" && build["status"] == status).unwrap()["build"].clone();
+    assert_eq!((of("serving"), of("retired")), (json!("projection_b"), json!("projection_a")));
+
+    over(&log.database, &["projections", "switch", "inventories"]).failed(3, "cartctl projections rebuild inventories");
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_anew_is_said_with_what_can() {
+    let log = shop(&Shopping::new()).await;
+    over(&log.database, &["projections", "rebuild", "inventory"]).failed(3, "there are inventories, publish_cart");
+    over(&log.database, &["projections", "switch", "inventory"]).failed(3, "there are inventories, publish_cart");
+    over(&log.database, &["projections", "rebuild", "publish_cart"]).failed(1, "is an automation");
+}
+
+#[tokio::test]
+async fn failed_publications_are_listed_and_retried() {
+    let carts = [Shopping::new(), Shopping::new()];
+    let log = TestLog::create().await;
+    for cart in &carts {
+        log.append(cart.with_items(1).chain([cart.submitted(1)])).await;
+    }
+    log.project(Publish, Settings::default()).await;
+    let [first, second] = carts.map(|cart| cart.cart_id.to_string());
+    assert!(over(&log.database, &["publications", "list", "--json"]).documents(0).is_empty());
+    over(&log.database, &["publications", "retry", "--all"]).failed(3, "no to-do of publish_cart has failed");
+    over(&log.database, &["publications", "retry", &first]).failed(3, &first);
+
+    fail_todos(log.store.pool()).await;
+    let failed = over(&log.database, &["publications", "list", "--json"]).documents(0);
+    assert_eq!(failed.iter().map(|todo| todo["key"].as_str().unwrap()).collect::<Vec<_>>(), [&first, &second]);
+    assert_eq!(
+        (&failed[0]["last_error"], &failed[0]["attempts"], &failed[0]["position"]),
+        (&json!("the broker was away"), &json!(7), &json!(3))
+    );
+    assert_eq!(over(&log.database, &["todos", "list", "--automation", "archive_item", "--json"]).documents(0).len(), 0);
+    assert_eq!(over(&log.database, &["todos", "list", "--json"]).documents(0).len(), 2);
+    assert!(over(&log.database, &["publications", "list"]).stdout.contains("the broker was away"));
+
+    let retried = over(&log.database, &["publications", "retry", &first, "--json"]).document();
+    assert_eq!(retried, json!({ "automation": "publish_cart", "retried": [first], "not_failed": [] }));
+    let row: (String, i32, bool) = sqlx::query_as("SELECT status, attempts, first_attempt_at IS NULL FROM todo WHERE key = $1")
+        .bind(&first)
+        .fetch_one(log.store.pool())
+        .await
+        .unwrap();
+    assert_eq!(row, ("open".to_owned(), 0, true), "as if it had never been tried: an hour begins anew");
+    // The other one is retried, and that this one is open already is said.
+    let partly = over(&log.database, &["todos", "retry", "publish_cart", &first, &second, "--json"]);
+    assert_eq!(partly.documents(3), [json!({ "automation": "publish_cart", "retried": [second], "not_failed": [first] })]);
+    fail_todos(log.store.pool()).await;
+    let all = over(&log.database, &["publications", "retry", "--all", "--json"]).document();
+    assert_eq!(all["retried"].as_array().unwrap().len(), 2);
+    over(&log.database, &["publications", "retry"]).failed(2, "--all");
+}
+
+#[tokio::test]
+async fn the_log_is_shown_decoded() {
+    let (cart, other) = (Shopping::new(), Shopping::new());
+    let log = TestLog::create().await;
+    log.append([other.created()].into_iter().chain(cart.with_items(2))).await;
+    log.append([cart.inventory(1, 7), cart.price_changed(0), cart.removed(0)]).await;
+    let positions = |documents: &[Value]| documents.iter().map(|event| event["position"].as_i64().unwrap()).collect::<Vec<_>>();
+    let show = |arguments: &[&str]| over(&log.database, &[&["log"], arguments, &["--json"]].concat()).documents(0);
+
+    let of_cart = show(&["show", "--cart", &cart.cart_id.to_string()]);
+    assert_eq!(positions(&of_cart), [2, 3, 4, 7]);
+    let added = &of_cart[1];
+    assert_eq!(
+        (&added["type"], &added["data"]["price"], &added["data"]["description"]),
+        (&json!("ItemAdded"), &json!("10.10"), &json!("Item 0"))
+    );
+    assert!(added["metadata"]["append_id"].is_string() && added["recorded_at"].as_str().unwrap().ends_with('Z'), "{added}");
+    assert_eq!(positions(&show(&["show", "--product", &cart.product(1).to_string()])), [4, 5]);
+    assert_eq!(show(&["show", "--position", "6"])[0]["data"]["new_price"], "8.00");
+    let cut = over(&log.database, &["log", "show", "--cart", &cart.cart_id.to_string(), "--last", "2", "--json"]);
+    assert_eq!(positions(&cut.documents(0)), [4, 7]);
+    assert!(cut.stderr.contains("--last takes more"), "{cut:?}");
+    assert_eq!(positions(&show(&["tail", "--last", "3"])), [5, 6, 7]);
+    assert!(over(&log.database, &["log", "tail"]).stdout.contains("InventoryChanged  inventory=7  product_id="));
+
+    over(&log.database, &["log", "show", "--position", "8"]).failed(3, "its head is 7");
+    over(&log.database, &["log", "show", "--cart", &Shopping::new().cart_id.to_string()]).failed(3, "its head is 7");
+    over(&log.database, &["log", "show", "--cart", "1"]).failed(2, "--cart");
+    over(&log.database, &["log", "show"]).failed(2, "--cart");
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_is_shown_as_that_and_does_not_hide_the_others() {
+    let cart = Shopping::new();
+    let log = TestLog::create().await;
+    log.append(cart.with_items(1)).await;
+    sqlx::query("UPDATE event SET payload = convert_to('{\"CartCreated\":{}}', 'UTF8') WHERE event_id = 1")
+        .execute(log.store.pool())
+        .await
+        .unwrap();
+    let events = over(&log.database, &["log", "tail", "--json"]).documents(0);
+    assert_eq!(events[0]["data"], Value::Null);
+    assert!(events[0]["error"].as_str().unwrap().contains("cart_id"), "{}", events[0]);
+    assert_eq!(events[1]["data"]["description"], "Item 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_followed_log_shows_what_comes() {
+    let cart = Shopping::new();
+    let log = TestLog::create().await;
+    log.append([cart.created()]).await;
+    let mut child = command(&["log", "tail", "--follow", "--json"])
+        .env("DATABASE_URL", log.database.url_as("postgres"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (said, heard) = mpsc::channel();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let reading = std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| said.send(line)));
+    let next = async || {
+        let line = eventually("the next event is shown", || async { heard.try_recv().ok() }).await;
+        serde_json::from_str::<Value>(&line).unwrap()
+    };
+    assert_eq!(next().await["position"], 1);
+    log.append([cart.added(0), cart.added(1)]).await;
+    assert_eq!(next().await["data"]["description"], "Item 0");
+    assert_eq!(next().await["position"], 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(reading.join());
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_said_with_what_to_do() {
+    cartctl(&["status"]).failed(2, "set --database-url or DATABASE_URL");
+    let wrong = cartctl(&["status", "--database-url", "mysql://a:secret@b"]);
+    wrong.failed(2, "postgres://owner:password@host:5432/cartlog");
+    assert!(!wrong.stderr.contains("secret"));
+    let away = cartctl(&["status", "--database-url", "postgres://owner:secret@127.0.0.1:9/cartlog"]);
+    away.failed(1, "the database cannot be reached");
+    assert!(!away.stderr.contains("secret"));
+    cartctl(&["dead-letters", "list", "--bootstrap-servers", NOWHERE]).failed(1, "set --bootstrap-servers");
+    cartctl(&["projections", "explode"]).failed(2, "explode");
+}
+
+#[tokio::test]
+async fn a_database_without_migrations_and_a_role_that_may_not_are_said() {
+    let empty = test_support::Database::create_empty().await;
+    over(&empty, &["status"]).failed(1, "cargo dev migrate");
+    let log = shop(&Shopping::new()).await;
+    let url = log.database.url_as("cartlog_commands");
+    cartctl(&["publications", "list", "--database-url", &url]).failed(1, "connect as the owner");
+}
+
+#[test]
+fn help_names_the_exit_codes_and_hides_the_database() {
+    let help = command(&["--help"]).env("DATABASE_URL", "postgres://owner:secret@host/cartlog").output().unwrap();
+    let text = String::from_utf8(help.stdout).unwrap();
+    assert!(text.contains("Exit codes:") && text.contains("--json") && !text.contains("secret"), "{text}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = cartctl(&["completions", shell]);
+        assert!(script.code == Some(0) && script.stdout.contains("dead-letters"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn setting_an_offset_waits_for_a_batch_that_is_being_appended() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append([cart.created()]).await;
+    let source = SourcePartition { consumer: "test", topic: "history", partition: 0 };
+    let mut appending = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *appending).await.unwrap();
+    let pool = log.store.pool().clone();
+    let seeking = tokio::spawn(async move {
+        event_store::operate::seek(&pool, SourcePartition { consumer: "test", topic: "history", partition: 0 }, 0).await
+    });
+    eventually("the seek waits", || async {
+        let waiting = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, bool>(waiting).fetch_optional(log.store.pool()).await.unwrap()
+    })
+    .await;
+    sqlx::query("UPDATE translation_offset SET next_offset = 9").execute(&mut *appending).await.unwrap();
+    appending.commit().await.unwrap();
+    assert_eq!(seeking.await.unwrap().unwrap(), Some(9));
+    assert_eq!(log.store.stored_offsets(source.consumer, source.topic).await.unwrap()[&0], 0);
+}

@@ -1,0 +1,412 @@
+//! For operators: how everything stands, what the log holds as it is stored, and what may be set right by hand.
+//!
+//! Whoever calls these reads every table and may write those of the runtimes: the owner of the database, and no service's role.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgPool, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    EventStore, LogEvent, Position, SourcePartition, StoreError,
+    event::decode,
+    store::{Lent, in_time},
+};
+
+/// The answer of one statement, on a connection of its own and in time.
+async fn ask<T>(pool: &PgPool, statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, StoreError> {
+    in_time(async {
+        let mut connection = Lent::from(pool).await?;
+        let answer = statement(&mut connection).await?;
+        connection.done();
+        Ok(answer)
+    })
+    .await
+}
+
+/// A build of a projection, with how far each of its segments has come.
+#[derive(Debug, Clone, Serialize)]
+pub struct Build {
+    /// The projection's name.
+    pub name: String,
+    /// The schema that its tables stand in.
+    pub build: String,
+    /// The version of the release that makes it.
+    pub version: i32,
+    /// `serving`, `building` or `retired`.
+    pub status: String,
+    /// Whether it goes into service by itself, once it has come as far as the one that is.
+    pub switch_when_ready: bool,
+    /// Up to where every segment has applied the log.
+    pub position: Position,
+    /// Positions of the log that the segment furthest behind has yet to look at.
+    pub lag_events: i64,
+    /// For how long the oldest event among those has been in the log.
+    pub lag_seconds: f64,
+    /// What it is cut into.
+    pub segments: Vec<Segment>,
+}
+
+impl Build {
+    /// Whether it is an automation's: never made anew.
+    pub fn is_automation(&self) -> bool {
+        self.build == "automation"
+    }
+}
+
+/// A segment of a build.
+#[derive(Debug, Clone, Serialize)]
+pub struct Segment {
+    /// Its number.
+    pub segment: i32,
+    /// Up to where it has applied the log, as written down: its holder may be further.
+    pub position: Position,
+    /// Positions from there to the head.
+    pub lag_events: i64,
+    /// For how long the next event has been in the log.
+    pub lag_seconds: f64,
+    /// The replica that holds it, where that is alive.
+    pub replica: Option<Uuid>,
+}
+
+/// A process that runs a projection, and is alive.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replica {
+    /// The projection.
+    pub name: String,
+    /// What segments name it by.
+    pub id: Uuid,
+    /// The version that it makes.
+    pub version: i32,
+}
+
+/// The head of the log, and every build of every projection in the same snapshot.
+///
+/// # Errors
+/// Where the database is away, or the role may not.
+pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
+    let asked = sqlx::query!(
+        r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
+                  p.switch_when_ready AS "switch_when_ready?", c.segment AS "segment?", c.position AS "position?",
+                  greatest(h.head - c.position, 0) AS "lag_events?",
+                  coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
+                            WHERE e.event_id = c.position + 1), 0) AS "lag_seconds!",
+                  (SELECT r.id FROM replica r
+                   WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()) AS replica
+           FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
+           LEFT JOIN (projection p JOIN checkpoint c USING (name, build)) ON true
+           ORDER BY p.name, p.status = 'serving' DESC, p.build, c.segment"#
+    );
+    let rows = ask(pool, async |connection| asked.fetch_all(connection).await).await?;
+    let head = Position(rows.first().map_or(0, |row| row.head));
+    let mut builds: Vec<Build> = vec![];
+    for row in rows {
+        let (Some(name), Some(build), Some(segment), Some(position)) = (row.name, row.build, row.segment, row.position) else { continue };
+        let segment = Segment {
+            segment,
+            position: Position(position),
+            lag_events: row.lag_events.unwrap_or_default(),
+            lag_seconds: row.lag_seconds,
+            replica: row.replica,
+        };
+        match builds.last_mut().filter(|last| last.name == name && last.build == build) {
+            Some(last) => last.segments.push(segment),
+            None => builds.push(Build {
+                name,
+                build,
+                version: row.version.unwrap_or_default(),
+                status: row.status.unwrap_or_default(),
+                switch_when_ready: row.switch_when_ready.unwrap_or_default(),
+                position: Position::START,
+                lag_events: 0,
+                lag_seconds: 0.0,
+                segments: vec![segment],
+            }),
+        }
+    }
+    for build in &mut builds {
+        build.position = build.segments.iter().map(|segment| segment.position).min().unwrap_or_default();
+        build.lag_events = build.segments.iter().map(|segment| segment.lag_events).max().unwrap_or_default();
+        build.lag_seconds = build.segments.iter().map(|segment| segment.lag_seconds).fold(0.0, f64::max);
+    }
+    Ok((head, builds))
+}
+
+/// The replicas that are alive.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn replicas(pool: &PgPool) -> Result<Vec<Replica>, StoreError> {
+    let alive = sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE alive_until > clock_timestamp() ORDER BY name, id");
+    ask(pool, async |connection| alive.fetch_all(connection).await).await
+}
+
+/// What an automation has to do, counted.
+#[derive(Debug, Clone, Serialize)]
+pub struct TodoCounts {
+    /// The automation.
+    pub automation: String,
+    /// To-dos that are yet to be done, those in hand among them.
+    pub open: i64,
+    /// To-dos that were given up, kept for an operator to retry.
+    pub failed: i64,
+    /// How long ago the oldest open one was asked for.
+    pub oldest_open_seconds: Option<f64>,
+    /// How long ago the oldest failed one was asked for.
+    pub oldest_failed_seconds: Option<f64>,
+}
+
+/// What each automation has to do, counted. Done ones are not: they are as many as ever there were.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
+    // Each status by an index of its own, which does not hold the done ones.
+    let counted = sqlx::query_as!(
+        TodoCounts,
+        r#"WITH open AS (
+               SELECT automation, count(*) AS todos, min(created_at) AS oldest FROM todo WHERE status = 'open' GROUP BY automation
+           ), failed AS (
+               SELECT automation, count(*) AS todos, min(created_at) AS oldest FROM todo WHERE status = 'failed' GROUP BY automation
+           ), known AS (
+               SELECT automation FROM open UNION SELECT automation FROM failed UNION SELECT name FROM projection WHERE build = 'automation'
+           )
+           SELECT k.automation AS "automation!", coalesce(o.todos, 0) AS "open!", coalesce(f.todos, 0) AS "failed!",
+                  extract(epoch FROM clock_timestamp() - o.oldest)::float8 AS oldest_open_seconds,
+                  extract(epoch FROM clock_timestamp() - f.oldest)::float8 AS oldest_failed_seconds
+           FROM known k LEFT JOIN open o USING (automation) LEFT JOIN failed f USING (automation)
+           ORDER BY 1"#
+    );
+    ask(pool, async |connection| counted.fetch_all(connection).await).await
+}
+
+/// A to-do as it stands.
+#[derive(Debug, Serialize)]
+pub struct TodoEntry {
+    /// The automation.
+    pub automation: String,
+    /// What it is for.
+    pub key: String,
+    /// The position of the event that asked for it.
+    pub position: Position,
+    /// `open`, `done` or `failed`.
+    pub status: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// How long ago it was asked for.
+    pub age_seconds: f64,
+    /// Why the last attempt came to nothing.
+    pub last_error: Option<String>,
+    /// What is to be done, in the automation's own words.
+    pub payload: Box<RawValue>,
+}
+
+/// To-dos in the order of the events that asked for them: of one automation or of all, of one status or of each, so many at the most.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
+    let listed = sqlx::query!(
+        r#"SELECT automation, key, position, status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
+                  extract(epoch FROM clock_timestamp() - created_at)::float8 AS "age_seconds!"
+           FROM todo WHERE ($1::text IS NULL OR automation = $1) AND ($2::text IS NULL OR status = $2)
+           ORDER BY automation, position, key LIMIT $3"#,
+        automation,
+        status,
+        count
+    );
+    let rows = in_time(async {
+        let mut connection = Lent::from(pool).await?;
+        let rows = listed.fetch_all(&mut *connection).await?;
+        connection.done();
+        Ok(rows)
+    })
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| TodoEntry {
+            automation: row.automation,
+            key: row.key,
+            position: Position(row.position),
+            status: row.status,
+            attempts: row.attempts,
+            age_seconds: row.age_seconds,
+            last_error: row.last_error,
+            payload: row.payload.0,
+        })
+        .collect())
+}
+
+/// Opens failed to-dos of an automation again, as if they had never been tried: these, or all. Answers the keys of those that were failed.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn retry_todos(pool: &PgPool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
+    let opened = sqlx::query_scalar!(
+        "UPDATE todo SET status = 'open', attempts = 0, first_attempt_at = NULL, next_attempt_at = clock_timestamp(), finished_at = NULL
+         WHERE automation = $1 AND status = 'failed' AND ($2::text[] IS NULL OR key = ANY ($2)) RETURNING key",
+        automation,
+        keys
+    );
+    let mut keys = ask(pool, async |connection| opened.fetch_all(connection).await).await?;
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+/// Up to where a consumer has translated a partition into the log.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoredOffset {
+    /// The consumer group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition's number.
+    pub partition: i32,
+    /// The offset of the next message to translate.
+    pub next_offset: i64,
+    /// How long ago it was moved.
+    pub age_seconds: f64,
+}
+
+/// Every stored offset.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn stored_offsets(pool: &PgPool) -> Result<Vec<StoredOffset>, StoreError> {
+    let stored = sqlx::query_as!(
+        StoredOffset,
+        r#"SELECT consumer AS "group", topic, partition, next_offset,
+                  extract(epoch FROM clock_timestamp() - updated_at)::float8 AS "age_seconds!"
+           FROM translation_offset ORDER BY consumer, topic, partition"#
+    );
+    ask(pool, async |connection| stored.fetch_all(connection).await).await
+}
+
+/// Sets a stored offset. Answers what it was; `None`, and nothing is done, where this consumer never read the partition.
+///
+/// A translator that is at work finds that it was moved with the next batch, which it gives up, and reads from here.
+///
+/// # Errors
+/// As [`builds`].
+pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result<Option<i64>, StoreError> {
+    in_time(async {
+        let mut transaction = pool.begin().await?;
+        // A batch that is being appended compares the offset and moves it under this lock, and would move it once more otherwise.
+        sqlx::query!(r#"SELECT event_lock() AS "locked!: ()""#).fetch_one(&mut *transaction).await?;
+        let before = sqlx::query_scalar!(
+            "SELECT next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2 AND partition = $3 FOR UPDATE",
+            source.consumer,
+            source.topic,
+            source.partition
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "UPDATE translation_offset SET next_offset = $4, updated_at = clock_timestamp()
+             WHERE consumer = $1 AND topic = $2 AND partition = $3",
+            source.consumer,
+            source.topic,
+            source.partition,
+            to
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(before)
+    })
+    .await
+}
+
+/// An event as the log has it.
+#[derive(Debug)]
+pub struct Entry<E> {
+    /// Where it stands.
+    pub position: Position,
+    /// Its type.
+    pub event_type: String,
+    /// The event; an error where today's shape is another.
+    pub event: Result<E, StoreError>,
+    /// All that is known besides, the id of its append among it.
+    pub metadata: Box<RawValue>,
+    /// When it was written, by the database's clock.
+    pub recorded_at: OffsetDateTime,
+}
+
+/// Which events are meant.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// All.
+    All,
+    /// The one at a position.
+    At(Position),
+    /// Those that carry a domain id.
+    Of {
+        /// The id's name in the log's schema.
+        id: &'a str,
+        /// Its value.
+        value: Uuid,
+    },
+}
+
+const COLUMNS: &str = "event_id, event_type, payload, metadata, inserted_at";
+
+/// The newest events of those that are meant, so many at the most, in the order of the log.
+///
+/// # Errors
+/// Where the log cannot be read; where its schema has no such id.
+pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
+    let sql = match which {
+        Which::All => format!("SELECT {COLUMNS} FROM event WHERE $1::bigint IS NULL AND $2::uuid IS NULL ORDER BY event_id DESC LIMIT $3"),
+        Which::At(_) => format!("SELECT {COLUMNS} FROM event WHERE event_id = $1 AND $2::uuid IS NULL LIMIT $3"),
+        // The id's own index first, whatever the planner thinks: walking the log back until enough are found can take all of it.
+        Which::Of { id, .. } => match store.shared.ids.iter().find(|known| **known == id) {
+            Some(column) => format!(
+                "WITH found AS MATERIALIZED (SELECT event_id FROM event WHERE {column} = $2 AND $1::bigint IS NULL),
+                      newest AS MATERIALIZED (SELECT event_id FROM found ORDER BY event_id DESC LIMIT $3)
+                 SELECT {COLUMNS} FROM newest JOIN event USING (event_id) ORDER BY event_id DESC"
+            ),
+            None => return Err(StoreError::Schema(format!("it has no domain id {id}"))),
+        },
+    };
+    let (position, value) = match which {
+        Which::All => (None, None),
+        Which::At(position) => (Some(position), None),
+        Which::Of { value, .. } => (None, Some(value)),
+    };
+    let mut found = entries(store, sqlx::query_as(&sql).bind(position).bind(value).bind(count)).await?;
+    found.reverse();
+    Ok(found)
+}
+
+/// The events after a position, so many at the most, in the order of the log.
+///
+/// # Errors
+/// Where the log cannot be read.
+pub async fn after<E: LogEvent>(store: &EventStore<E>, position: Position, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM event WHERE event_id > $1 ORDER BY event_id LIMIT $2");
+    entries(store, sqlx::query_as(&sql).bind(position).bind(count)).await
+}
+
+type Columns = (i64, String, Vec<u8>, Json<Box<RawValue>>, OffsetDateTime);
+
+async fn entries<E: LogEvent>(
+    store: &EventStore<E>,
+    query: sqlx::query::QueryAs<'_, sqlx::Postgres, Columns, sqlx::postgres::PgArguments>,
+) -> Result<Vec<Entry<E>>, StoreError> {
+    let rows = in_time(async {
+        let mut connection = store.lend().await?;
+        let rows = query.fetch_all(&mut *connection).await?;
+        connection.done();
+        Ok(rows)
+    })
+    .await?;
+    let entry = |(position, event_type, payload, metadata, recorded_at): Columns| Entry {
+        position: Position(position),
+        event_type,
+        event: decode(position, &payload),
+        metadata: metadata.0,
+        recorded_at,
+    };
+    Ok(rows.into_iter().map(entry).collect())
+}
