@@ -41,7 +41,7 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
     let account = Account::for_postgres()?;
     let all = layout.reachable(&layout.distributions(), account.as_ref()).await?;
     let directory = all.join(format!("postgres-{POSTGRES}"));
-    let _lock = lock(&all, report).await?;
+    let _lock = lock(&all.join("postgres.lock"), report).await?;
     if !directory.exists() {
         report.say(format!("fetching PostgreSQL {POSTGRES}"));
         let name = format!("embedded-postgres-binaries-{}", platform()?);
@@ -67,7 +67,7 @@ pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution
     let all = layout.distributions();
     files::create_directory(&all)?;
     let jars = all.join(format!("kafka-{KAFKA}"));
-    let _lock = lock(&all, report).await?;
+    let _lock = lock(&all.join("kafka.lock"), report).await?;
     // The last of them that came into the list: what an earlier build of this program fetched may lack it.
     if !jars.join(format!("kafka-tools-{KAFKA}.jar")).exists() {
         report.say(format!("fetching Kafka {KAFKA}"));
@@ -99,11 +99,11 @@ fn platform() -> Result<&'static str, Error> {
 }
 
 /// One process fetches at a time; the others find what it fetched.
-async fn lock(directory: &Path, report: &Report) -> Result<File, Error> {
-    let path = directory.join("lock");
+async fn lock(path: &Path, report: &Report) -> Result<File, Error> {
+    let path = path.to_owned();
     let file = File::create(&path).context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
-        report.say("another download is going on; waiting for it to end");
+        report.say("another `cargo dev` is fetching the same; waiting for it to end");
         return blocking(move || file.lock().map(|()| file).context(|| format!("lock {}", path.display()))).await;
     }
     Ok(file)

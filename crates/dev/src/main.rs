@@ -34,9 +34,9 @@ enum Task {
     Reset,
     /// Print where everything is that is up, as NAME=value lines
     Env,
-    /// Live a day in a shop against what is up, and check the outcome against the log
+    /// Live a day in a shop against what is up, and check the outcome against the log. What is not up is started, and stopped again
     Demo {
-        /// How many shoppers come
+        /// How many shoppers come, 2 to 5000
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5000))]
         shoppers: u32,
         /// Build the services optimised, where they are not up yet
@@ -94,7 +94,11 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         Task::Reset => up::reset(&layout, &Settings::from_environment()?, &report).await?,
         Task::Env => match running(&layout)? {
             Some(up) => print_environment(&up),
-            None => return Err(Error::Refused("the stack is not up: `cargo dev up`".to_owned())),
+            None => {
+                let log = layout.stack().join("logs/supervisor.log");
+                let ended = if log.exists() { format!("; {} says how it ended last", log.display()) } else { String::new() };
+                return Err(Error::Refused(format!("the stack is not up: `cargo dev up`{ended}")));
+            }
         },
         Task::Demo { shoppers, release } => demo::run(&layout, shoppers, release, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,

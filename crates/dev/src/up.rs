@@ -183,7 +183,11 @@ async fn until_ready(layout: &Layout, supervisor: &Identity, report: &Report) ->
     loop {
         match State::read(layout)? {
             Some(State { up: Some(up), .. }) => {
-                report.say(if said { "the stack is up" } else { "the stack is up already" });
+                report.say(if said {
+                    "the stack is up"
+                } else {
+                    "the stack is up already, with the settings that it was started with; `cargo dev down` before others apply"
+                });
                 return Ok(up);
             }
             Some(state) if state.supervisor == *supervisor => {

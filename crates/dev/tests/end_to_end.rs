@@ -653,7 +653,7 @@ async fn the_readmes_first_cart_and_its_words_to_kafka_get_the_answers_that_it_s
     let here = |text: &str| {
         let text =
             services::ALL.iter().fold(text.to_owned(), |text, kind| text.replace(&services::url(kind.default_port), &shop.url(*kind)));
-        let text = text.replace("127.0.0.1:9092", &shop.kafka);
+        let text = text.replace(r#"eval "$(cargo dev env)""#, &format!("KAFKA_BOOTSTRAP_SERVERS={}", shop.kafka));
         ["published-carts", "inventories"]
             .iter()
             .fold(text, |text, topic| text.replace(&format!("--topic {topic}"), &format!("--topic {}", shop.topic(topic))))
@@ -676,11 +676,11 @@ async fn the_readmes_first_cart_and_its_words_to_kafka_get_the_answers_that_it_s
 
     // With a number of messages to read, or the reader would wait for more.
     let words = blocks.iter().find(|block| block.contains("ConsoleConsumer")).expect("the words to Kafka");
-    let [read, write] = words.lines().collect::<Vec<_>>().try_into().expect("one that reads and one that writes");
-    let read = shell(&format!("{} --max-messages 1", here(read))).await;
+    let [place, read, write] = words.lines().collect::<Vec<_>>().try_into().expect("where they are, one that reads and one that writes");
+    let read = shell(&here(&format!("{place}\n{read} --max-messages 1"))).await;
     let read_text = String::from_utf8_lossy(&read.stdout);
     assert!(read_text.contains("ce_id:4") && read_text.contains(r#""total_price":"9.99""#), "{read:?}");
-    let written = shell(&here(write)).await;
+    let written = shell(&here(&format!("{place}\n{write}"))).await;
     assert!(written.status.success(), "{written:?}");
     shop.until_count("InventoryChanged", 2).await;
     shop.stop().await;

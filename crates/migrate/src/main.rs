@@ -41,6 +41,11 @@ impl Failure {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    let _ = clap::Command::new("cartlog-migrate")
+        .about("Applies the migrations to the database that DATABASE_URL names, as its owner, and says what it did")
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help("Exits with 0 where all are applied, 1 where the database is away or one fails, 2 without a DATABASE_URL, 3 where the database has others.")
+        .get_matches();
     match migrate().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -42,6 +42,7 @@ async fn traceparent() -> impl Responder {
 struct Document;
 
 fn main() -> ExitCode {
+    service::takes_no_arguments("minimal", "The least that is a service");
     service::run("minimal", DEFAULTS, start)
 }
 

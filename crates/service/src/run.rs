@@ -36,6 +36,14 @@ const EXIT_SETTINGS: u8 = 2;
 /// The time for sending the last traces.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
+/// Answers `--help` and `--version` for a program that takes no other argument, and refuses what else it is given: a mistyped one would go
+/// unnoticed.
+pub fn takes_no_arguments(name: &'static str, about: &'static str) {
+    let settings = "Settings come from the environment (CARTLOG_…, DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE names; \
+                    README.md lists them.";
+    let _ = clap::Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")).after_help(settings).get_matches();
+}
+
 /// Runs a service, and answers the process's exit code: 0 after a signal, 1 after a fault, 2 with wrong settings.
 ///
 /// `defaults` is TOML: every key of the service's own with its default, `port` and `database_url` among them. `start`

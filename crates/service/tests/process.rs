@@ -200,3 +200,13 @@ fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
     assert!(export.starts_with("POST /v1/traces "), "{export}");
     assert!(export.contains("GET /traceparent") && export.contains("minimal"), "{export}");
 }
+
+#[test]
+fn an_argument_is_answered_or_refused_and_never_passed_over() {
+    let ended = |argument: &str| minimal(&[]).arg(argument).output().unwrap();
+    let help = ended("--help");
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&help.stdout).contains("CARTLOG_SETTINGS_FILE"), "{help:?}");
+    assert_eq!(ended("--version").status.code(), Some(0));
+    assert_eq!(ended("--nonsense").status.code(), Some(2));
+}

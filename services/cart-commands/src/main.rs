@@ -15,6 +15,7 @@ use service::{Fault, Service, Validate, open_log, settings::Whole};
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
+    service::takes_no_arguments("cart-commands", "The commands of the shopping cart, over HTTP");
     service::run("cart-commands", include_str!("settings.toml"), start)
 }
 

@@ -14,6 +14,7 @@ use settings::Settings;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
+    service::takes_no_arguments("inventory-translator", "Inventories and price changes, from Kafka and over HTTP, into the log");
     service::run("inventory-translator", include_str!("settings.toml"), start)
 }
 

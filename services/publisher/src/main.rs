@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
+    service::takes_no_arguments("publisher", "Submitted carts, published to Kafka");
     service::run("publisher", include_str!("settings.toml"), start)
 }
 

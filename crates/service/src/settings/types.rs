@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::layers::masked_url;
@@ -185,9 +185,11 @@ impl Deref for LogFilter {
 impl FromStr for LogFilter {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
+        // A single word that is no level would be taken for a target's name, and silence everything else: `warning` for `warn`.
+        let a_level = |word: &str| word.is_empty() || word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
         match EnvFilter::builder().parse(text) {
-            Ok(_) => Ok(Self(text.to_owned())),
-            Err(_) => Err(Allowed("a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn")),
+            Ok(_) if text.split(',').all(|word| a_level(word.trim())) => Ok(Self(text.to_owned())),
+            _ => Err(Allowed("a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn")),
         }
     }
 }
@@ -268,6 +270,21 @@ impl FromStr for BootstrapServers {
             Ok(Self(text.to_owned()))
         } else {
             Err(Allowed("addresses of brokers, host:port, separated by commas"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_not_taken_for_a_target() {
+        for good in ["info", "WARN", "off", "info,sqlx=warn", "info, sqlx=warn", "cart_commands[route]=debug"] {
+            assert!(good.parse::<LogFilter>().is_ok(), "{good}");
+        }
+        for wrong in ["warning", "verbose", "info;sqlx=warn", "info,sqlx=loud", "info,sqlx"] {
+            assert!(wrong.parse::<LogFilter>().is_err(), "{wrong}");
         }
     }
 }
