@@ -171,6 +171,8 @@ DECLARE
     head    bigint;
     written integer;
     refused integer[] := '{}';
+    bytes   bigint := 0;
+    cut     integer;
 BEGIN
     -- event_lock(), without a call of its own.
     PERFORM pg_advisory_xact_lock(4841369599423283247);
@@ -231,6 +233,13 @@ BEGIN
         SELECT m.lookup, m.event_id, m.event_type, m.payload, m.more
         FROM public.event_matching(l_types, l_after, l_newest, l_cart_id, l_item_id, l_product_id) m
     LOOP
+        -- What is answered under the lock is bounded: past 4 MiB each lookup is told its first event alone, and that there are more.
+        CONTINUE WHEN lookup = cut;
+        bytes := bytes + octet_length(payload);
+        IF bytes > 4194304 THEN
+            more := true;
+            cut := lookup;
+        END IF;
         refused := refused || l_append[lookup + 1];
         RETURN NEXT;
     END LOOP;

@@ -22,7 +22,7 @@ use crate::{
     lookup::{Lookup, LookupColumns, placeholders},
     metrics::METRICS,
     read::Answer,
-    store::StoreSettings,
+    store::{StoreSettings, in_time},
 };
 
 /// An event to be written.
@@ -304,25 +304,35 @@ impl Appender {
     /// read the call from its socket and commit it.
     async fn look_up(&mut self, backend: &Backend, known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
         let mut session = self.connect().await?;
+        let rows = in_time(Self::written_since(&mut session.connection, backend, known)).await?;
+        let Some(rows) = rows else { return Err(StoreError::Busy) };
+        self.session = Some(session);
+        Ok(rows.into_iter().filter_map(|(id, last)| Some((id?, Position(last)))).collect())
+    }
+
+    /// `None`: the server process does not end yet.
+    async fn written_since(
+        connection: &mut PgConnection,
+        backend: &Backend,
+        known: i64,
+    ) -> Result<Option<Vec<(Option<Uuid>, i64)>>, sqlx::Error> {
         let gone: Option<bool> =
             sqlx::query_scalar("SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2")
                 .bind(backend.pid)
                 .bind(&backend.started)
-                .fetch_optional(&mut session.connection)
+                .fetch_optional(&mut *connection)
                 .await?;
         if gone == Some(false) {
-            return Err(StoreError::Busy);
+            return Ok(None);
         }
-        let mut transaction = session.connection.begin().await?;
+        let mut transaction = connection.begin().await?;
         sqlx::query("SELECT event_lock()").execute(&mut *transaction).await?;
-        let rows: Vec<(Option<Uuid>, i64)> =
-            sqlx::query_as("SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1")
-                .bind(known)
-                .fetch_all(&mut *transaction)
-                .await?;
+        let rows = sqlx::query_as("SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1")
+            .bind(known)
+            .fetch_all(&mut *transaction)
+            .await?;
         transaction.commit().await?;
-        self.session = Some(session);
-        Ok(rows.into_iter().filter_map(|(id, last)| Some((id?, Position(last)))).collect())
+        Ok(Some(rows))
     }
 
     async fn connect(&mut self) -> Result<Session, StoreError> {
@@ -376,8 +386,8 @@ fn again(error: &StoreError) -> StoreError {
     }
 }
 
-/// A pause before deciding again, longer with every conflict, drawn at random so that those who met once do not meet again.
+/// A pause before deciding again, drawn at random so that those who met once do not meet again. Short: what is decided on grows old.
 pub(crate) fn jittered(conflicts: u32) -> Duration {
-    let most = 1_u64 << conflicts.min(6);
-    Duration::from_micros(rand::rng().random_range(0..=most * 500))
+    let most = 1_u64 << conflicts.min(4);
+    Duration::from_micros(rand::rng().random_range(0..=most * 100))
 }

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use crate::{
@@ -111,7 +111,7 @@ impl<E: LogEvent> EventStore<E> {
         // Up to where all of it was read for this command, in one snapshot.
         let mut read =
             if known.keeps() || parts(&mut stages).is_empty() { None } else { Some(self.catch_up(&mut stages, known, epoch, None).await?) };
-        let mut turn = None;
+        let mut place = None;
         let mut conflicts = 0;
         loop {
             let state = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
@@ -119,6 +119,8 @@ impl<E: LogEvent> EventStore<E> {
                 (Ok(Decided::Events(events)), _) if !events.is_empty() => events,
                 // An outcome without an append rests on a read made for this command.
                 (_, None) => {
+                    // Nobody need wait for it.
+                    place = None;
                     read = Some(self.catch_up(&mut stages, known, epoch, None).await?);
                     continue;
                 }
@@ -131,11 +133,12 @@ impl<E: LogEvent> EventStore<E> {
                 }
             };
             let events = with_ids(events, &self.shared.ids)?;
-            if turn.is_none() {
-                let (taken, waited) = self.take_turn(&mut stages, &events).await;
-                turn = Some(taken);
-                // Those before it have written what its condition forbids: what they left is known by now.
-                if waited && refresh(&mut stages, known) {
+            if place.is_none() {
+                let (turn, in_line) = self.take_turn(&mut stages, &events).await;
+                let (among, queued) = self.be_admitted().await?;
+                place = Some((turn, among));
+                // What others have left meanwhile, or were told that they missed, is known by now.
+                if (in_line || queued) && refresh(&mut stages, known) {
                     while stages.open_next(known).map_err(schema)? {}
                     read = None;
                     continue;
@@ -153,6 +156,7 @@ impl<E: LogEvent> EventStore<E> {
                 }
                 Appended::Missed(answer) => {
                     let complete = fold(&mut parts(&mut stages), 0, &answer)?;
+                    self.keep(&mut stages, epoch);
                     read = Some(Position(answer.head));
                     if !complete || stages.open_next(known).map_err(schema)? {
                         read = Some(self.catch_up(&mut stages, known, epoch, None).await?);
@@ -192,6 +196,15 @@ impl<E: LogEvent> EventStore<E> {
             turns.push(turn);
         }
         (turns, waited)
+    }
+
+    /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows
+    /// old, and where a state that many depend on changes often, it would be refused again and again. Answers also whether it had to wait.
+    async fn be_admitted(&self) -> Result<(SemaphorePermit<'_>, bool), StoreError> {
+        match self.shared.admitted.try_acquire() {
+            Ok(place) => Ok((place, false)),
+            Err(_) => Ok((self.shared.admitted.acquire().await.map_err(|_| StoreError::Closed)?, true)),
+        }
     }
 
     fn keep<V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {

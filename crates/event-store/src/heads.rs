@@ -170,8 +170,9 @@ async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(),
         loop {
             match tokio::time::timeout_at(deadline, listener.try_recv()).await {
                 Ok(Ok(Some(announced))) => {
-                    if let Ok(head) = announced.payload().parse() {
-                        heads.seen(Position(head));
+                    // It is told, and not believed: anybody may notify, and who was just disconnected may tell of another log.
+                    if announced.payload().parse().is_ok_and(|head| Position(head) > heads.newest()) {
+                        break;
                     }
                 }
                 Ok(Ok(None)) => return Ok(()), // The connection was lost.

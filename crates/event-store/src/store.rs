@@ -21,7 +21,9 @@ use crate::{
     Heads, Known, LogEvent, StoreError,
     appender::{self, Append},
     event::domain_ids,
-    heads, migrate,
+    heads,
+    metrics::METRICS,
+    migrate,
     projection::Replicas,
 };
 
@@ -83,6 +85,8 @@ pub(crate) struct Shared {
     /// Reads for commands and queries take turns here, for as long as their caller waits, and not at the pool: its short timeout is for a
     /// database that is away.
     pub(crate) reads: Arc<Semaphore>,
+    /// Commands that are on their way to the log.
+    pub(crate) admitted: Semaphore,
     pub(crate) heads: Heads,
     pub(crate) known: Known,
     /// Of the commands that are about to append, by what they write: see `decide`.
@@ -214,6 +218,7 @@ impl<E: LogEvent> EventStore<E> {
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
             known: Known::new(settings.known_bytes, heads.clone()),
             turns: LockPool::new(),
+            admitted: Semaphore::new(settings.max_batch),
             settings,
             appends,
             heads,
@@ -227,7 +232,10 @@ impl<E: LogEvent> EventStore<E> {
     pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, StoreError> {
         match tokio::time::timeout(self.shared.settings.decide_deadline, self.shared.reads.clone().acquire_owned()).await {
             Ok(turn) => turn.map_err(|_| StoreError::Closed),
-            Err(_) => Err(StoreError::Busy),
+            Err(_) => {
+                METRICS.busy.add(1, &[]);
+                Err(StoreError::Busy)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
+use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
 use common::{Add, Meanwhile, blocking};
 use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreSettings, View};
@@ -284,4 +284,55 @@ async fn a_warm_command_is_one_call_to_the_log() {
     }
     store.close().await;
     test_support::eventually("the server has counted", || async { (reads(&log).await == 50).then_some(()) }).await;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+#[state_query(InventoryStream)]
+struct Stock {
+    #[id]
+    product_id: ProductId,
+    inventory: Option<Inventory>,
+}
+
+impl State for Stock {
+    const NEWEST_SUFFICES: bool = true;
+    fn mutate(&mut self, event: InventoryStream, _: Position) {
+        let InventoryStream::InventoryChanged { inventory, .. } = event;
+        self.inventory = Some(inventory);
+    }
+}
+
+/// Adds an item of a product, on what its inventory is.
+struct AddInStock(Always, ProductId);
+
+impl Decision for AddInStock {
+    type Event = DomainEvent;
+    type StateQuery = (Room, Stock);
+    type Error = usize;
+    fn state_query(&self) -> (Room, Stock) {
+        (self.0.state_query(), Stock { product_id: self.1, inventory: None })
+    }
+    fn process(&self, (room, _): &(Room, Stock)) -> Result<Decided<DomainEvent>, usize> {
+        self.0.process(room)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_product_that_a_thousand_want_at_once_while_its_inventory_changes_all_the_time_is_added_by_all() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let product = Shopping::new();
+    let mut adding = tokio::task::JoinSet::new();
+    for _ in 0..1_000 {
+        let (store, add) = (log.store.clone(), AddInStock(Always(Add::to(&Shopping::new())), product.product(0)));
+        adding.spawn(async move { store.decide(&add).await });
+    }
+    let mut changes = 0;
+    while !adding.is_empty() {
+        log.store.decide(&Clear(product.inventory(0, 1 + changes))).await.unwrap();
+        changes += 1;
+        while let Some(added) = adding.try_join_next() {
+            added.unwrap().unwrap();
+        }
+    }
+    assert!(changes > 1);
 }

@@ -18,7 +18,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use disintegrate::Event;
 use sqlx::PgConnection;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -126,6 +129,9 @@ pub async fn run<P: Projection>(
     Ok(())
 }
 
+/// How long what is done seldom may take: past it the database does not answer.
+const SLOW: Duration = Duration::from_secs(30);
+
 /// Makes the projection known, as soon as the database is there. `false`: stopped before.
 async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationToken) -> bool {
     let mut backoff = Backoff::new(running.settings.max_backoff);
@@ -134,7 +140,8 @@ async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationTo
         if running.store.wait_ready(shutdown).await.is_err() {
             return false;
         }
-        match registration::register::<P>(running.store.pool(), &running.replica).await {
+        let registered = timeout(SLOW, registration::register::<P>(running.store.pool(), &running.replica)).await;
+        match registered.unwrap_or(Err(StoreError::Busy)) {
             Ok(()) => return true,
             Err(error) => say::<P>(&error),
         }
@@ -165,7 +172,8 @@ async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &C
             }
         };
         if nearly {
-            match registration::switch(running.store.pool(), P::NAME, P::VERSION, &running.types).await {
+            let switched = timeout(SLOW, registration::switch(running.store.pool(), P::NAME, P::VERSION, &running.types)).await;
+            match switched.unwrap_or(Err(StoreError::Busy)) {
                 Ok(true) => alive.look(),
                 Ok(false) => {}
                 Err(error) => {
