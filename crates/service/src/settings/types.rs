@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_level_is_refused_and_not_taken_for_a_target() {
-        for good in ["info", "WARN", "off", "info,sqlx=warn", "info, sqlx=warn", "cart_commands[route]=debug"] {
+        for good in ["info", "WARN", "off", "info,sqlx=warn", "cart_commands[route]=debug"] {
             assert!(good.parse::<LogFilter>().is_ok(), "{good}");
         }
         for wrong in ["warning", "verbose", "info;sqlx=warn", "info,sqlx=loud", "info,sqlx"] {
