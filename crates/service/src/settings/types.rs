@@ -186,7 +186,10 @@ impl FromStr for LogFilter {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
         // A single word that is no level would be taken for a target's name, and silence everything else: `warning` for `warn`.
-        let a_level = |word: &str| word.is_empty() || word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
+        let a_level = |word: &str| match word.find(['=', '[']) {
+            Some(end) => word.chars().take(end).all(|one| one.is_ascii_alphanumeric() || "_:-".contains(one)),
+            None => word.is_empty() || word.parse::<LevelFilter>().is_ok(),
+        };
         match EnvFilter::builder().parse(text) {
             Ok(_) if text.split(',').all(|word| a_level(word.trim())) => Ok(Self(text.to_owned())),
             _ => Err(Allowed("a level (error, warn, info, debug, trace, off), or levels by target such as info,sqlx=warn")),
