@@ -152,6 +152,9 @@ impl<E: LogEvent> EventStore<E> {
                 Appended::Written { last } => {
                     fold_written(&mut parts(&mut stages), &events, last);
                     self.keep(&mut stages, epoch);
+                    if let Some((_, among)) = place {
+                        self.make_room(among, conflicts > 0);
+                    }
                     return Ok(last);
                 }
                 Appended::Missed(answer) => {
@@ -204,6 +207,21 @@ impl<E: LogEvent> EventStore<E> {
         match self.shared.admitted.try_acquire() {
             Ok(place) => Ok((place, false)),
             Err(_) => Ok((self.shared.admitted.acquire().await.map_err(|_| StoreError::Closed)?, true)),
+        }
+    }
+
+    /// One that was refused before it was written leaves its place to nobody, and one that was not makes room for another: so where a
+    /// state that many depend on changes often, those who are on their way become few enough to be quicker than it, and many again after.
+    fn make_room(&self, among: SemaphorePermit<'_>, refused: bool) {
+        const FEWEST: usize = 16;
+        let (places, most) = (&self.shared.places, self.shared.settings.max_batch);
+        let change = |now: usize| if refused { (now > FEWEST).then(|| now - 1) } else { (now < most).then(|| now + 1) };
+        if places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok() {
+            if refused {
+                among.forget();
+            } else {
+                self.shared.admitted.add_permits(1);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     marker::PhantomData,
     ops::{Deref, DerefMut},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) reads: Arc<Semaphore>,
     /// Commands that are on their way to the log.
     pub(crate) admitted: Semaphore,
+    /// How many of them there may be at once.
+    pub(crate) places: AtomicUsize,
     pub(crate) heads: Heads,
     pub(crate) known: Known,
     /// Of the commands that are about to append, by what they write: see `decide`.
@@ -219,6 +221,7 @@ impl<E: LogEvent> EventStore<E> {
             known: Known::new(settings.known_bytes, heads.clone()),
             turns: LockPool::new(),
             admitted: Semaphore::new(settings.max_batch),
+            places: AtomicUsize::new(settings.max_batch),
             settings,
             appends,
             heads,
