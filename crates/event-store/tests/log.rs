@@ -312,3 +312,19 @@ async fn an_item_added_without_a_fingerprint_reads_back_with_the_default_one() {
     let (state, _) = log.store.read(Fingerprint { cart_id: cart.cart_id, seen: vec![] }).await.unwrap();
     assert_eq!(state.seen, ["default-fingerprint"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_of_what_is_not_there_is_not_believed() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let append_and_hear = async || {
+        log.append(Shopping::new().with_items(1)).await;
+        let head = log.store.head().await.unwrap();
+        eventually("it is heard of", || async { (other.heads().newest() >= head).then_some(()) }).await;
+        assert_eq!(other.heads().newest(), head);
+    };
+    append_and_hear().await;
+    sqlx::query("SELECT pg_notify('event_head', '1000000')").execute(log.store.pool()).await.unwrap();
+    // Announcements come in order: when this one was heard, that one was too.
+    append_and_hear().await;
+}
