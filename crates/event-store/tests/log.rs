@@ -1,6 +1,8 @@
 //! The log against a real PostgreSQL: order, conditions, lost answers, grants, resets, and disintegrate-postgres as a reader.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod common;
+
 use std::{
     collections::HashSet,
     sync::{
@@ -12,42 +14,11 @@ use std::{
 
 use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
-use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreError, StoreSettings, projection::Waited};
+use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, projection::Waited};
 use futures::StreamExt;
 use test_support::{Database, TestLog, eventually};
 
-/// Adds an item while there are fewer than three.
-#[derive(Clone)]
-struct Add(DomainEvent);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
-#[state_query(CartStream)]
-struct Items {
-    #[id]
-    cart_id: CartId,
-    items: usize,
-}
-
-impl State for Items {
-    fn mutate(&mut self, event: CartStream, _: Position) {
-        self.items += usize::from(matches!(event, CartStream::ItemAdded { .. }));
-    }
-}
-
-impl Decision for Add {
-    type Event = DomainEvent;
-    type StateQuery = Items;
-    type Error = usize;
-
-    fn state_query(&self) -> Items {
-        let DomainEvent::ItemAdded { cart_id, .. } = &self.0 else { unreachable!("only items are added") };
-        Items { cart_id: *cart_id, items: 0 }
-    }
-
-    fn process(&self, state: &Items) -> Result<Decided<DomainEvent>, usize> {
-        if state.items < 3 { Ok(Decided::Events(vec![self.0.clone()])) } else { Err(state.items) }
-    }
-}
+use common::{Add, Items};
 
 async fn positions(log: &TestLog<DomainEvent>) -> Vec<i64> {
     sqlx::query_scalar("SELECT event_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap()
