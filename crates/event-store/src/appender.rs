@@ -1,5 +1,6 @@
-//! The appender: one task and one connection a process. While a call is in flight, further appends gather, and the next call carries
-//! them all, each with its own condition and outcome. Under load batches grow by themselves; alone, an append waits for nothing.
+//! The appender: one task and two connections a process. While a call is in flight, further appends gather, and the next call carries
+//! them, each with its own condition and outcome; it is sent behind the one in flight as soon as it carries as many, so that the database
+//! goes from one to the next. Under load batches grow by themselves; alone, an append waits for nothing.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +13,7 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection, Row,
     postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -60,6 +61,7 @@ pub(crate) enum Appended {
     Missed(Answer),
 }
 
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) options: PgConnectOptions,
     pub(crate) ids: Vec<&'static str>,
@@ -83,57 +85,94 @@ struct Backend {
 
 struct Appender {
     settings: Settings,
-    sql: String,
+    sql: Arc<str>,
     heads: Heads,
     session: Option<Session>,
 }
 
-pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
+/// What waits to be sent.
+struct Waiting {
+    queue: mpsc::Receiver<Append>,
+    closed: CancellationToken,
+    first_in: VecDeque<Append>,
+    max_batch: usize,
+}
+
+/// How many appends the call carries that is on its way on the other connection; 0 where none is.
+type OnItsWay = watch::Sender<usize>;
+
+pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, heads: Heads, closed: CancellationToken) {
     let ids = settings.ids.len();
-    let sql = format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids));
-    let mut appender = Appender { settings, sql, heads, session: None };
-    let mut waiting: VecDeque<Append> = VecDeque::new();
-    loop {
-        if waiting.is_empty() {
-            let next = tokio::select! {
-                biased;
-                next = queue.recv() => next,
-                () = closed.cancelled() => { queue.close(); queue.recv().await }
-            };
-            match next {
-                Some(append) => waiting.push_back(append),
-                None => return,
+    let sql: Arc<str> =
+        format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
+    let waiting = Mutex::new(Waiting { queue, closed, first_in: VecDeque::new(), max_batch: settings.settings.max_batch });
+    let appender = || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), session: None };
+    let (one, other) = (OnItsWay::default(), OnItsWay::default());
+    // Two calls at a time: the database has the next one when it has done with the one before, and need not wait for this process.
+    tokio::join!(appender().work(&waiting, &one, &other), appender().work(&waiting, &other, &one));
+}
+
+impl Waiting {
+    /// The next batch, as soon as there is one to be sent; none any more: the store is closed.
+    async fn next(&mut self, other: &OnItsWay) -> Option<Vec<Append>> {
+        let mut ahead = other.subscribe();
+        loop {
+            while self.first_in.len() < 4 * self.max_batch
+                && let Ok(append) = self.queue.try_recv()
+            {
+                self.first_in.push_back(append);
             }
-        }
-        while waiting.len() < 4 * appender.settings.settings.max_batch
-            && let Ok(append) = queue.try_recv()
-        {
-            waiting.push_back(append);
-        }
-        let mut batch = Batch::default();
-        for append in std::mem::take(&mut waiting) {
             // Its caller has given up: nobody would learn of it.
-            if append.reply.is_closed() {
-                continue;
+            self.first_in.retain(|append| !append.reply.is_closed());
+            let (here, ahead_of_it) = (self.first_in.len(), *ahead.borrow_and_update());
+            if here > 0 && here >= ahead_of_it {
+                // Half of those that come again and again go with one call and half with the next: while the database works on the one, this
+                // process decides the other.
+                return Some(self.batch((here + ahead_of_it).div_ceil(2)));
             }
-            if batch.appends.len() < appender.settings.settings.max_batch && batch.admits(&append) {
+            tokio::select! {
+                biased;
+                append = self.queue.recv() => match append {
+                    Some(append) => self.first_in.push_back(append),
+                    None if here == 0 => return None,
+                    None => return Some(self.batch(here)),
+                },
+                _ = ahead.changed(), if here > 0 => {}
+                () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+            }
+        }
+    }
+
+    fn batch(&mut self, most: usize) -> Vec<Append> {
+        let mut batch = Batch::default();
+        for append in std::mem::take(&mut self.first_in) {
+            if batch.appends.len() < most.min(self.max_batch) && batch.admits(&append) {
                 batch.push(append);
             } else {
-                waiting.push_back(append);
+                self.first_in.push_back(append);
             }
         }
-        if !batch.appends.is_empty() {
-            appender.append(batch.appends).await;
-        }
+        batch.appends
     }
 }
 
 impl Appender {
+    /// Appends what waits, until the store is closed.
+    async fn work(mut self, waiting: &Mutex<Waiting>, mine: &OnItsWay, other: &OnItsWay) {
+        loop {
+            let Some(batch) = waiting.lock().await.next(other).await else { return };
+            self.append(batch, mine).await;
+        }
+    }
+
     /// Appends a batch and answers each of its appends.
-    async fn append(&mut self, mut batch: Vec<Append>) {
+    async fn append(&mut self, mut batch: Vec<Append>, on_its_way: &OnItsWay) {
         let mut pause = Duration::ZERO;
         loop {
-            match self.call(&batch).await {
+            on_its_way.send_replace(batch.len());
+            let called = self.call(&batch).await;
+            on_its_way.send_replace(0);
+            match called {
                 Ok(answer) => return self.answer(batch, answer),
                 Err(StoreError::Unavailable(error)) if self.session.is_some() && !rolled_back(&error) => {
                     batch = self.resolve(batch, error).await;
@@ -152,7 +191,7 @@ impl Appender {
                 // One bad row hurts nobody else.
                 Err(_) if batch.len() > 1 => {
                     for append in batch {
-                        Box::pin(self.append(vec![append])).await;
+                        Box::pin(self.append(vec![append], on_its_way)).await;
                     }
                     return;
                 }

@@ -30,7 +30,7 @@ use crate::{
 /// How the store behaves.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// Connections for reading, projecting and listening; the appender has one besides. At least 4.
+    /// Connections for reading, projecting and listening; the appender has two besides. At least 4.
     pub max_connections: u32,
     /// How long a command may decide again, or wait for its turn, before it is answered that the log is busy.
     pub decide_deadline: Duration,
