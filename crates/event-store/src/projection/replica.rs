@@ -77,6 +77,10 @@ pub(crate) struct Build {
     pub(crate) version: i32,
     pub(crate) serving: bool,
     pub(crate) switch_when_ready: bool,
+    /// It rests, as an operator wants it.
+    pub(crate) paused: bool,
+    /// Up to where it may go, while it is to be compared with another.
+    pub(crate) stop_at: Option<Position>,
     /// Into how many segments it is cut, and is to be cut.
     pub(crate) segments: i32,
     pub(crate) wanted: i32,
@@ -121,6 +125,13 @@ impl Shared {
     }
 }
 
+impl Build {
+    /// Up to where it may be worked: nowhere while it rests.
+    pub(crate) fn limit(&self) -> Option<Position> {
+        if self.paused { Some(Position::START) } else { self.stop_at }
+    }
+}
+
 impl Replicas {
     /// Lets a replica live for as long as the answer does.
     pub(crate) fn live(&self, pool: &PgPool, replica: Arc<Replica>) -> Alive {
@@ -132,6 +143,11 @@ impl Replicas {
         }
         self.0.now.notify_one();
         alive
+    }
+
+    /// The names of the projections that this process runs.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.0.running().replicas.values().map(|replica| replica.name).collect()
     }
 
     /// A projection that this process runs.
@@ -243,7 +259,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
                WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
            )
-           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.segments AS wanted,
+           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
+                  CASE WHEN p.stop_until > clock_timestamp() THEN p.stop_at END AS stop_at, p.segments AS wanted,
                   p.segments = r.segments OR EXISTS (
                       SELECT FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.segments = p.segments
                          AND o.alive_until > clock_timestamp()) AS "wanted_by_some!",
@@ -280,6 +297,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             version: row.version,
             serving: row.serving,
             switch_when_ready: row.switch_when_ready,
+            paused: row.paused,
+            stop_at: row.stop_at.map(Position),
             segments: row.segments,
             wanted: row.wanted,
             wanted_by_some: row.wanted_by_some,

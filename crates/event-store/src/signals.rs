@@ -1,0 +1,114 @@
+//! What is still to be done, of the whole system and whichever process is asked: for who starts more of them, or fewer.
+
+use std::collections::BTreeMap;
+
+use crate::{EventStore, LogEvent, StoreError, store::in_time};
+
+/// To-dos are counted up to so many.
+pub(crate) const COUNTED: i32 = 100_000;
+
+/// How far a projection is behind, as its replicas have written it down: once a second at the least.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backlog {
+    /// Positions of the log that the segment furthest behind has yet to look at, of the build in service.
+    pub lag: i64,
+    /// For how long the oldest of these events has been in the log.
+    pub lag_seconds: f64,
+    /// Whether it rests: more replicas do nothing for it.
+    pub paused: bool,
+    /// What its keys are cut into, and how many of these are in a living replica's hands.
+    pub segments: i64,
+    /// See above.
+    pub held: i64,
+    /// The replicas that are alive.
+    pub replicas: i64,
+    /// The build that is being made beside it.
+    pub rebuild: Option<Rebuild>,
+    /// An automation's to-dos.
+    pub todos: Option<Waiting>,
+}
+
+/// How far the build is that is being made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rebuild {
+    /// Positions that the segment furthest behind has yet to look at.
+    pub lag: i64,
+    /// From 0 to 1, all segments together.
+    pub progress: f64,
+}
+
+/// What an automation has to do, counted up to 100,000 of a kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Waiting {
+    /// All that is to be done, what is in hand or waits for its next attempt among it.
+    pub open: i64,
+    /// What of it waits for a worker.
+    pub due: i64,
+    /// What was given up.
+    pub failed: i64,
+    /// How long ago the oldest open one was asked for.
+    pub oldest: Option<f64>,
+}
+
+impl<E: LogEvent> EventStore<E> {
+    /// How far the projections are behind that this process runs, by name. In one statement.
+    ///
+    /// # Errors
+    /// Where the database is away or does not answer.
+    pub async fn backlog(&self) -> Result<BTreeMap<String, Backlog>, StoreError> {
+        let names: Vec<String> = self.replicas().names().into_iter().map(str::to_owned).collect();
+        let rows = in_time(async {
+            let mut connection = self.lend().await?;
+            let rows = sqlx::query!(
+                r#"SELECT p.name, p.status, p.paused, greatest(h.head - s.lowest, 0) AS "lag!", s.segments AS "segments!", s.held AS "held!",
+                          CASE WHEN h.head = 0 THEN 1 ELSE s.applied / (s.segments * h.head)::float8 END AS "progress!",
+                          coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
+                                    WHERE e.event_id = s.lowest + 1), 0) AS "lag_seconds!",
+                          (SELECT count(*) FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()) AS "replicas!",
+                          w.open AS "open?", w.due AS "due?", w.failed AS "failed?", w.oldest AS "oldest?"
+                   FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
+                   CROSS JOIN projection p
+                   CROSS JOIN LATERAL (
+                       SELECT min(c.position) AS lowest, sum(least(c.position, h.head))::float8 AS applied, count(*) AS segments,
+                              count(*) FILTER (WHERE EXISTS (
+                                  SELECT FROM replica r
+                                  WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp())) AS held
+                       FROM checkpoint c WHERE c.name = p.name AND c.build = p.build
+                   ) s
+                   LEFT JOIN LATERAL todo_waiting(p.name, $2) w ON p.build = 'automation'
+                   WHERE p.name = ANY ($1) AND p.status IN ('serving', 'building') AND s.segments > 0
+                   ORDER BY p.status = 'serving' DESC"#,
+                &names,
+                COUNTED
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(rows)
+        })
+        .await?;
+        let mut backlogs = BTreeMap::new();
+        for row in rows {
+            if row.status == "serving" {
+                let todos = match (row.open, row.due, row.failed) {
+                    (Some(open), Some(due), Some(failed)) => Some(Waiting { open, due, failed, oldest: row.oldest }),
+                    _ => None,
+                };
+                let backlog = Backlog {
+                    lag: row.lag,
+                    lag_seconds: row.lag_seconds,
+                    paused: row.paused,
+                    segments: row.segments,
+                    held: row.held,
+                    replicas: row.replicas,
+                    rebuild: None,
+                    todos,
+                };
+                backlogs.insert(row.name, backlog);
+            } else if let Some(serving) = backlogs.get_mut(&row.name) {
+                serving.rebuild = Some(Rebuild { lag: row.lag, progress: row.progress });
+            }
+        }
+        Ok(backlogs)
+    }
+}
