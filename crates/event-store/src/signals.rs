@@ -7,12 +7,15 @@ use crate::{EventStore, LogEvent, StoreError, store::in_time};
 /// To-dos are counted up to so many.
 pub(crate) const COUNTED: i32 = 100_000;
 
+/// So many positions are looked at for the first event that a projection takes, after those that it is known to have applied.
+const LOOKED_AT: i64 = 10_000;
+
 /// How far a projection is behind, as its replicas have written it down: once a second at the least.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backlog {
-    /// Positions of the log that the segment furthest behind has yet to look at, of the build in service.
+    /// Positions of the log from the first event that the segment furthest behind has yet to apply, of the build in service.
     pub lag: i64,
-    /// For how long the oldest of these events has been in the log.
+    /// For how long that event has been in the log.
     pub lag_seconds: f64,
     /// Whether it rests: more replicas do nothing for it.
     pub paused: bool,
@@ -31,7 +34,7 @@ pub struct Backlog {
 /// How far the build is that is being made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rebuild {
-    /// Positions that the segment furthest behind has yet to look at.
+    /// As of the build in service.
     pub lag: i64,
     /// From 0 to 1, all segments together.
     pub progress: f64,
@@ -56,18 +59,25 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// Where the database is away or does not answer.
     pub async fn backlog(&self) -> Result<BTreeMap<String, Backlog>, StoreError> {
-        let names: Vec<String> = self.replicas().names().into_iter().map(str::to_owned).collect();
+        let (mut names, mut types): (Vec<String>, Vec<String>) = (vec![], vec![]);
+        for replica in self.replicas().all() {
+            names.extend(replica.types.iter().map(|_| replica.name.to_owned()));
+            types.extend_from_slice(&replica.types);
+        }
         let rows = in_time(async {
             let mut connection = self.lend().await?;
             let rows = sqlx::query!(
-                r#"SELECT p.name, p.status, p.paused, greatest(h.head - s.lowest, 0) AS "lag!", s.segments AS "segments!", s.held AS "held!",
+                r#"SELECT p.name, p.status, p.paused, greatest(h.head - n.next + 1, 0) AS "lag!", s.segments AS "segments!", s.held AS "held!",
                           CASE WHEN h.head = 0 THEN 1 ELSE s.applied / (s.segments * h.head)::float8 END AS "progress!",
                           coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
-                                    WHERE e.event_id = s.lowest + 1), 0) AS "lag_seconds!",
+                                    WHERE e.event_id = n.next), 0) AS "lag_seconds!",
                           (SELECT count(*) FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()) AS "replicas!",
                           w.open AS "open?", w.due AS "due?", w.failed AS "failed?", w.oldest AS "oldest?"
                    FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
-                   CROSS JOIN projection p
+                   CROSS JOIN (
+                       SELECT name, array_agg(event_type) AS types FROM unnest($1::text[], $2::text[]) AS t(name, event_type) GROUP BY name
+                   ) r
+                   JOIN projection p USING (name)
                    CROSS JOIN LATERAL (
                        SELECT min(c.position) AS lowest, sum(least(c.position, h.head))::float8 AS applied, count(*) AS segments,
                               count(*) FILTER (WHERE EXISTS (
@@ -75,11 +85,18 @@ impl<E: LogEvent> EventStore<E> {
                                   WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp())) AS held
                        FROM checkpoint c WHERE c.name = p.name AND c.build = p.build
                    ) s
-                   LEFT JOIN LATERAL todo_waiting(p.name, $2) w ON p.build = 'automation'
-                   WHERE p.name = ANY ($1) AND p.status IN ('serving', 'building') AND s.segments > 0
+                   -- What is none of its events is written down with the heartbeat only, and is nothing that it is behind with.
+                   CROSS JOIN LATERAL (
+                       SELECT coalesce(min(e.event_id), least(s.lowest + $4, h.head) + 1) AS next FROM event e
+                       WHERE e.event_id > s.lowest AND e.event_id <= s.lowest + $4 AND e.event_type = ANY (r.types)
+                   ) n
+                   LEFT JOIN LATERAL todo_waiting(p.name, $3) w ON p.build = 'automation'
+                   WHERE p.status IN ('serving', 'building') AND s.segments > 0
                    ORDER BY p.status = 'serving' DESC"#,
                 &names,
-                COUNTED
+                &types,
+                COUNTED,
+                LOOKED_AT
             )
             .fetch_all(&mut *connection)
             .await?;

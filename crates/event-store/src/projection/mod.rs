@@ -22,7 +22,7 @@ use opentelemetry::KeyValue;
 use sqlx::PgConnection;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -102,16 +102,16 @@ impl Settings {
     /// As they are kept to: slowed down, batches are so small that the pauses between them stay short.
     fn kept(mut self) -> Self {
         if self.throttle > 0 {
-            self.batch = self.batch.min(i64::from(self.throttle / 10));
+            self.batch = self.batch.min(i64::from(self.throttle / 2));
         }
         self.batch = self.batch.max(1);
         self
     }
 
-    /// After so many events were applied, as long as they are to take.
-    async fn pause_after(&self, events: usize) {
+    /// Until so many events have taken as long as they are to take, since they were begun.
+    async fn slow_down(&self, events: usize, begun: Instant) {
         if self.throttle > 0 {
-            sleep(Duration::from_secs_f64(events as f64 / f64::from(self.throttle))).await;
+            sleep_until(begun + Duration::from_secs_f64(events as f64 / f64::from(self.throttle))).await;
         }
     }
 }
@@ -128,8 +128,8 @@ pub async fn run<P: Projection>(
     applied: Arc<watch::Sender<Position>>,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let replica = Arc::new(Replica::new(P::NAME, P::VERSION, P::SEGMENTS, settings.lease));
-    let types = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
+    let types: Arc<[String]> = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
+    let replica = Arc::new(Replica::new(P::NAME, P::VERSION, P::SEGMENTS, types.clone(), settings.lease));
     let running = Running { store, projection, settings: settings.kept(), applied, replica, types };
     if !register(&running, &shutdown).await {
         return Ok(());

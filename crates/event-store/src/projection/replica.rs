@@ -23,6 +23,8 @@ pub(crate) struct Replica {
     pub(crate) version: i32,
     /// Into how many segments this release wants it cut.
     pub(crate) segments: i32,
+    /// The events that it takes.
+    pub(crate) types: Arc<[String]>,
     /// For how long it counts as alive after a heartbeat.
     pub(crate) lease: Duration,
     /// What the last heartbeat saw.
@@ -32,9 +34,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(name: &'static str, version: i32, segments: i32, lease: Duration) -> Self {
+    pub(crate) fn new(name: &'static str, version: i32, segments: i32, types: Arc<[String]>, lease: Duration) -> Self {
         let (seen, held) = (watch::Sender::new(Seen::nothing()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, segments, lease, seen, held }
+        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held }
     }
 
     pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
@@ -145,9 +147,9 @@ impl Replicas {
         alive
     }
 
-    /// The names of the projections that this process runs.
-    pub(crate) fn names(&self) -> Vec<&'static str> {
-        self.0.running().replicas.values().map(|replica| replica.name).collect()
+    /// The projections that this process runs.
+    pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
+        self.0.running().replicas.values().cloned().collect()
     }
 
     /// A projection that this process runs.

@@ -341,6 +341,7 @@ impl<P: Projection> Worker<'_, P> {
 
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let (from, mut to) = range.into_inner();
         let active: Vec<i32> = self.held.positions.iter().filter(|(_, at)| at.position == from).map(|(segment, _)| *segment).collect();
         let mut batch = match self.ahead.take() {
@@ -396,7 +397,7 @@ impl<P: Projection> Worker<'_, P> {
             }
         }
         if written {
-            self.running.settings.pause_after(batch.len()).await;
+            self.running.settings.slow_down(batch.len(), begun).await;
         }
         if self.window < self.running.settings.batch {
             self.window = (self.window * 2).min(self.running.settings.batch);
