@@ -53,8 +53,13 @@ pub(crate) async fn diff(
     // The retired one stands where it was left: it is brought up to date for this, and let go of after it.
     let revived = other.status == "retired" && projection::revive(log.pool(), name, Switch::WhenAsked).await?;
     let compared = tokio::select! {
+        // First, for who follows the build within it would say something else.
+        biased;
+        _ = tokio::signal::ctrl_c() => {
+            projection::go_on(log.pool(), name).await?;
+            Err(Error::Interrupted("nothing was compared, and whatever stood still goes on".to_owned()))
+        }
         compared = compare(log, name, &other.build, samples, output) => compared,
-        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted("nothing was compared, and whatever stood still goes on".to_owned())),
     };
     if revived {
         projection::retire(log.pool(), name, &other.build).await?;

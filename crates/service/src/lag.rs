@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_answer_is_given_up() {
-        let pending = Lately::<()>::new(|| std::future::pending::<Result<(), HttpError>>());
+        let pending = Lately::new(std::future::pending::<Result<(), HttpError>>);
         let lately = Lately { deadline: Duration::from_millis(1), ..pending };
         let error = lately.get().await.unwrap_err();
         assert!(error.to_string().contains("could not be found out in time"), "{error}");

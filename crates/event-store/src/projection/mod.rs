@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::{EventStore, LogEvent, Position, Recorded, StoreError, metrics::METRICS};
 
-pub use operating::{CompareError, Difference, Row, TableDifference, compare, drop_build, pause, retire, revive};
+pub use operating::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
 pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};

@@ -217,7 +217,11 @@ async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), Compa
     }
 }
 
-async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
+/// Lets the builds of a projection go on before the time is up that a comparison holds them still for.
+///
+/// # Errors
+/// Where the database is away or the migrations are missing.
+pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     in_time(async {
         sqlx::query!("UPDATE projection SET stop_at = NULL, stop_until = NULL WHERE name = $1 AND stop_at IS NOT NULL", name)
             .execute(pool)
