@@ -2,7 +2,9 @@
 
 mod connect;
 mod dead_letters;
+mod diff;
 mod error;
+mod follow;
 mod log;
 mod output;
 mod projections;
@@ -27,7 +29,9 @@ Exit codes:
   1  the database, the broker or the request is at fault; the message says what to do
   2  the command is used wrongly
   3  there is no such thing, or nothing to do
-  4  it was not confirmed";
+  4  it was not confirmed
+  5  what was compared differs
+  130  interrupted; what was begun goes on";
 
 /// Shows how Cartlog stands, and sets it right.
 ///
@@ -59,7 +63,7 @@ struct Common {
 enum Task {
     /// Everything at a glance: the head of the log, projections, to-dos, stored offsets, dead letters
     Status(status::Arguments),
-    /// Read models and automations: how far they are; make one anew
+    /// Read models and automations: how far they are; pause them, make one anew, compare, switch, drop
     #[command(subcommand)]
     Projections(projections::Task),
     /// What automations have to do

@@ -38,6 +38,8 @@ pub struct Build {
     pub status: String,
     /// Whether it goes into service by itself, once it has come as far as the one that is.
     pub switch_when_ready: bool,
+    /// Whether it rests, until it is told to go on.
+    pub paused: bool,
     /// Up to where every segment has applied the log.
     pub position: Position,
     /// Positions of the log that the segment furthest behind has yet to look at.
@@ -49,6 +51,13 @@ pub struct Build {
 }
 
 impl Build {
+    /// How far it is on its way to the head of the log, from 0 to 1: all its segments together.
+    pub fn progress(&self, head: Position) -> f64 {
+        let applied: i64 = self.segments.iter().map(|segment| segment.position.0.min(head.0)).sum();
+        let all = i64::try_from(self.segments.len()).unwrap_or_default() * head.0;
+        if all == 0 { 1.0 } else { applied as f64 / all as f64 }
+    }
+
     /// Whether it is an automation's: never made anew.
     pub fn is_automation(&self) -> bool {
         self.build == "automation"
@@ -88,7 +97,7 @@ pub struct Replica {
 pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
-                  p.switch_when_ready AS "switch_when_ready?", c.segment AS "segment?", c.position AS "position?",
+                  p.switch_when_ready AS "switch_when_ready?", p.paused AS "paused?", c.segment AS "segment?", c.position AS "position?",
                   greatest(h.head - c.position, 0) AS "lag_events?",
                   coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
                             WHERE e.event_id = c.position + 1), 0) AS "lag_seconds!",
@@ -118,6 +127,7 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
                 version: row.version.unwrap_or_default(),
                 status: row.status.unwrap_or_default(),
                 switch_when_ready: row.switch_when_ready.unwrap_or_default(),
+                paused: row.paused.unwrap_or_default(),
                 position: Position::START,
                 lag_events: 0,
                 lag_seconds: 0.0,

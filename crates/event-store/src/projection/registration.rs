@@ -128,10 +128,12 @@ pub async fn rebuild_named(pool: &PgPool, name: &str, switch: Switch) -> Result<
 
 async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
-    let Some(serving) =
-        sqlx::query!("SELECT build, version, segments, tables FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE", name)
-            .fetch_optional(&mut *transaction)
-            .await?
+    let Some(serving) = sqlx::query!(
+        "SELECT build, version, segments, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE",
+        name
+    )
+    .fetch_optional(&mut *transaction)
+    .await?
     else {
         return Ok(()); // Never made yet, so there is nothing to make anew.
     };
@@ -152,16 +154,18 @@ async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)
         return Ok(());
     }
     sqlx::query!(
-        "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready)
-         VALUES ($1, $2, $3, 'building', $4, $5, $6)
+        "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready, paused)
+         VALUES ($1, $2, $3, 'building', $4, $5, $6, $7)
          ON CONFLICT (name, build) DO UPDATE
-         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, started_at = clock_timestamp()",
+         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, paused = $7,
+             stop_at = NULL, stop_until = NULL, started_at = clock_timestamp()",
         name,
         other,
         version,
         &tables,
         segments,
-        switch == Switch::WhenReady
+        switch == Switch::WhenReady,
+        serving.paused
     )
     .execute(&mut *transaction)
     .await?;
@@ -199,11 +203,15 @@ pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreE
 pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
-    let builds = sqlx::query!("SELECT build, version, status, switch_when_ready FROM projection WHERE name = $1 FOR UPDATE", name)
-        .fetch_all(&mut *transaction)
-        .await?;
+    let builds = sqlx::query!(
+        r#"SELECT build, version, status, switch_when_ready, paused OR coalesce(stop_until > clock_timestamp(), false) AS "held!"
+           FROM projection WHERE name = $1 FOR UPDATE"#,
+        name
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
     let serving = builds.iter().find(|build| build.status == "serving");
-    let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready);
+    let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready && !build.held);
     let (Some(serving), Some(made)) = (serving, made) else { return Ok(false) };
     let positions = sqlx::query_scalar!(
         "SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE",

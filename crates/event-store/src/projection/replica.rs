@@ -23,6 +23,8 @@ pub(crate) struct Replica {
     pub(crate) version: i32,
     /// Into how many segments this release wants it cut.
     pub(crate) segments: i32,
+    /// The events that it takes.
+    pub(crate) types: Arc<[String]>,
     /// For how long it counts as alive after a heartbeat.
     pub(crate) lease: Duration,
     /// What the last heartbeat saw.
@@ -32,9 +34,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(name: &'static str, version: i32, segments: i32, lease: Duration) -> Self {
+    pub(crate) fn new(name: &'static str, version: i32, segments: i32, types: Arc<[String]>, lease: Duration) -> Self {
         let (seen, held) = (watch::Sender::new(Seen::nothing()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, segments, lease, seen, held }
+        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held }
     }
 
     pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
@@ -77,6 +79,10 @@ pub(crate) struct Build {
     pub(crate) version: i32,
     pub(crate) serving: bool,
     pub(crate) switch_when_ready: bool,
+    /// It rests, as an operator wants it.
+    pub(crate) paused: bool,
+    /// Up to where it may go, while it is to be compared with another.
+    pub(crate) stop_at: Option<Position>,
     /// Into how many segments it is cut, and is to be cut.
     pub(crate) segments: i32,
     pub(crate) wanted: i32,
@@ -121,6 +127,13 @@ impl Shared {
     }
 }
 
+impl Build {
+    /// Up to where it may be worked: nowhere while it rests.
+    pub(crate) fn limit(&self) -> Option<Position> {
+        if self.paused { Some(Position::START) } else { self.stop_at }
+    }
+}
+
 impl Replicas {
     /// Lets a replica live for as long as the answer does.
     pub(crate) fn live(&self, pool: &PgPool, replica: Arc<Replica>) -> Alive {
@@ -132,6 +145,11 @@ impl Replicas {
         }
         self.0.now.notify_one();
         alive
+    }
+
+    /// The projections that this process runs.
+    pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
+        self.0.running().replicas.values().cloned().collect()
     }
 
     /// A projection that this process runs.
@@ -243,7 +261,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
                WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
            )
-           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.segments AS wanted,
+           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
+                  CASE WHEN p.stop_until > clock_timestamp() THEN p.stop_at END AS stop_at, p.segments AS wanted,
                   p.segments = r.segments OR EXISTS (
                       SELECT FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.segments = p.segments
                          AND o.alive_until > clock_timestamp()) AS "wanted_by_some!",
@@ -280,6 +299,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             version: row.version,
             serving: row.serving,
             switch_when_ready: row.switch_when_ready,
+            paused: row.paused,
+            stop_at: row.stop_at.map(Position),
             segments: row.segments,
             wanted: row.wanted,
             wanted_by_some: row.wanted_by_some,

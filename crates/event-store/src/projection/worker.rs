@@ -79,7 +79,8 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         changed: Instant::now(),
         cut_into: None,
         caught_up: false,
-        window: running.settings.batch.max(1),
+        limit: None,
+        window: running.settings.batch,
         ahead: None,
     };
     loop {
@@ -113,6 +114,8 @@ struct Worker<'a, P: Projection> {
     cut_into: Option<i32>,
     /// Everything held had once come to the head.
     caught_up: bool,
+    /// Up to where it may be worked at this moment, where not up to the head.
+    limit: Option<Position>,
     /// Positions that the next batch takes at the most.
     window: i64,
     /// The batch after the one that is being written.
@@ -201,8 +204,9 @@ impl<P: Projection> Worker<'_, P> {
         };
         self.adopt(build);
         self.measure(build, head);
+        self.limit = build.limit();
         self.cut_into = None;
-        if build.segments != build.wanted {
+        if build.segments != build.wanted && self.limit.is_none() {
             // Brought into one hand first: whoever was at work on a segment, of whatever release, is fenced off.
             if build.before == 0 {
                 if !self.held.all() {
@@ -329,7 +333,7 @@ impl<P: Projection> Worker<'_, P> {
     /// there, and each position of the log is read once.
     fn next(&self, head: Position) -> Option<RangeInclusive<Position>> {
         let from = self.held.lowest()?;
-        let end = if self.cut_into.is_some() { self.held.highest()? } else { head };
+        let end = if self.cut_into.is_some() { self.held.highest()? } else { self.limit.map_or(head, |limit| limit.min(head)) };
         let joined = self.held.positions.values().map(|at| at.position).filter(|position| *position > from).min().unwrap_or(end);
         let to = Position((from.0 + self.window).min(joined.0).min(end.0));
         (to > from).then_some(from..=to)
@@ -337,6 +341,7 @@ impl<P: Projection> Worker<'_, P> {
 
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let (from, mut to) = range.into_inner();
         let active: Vec<i32> = self.held.positions.iter().filter(|(_, at)| at.position == from).map(|(segment, _)| *segment).collect();
         let mut batch = match self.ahead.take() {
@@ -390,6 +395,9 @@ impl<P: Projection> Worker<'_, P> {
             if written {
                 at.stored = to;
             }
+        }
+        if written {
+            self.running.settings.slow_down(batch.len(), begun).await;
         }
         if self.window < self.running.settings.batch {
             self.window = (self.window * 2).min(self.running.settings.batch);
