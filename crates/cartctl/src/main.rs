@@ -5,6 +5,7 @@ mod dead_letters;
 mod error;
 mod log;
 mod output;
+mod parked;
 mod projections;
 mod status;
 mod todos;
@@ -62,6 +63,9 @@ enum Task {
     /// Read models and automations: how far they are; make one anew
     #[command(subcommand)]
     Projections(projections::Task),
+    /// What projections cannot apply: shown, tried again, skipped
+    #[command(subcommand)]
+    Parked(parked::Task),
     /// What automations have to do
     #[command(subcommand)]
     Todos(todos::Task),
@@ -103,6 +107,7 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
     match task {
         Task::Status(arguments) => status::run(arguments, common, output).await,
         Task::Projections(task) => projections::run(task, common, output).await,
+        Task::Parked(task) => parked::run(task, common, output).await,
         Task::Todos(task) => todos::run(task, common, output).await,
         Task::Publications(task) => todos::publications(task, common, output).await,
         Task::Translations(task) => translations::run(task, common, output).await,

@@ -31,6 +31,9 @@ pub(crate) enum Task {
     Switch {
         /// The projection
         name: String,
+        /// Also with keys parked that the one in service has not
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -40,12 +43,20 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     match task {
         Task::List => output.list(&builds, "there are no projections yet: they come with the first start of the services", &HEADS, row),
         Task::Rebuild { name, hold } => rebuild(&log, &builds, &name, hold, output).await,
-        Task::Switch { name } => {
+        Task::Switch { name, force } => {
             known(&builds, &name)?;
-            if !projection::switch_when_ready(log.pool(), &name).await? {
+            let switching = if force {
+                projection::switch_with_parked(log.pool(), &name).await?
+            } else {
+                projection::switch_when_ready(log.pool(), &name).await?
+            };
+            if !switching {
                 return Err(Error::Nothing(format!("nothing of {name} is being made; `cartctl projections rebuild {name}` begins it")));
             }
             say_if_nobody_works(&log, &name, output).await?;
+            if !force && builds.iter().any(|build| build.name == name && build.status == "building" && build.parked > 0) {
+                output.note("keys are parked in the new build: it does not go into service with any that the one in service has not, unless --force says so");
+            }
             if output.json {
                 return output.document(&json!({ "name": name, "switch_when_ready": true }));
             }
@@ -89,14 +100,14 @@ fn known<'a>(builds: &'a [Build], name: &str) -> Result<&'a Build, Error> {
     })
 }
 
-async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &str, output: &Output) -> Result<(), Error> {
+pub(crate) async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &str, output: &Output) -> Result<(), Error> {
     if !operate::replicas(log.pool()).await?.iter().any(|replica| replica.name == name) {
         output.note(&format!("no process runs {name} at this moment, so nothing is done until one does: start the service"));
     }
     Ok(())
 }
 
-pub(crate) const HEADS: [&str; 8] = ["projection", "version", "build", "status", "position", "lag", "behind", "segments held"];
+pub(crate) const HEADS: [&str; 9] = ["projection", "version", "build", "status", "position", "lag", "behind", "parked", "segments held"];
 
 pub(crate) fn row(build: &Build) -> Vec<String> {
     let status = match build.status.as_str() {
@@ -111,8 +122,17 @@ pub(crate) fn row(build: &Build) -> Vec<String> {
         build.position.to_string(),
         build.lag_events.to_string(),
         span(build.lag_seconds),
+        parked(build),
         holders(build),
     ]
+}
+
+/// How many keys are parked, and how many segments stand.
+fn parked(build: &Build) -> String {
+    match build.segments.iter().filter(|segment| segment.stopped).count() {
+        0 => build.parked.to_string(),
+        standing => format!("{}, {standing} of {} segments stand", build.parked, build.segments.len()),
+    }
 }
 
 /// Who holds how many, by the end of the replica's id, which differs most: `8 of 8: 5 by …3f2a, 3 by …77b1`.

@@ -10,7 +10,7 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
+use service::{At, ErrorBody, Fault, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -44,7 +44,7 @@ pub(crate) async fn live(
     responses(
         (status = 200, body = CartItems),
         (status = 404, description = "unknown_cart", body = ErrorBody),
-        (status = 503, description = "behind", body = ErrorBody)
+        (status = 503, description = "behind, parked", body = ErrorBody)
     )
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
@@ -54,7 +54,7 @@ pub(crate) async fn projected(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
     min.projected(&log, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
-    let rows = projection::serving(&log, CartItemsProjection::NAME, async |build| {
+    let rows = projection::serving(&log, CartItemsProjection::NAME, Some(cart_id.uuid()), async |build| {
         sqlx::query!(
             r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"
@@ -68,18 +68,25 @@ pub(crate) async fn projected(
     if rows.is_empty() {
         return Err(unknown_cart(cart_id, At::default()));
     }
-    let items = rows.into_iter().filter_map(|row| {
-        Some(Item {
+    // A cart without items is one row, of the cart alone.
+    let of_items = rows
+        .into_iter()
+        .filter_map(|row| Some((row.item_id?, row.product_id?, row.description?, row.image?, row.price?, row.fingerprint?)));
+    let items = of_items.map(|(item_id, product_id, description, image, price, fingerprint)| {
+        Ok(Item {
             cart_id,
-            description: Description::try_from(row.description?).ok()?,
-            image: Image::try_from(row.image?).ok()?,
-            price: Price::try_from(row.price?).ok()?,
-            item_id: ItemId::from_log(row.item_id?),
-            product_id: ProductId::from_log(row.product_id?),
-            fingerprint: row.fingerprint?,
+            description: Description::try_from(description)?,
+            image: Image::try_from(image)?,
+            price: Price::try_from(price)?,
+            item_id: ItemId::from_log(item_id),
+            product_id: ProductId::from_log(product_id),
+            fingerprint,
         })
     });
-    Ok(web::Json(CartItems::new(cart_id, items.collect())))
+    let items = items
+        .collect::<Result<_, Fault>>()
+        .map_err(|error| HttpError::fault(error.context(format!("a row of cart_items_item of cart {cart_id} is no item"))))?;
+    Ok(web::Json(CartItems::new(cart_id, items)))
 }
 
 /// The answer of both forms.
@@ -144,6 +151,7 @@ impl Projection for CartItemsProjection {
     type Event = CartStream;
     const NAME: &'static str = "cart_items";
     const TABLES: &'static [&'static str] = &["cart_items_cart", "cart_items_item"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
         Some(match event {

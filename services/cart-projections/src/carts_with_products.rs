@@ -16,7 +16,7 @@ use uuid::Uuid;
 #[utoipa::path(
     operation_id = "carts_with_products",
     params(("product_id" = ProductId, Path), MinPosition),
-    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind", body = ErrorBody))
+    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind, parked", body = ErrorBody))
 )]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
@@ -26,7 +26,7 @@ pub(crate) async fn route(
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
     // Its key is the cart: the product may be in any segment.
     min.projected(&log, CartsWithProducts::NAME, None).await?;
-    let rows = projection::serving(&log, CartsWithProducts::NAME, async |build| {
+    let rows = projection::serving(&log, CartsWithProducts::NAME, None, async |build| {
         sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
             .fetch_all(build)
             .await
@@ -56,6 +56,7 @@ impl Projection for CartsWithProducts {
     type Event = CartStream;
     const NAME: &'static str = "carts_with_products";
     const TABLES: &'static [&'static str] = &["carts_with_products"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
         crate::cart_items::CartItemsProjection::key(event)

@@ -7,6 +7,7 @@
 //! among themselves (`replica`, `worker`); what a replica holds it works as one: it reads the log once, writes a batch for all segments that
 //! stand at the same position in one transaction, and lets those that are behind catch up with the others first.
 
+mod parking;
 mod registration;
 mod replica;
 mod segment;
@@ -27,7 +28,7 @@ use uuid::Uuid;
 
 use crate::{EventStore, LogEvent, Position, Recorded, StoreError};
 
-pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
+pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready, switch_with_parked};
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};
 pub use segment::segment_of;
@@ -64,6 +65,10 @@ pub trait Projection: Send + Sync + 'static {
     /// nothing is made anew for it.
     const SEGMENTS: i32 = 8;
 
+    /// The domain id that is the key, by its name in the log's schema. By it, an event that is not of today's shape is known to be a key's,
+    /// which is parked with it; without, it counts as one without key.
+    const KEYED_BY: Option<&'static str> = None;
+
     /// What events keep their order by. An event without a key concerns every key: it is applied once in each segment, and then may touch
     /// only rows whose key `projection_holds`, in SQL.
     fn key(event: &Self::Event) -> Option<Uuid>;
@@ -72,7 +77,8 @@ pub trait Projection: Send + Sync + 'static {
     /// change, not one a row.
     ///
     /// # Errors
-    /// The database's. The transaction is rolled back then, and the batch is tried again.
+    /// The database's. The transaction is rolled back then, and the batch is tried again, in smaller ones; an event that fails alone parks
+    /// its key, and the rest goes on.
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<Self::Event>]) -> Result<(), sqlx::Error>;
 }
 

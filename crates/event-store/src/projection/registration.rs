@@ -47,8 +47,8 @@ pub(super) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) ->
     }
     // With the number of segments, who wants it so: what nobody alive wants is not kept to.
     sqlx::query!(
-        "INSERT INTO replica (name, id, version, segments, alive_until)
-         VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+        "INSERT INTO replica (name, id, version, segments, alive_until, parks)
+         VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5), true)
          ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until",
         P::NAME,
         replica.id,
@@ -155,7 +155,8 @@ async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)
         "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready)
          VALUES ($1, $2, $3, 'building', $4, $5, $6)
          ON CONFLICT (name, build) DO UPDATE
-         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, started_at = clock_timestamp()",
+         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, switch_with_parked = false,
+             started_at = clock_timestamp()",
         name,
         other,
         version,
@@ -165,8 +166,14 @@ async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)
     )
     .execute(&mut *transaction)
     .await?;
+    // Whoever began to read it while it was in service reads to the end.
+    sqlx::query!(r#"SELECT pg_advisory_xact_lock(projection_lock($1, $2)) AS "locked!: ()""#, name, other)
+        .fetch_one(&mut *transaction)
+        .await?;
     // New rows, not the old ones: who was about to take one of those finds it gone.
     sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
+    // After those, for who held one of them may have parked a key until then.
+    sqlx::query!("DELETE FROM parked WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
     sqlx::query!(
         "INSERT INTO checkpoint (name, build, segment, segments) SELECT $1, $2, s, $3 FROM generate_series(0, $3::integer - 1) AS s",
         name,
@@ -194,8 +201,23 @@ pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreE
     Ok(asked.rows_affected() > 0)
 }
 
+/// As [`switch_when_ready`], also with keys parked that the one in service has not.
+///
+/// # Errors
+/// As [`switch_when_ready`].
+pub async fn switch_with_parked(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+    let asked = sqlx::query!(
+        "UPDATE projection SET switch_when_ready = true, switch_with_parked = true WHERE name = $1 AND status = 'building'",
+        name
+    )
+    .execute(pool)
+    .await?;
+    Ok(asked.rows_affected() > 0)
+}
+
 /// Puts a new build into service where it has come as far as the one that is, in one transaction. That one is held still for it, for as long
-/// as the new one takes to come to where it stopped, and for a second at the most.
+/// as the new one takes to come to where it stopped, and for a second at the most. `false` also where the new one has keys parked that the
+/// one in service has not, unless an operator has said that it may.
 pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
@@ -205,6 +227,10 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
     let serving = builds.iter().find(|build| build.status == "serving");
     let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready);
     let (Some(serving), Some(made)) = (serving, made) else { return Ok(false) };
+    // Before anybody is held still for it, and then for sure.
+    if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
+        return Ok(false);
+    }
     let positions = sqlx::query_scalar!(
         "SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE",
         name,
@@ -220,6 +246,9 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
         }
         // The replicas are at work on it meanwhile.
         sleep(Duration::from_millis(5)).await;
+    }
+    if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
+        return Ok(false);
     }
     // And who was at work on it is fenced off, so that nobody knows of it what the new one has not applied yet.
     sqlx::query!("UPDATE checkpoint SET owner = NULL WHERE name = $1 AND build = $2", name, serving.build)
@@ -253,6 +282,22 @@ async fn as_far(
         build,
         position.0,
         types
+    )
+    .fetch_one(transaction)
+    .await
+}
+
+/// Whether a build has keys parked that the one in service has not, and may not go into service with them.
+async fn parked_anew(transaction: &mut PgConnection, name: &str, serving: &str, made: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM parked k JOIN projection p USING (name, build)
+               WHERE k.name = $1 AND k.build = $3 AND NOT p.switch_with_parked
+                 AND NOT EXISTS (SELECT FROM parked s WHERE s.name = $1 AND s.build = $2 AND s.key = k.key)
+           ) AS "yes!""#,
+        name,
+        serving,
+        made
     )
     .fetch_one(transaction)
     .await
