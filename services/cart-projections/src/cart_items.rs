@@ -378,4 +378,49 @@ mod specifications {
             }
         }
     }
+
+    #[test]
+    async fn a_parked_cart_is_503_parked_which_names_it_and_others_are_answered() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let (parked, other) = (Shopping::new(), Shopping::new());
+        log.append(parked.with_items(1).chain(other.with_items(1))).await;
+        log.project(CartItemsProjection, Settings::default()).await;
+        sqlx::query("INSERT INTO parked (name, build, key, position, error) SELECT 'cart_items', 'projection_a', $1, 2, 'a test'")
+            .bind(parked.cart_id.uuid())
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(live).service(projected)).await;
+        let ask = async |uri: String| {
+            let answer = test::call_service(&app, test::TestRequest::get().uri(&uri).to_request()).await;
+            let retry_after = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap().to_owned());
+            (answer.status().as_u16(), retry_after, test::read_body_json::<serde_json::Value, _>(answer).await)
+        };
+        // What it waits for would not come.
+        for query in ["", "?min_position=1", "?min_position=9&timeout=30"] {
+            let (status, retry_after, body) = ask(format!("/{}/cartitemsfromdb{query}", parked.cart_id)).await;
+            assert_eq!((status, retry_after.as_deref(), body["code"].as_str()), (503, Some("30"), Some("parked")), "{query}");
+            assert!(body["message"].as_str().unwrap().contains(&parked.cart_id.to_string()), "{body}");
+        }
+        assert_eq!(ask(format!("/{}/cartitemsfromdb", other.cart_id)).await.0, 200);
+        assert_eq!(ask(format!("/{}/cartitems", parked.cart_id)).await.0, 200, "the live form needs no table");
+    }
+
+    #[test]
+    async fn a_row_that_is_no_item_is_a_fault_and_not_left_out() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        log.append(cart.with_items(2)).await;
+        log.project(CartItemsProjection, Settings::default()).await;
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(projected)).await;
+        for wrong in ["description = ''", "price = -1"] {
+            let spoil = format!("UPDATE projection_a.cart_items_item SET {wrong} WHERE item_id = $1");
+            sqlx::query(&spoil).bind(cart.item(1).uuid()).execute(log.store.pool()).await.unwrap();
+            let request = test::TestRequest::get().uri(&format!("/{}/cartitemsfromdb", cart.cart_id)).to_request();
+            let answer = test::call_service(&app, request).await;
+            assert_eq!(answer.status(), 500, "{wrong}");
+            let error = answer.response().error().map(ToString::to_string).unwrap_or_default();
+            assert!(error.starts_with("fault"), "{error}");
+        }
+    }
 }

@@ -146,4 +146,21 @@ mod specifications {
             assert_eq!(held(3).await, serde_json::json!([entry(&others[2], 3)]));
         }
     }
+
+    #[test]
+    async fn a_parked_cart_may_hold_any_product_so_it_is_503_parked() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let (parked, other) = (Shopping::new(), Shopping::new());
+        log.append(other.with_items(1)).await;
+        log.project(CartsWithProducts, Settings::default()).await;
+        let park = "INSERT INTO parked (name, build, key, position, error) VALUES ('carts_with_products', 'projection_a', $1, 2, 'a test')";
+        sqlx::query(park).bind(parked.cart_id.uuid()).execute(log.store.pool()).await.unwrap();
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+        let request = test::TestRequest::get().uri(&format!("/cartswithproducts/{}", other.product(0))).to_request();
+        let answer = test::call_service(&app, request).await;
+        assert_eq!(answer.status(), 503);
+        let body: serde_json::Value = test::read_body_json(answer).await;
+        assert_eq!(body["code"], "parked");
+        assert!(body["message"].as_str().unwrap().contains(&parked.cart_id.to_string()), "{body}");
+    }
 }
