@@ -107,17 +107,18 @@ RETURN hashtextextended(name || ' ' || build, 0);
 CREATE FUNCTION projection_read(projection text, of_key uuid, OUT serving text, OUT parked_key uuid)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    locked text;
+    locked record;
 BEGIN
     LOOP
-        SELECT p.build INTO serving FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
-        EXIT WHEN serving IS NULL OR serving = locked;
-        PERFORM pg_advisory_xact_lock_shared(public.projection_lock(projection, serving));
-        locked := serving;
+        SELECT p.build, pg_advisory_xact_lock_shared(public.projection_lock(p.name, p.build)) INTO locked
+        FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
+        SELECT p.build,
+               (SELECT k.key FROM public.parked k
+                WHERE k.name = p.name AND k.build = p.build AND (of_key IS NULL OR k.key = of_key) ORDER BY k.parked_at LIMIT 1)
+        INTO serving, parked_key
+        FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
+        EXIT WHEN serving IS NOT DISTINCT FROM locked.build;
     END LOOP;
-    SELECT k.key INTO parked_key FROM public.parked k
-    WHERE k.name = projection AND k.build = serving AND (of_key IS NULL OR k.key = of_key)
-    ORDER BY k.parked_at LIMIT 1;
     PERFORM set_config('search_path', serving || ', public', true);
 END $$;
 
