@@ -63,7 +63,7 @@ pub(crate) enum Task {
         #[arg(long)]
         reason: String,
         /// Who decides so; recorded too
-        #[arg(long, env = "USER", default_value = "unknown", value_name = "NAME")]
+        #[arg(long, env = "USER", hide_env_values = true, default_value = "unknown", value_name = "NAME")]
         by: String,
         #[command(flatten)]
         confirmed: Confirmed,

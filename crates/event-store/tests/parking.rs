@@ -330,6 +330,7 @@ async fn who_takes_a_segment_over_knows_what_is_parked_in_it() {
     let second = Process::start(&log, ledger.clone());
     happen(&log, &carts, 200, &random).await;
     assert_exact(&log, "projection_a", &|position, cart| cart == key(&carts[7]) && position >= poison).await;
+    assert_eq!(parked(&log).await[0].attempts, 1, "nobody has asked for another");
     let third = Process::start(&log, ledger.clone());
     eventually("the segments are shared out", || async {
         let owners: i64 = sqlx::query_scalar("SELECT count(DISTINCT owner) FROM checkpoint").fetch_one(log.store.pool()).await.unwrap();

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::{EventStore, LogEvent, Position, Recorded, StoreError};
 
+use registration::Switched;
 pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready, switch_with_parked};
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};
@@ -161,6 +162,7 @@ async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationTo
 /// Puts a new build into service when it is as far as the one that is. Beside the workers, for they go on while it waits for them.
 async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &CancellationToken) {
     let mut seen = running.replica.seen();
+    let mut said = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -180,8 +182,19 @@ async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &C
         if nearly {
             let switched = timeout(SLOW, registration::switch(running.store.pool(), P::NAME, P::VERSION, &running.types)).await;
             match switched.unwrap_or(Err(StoreError::Busy)) {
-                Ok(true) => alive.look(),
-                Ok(false) => {}
+                Ok(Switched::Done) => {
+                    said = false;
+                    alive.look();
+                }
+                Ok(Switched::NotYet) => {}
+                Ok(Switched::Parked) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(
+                            projection = P::NAME,
+                            "the new build does not go into service: it has keys parked that the one in service has not; `cartctl parked list` shows them"
+                        );
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(
                         projection = P::NAME,

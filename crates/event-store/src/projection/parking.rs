@@ -5,6 +5,9 @@
 //! segment's checkpoint fences; so where a checkpoint stands says of its parked keys that all up to there is applied or in their queues.
 //! Operators ask, and take out of a queue what is to be skipped.
 
+use std::collections::HashSet;
+
+use disintegrate::{Event as _, IdentifierValue};
 use opentelemetry::KeyValue;
 use sqlx::{Connection, PgConnection, postgres::PgDatabaseError, types::Json};
 use time::OffsetDateTime;
@@ -120,7 +123,7 @@ impl<E> Batch<E> {
         if parked.is_empty() {
             return Sorted::Queue(queue);
         }
-        let concerned: Vec<_> = parked.iter().copied().filter(|key| active.contains(&segment_of(*key, segments))).collect();
+        let concerned: HashSet<_> = parked.iter().copied().filter(|key| active.contains(&segment_of(*key, segments))).collect();
         self.events.retain(|event| match P::key(event) {
             Some(key) => {
                 let parked = concerned.contains(&key);
@@ -179,7 +182,10 @@ fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
     for row in rows {
         let position = Position(row.event_id);
         match decode::<P::Log>(row.event_id, &row.payload).map(TryInto::try_into) {
-            Ok(Ok(event)) => batch.events.push(Recorded { position, event, metadata: row.metadata.0, recorded_at: row.inserted_at }),
+            Ok(Ok(event)) => {
+                debug_assert!(is_keyed_by::<P>(&event), "{}: the key of the event at {position} is not the id it is keyed by", P::NAME);
+                batch.events.push(Recorded { position, event, metadata: row.metadata.0, recorded_at: row.inserted_at });
+            }
             // Of another stream.
             Ok(Err(_)) => {}
             Err(error) => {
@@ -189,6 +195,15 @@ fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
         }
     }
     batch
+}
+
+/// Whether an event's key is what its column would say.
+fn is_keyed_by<P: Projection>(event: &P::Event) -> bool {
+    P::KEYED_BY.is_none_or(|id| {
+        let ids = event.domain_ids();
+        let value = ids.iter().find(|(known, _)| known.into_inner() == id).map(|(_, value)| value);
+        P::key(event) == value.and_then(|value| if let IdentifierValue::Uuid(key) = value { Some(*key) } else { None })
+    })
 }
 
 /// The keys of events that cannot be read, by the column of the id that the projection is keyed by.

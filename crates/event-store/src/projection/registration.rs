@@ -215,10 +215,20 @@ pub async fn switch_with_parked(pool: &PgPool, name: &str) -> Result<bool, Store
     Ok(asked.rows_affected() > 0)
 }
 
+/// What putting a new build into service came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Switched {
+    /// It is in service.
+    Done,
+    /// There is none, or it has not come as far.
+    NotYet,
+    /// It has keys parked that the one in service has not, and no operator has said that it may go into service with them.
+    Parked,
+}
+
 /// Puts a new build into service where it has come as far as the one that is, in one transaction. That one is held still for it, for as long
-/// as the new one takes to come to where it stopped, and for a second at the most. `false` also where the new one has keys parked that the
-/// one in service has not, unless an operator has said that it may.
-pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<bool, StoreError> {
+/// as the new one takes to come to where it stopped, and for a second at the most.
+pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
     let builds = sqlx::query!("SELECT build, version, status, switch_when_ready FROM projection WHERE name = $1 FOR UPDATE", name)
@@ -226,10 +236,10 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
         .await?;
     let serving = builds.iter().find(|build| build.status == "serving");
     let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready);
-    let (Some(serving), Some(made)) = (serving, made) else { return Ok(false) };
+    let (Some(serving), Some(made)) = (serving, made) else { return Ok(Switched::NotYet) };
     // Before anybody is held still for it, and then for sure.
     if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
-        return Ok(false);
+        return Ok(Switched::Parked);
     }
     let positions = sqlx::query_scalar!(
         "SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE",
@@ -242,13 +252,13 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
     let until = Instant::now() + Duration::from_secs(1);
     while !as_far(&mut transaction, name, &made.build, reached, types).await? {
         if Instant::now() >= until {
-            return Ok(false);
+            return Ok(Switched::NotYet);
         }
         // The replicas are at work on it meanwhile.
         sleep(Duration::from_millis(5)).await;
     }
     if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
-        return Ok(false);
+        return Ok(Switched::Parked);
     }
     // And who was at work on it is fenced off, so that nobody knows of it what the new one has not applied yet.
     sqlx::query!("UPDATE checkpoint SET owner = NULL WHERE name = $1 AND build = $2", name, serving.build)
@@ -262,7 +272,7 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
         .await?;
     transaction.commit().await?;
     tracing::info!(projection = name, build = made.build, position = %reached, "the new build is in service");
-    Ok(true)
+    Ok(Switched::Done)
 }
 
 /// Whether each segment of a build has applied all that there is up to a position.

@@ -233,6 +233,9 @@ impl<P: Projection> Worker<'_, P> {
         }
         let Some(build) = seen.builds.get(self.leases.build).filter(|build| build.version == P::VERSION) else {
             // Retired, or made anew by another release.
+            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
+            METRICS.projection_parked.record(0, &of);
+            METRICS.projection_stopped.record(0, &of);
             if !self.held.positions.is_empty() {
                 let held = std::mem::take(&mut self.held);
                 self.leases.hand_back(&held).await?;
