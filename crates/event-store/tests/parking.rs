@@ -349,7 +349,7 @@ async fn replicas_that_come_and_die_while_keys_are_parked_and_retried_lose_and_d
     for seed in [21, 22] {
         let (log, carts, random, ledger) = (log().await, carts(), seeded(seed), Ledger::<1>::default());
         let mut replicas = vec![Process::start(&log, ledger.clone())];
-        for _ in 0..20 {
+        for _ in 0..15 {
             let head = happen(&log, &carts, 30, &random).await.0;
             let next = random.borrow_mut().random_range(0..6);
             match next {
@@ -359,8 +359,12 @@ async fn replicas_that_come_and_die_while_keys_are_parked_and_retried_lose_and_d
                     operate::retry_parked(log.store.pool(), None, None).await.unwrap();
                 }
                 3 => ledger.poison.lock().unwrap().events.clear(),
-                // What comes next, mostly a cart's; what has no key stops segments for a time.
-                _ => ledger.poison.lock().unwrap().events.extend([head + 3, head + 11]),
+                _ => {
+                    // Mostly a cart's; what has no key stops segments, so that the other may not be come to.
+                    ledger.poison.lock().unwrap().events.extend([head + 3, head + 11]);
+                    happen(&log, &carts, 30, &random).await;
+                    eventually("some of it is come to", || async { (!parked(&log).await.is_empty()).then_some(()) }).await;
+                }
             }
             if replicas.is_empty() {
                 replicas.push(Process::start(&log, ledger.clone()));
