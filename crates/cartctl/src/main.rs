@@ -7,6 +7,7 @@ mod error;
 mod follow;
 mod log;
 mod output;
+mod parked;
 mod projections;
 mod status;
 mod todos;
@@ -66,6 +67,9 @@ enum Task {
     /// Read models and automations: how far they are; pause them, make one anew, compare, switch, drop
     #[command(subcommand)]
     Projections(projections::Task),
+    /// What projections cannot apply: shown, tried again, skipped
+    #[command(subcommand)]
+    Parked(parked::Task),
     /// What automations have to do
     #[command(subcommand)]
     Todos(todos::Task),
@@ -107,6 +111,7 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
     match task {
         Task::Status(arguments) => status::run(arguments, common, output).await,
         Task::Projections(task) => projections::run(task, common, output).await,
+        Task::Parked(task) => parked::run(task, common, output).await,
         Task::Todos(task) => todos::run(task, common, output).await,
         Task::Publications(task) => todos::publications(task, common, output).await,
         Task::Translations(task) => translations::run(task, common, output).await,

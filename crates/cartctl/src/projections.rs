@@ -59,6 +59,9 @@ pub(crate) enum Task {
         /// The retired one instead, brought up to date first
         #[arg(long)]
         back: bool,
+        /// Also with keys parked that the one in service has not
+        #[arg(long)]
+        force: bool,
     },
     /// Give up the build that is not in service, retired or unfinished: its rows are gone
     Drop {
@@ -78,7 +81,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
         Task::Resume { name } => pause(&log, known(&builds, &name)?, false, output).await,
         Task::Rebuild { name, hold, detach } => rebuild(&log, &builds, known(&builds, &name)?, hold, detach, output).await,
         Task::Diff { name, samples } => diff(&log, &builds, known(&builds, &name)?, samples, output).await,
-        Task::Switch { name, back } => switch(&log, &builds, known(&builds, &name)?, back, output).await,
+        Task::Switch { name, back, force } => switch(&log, &builds, known(&builds, &name)?, back, force, output).await,
         Task::Drop { name, confirmed } => drop_build(&log, &builds, known(&builds, &name)?, &confirmed, output).await,
     }
 }
@@ -156,15 +159,33 @@ async fn rebuild(
     })
 }
 
-async fn switch(log: &EventStore<DomainEvent>, builds: &[Build], serving: &Build, back: bool, output: &Output) -> Result<(), Error> {
+async fn switch(
+    log: &EventStore<DomainEvent>,
+    builds: &[Build],
+    serving: &Build,
+    back: bool,
+    force: bool,
+    output: &Output,
+) -> Result<(), Error> {
     let name = serving.name.as_str();
     if back {
         revive(log, builds, name).await?;
-    } else if !projection::switch_when_ready(log.pool(), name).await? {
+    }
+    let made = if force {
+        projection::switch_with_parked(log.pool(), name).await?
+    } else {
+        projection::switch_when_ready(log.pool(), name).await?
+    };
+    if !made {
         return Err(Error::Nothing(format!("nothing of {name} is being made; `cartctl projections rebuild {name}` begins it")));
     }
     if serving.paused {
         output.note(&format!("{name} is paused, and so is the switch: `cartctl projections resume {name}` lets it go on"));
+    }
+    if !force && builds.iter().any(|build| build.name == name && build.status != "serving" && build.parked > 0) {
+        output.note(
+            "keys are parked in that build: it does not go into service with any that the one in service has not, unless --force says so",
+        );
     }
     say_if_nobody_works(log, name, output).await?;
     if output.json {
@@ -235,14 +256,14 @@ fn known<'a>(builds: &'a [Build], name: &str) -> Result<&'a Build, Error> {
     })
 }
 
-async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &str, output: &Output) -> Result<(), Error> {
+pub(crate) async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &str, output: &Output) -> Result<(), Error> {
     if !operate::replicas(log.pool()).await?.iter().any(|replica| replica.name == name) {
         output.note(&format!("no process runs {name} at this moment, so nothing is done until one does: start the service"));
     }
     Ok(())
 }
 
-pub(crate) const HEADS: [&str; 8] = ["projection", "version", "build", "status", "position", "lag", "behind", "segments held"];
+pub(crate) const HEADS: [&str; 9] = ["projection", "version", "build", "status", "position", "lag", "behind", "parked", "segments held"];
 
 pub(crate) fn row(build: &Build) -> Vec<String> {
     let mut status = build.status.clone();
@@ -265,8 +286,17 @@ pub(crate) fn row(build: &Build) -> Vec<String> {
         build.position.to_string(),
         build.lag_events.to_string(),
         span(build.lag_seconds),
+        parked(build),
         holders(build),
     ]
+}
+
+/// How many keys are parked, and how many segments stand.
+fn parked(build: &Build) -> String {
+    match build.segments.iter().filter(|segment| segment.stopped).count() {
+        0 => build.parked.to_string(),
+        standing => format!("{}, {standing} of {} segments stand", build.parked, build.segments.len()),
+    }
 }
 
 /// Who holds how many, by the end of the replica's id, which differs most: `8 of 8: 5 by …3f2a, 3 by …77b1`.

@@ -28,6 +28,9 @@ pub(crate) struct Metrics {
     pub(crate) projection_events: Counter<u64>,
     pub(crate) projection_batch: Histogram<u64>,
     pub(crate) projection_faults: Counter<u64>,
+    pub(crate) projection_parked: Gauge<u64>,
+    pub(crate) projection_stopped: Gauge<u64>,
+    pub(crate) parked_queries: Counter<u64>,
     pub(crate) todos: Counter<u64>,
     pub(crate) todo_count: Gauge<i64>,
     pub(crate) todo_oldest: Gauge<f64>,
@@ -40,6 +43,7 @@ impl Metrics {
         let word = match outcome {
             Ok(Waited::There) => "there",
             Ok(Waited::Behind(_)) => "behind",
+            Ok(Waited::Parked(_)) => "parked",
             Err(_) => "fault",
         };
         self.query_waits.record(time.as_secs_f64(), &[KeyValue::new("query", query), KeyValue::new("outcome", word)]);
@@ -105,7 +109,21 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .build(),
         projection_faults: meter
             .u64_counter("projection.faults")
-            .with_description("Batches that could not be applied; tried again.")
+            .with_description("Times that something could not be applied: tried again, or parked with its key.")
+            .build(),
+        projection_parked: meter
+            .u64_gauge("projection.parked")
+            .with_unit("{key}")
+            .with_description("Keys that are parked in a build, by all replicas, since an event of theirs could not be applied.")
+            .build(),
+        projection_stopped: meter
+            .u64_gauge("projection.stopped")
+            .with_unit("{segment}")
+            .with_description("Segments of a build held here that stand before an event which cannot be applied.")
+            .build(),
+        parked_queries: meter
+            .u64_counter("projection.parked.queries")
+            .with_description("Queries that were not answered as they touch a parked key.")
             .build(),
         todos: meter.u64_counter("todo.attempts").with_description("To-dos worked, by automation and outcome.").build(),
         todo_count: meter

@@ -8,6 +8,7 @@
 //! stand at the same position in one transaction, and lets those that are behind catch up with the others first.
 
 mod operating;
+mod parking;
 mod registration;
 mod replica;
 mod segment;
@@ -30,7 +31,8 @@ use uuid::Uuid;
 use crate::{EventStore, LogEvent, Position, Recorded, StoreError, metrics::METRICS};
 
 pub use operating::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
-pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
+use registration::Switched;
+pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready, switch_with_parked};
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};
 pub use segment::segment_of;
@@ -67,6 +69,10 @@ pub trait Projection: Send + Sync + 'static {
     /// nothing is made anew for it.
     const SEGMENTS: i32 = 8;
 
+    /// The domain id that is the key, by its name in the log's schema. By it, an event that is not of today's shape is known to be a key's,
+    /// which is parked with it; without, it counts as one without key.
+    const KEYED_BY: Option<&'static str> = None;
+
     /// What events keep their order by. An event without a key concerns every key: it is applied once in each segment, and then may touch
     /// only rows whose key `projection_holds`, in SQL.
     fn key(event: &Self::Event) -> Option<Uuid>;
@@ -75,7 +81,8 @@ pub trait Projection: Send + Sync + 'static {
     /// change, not one a row.
     ///
     /// # Errors
-    /// The database's. The transaction is rolled back then, and the batch is tried again.
+    /// The database's. The transaction is rolled back then, and the batch is tried again, in smaller ones; an event that fails alone parks
+    /// its key, and the rest goes on.
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<Self::Event>]) -> Result<(), sqlx::Error>;
 }
 
@@ -189,6 +196,7 @@ fn measure<P: Projection>(seen: &replica::Seen, head: Position) {
 /// Puts a new build into service when it is as far as the one that is. Beside the workers, for they go on while it waits for them.
 async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &CancellationToken) {
     let mut seen = running.replica.seen();
+    let mut said = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -212,8 +220,19 @@ async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &C
         if nearly {
             let switched = timeout(SLOW, registration::switch(running.store.pool(), P::NAME, P::VERSION, &running.types)).await;
             match switched.unwrap_or(Err(StoreError::Busy)) {
-                Ok(true) => alive.look(),
-                Ok(false) => {}
+                Ok(Switched::Done) => {
+                    said = false;
+                    alive.look();
+                }
+                Ok(Switched::NotYet) => {}
+                Ok(Switched::Parked) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(
+                            projection = P::NAME,
+                            "the new build does not go into service: it has keys parked that the one in service has not; `cartctl parked list` shows them"
+                        );
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(
                         projection = P::NAME,

@@ -91,6 +91,9 @@ pub(crate) struct Build {
     /// Other replicas of this version that are alive, and how many of them come before this one.
     pub(crate) others: i64,
     pub(crate) before: i64,
+    /// How many keys are parked in it, and whether an operator has asked for some to be tried again.
+    pub(crate) parked: i64,
+    pub(crate) retry_asked: bool,
     pub(crate) checkpoints: Vec<Checkpoint>,
 }
 
@@ -245,8 +248,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::float8[])
                    AS r(id, name, version, segments, lease)
            ), alive AS (
-               INSERT INTO replica AS r (name, id, version, segments, alive_until)
-               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease) FROM running
+               INSERT INTO replica AS r (name, id, version, segments, alive_until, parks)
+               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease), true FROM running
                ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until
            ), held AS (
                SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[], $11::bigint[])
@@ -260,6 +263,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
            ), moved AS (
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
                WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
+           ), held_back AS (
+               SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked GROUP BY name, build
            )
            SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
                   CASE WHEN p.stop_until > clock_timestamp() THEN p.stop_at END AS stop_at, p.segments AS wanted,
@@ -270,6 +275,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                       AND o.alive_until > clock_timestamp()) AS "others!",
                   (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id < r.id
                       AND o.alive_until > clock_timestamp()) AS "before!",
+                  coalesce(k.keys, 0) AS "parked!", coalesce(k.asked, false) AS "retry_asked!",
                   c.segment, c.segments, greatest(c.position, h.position) AS "position!",
                   (SELECT c.owner WHERE c.owner = r.id OR EXISTS (
                       SELECT FROM replica o WHERE o.name = c.name AND o.id = c.owner AND o.alive_until > clock_timestamp())) AS owner,
@@ -277,6 +283,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                             WHERE e.event_id = greatest(c.position, h.position) + 1), 0) AS "lag!"
            FROM running r JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
            LEFT JOIN held h ON h.id = r.id AND h.id = c.owner AND h.build = c.build AND h.segments = c.segments AND h.segment = c.segment
+           LEFT JOIN held_back k ON k.name = p.name AND k.build = p.build
            WHERE p.status IN ('serving', 'building')
            ORDER BY c.segment"#,
         &ids,
@@ -306,6 +313,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             wanted_by_some: row.wanted_by_some,
             others: row.others,
             before: row.before,
+            parked: row.parked,
+            retry_asked: row.retry_asked,
             checkpoints: vec![],
         });
         build.checkpoints.push(Checkpoint {
