@@ -530,6 +530,20 @@ async fn where_very_many_keys_are_parked_it_stands_still() {
     process.stop().await;
 }
 
+/// Waits until so many heartbeats have seen how everything stands.
+async fn until_heartbeats(log: &TestLog<DomainEvent>, count: usize) {
+    for _ in 0..count {
+        let before: sqlx::types::time::OffsetDateTime =
+            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        eventually("a heartbeat has come", || async {
+            let later = sqlx::query_scalar("SELECT max(alive_until) > $1 FROM replica").bind(before);
+            let beat: bool = later.fetch_one(log.store.pool()).await.unwrap();
+            beat.then_some(())
+        })
+        .await;
+    }
+}
+
 async fn serving(log: &TestLog<DomainEvent>) -> String {
     sqlx::query_scalar("SELECT build FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap()
 }
@@ -559,16 +573,7 @@ async fn a_new_build_parks_its_own_keys_and_goes_into_service_with_those_alone_t
     let parked = until_parked(&log, 2).await;
     let in_new: Vec<_> = parked.iter().filter(|parked| parked.build == "projection_a").map(|parked| parked.key).collect();
     assert_eq!(in_new, [Some(key(&carts[4]))], "what was parked in the build before this one is not");
-    for _ in 0..3 {
-        let before: sqlx::types::time::OffsetDateTime =
-            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
-        eventually("a heartbeat has come", || async {
-            let beat: bool =
-                sqlx::query_scalar("SELECT max(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
-            beat.then_some(())
-        })
-        .await;
-    }
+    until_heartbeats(&log, 3).await;
     assert_eq!(serving(&log).await, "projection_b");
     assert!(projection::switch_with_parked(log.store.pool(), "ledger").await.unwrap());
     eventually("it is in service", || async { (serving(&log).await == "projection_a").then_some(()) }).await;
@@ -591,6 +596,7 @@ async fn a_new_build_without_parked_keys_goes_into_service_by_itself_and_a_retry
     let new = Process::start(&log, ledger.clone());
     until_parked(&log, 1).await;
     until_at_head(&log, "projection_b").await;
+    until_heartbeats(&log, 3).await;
     assert_eq!(serving(&log).await, "projection_a");
     ledger.poison.lock().unwrap().events.clear();
     assert!(retry(&log).await.is_empty());
