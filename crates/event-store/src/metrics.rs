@@ -46,7 +46,7 @@ impl Metrics {
 /// Made at first use, which is after the service has installed its meter.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = global::meter("event-store");
-    Metrics {
+    let metrics = Metrics {
         append_duration: meter
             .f64_histogram("log.append.duration")
             .with_unit("s")
@@ -107,7 +107,12 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("How long queries waited for the position they asked for, by query and outcome.")
             .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
             .build(),
+    };
+    // From the start: a counter that comes about with the first fault was never seen to grow.
+    for counter in [&metrics.appends, &metrics.conflicts, &metrics.busy, &metrics.known_hits, &metrics.known_evictions, &metrics.unknown_outcomes] {
+        counter.add(0, &[]);
     }
+    metrics
 });
 
 /// Has what a store's known states take read whenever the metrics are.

@@ -17,6 +17,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use disintegrate::Event;
+use opentelemetry::KeyValue;
 use sqlx::PgConnection;
 use tokio::{
     sync::watch,
@@ -25,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{EventStore, LogEvent, Position, Recorded, StoreError};
+use crate::{EventStore, LogEvent, Position, Recorded, StoreError, metrics::METRICS};
 
 pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
 pub(crate) use replica::Replicas;
@@ -111,6 +112,8 @@ pub async fn run<P: Projection>(
     if !register(&running, &shutdown).await {
         return Ok(());
     }
+    // From the start, so that the first fault is seen as one more.
+    METRICS.projection_faults.add(0, &[KeyValue::new("projection", P::NAME)]);
     let alive = running.store.replicas().live(running.store.pool(), running.replica.clone());
     match P::KIND {
         Kind::ReadModel => {
