@@ -109,7 +109,9 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .build(),
     };
     // From the start: a counter that comes about with the first fault was never seen to grow.
-    for counter in [&metrics.appends, &metrics.conflicts, &metrics.busy, &metrics.known_hits, &metrics.known_evictions, &metrics.unknown_outcomes] {
+    for counter in
+        [&metrics.appends, &metrics.conflicts, &metrics.busy, &metrics.known_hits, &metrics.known_evictions, &metrics.unknown_outcomes]
+    {
         counter.add(0, &[]);
     }
     metrics
