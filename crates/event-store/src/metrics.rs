@@ -32,6 +32,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
+    pub(crate) fn begin(&self) {
+        for counter in [&self.appends, &self.conflicts, &self.busy, &self.known_hits, &self.known_evictions, &self.unknown_outcomes] {
+            counter.add(0, &[]);
+        }
+    }
+
     /// A query has waited for a position, in vain or not.
     pub(crate) fn waited(&self, query: &'static str, time: Duration, outcome: &Result<Waited, StoreError>) {
         let word = match outcome {
@@ -46,7 +53,7 @@ impl Metrics {
 /// Made at first use, which is after the service has installed its meter.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = global::meter("event-store");
-    let metrics = Metrics {
+    Metrics {
         append_duration: meter
             .f64_histogram("log.append.duration")
             .with_unit("s")
@@ -107,14 +114,7 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("How long queries waited for the position they asked for, by query and outcome.")
             .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
             .build(),
-    };
-    // From the start: a counter that comes about with the first fault was never seen to grow.
-    for counter in
-        [&metrics.appends, &metrics.conflicts, &metrics.busy, &metrics.known_hits, &metrics.known_evictions, &metrics.unknown_outcomes]
-    {
-        counter.add(0, &[]);
     }
-    metrics
 });
 
 /// Has what a store's known states take read whenever the metrics are.

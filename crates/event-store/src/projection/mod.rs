@@ -17,7 +17,6 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use disintegrate::Event;
-use opentelemetry::KeyValue;
 use sqlx::PgConnection;
 use tokio::{
     sync::watch,
@@ -26,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{EventStore, LogEvent, Position, Recorded, StoreError, metrics::METRICS};
+use crate::{EventStore, LogEvent, Position, Recorded, StoreError};
 
 pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
 pub(crate) use replica::Replicas;
@@ -112,8 +111,7 @@ pub async fn run<P: Projection>(
     if !register(&running, &shutdown).await {
         return Ok(());
     }
-    // From the start, so that the first fault is seen as one more.
-    METRICS.projection_faults.add(0, &[KeyValue::new("projection", P::NAME)]);
+    worker::count_faults::<P>(0);
     let alive = running.store.replicas().live(running.store.pool(), running.replica.clone());
     match P::KIND {
         Kind::ReadModel => {
