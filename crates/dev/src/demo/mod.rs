@@ -13,7 +13,7 @@ mod supply;
 use crate::error::Error;
 use crate::layout::Layout;
 use crate::report::{self, Report};
-use crate::state::{State, Up};
+use crate::state::State;
 use crate::up;
 
 /// Lives the day with this many shoppers, on the stack that is up; where none is, brings one up and takes it down
@@ -35,14 +35,6 @@ pub async fn run(layout: &Layout, shoppers: u32, release: bool, report: &Report)
         up::down(layout, report).await?;
     }
     lived?.verdict()
-}
-
-/// Lives the day against services that whoever calls has started.
-///
-/// # Errors
-/// As [`run`].
-pub async fn live(up: &Up, shoppers: u32, report: &Report) -> Result<(), Error> {
-    day::live(up, shoppers, report).await?.verdict()
 }
 
 async fn interrupted<T>() -> Result<T, Error> {
