@@ -1,5 +1,5 @@
 //! Alerts, dashboards and the runbook: that they fit each other, and that a Prometheus which scrapes the real services answers every query.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -203,6 +203,23 @@ fn every_service_is_scraped_by_its_name_where_it_listens() {
 }
 
 #[test]
+fn compose_mounts_files_that_there_are_and_only_in_its_profile() {
+    let compose = yaml("deploy/observability/compose.yml");
+    for (name, service) in compose["services"].as_object().unwrap() {
+        // Merge keys are for Compose to resolve.
+        let of = |key: &str| service.get(key).unwrap_or(&compose["x-watcher"][key]);
+        assert_eq!(of("profiles"), &json!(["observability"]), "{name}");
+        for volume in array(of("volumes")) {
+            let from = volume.as_str().unwrap().split(':').next().unwrap();
+            match from.strip_prefix("./") {
+                Some(file) => assert!(root().join("deploy/observability").join(file).exists(), "{name} mounts {from}"),
+                None => assert!(compose["volumes"].get(from).is_some(), "{name} mounts {from}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn the_dashboards_are_whole() {
     let sources = yaml("deploy/observability/grafana/provisioning/datasources/datasources.yaml");
     assert!(array(&sources["datasources"]).iter().any(|source| source["type"] == "prometheus" && source["isDefault"] == true));
@@ -292,10 +309,11 @@ impl Prometheus {
             answer.status().is_success().then_some(())
         })
         .await;
+        let all = running.len().to_string();
         // It looks for what to scrape only every few seconds.
         eventually("Prometheus scrapes every service", || async {
             let up = prometheus.get("query", &[("query", "count(up == 1)")]).await.unwrap();
-            (up["result"][0]["value"][1] == running.len().to_string()).then_some(())
+            (up["result"][0]["value"][1].as_str() == Some(all.as_str())).then_some(())
         })
         .await;
         prometheus

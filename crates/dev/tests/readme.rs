@@ -186,7 +186,9 @@ fn every_route_is_in_the_table_and_every_route_in_the_table_is_served() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "migrations/README.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "migrations/README.md", "docs/operations.md", "docs/runbook.md", "deploy/observability/README.md"]
+    {
         let content = text(document);
         let directory = root().join(document).parent().unwrap().to_owned();
         for target in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
