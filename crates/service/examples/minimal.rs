@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use actix_web::{Responder, get};
-use service::{Fault, Service, trace};
+use service::{Arguments, Fault, Service, trace};
 use utoipa::OpenApi;
 
 const DEFAULTS: &str = r#"
@@ -42,8 +42,8 @@ async fn traceparent() -> impl Responder {
 struct Document;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("minimal", "The least that is a service");
-    service::run("minimal", DEFAULTS, start)
+    let arguments = Arguments::parse("minimal", "The least that is a service");
+    service::run("minimal", &arguments, DEFAULTS, start)
 }
 
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
