@@ -11,7 +11,7 @@ const DEFAULTS: &str = r#"
 port = 8080
 # The database.
 database_url = "postgres://nobody@127.0.0.1:5432/nothing"
-# The task to fail with: none, error or panic.
+# The task to fail with: none, error or panic; or unready, for never being ready.
 failing = "none"
 "#;
 
@@ -26,6 +26,7 @@ enum Failing {
     None,
     Error,
     Panic,
+    Unready,
 }
 
 impl service::Validate for Settings {}
@@ -47,9 +48,11 @@ fn main() -> ExitCode {
 }
 
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
-    let service = service.background("worker", |shutdown| async move {
+    let unready = matches!(settings.failing, Failing::Unready);
+    let check = move || async move { if unready { Err("none is there".to_owned()) } else { Ok(()) } };
+    let service = service.ready_when("paper", check).background("worker", |shutdown| async move {
         match settings.failing {
-            Failing::None => shutdown.cancelled().await,
+            Failing::None | Failing::Unready => shutdown.cancelled().await,
             Failing::Error => return Err(Fault::msg("out of paper")),
             #[allow(clippy::panic, reason = "the test is about panics")]
             Failing::Panic => panic!("out of cheese"),
