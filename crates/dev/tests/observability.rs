@@ -212,7 +212,7 @@ fn compose_mounts_files_that_there_are_and_only_in_its_profile() {
         for volume in array(of("volumes")) {
             let from = volume.as_str().unwrap().split(':').next().unwrap();
             match from.strip_prefix("./") {
-                Some(file) => assert!(root().join("deploy/observability").join(file).exists(), "{name} mounts {from}"),
+                Some(file) => assert!(root().join(file).exists(), "{name} mounts {from}"),
                 None => assert!(compose["volumes"].get(from).is_some(), "{name} mounts {from}"),
             }
         }
