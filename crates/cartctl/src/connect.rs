@@ -25,7 +25,12 @@ impl Common {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(Error::Usage(wrong.to_owned()));
         }
-        let options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
+        let mut options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
+        // An empty variable counts as unset.
+        if let Some(path) = self.database_password_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+            let wrong = |error| format!("the password cannot be read from {} (--database-password-file): {error}", path.display());
+            options = options.password(&event_store::read_password(path).map_err(|error| Error::Usage(wrong(error)))?);
+        }
         // Frozen in the middle of something, this command must not hold up the services.
         let options = options.application_name("cartctl").options([
             ("idle_in_transaction_session_timeout", "5s"),

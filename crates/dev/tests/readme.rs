@@ -51,7 +51,7 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
         .collect();
     let readme = text("README.md");
     let mut named = BTreeSet::new();
-    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("justfile")] {
+    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("docs/operations.md"), &text("justfile")] {
         for command in commands(document) {
             let [subcommand, arguments @ ..] = command.as_slice() else { continue };
             assert!(known.contains(subcommand), "`cargo dev {subcommand}` is named, and there is none");
@@ -150,7 +150,8 @@ fn variables(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn one_environment_may_serve_all_programs() {
-    let sources = ["README.md", ".env.example", "crates/dev/src/test_stack.rs"];
+    let sources =
+        ["README.md", ".env.example", "docker-compose.yml", "deploy/Dockerfile", "deploy/passwords.sql", "crates/dev/src/test_stack.rs"];
     let used: BTreeSet<String> = sources.into_iter().flat_map(|path| variables(&text(path))).collect();
     assert_eq!(variables(&text("crates/service/src/variables.txt")), used);
 }
@@ -186,7 +187,15 @@ fn every_route_is_in_the_table_and_every_route_in_the_table_is_served() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "migrations/README.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "migrations/README.md",
+        "docs/operations.md",
+        "docs/runbook.md",
+        "deploy/observability/README.md",
+        "deploy/stand-ins/README.md",
+    ] {
         let content = text(document);
         let directory = root().join(document).parent().unwrap().to_owned();
         for target in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -38,6 +38,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
+    pub(crate) fn begin(&self) {
+        for counter in [&self.appends, &self.conflicts, &self.busy, &self.known_hits, &self.known_evictions, &self.unknown_outcomes] {
+            counter.add(0, &[]);
+        }
+    }
+
     /// A query has waited for a position, in vain or not.
     pub(crate) fn waited(&self, query: &'static str, time: Duration, outcome: &Result<Waited, StoreError>) {
         let word = match outcome {

@@ -186,6 +186,7 @@ impl<E: LogEvent> EventStore<E> {
     ///
     /// Must be called within a tokio runtime: it starts the appender, the announcer and the listener.
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
+        METRICS.begin();
         let heads = Heads::new();
         let connected = heads.clone();
         let pool = PgPoolOptions::new()

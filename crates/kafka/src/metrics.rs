@@ -46,6 +46,13 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     }
 });
 
+/// Counts from the start, as what comes about with a topic's first fault was never seen to grow.
+pub(crate) fn begin(topic: &str) {
+    for counter in [&METRICS.messages, &METRICS.dead_letters, &METRICS.fenced, &METRICS.faults] {
+        counter.add(0, &[KeyValue::new("topic", topic.to_owned())]);
+    }
+}
+
 /// Registers what is read off when somebody asks: only partitions that this process has, so that none is counted twice or stays behind.
 pub(crate) fn observe(status: &Weak<Status>) {
     let of = |read: fn(&Status) -> Vec<(String, i32, i64)>| {

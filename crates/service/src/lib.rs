@@ -29,13 +29,15 @@ pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
 pub use path::{PathValue, agree};
 pub use position::{At, MinPosition};
-pub use run::{Service, run, takes_no_arguments};
+pub use run::{Arguments, Service, run};
 pub use settings::Validate;
 
 /// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.
 pub use anyhow::Error as Fault;
 /// The token that tells a background task to finish.
 pub use tokio_util::sync::CancellationToken;
+/// The version of this build, for a command line of one's own.
+pub use version::VERSION;
 
 #[cfg(test)]
 mod tests;

@@ -65,7 +65,10 @@ impl HttpError {
 /// # Errors
 /// Where the URL cannot be read; settings are validated before, so this does not happen.
 pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
-    let options: PgConnectOptions = common.database_url.expose().parse()?;
+    let mut options: PgConnectOptions = common.database_url.expose().parse()?;
+    if let Some(password) = common.database_password_file.expose() {
+        options = options.password(password);
+    }
     let settings = StoreSettings {
         max_connections: common.database_max_connections.as_u32(),
         decide_deadline,

@@ -10,13 +10,13 @@ use std::process::ExitCode;
 use actix_web::web;
 use cart_events::DomainEvent;
 use kafka::{Brokers, Translation, Translator, TranslatorSettings};
-use service::{CancellationToken, Fault, Service, open_log};
+use service::{Arguments, CancellationToken, Fault, Service, open_log};
 use settings::Settings;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("inventory-translator", "Inventories and price changes, from Kafka and over HTTP, into the log");
-    service::run("inventory-translator", include_str!("settings.toml"), start)
+    let arguments = Arguments::parse("inventory-translator", "Inventories and price changes, from Kafka and over HTTP, into the log");
+    service::run("inventory-translator", &arguments, include_str!("settings.toml"), start)
 }
 
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {

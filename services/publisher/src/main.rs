@@ -15,15 +15,15 @@ use kafka::{Brokers, Publisher, PublisherSettings};
 use publish_cart::{PublishCartAutomation, Publishing};
 use serde::Deserialize;
 use service::{
-    CancellationToken, Fault, Service, Validate, open_log,
+    Arguments, CancellationToken, Fault, Service, Validate, open_log,
     settings::{BootstrapServers, TopicName, Whole},
 };
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("publisher", "Submitted carts, published to Kafka");
-    service::run("publisher", include_str!("settings.toml"), start)
+    let arguments = Arguments::parse("publisher", "Submitted carts, published to Kafka");
+    service::run("publisher", &arguments, include_str!("settings.toml"), start)
 }
 
 #[derive(Debug, Deserialize)]

@@ -59,8 +59,13 @@ impl Backoff {
     }
 }
 
+/// From zero: what comes about with its first fault was never seen to grow.
+pub(super) fn count_faults<P: Projection>(more: u64) {
+    METRICS.projection_faults.add(more, &[KeyValue::new("projection", P::NAME)]);
+}
+
 pub(super) fn say<P: Projection>(error: &StoreError) {
-    METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
+    count_faults::<P>(1);
     if error.is_unavailable() {
         tracing::warn!(projection = P::NAME, error = error as &dyn std::error::Error, "waiting for the log");
     } else {

@@ -137,7 +137,8 @@ fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
 fn shown(key: &str, value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) if key.ends_with("_url") => format!("{:?}", masked_url(text)),
-        _ if ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
+        // Where a secret is, is none.
+        _ if !key.ends_with("_file") && ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
         ValueKind::String(text) => format!("{text:?}"),
         ValueKind::Array(items) => {
             let items: Vec<_> = items.iter().map(|item| shown(key, item)).collect();

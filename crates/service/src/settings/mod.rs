@@ -13,7 +13,7 @@ mod types;
 pub use common::{Common, LogFormat};
 pub use error::SettingsError;
 pub(crate) use layers::Layers;
-pub use types::{BootstrapServers, DatabaseUrl, Endpoint, LogFilter, Origin, TopicName, Whole};
+pub use types::{BootstrapServers, DatabaseUrl, Endpoint, LogFilter, Origin, PasswordFile, TopicName, Whole};
 
 /// The environment variable that names the settings file (TOML).
 pub const FILE_VARIABLE: &str = "CARTLOG_SETTINGS_FILE";
