@@ -9,7 +9,7 @@ use dev::layout::Layout;
 use dev::report::{self, Report};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{bench, database, demo, table, test_stack, up};
+use dev::{bench, database, demo, queries, table, test_stack, up};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -72,6 +72,12 @@ enum Task {
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Write .sqlx anew: what the queries in the code are to know of the database, so that everything builds without one
+    Queries {
+        /// Only say whether it is as it should be
+        #[arg(long)]
+        check: bool,
+    },
     /// What `up --detach` leaves behind
     #[command(hide = true)]
     Supervise {
@@ -117,6 +123,7 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
             let (over, patience) = (Duration::from_secs(over), Duration::from_secs(patience));
             demo::run(&layout, demo::Plan { shoppers, over, patience, outages }, release, &report).await?;
         }
+        Task::Queries { check } => queries::run(&layout, check, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
         Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),

@@ -55,7 +55,13 @@ impl TestStack {
     /// The superuser's URL of the database `postgres`.
     #[must_use]
     pub fn database_url(&self) -> String {
-        self.postgres.url("postgres", "postgres")
+        self.url_of("postgres")
+    }
+
+    /// The superuser's URL of a database.
+    #[must_use]
+    pub fn url_of(&self, database: &str) -> String {
+        self.postgres.url("postgres", database)
     }
 
     /// Where the servers write their logs.

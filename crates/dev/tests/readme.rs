@@ -51,7 +51,7 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
         .collect();
     let readme = text("README.md");
     let mut named = BTreeSet::new();
-    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("docs/operations.md"), &text("justfile")] {
+    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("docs/operations.md"), &text("docs/new-projection.md"), &text("justfile")] {
         for command in commands(document) {
             let [subcommand, arguments @ ..] = command.as_slice() else { continue };
             assert!(known.contains(subcommand), "`cargo dev {subcommand}` is named, and there is none");
@@ -68,6 +68,27 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
     // Flags that are named beside their command and not behind it.
     for flag in ["--detach", "--release"] {
         assert!(help(&["up"]).contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn the_guide_to_a_new_projection_shows_what_is_there() {
+    let guide = text("docs/new-projection.md");
+    let mut blocks = guide.split("```").skip(1).step_by(2).peekable();
+    assert!(blocks.peek().is_some());
+    for block in blocks {
+        let (language, code) = block.split_once('\n').unwrap();
+        let file = match language {
+            "sql" => "migrations/0003_projections.sql",
+            "rust" => "services/cart-projections/src/inventories.rs",
+            "rust,main" => "services/cart-projections/src/main.rs",
+            other => panic!("what is {other}?"),
+        };
+        let source = text(file);
+        let there: BTreeSet<&str> = source.lines().map(str::trim).collect();
+        for line in code.lines().map(str::trim) {
+            assert!(there.contains(line), "{file} has no line {line:?}");
+        }
     }
 }
 
