@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use crate::database;
 use crate::error::{Error, chain};
 use crate::report::Report;
 use crate::state::Up;
+use crate::topics;
 
 /// How long the system may take to have digested what it was told.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ pub(crate) async fn live(up: &Up, shoppers: u32, report: &Report) -> Result<Chec
         supply: Supply::new(&up.kafka.address)?,
         catalogue: Arc::new(Catalogue::new()),
         ledger: Arc::new(Ledger::default()),
-        published: Published::follow(&up.kafka.address).await?,
+        published: Published::follow(&up.kafka.address, topics::PUBLISHED_CARTS).await?,
         began_at: log::head(&pool).await?,
         pool,
         report: *report,
@@ -91,8 +91,7 @@ impl Day {
 
     /// The shoppers come, and at noon, when half of them have left, two things happen.
     async fn open(&self, shoppers: u32, watched: Uuid) -> Result<(), Error> {
-        let style = ProgressStyle::with_template("           shoppers {bar:40} {pos}/{len}  {msg}");
-        let bar = ProgressBar::new(u64::from(shoppers)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bar = self.report.bar(u64::from(shoppers), "           shoppers {bar:40} {pos}/{len}  {msg}");
         let mut visits = JoinSet::new();
         for _ in 0..shoppers {
             let (shop, catalogue, ledger) = (self.shop.clone(), Arc::clone(&self.catalogue), Arc::clone(&self.ledger));
