@@ -265,7 +265,8 @@ impl Shopper {
         match status {
             StatusCode::OK if text.contains(&item.to_string()) => {}
             StatusCode::OK => self.told.lock().unseen.push(Unseen { cart, item, request: format!("GET {url}: {text}") }),
-            StatusCode::SERVICE_UNAVAILABLE => {}
+            // Who was frozen finds the request on waking, and its time to come in over.
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => {}
             _ => self.told.lock().surprises.push(format!("GET {url} was answered {status}: {text}")),
         }
     }

@@ -188,7 +188,7 @@ impl<'a> Chaos<'a> {
         create_topics(&kafka, &all).await?;
         let [inventories, price_changes, published_carts] = topics;
         // Small transactions make other trouble than large ones.
-        let batch = [7, 100, 10_000].choose(&mut StdRng::seed_from_u64(seed)).copied().unwrap_or(10_000);
+        let batch = [20, 500, 10_000].choose(&mut StdRng::seed_from_u64(seed)).copied().unwrap_or(10_000);
         journal.note(format!("a batch is {batch} positions at the most"));
         let environment: Vec<(String, String)> = [
             ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
@@ -251,18 +251,21 @@ impl<'a> Chaos<'a> {
         let load = Load::start(self.seed, &self.ports, &self.kafka, self.topics.clone(), &self.told)?;
         let bar = self.report.bar(length.as_secs(), "           chaos {bar:40} {elapsed}  {msg}");
         self.journal.show_on(bar.clone());
-        let started = Instant::now();
+        // Moved on by whatever takes its time: nobody is thawed early because PostgreSQL came back late.
+        let mut began = Instant::now();
         for Timed { at, step } in schedule::draw(self.seed, length) {
-            while started.elapsed() < at {
-                bar.set_position(started.elapsed().as_secs());
-                tokio::time::sleep_until((Instant::now() + POLL).min(started + at)).await;
+            while began.elapsed() < at {
+                bar.set_position(began.elapsed().as_secs());
+                tokio::time::sleep_until((Instant::now() + POLL).min(began + at)).await;
             }
             self.look_after_all()?;
             self.steps += 1;
             self.act(step).await?;
+            began += began.elapsed().saturating_sub(at);
         }
-        tokio::time::sleep_until(started + length).await;
+        tokio::time::sleep_until(began + length).await;
         self.look_after_all()?;
+        self.note_progress().await;
         self.journal.note("the load stops");
         load.stop().await?;
         self.journal.show_on(indicatif::ProgressBar::hidden());
@@ -316,6 +319,7 @@ impl<'a> Chaos<'a> {
             Step::StartPostgres => {
                 self.start_postgres().await?;
                 self.journal.note("PostgreSQL is up again");
+                self.note_progress().await;
             }
             Step::Rebuild { read_model } => {
                 self.journal.note(step);
@@ -337,6 +341,16 @@ impl<'a> Chaos<'a> {
                 other => return other,
             }
             tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// How far each projection has come; where that cannot be said at the moment, it is not.
+    async fn note_progress(&mut self) {
+        let progress = "SELECT string_agg(concat(name, ' ', status, ' ', at, ' of ', head), ', ' ORDER BY name, status)
+             FROM (SELECT p.name, p.status, min(c.position) AS at, (SELECT coalesce(max(event_id), 0) FROM event) AS head
+                   FROM projection p JOIN checkpoint c USING (name, build) WHERE p.status <> 'retired' GROUP BY p.name, p.status) AS builds";
+        if let Ok(progress) = sqlx::query_scalar::<_, Option<String>>(progress).fetch_one(&self.pool).await {
+            self.journal.note(progress.unwrap_or_default());
         }
     }
 

@@ -122,7 +122,7 @@ pub(super) fn draw(seed: u64, length: Duration) -> Vec<Timed> {
             at = drawing.add(trouble, at);
         }
         // Mostly one trouble in the middle of another, and now and then a time to come to terms with them.
-        let calm = drawing.random.random_bool(0.1);
+        let calm = drawing.random.random_bool(0.15);
         at += if calm { drawing.between(4_000, 8_000) } else { drawing.between(100, 1_700) };
     }
     let mut steps = drawing.steps;
