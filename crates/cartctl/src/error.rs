@@ -22,6 +22,12 @@ pub(crate) enum Error {
     Unreachable(#[source] sqlx::Error),
     #[error("this role may not do that: connect as the owner of the database (--database-url)")]
     Forbidden(#[source] StoreError),
+    /// What was compared is not the same.
+    #[error("{0}")]
+    Differs(String),
+    /// The operator has seen enough; the message says what goes on.
+    #[error("{0}")]
+    Interrupted(String),
     #[error(transparent)]
     Store(StoreError),
     #[error("{0}; set --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS where it is another")]
@@ -59,6 +65,9 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Nothing(_) => 3,
             Self::NotConfirmed(_) => 4,
+            Self::Differs(_) => 5,
+            // As a shell has it.
+            Self::Interrupted(_) => 130,
             _ => 1,
         })
     }

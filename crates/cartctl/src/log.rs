@@ -62,7 +62,7 @@ pub(crate) struct Of {
 
 /// An event as it is shown.
 #[derive(Serialize)]
-struct Event<'a> {
+pub(crate) struct Event<'a> {
     position: Position,
     recorded_at: String,
     #[serde(rename = "type")]
@@ -76,7 +76,7 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    fn of(entry: &'a Entry<DomainEvent>) -> Self {
+    pub(crate) fn of(entry: &'a Entry<DomainEvent>) -> Self {
         let (data, error) = match &entry.event {
             Ok(event) => (serde_json::to_value(event).ok().map(fields), None),
             Err(error) => (None, Some(error.to_string())),
@@ -92,7 +92,7 @@ impl<'a> Event<'a> {
     }
 
     /// The event on a line.
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let mut line = format!("{:>8}  {}  {}", self.position, self.recorded_at, self.event_type);
         if let Some(Value::Object(fields)) = &self.data {
             for (name, value) in fields {

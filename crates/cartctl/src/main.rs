@@ -2,9 +2,12 @@
 
 mod connect;
 mod dead_letters;
+mod diff;
 mod error;
+mod follow;
 mod log;
 mod output;
+mod parked;
 mod projections;
 mod status;
 mod todos;
@@ -27,7 +30,9 @@ Exit codes:
   1  the database, the broker or the request is at fault; the message says what to do
   2  the command is used wrongly
   3  there is no such thing, or nothing to do
-  4  it was not confirmed";
+  4  it was not confirmed
+  5  what was compared differs
+  130  interrupted; what was begun goes on";
 
 /// Shows how Cartlog stands, and sets it right.
 ///
@@ -59,9 +64,12 @@ struct Common {
 enum Task {
     /// Everything at a glance: the head of the log, projections, to-dos, stored offsets, dead letters
     Status(status::Arguments),
-    /// Read models and automations: how far they are; make one anew
+    /// Read models and automations: how far they are; pause them, make one anew, compare, switch, drop
     #[command(subcommand)]
     Projections(projections::Task),
+    /// What projections cannot apply: shown, tried again, skipped
+    #[command(subcommand)]
+    Parked(parked::Task),
     /// What automations have to do
     #[command(subcommand)]
     Todos(todos::Task),
@@ -103,6 +111,7 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
     match task {
         Task::Status(arguments) => status::run(arguments, common, output).await,
         Task::Projections(task) => projections::run(task, common, output).await,
+        Task::Parked(task) => parked::run(task, common, output).await,
         Task::Todos(task) => todos::run(task, common, output).await,
         Task::Publications(task) => todos::publications(task, common, output).await,
         Task::Translations(task) => translations::run(task, common, output).await,

@@ -6,7 +6,7 @@ use cart_events::DomainEvent;
 use clap::Args;
 use event_store::{
     EventStore, Position,
-    operate::{self, Build, Replica, TodoCounts},
+    operate::{self, Build, Parked, Replica, TodoCounts},
 };
 use kafka::{OperateError, Operator};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::{
     Common,
     error::Error,
     output::{Output, span, table},
-    projections,
+    parked, projections,
     translations::{self, Translation},
 };
 
@@ -35,6 +35,8 @@ struct Status {
     projections: Vec<Build>,
     /// The processes that run them, and are alive.
     replicas: Vec<Replica>,
+    /// Keys that are parked, and segments that stand.
+    parked: Vec<Parked>,
     todos: Vec<TodoCounts>,
     translations: Vec<Translation>,
     /// Those that were not sent back, by topic; null where the broker does not answer.
@@ -78,6 +80,7 @@ async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
     let (head, mut builds) = operate::builds(log.pool()).await?;
     builds.retain(|build| build.status != "retired");
     let replicas = operate::replicas(log.pool()).await?;
+    let parked = operate::parked(log.pool(), None).await?;
     let todos = operate::todo_counts(log.pool()).await?;
     let stored = operate::stored_offsets(log.pool()).await?;
     let (translations, trouble) = translations::beside_the_broker(stored, kafka).await;
@@ -89,7 +92,7 @@ async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
         Ok(waiting) => (Some(waiting), None),
         Err(error) => (None, Some(Error::from(error).in_one_line())),
     };
-    Ok(Status { head, projections: builds, replicas, todos, translations, dead_letters, broker_error })
+    Ok(Status { head, projections: builds, replicas, parked, todos, translations, dead_letters, broker_error })
 }
 
 /// What was counted of a topic, and where it ended then.
@@ -119,6 +122,9 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
         parts.push("no projections yet: they come with the first start of the services".to_owned());
     } else {
         parts.push(table(&projections::HEADS, status.projections.iter().map(projections::row)));
+    }
+    if !status.parked.is_empty() {
+        parts.push(table(&parked::HEADS, status.parked.iter().map(parked::row)));
     }
     let age = |seconds: Option<f64>| seconds.map_or(String::new(), span);
     if !status.todos.is_empty() {

@@ -4,9 +4,11 @@
 mod common;
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -161,37 +163,185 @@ async fn a_watched_status_is_shown_anew() {
     child.wait().unwrap();
 }
 
+/// A process that runs the read model, until it is stopped.
+struct Process {
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Process {
+    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
+        let (store, stop) = (log.store.clone(), CancellationToken::new());
+        let settings = Settings { lease: Duration::from_millis(900), ..Settings::default() };
+        let ran = projection::run(store, projection, settings, Arc::default(), stop.clone());
+        Self { stop, running: tokio::spawn(async move { ran.await.unwrap() }) }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+}
+
+/// The builds of a projection, by their status.
+fn builds(log: &TestLog<DomainEvent>, name: &str) -> BTreeMap<String, Value> {
+    let all = over(&log.database, &["projections", "list", "--json"]).documents(0);
+    all.into_iter().filter(|build| build["name"] == name).map(|build| (build["status"].as_str().unwrap().to_owned(), build)).collect()
+}
+
+/// The command over the log, beside what runs in the test.
+async fn beside(log: &TestLog<DomainEvent>, arguments: &'static [&'static str]) -> Came {
+    let url = log.database.url_as("postgres");
+    tokio::task::spawn_blocking(move || Came::of(command(arguments).env("DATABASE_URL", url).output().unwrap())).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_read_model_is_made_anew_and_goes_into_service_when_told_so() {
     let log = shop(&Shopping::new()).await;
-    let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--json"]);
+    let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--detach", "--json"]);
     assert_eq!(came.document(), json!({ "name": "inventories", "started": true }));
     assert!(came.stderr.contains("no process runs inventories"), "{came:?}");
-    let again = over(&log.database, &["projections", "rebuild", "inventories", "--json"]).document();
-    assert_eq!(again["started"], false);
+    let again = over(&log.database, &["projections", "rebuild", "inventories", "--detach", "--json"]);
+    assert_eq!(again.document()["started"], false);
+    assert!(again.stderr.contains("cartctl projections switch inventories"), "as it was begun: {again:?}");
 
-    let builds = over(&log.database, &["projections", "list", "--json"]).documents(0);
-    let building = builds.iter().find(|build| build["status"] == "building").unwrap();
-    assert_eq!(
-        (&building["name"], &building["position"], &building["switch_when_ready"]),
-        (&json!("inventories"), &json!(0), &json!(false))
-    );
+    let building = builds(&log, "inventories").remove("building").unwrap();
+    assert_eq!((&building["position"], &building["switch_when_ready"]), (&json!(0), &json!(false)));
+    assert!(over(&log.database, &["projections", "list"]).stdout.contains("building, 0 %, held"));
 
     assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--json"]).document()["switch_when_ready"], true);
     log.project(Model, Settings::default()).await;
-    let builds = over(&log.database, &["projections", "list", "--json"]).documents(0);
-    let of =
-        |status: &str| builds.iter().find(|build| build["name"] == "inventories" && build["status"] == status).unwrap()["build"].clone();
-    assert_eq!((of("serving"), of("retired")), (json!("projection_b"), json!("projection_a")));
+    let now = builds(&log, "inventories");
+    assert_eq!((&now["serving"]["build"], &now["retired"]["build"]), (&json!("projection_b"), &json!("projection_a")));
 
     over(&log.database, &["projections", "switch", "inventories"]).failed(3, "cartctl projections rebuild inventories");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_is_followed_until_it_is_in_service_or_as_far() {
+    let log = shop(&Shopping::new()).await;
+    let process = Process::start(&log, Model);
+    let came = beside(&log, &["projections", "rebuild", "inventories", "--json"]).await;
+    let made = came.document();
+    assert_eq!(
+        (&made["started"], &made["build"], &made["in_service"], &made["position"]),
+        (&json!(true), &json!("projection_b"), &json!(true), &json!(4)),
+        "{came:?}"
+    );
+    // Without a terminal, lines.
+    assert!(came.stderr.contains("inventories: ") && came.stderr.contains(" of 4 events"), "{came:?}");
+    assert_eq!(builds(&log, "inventories")["serving"]["build"], "projection_b");
+
+    let held = beside(&log, &["projections", "rebuild", "inventories", "--hold"]).await;
+    assert_eq!(held.code, Some(0), "{held:?}");
+    assert!(held.stdout.contains("cartctl projections diff inventories"), "{held:?}");
+    let now = builds(&log, "inventories");
+    assert_eq!((&now["serving"]["build"], &now["building"]["position"]), (&json!("projection_b"), &json!(4)));
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_left_goes_on_and_is_given_up_by_dropping_it() {
+    let log = shop(&Shopping::new()).await;
+    let mut child = command(&["projections", "rebuild", "inventories"])
+        .env("DATABASE_URL", log.database.url_as("postgres"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut line = || said.next().unwrap().unwrap();
+    assert!(line().starts_with("inventories: 0 %"));
+    assert!(line().contains("no process that is alive runs version 1 of inventories"));
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert!(line().contains("goes on without this command"));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(builds(&log, "inventories").contains_key("building"));
+
+    over(&log.database, &["projections", "drop", "inventories"]).failed(4, "--yes");
+    assert!(builds(&log, "inventories").contains_key("building"));
+    let dropped = over(&log.database, &["projections", "drop", "inventories", "--yes", "--json"]).document();
+    assert_eq!(dropped, json!({ "name": "inventories", "dropped": "projection_b", "version": 1, "status": "building" }));
+    assert_eq!(builds(&log, "inventories").into_keys().collect::<Vec<_>>(), ["serving"]);
+    over(&log.database, &["projections", "drop", "inventories", "--yes"]).failed(3, "is in service and stays");
+    over(&log.database, &["projections", "drop", "publish_cart", "--yes"]).failed(3, "is in service and stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_are_compared_row_by_row_also_with_the_retired_one() {
+    let log = shop(&Shopping::new()).await;
+    let diff = || beside(&log, &["projections", "diff", "inventories", "--json"]);
+    diff().await.failed(3, "cartctl projections rebuild inventories --hold");
+    beside(&log, &["projections", "diff", "publish_cart"]).await.failed(1, "is an automation");
+    let process = Process::start(&log, Model);
+    assert_eq!(beside(&log, &["projections", "rebuild", "inventories", "--hold"]).await.code, Some(0));
+    let same = diff().await.document();
+    assert_eq!((&same["same"], &same["position"], &same["tables"][0]["rows_serving"]), (&json!(true), &json!(4), &json!(0)));
+
+    let product = Uuid::now_v7();
+    for (build, inventory) in [("projection_a", 1), ("projection_b", 2)] {
+        sqlx::query(&format!("INSERT INTO {build}.inventories VALUES ($1, $2, 4)"))
+            .bind(product)
+            .bind(inventory)
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+    }
+    let differ = diff().await;
+    let [document] = differ.documents(5).try_into().unwrap();
+    let table = &document["tables"][0];
+    assert_eq!((&document["same"], &table["only_serving"], &table["only_other"]), (&json!(false), &json!(1), &json!(1)));
+    assert_eq!(
+        table["samples"][0],
+        json!({ "serving": true, "times": 1, "row": { "product_id": product, "inventory": 1, "position": 4 } })
+    );
+    let shown = beside(&log, &["projections", "diff", "inventories", "--samples", "1"]).await;
+    shown.failed(5, "the builds of inventories differ in inventories");
+    assert!(shown.stdout.contains("- {\"product_id\"") && !shown.stdout.contains("+ {"), "{shown:?}");
+
+    // Switched, and what was in service is brought up to date, compared, and let go of again.
+    assert_eq!(over(&log.database, &["projections", "switch", "inventories"]).code, Some(0));
+    eventually("it is in service", || async { builds(&log, "inventories").contains_key("retired").then_some(()) }).await;
+    log.append(Shopping::new().with_items(2)).await;
+    let [document] = diff().await.documents(5).try_into().unwrap();
+    assert_eq!(
+        (&document["serving"], &document["other"], &document["position"]),
+        (&json!("projection_b"), &json!("projection_a"), &json!(7))
+    );
+    assert!(builds(&log, "inventories").contains_key("retired"));
+
+    // And back to it.
+    assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--back"]).code, Some(0));
+    eventually("the old one is in service", || async { (builds(&log, "inventories")["serving"]["build"] == "projection_a").then_some(()) })
+        .await;
+    process.stop().await;
+    diff().await.failed(1, "no process that is alive runs version 1 of inventories");
+    over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(1, "start the release");
+    over(&log.database, &["projections", "drop", "inventories", "--yes"]).failed(0, "");
+    over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(3, "no retired build");
+}
+
+#[tokio::test]
+async fn a_projection_is_paused_and_goes_on() {
+    let log = shop(&Shopping::new()).await;
+    let pause = |task: &'static str, name: &'static str| over(&log.database, &["projections", task, name, "--json"]).document();
+    assert_eq!(pause("pause", "publish_cart"), json!({ "name": "publish_cart", "paused": true, "changed": true }));
+    assert_eq!(pause("pause", "publish_cart")["changed"], false);
+    pause("pause", "inventories");
+    assert_eq!(builds(&log, "publish_cart")["serving"]["paused"], true);
+    assert!(over(&log.database, &["status"]).stdout.contains("serving, paused"));
+    over(&log.database, &["projections", "rebuild", "inventories"]).failed(1, "cartctl projections resume inventories");
+    assert_eq!(pause("resume", "inventories"), json!({ "name": "inventories", "paused": false, "changed": true }));
+    assert_eq!(builds(&log, "inventories")["serving"]["paused"], false);
+    over(&log.database, &["projections", "pause", "inventory"]).failed(3, "there are inventories, publish_cart");
 }
 
 #[tokio::test]
 async fn what_cannot_be_made_anew_is_said_with_what_can() {
     let log = shop(&Shopping::new()).await;
-    over(&log.database, &["projections", "rebuild", "inventory"]).failed(3, "there are inventories, publish_cart");
-    over(&log.database, &["projections", "switch", "inventory"]).failed(3, "there are inventories, publish_cart");
+    for task in ["rebuild", "switch", "diff", "drop", "resume"] {
+        over(&log.database, &["projections", task, "inventory"]).failed(3, "there are inventories, publish_cart");
+    }
     over(&log.database, &["projections", "rebuild", "publish_cart"]).failed(1, "is an automation");
 }
 

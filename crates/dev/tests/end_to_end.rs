@@ -604,6 +604,67 @@ async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica
 }
 
 #[tokio::test]
+async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_an_operator_says_so() {
+    let mut shop = Shop::new("parked").await;
+    shop.start(&[COMMANDS, TRANSLATOR]).await;
+    let (parked, well, product) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    for cart in [parked, well] {
+        assert_eq!(shop.add(cart, product, "9.99").await.0, 200);
+    }
+    // A price that today's events cannot have.
+    let spoil = "WITH before AS (SELECT event_id, payload FROM event WHERE cart_id = $1 AND event_type = 'ItemAdded')
+        UPDATE event e SET payload = convert_to(replace(convert_from(e.payload, 'UTF8'), '9.99', '-9.99'), 'UTF8')
+        FROM before WHERE e.event_id = before.event_id RETURNING before.event_id, before.payload";
+    let (event, payload): (i64, Vec<u8>) = sqlx::query_as(spoil).bind(parked).fetch_one(&shop.pool).await.unwrap();
+    shop.start(&[PROJECTIONS]).await;
+    let change = json!({"product_id": product, "old_price": "9.99", "new_price": "8.00"});
+    assert_eq!(shop.post(TRANSLATOR, &format!("/changeprice/{product}"), &change).await.0, 200);
+    shop.until_count("ItemArchived", 1).await;
+    let (cart, elsewhere) = (Uuid::now_v7(), Uuid::now_v7());
+    let added: (Uuid, i64) = serde_json::from_value(shop.add(cart, elsewhere, "1.00").await.1).unwrap();
+    let (status, answer) = shop.get(&format!("/{cart}/cartitemsfromdb?min_position={}&timeout=30", added.1)).await;
+    assert_eq!((status.as_u16(), answer["total_price"].as_str()), (200, Some("1.00")), "{answer}");
+
+    for path in [format!("/{parked}/cartitemsfromdb"), format!("/cartswithproducts/{elsewhere}")] {
+        let (status, answer) = eventually("it is parked", || async {
+            let answer = shop.get(&path).await;
+            (answer.0 != 404).then_some(answer)
+        })
+        .await;
+        assert_eq!((status.as_u16(), answer["code"].as_str()), (503, Some("parked")), "{path}: {answer}");
+        assert!(answer["message"].as_str().unwrap().contains(&parked.to_string()), "{answer}");
+    }
+    assert_eq!(shop.get("/ready").await.0, 200, "the rest goes on");
+    let listed = event_store::operate::parked(&shop.pool, None).await.unwrap();
+    let mut names: Vec<_> = listed.iter().map(|parked| parked.projection.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["archive_item", "cart_items", "carts_with_products"]);
+    assert!(listed.iter().all(|entry| entry.key == Some(parked) && entry.position.0 == event), "{listed:?}");
+    let counted =
+        |line: &str| line.starts_with("projection_parked{") && line.contains(r#"projection="cart_items""#) && line.ends_with(" 1");
+    eventually("the metric says so", || async {
+        let metrics = reqwest::get(format!("{}/metrics", shop.url(PROJECTIONS))).await.unwrap().text().await.unwrap();
+        metrics.lines().any(counted).then_some(())
+    })
+    .await;
+
+    sqlx::query("UPDATE event SET payload = $2 WHERE event_id = $1").bind(event).bind(payload).execute(&shop.pool).await.unwrap();
+    event_store::operate::retry_parked(&shop.pool, None, None).await.unwrap();
+    // The item, and the change of its price that queued behind it.
+    shop.until_count("ItemArchived", 2).await;
+    let head: i64 = sqlx::query_scalar("SELECT max(event_id) FROM event").fetch_one(&shop.pool).await.unwrap();
+    for cart in [parked, well] {
+        let (status, answer) = shop.get(&format!("/{cart}/cartitemsfromdb?min_position={head}&timeout=30")).await;
+        assert_eq!((status.as_u16(), answer["total_price"].as_str()), (200, Some("0.00")), "{answer}");
+    }
+    assert_eq!(
+        shop.get(&format!("/cartswithproducts/{product}?min_position={head}&timeout=30")).await,
+        (reqwest::StatusCode::OK, json!([]))
+    );
+    shop.stop().await;
+}
+
+#[tokio::test]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;

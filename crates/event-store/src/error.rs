@@ -32,6 +32,14 @@ pub enum StoreError {
         /// Why.
         error: String,
     },
+    /// What is asked for depends on a key that is parked, since an event of it could not be applied.
+    #[error("in {projection}, {key} is parked: an event of it could not be applied")]
+    Parked {
+        /// The projection.
+        projection: String,
+        /// The key.
+        key: uuid::Uuid,
+    },
     /// An event cannot be written as JSON.
     #[error("an event cannot be written: {0}")]
     Encode(String),

@@ -53,10 +53,23 @@ impl Held {
         self.positions.len() == usize::try_from(self.segments).unwrap_or_default()
     }
 
+    /// These of its segments, as `projection_holds` takes them: a character for each segment there is.
+    fn in_hand(&self, active: &[i32]) -> String {
+        (0..self.segments).map(|segment| if active.contains(&segment) { '1' } else { '0' }).collect()
+    }
+
     /// Segments and their positions, as the columns that SQL takes.
     pub(crate) fn columns(&self) -> (Vec<i32>, Vec<i64>) {
         self.positions.iter().map(|(segment, at)| (*segment, at.position.0)).unzip()
     }
+}
+
+/// What moving checkpoints came to.
+pub(crate) struct Advanced {
+    /// Whether all of them were this replica's to move.
+    pub(crate) moved: bool,
+    /// The keys that are parked in the build.
+    pub(crate) parked: Vec<Uuid>,
 }
 
 /// One replica's hold on the segments of one build.
@@ -159,6 +172,9 @@ impl Leases<'_> {
     ///
     /// The position may not be beyond `from`: a batch whose commit was lost out of sight and came about all the same is not applied again.
     /// It may be before it, for what lay in between was nothing to apply.
+    ///
+    /// The keys that are parked in the build come with the answer, and are told to the transaction too: nobody else parks one in these
+    /// segments, or takes it out, before it ends.
     pub(crate) async fn advance(
         &self,
         transaction: &mut PgConnection,
@@ -166,19 +182,22 @@ impl Leases<'_> {
         active: &[i32],
         from: Position,
         to: Position,
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<Advanced, sqlx::Error> {
         let stored = active.iter().filter_map(|segment| held.positions.get(segment)).map(|at| at.stored).min();
-        let in_hand: String = (0..held.segments).map(|segment| if active.contains(&segment) { '1' } else { '0' }).collect();
-        let moved = sqlx::query_scalar!(
+        let advanced = sqlx::query!(
             r#"WITH moved AS (
                    UPDATE checkpoint SET position = $7, updated_at = clock_timestamp()
                    WHERE name = $1 AND build = $2 AND segments = $3 AND segment = ANY ($4) AND owner = $5
                      AND position BETWEEN $10 AND $6
                    RETURNING segment
+               ), held_back AS (
+                   SELECT array_agg(key) AS keys FROM parked WHERE name = $1 AND build = $2
                ), set AS (
-                   SELECT set_config('search_path', $8, true), set_config('projection.segments', $9, true)
+                   SELECT keys, set_config('search_path', $8, true), set_config('projection.segments', $9, true),
+                          set_config('projection.parked', coalesce(array_to_string(keys, ','), ''), true)
+                   FROM held_back
                )
-               SELECT (SELECT count(*) FROM moved) AS "moved!" FROM set"#,
+               SELECT (SELECT count(*) FROM moved) AS "moved!", keys FROM set"#,
             self.name,
             self.build,
             held.segments,
@@ -187,12 +206,40 @@ impl Leases<'_> {
             from.0,
             to.0,
             format!("{}, public", self.build),
-            in_hand,
+            held.in_hand(active),
             stored.map_or(0, |stored| stored.0)
         )
         .fetch_one(transaction)
         .await?;
-        Ok(usize::try_from(moved).is_ok_and(|moved| moved == active.len()))
+        Ok(Advanced {
+            moved: usize::try_from(advanced.moved).is_ok_and(|moved| moved == active.len()),
+            parked: advanced.keys.unwrap_or_default(),
+        })
+    }
+
+    /// Keeps a segment in hand for the rest of a transaction, which is about one of its keys alone. Answers whether it is still this
+    /// replica's.
+    pub(crate) async fn hold(&self, transaction: &mut PgConnection, held: &Held, segment: i32, key: Uuid) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar!(
+            r#"WITH fence AS (
+                   SELECT FROM checkpoint
+                   WHERE name = $1 AND build = $2 AND segments = $3 AND segment = $4 AND owner = $5 FOR UPDATE
+               ), set AS (
+                   SELECT set_config('search_path', $6, true), set_config('projection.segments', $7, true),
+                          set_config('projection.key', $8, true)
+               )
+               SELECT EXISTS (SELECT FROM fence) AS "held!" FROM set"#,
+            self.name,
+            self.build,
+            held.segments,
+            segment,
+            self.replica,
+            format!("{}, public", self.build),
+            held.in_hand(&[segment]),
+            key.to_string()
+        )
+        .fetch_one(transaction)
+        .await
     }
 
     /// Cuts a build anew, all of whose segments this replica holds at one position. Answers whether it did: not where another has taken one.

@@ -6,14 +6,15 @@ use std::{sync::Arc, time::Duration};
 use opentelemetry::KeyValue;
 use rand::Rng;
 use sqlx::{PgConnection, PgPool, postgres::types::PgInterval, types::Json};
-use tokio::{sync::watch, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
     Metadata, Position, StoreError,
     metrics::METRICS,
+    signals::{COUNTED, Waiting},
     store::{Lent, in_time},
     trace,
 };
@@ -148,6 +149,7 @@ pub async fn work<F, W>(
     let todos = Arc::new(Todos { pool, automation, settings });
     // A task each: an attempt that holds a connection goes on while this loop waits for one.
     let mut working = JoinSet::new();
+    let measuring = AbortOnDropHandle::new(tokio::spawn(measure(todos.clone())));
     let mut said = false;
     while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
@@ -188,6 +190,26 @@ pub async fn work<F, W>(
     while let Some(ended) = working.join_next().await {
         said_so(automation, ended);
     }
+    drop(measuring);
+}
+
+/// How often to-dos are counted.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Counts what there is to do, and says it in metrics.
+async fn measure(todos: Arc<Todos>) {
+    let mut ticks = tokio::time::interval(MEASURE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // Where the database is away, that is said by who works them.
+        let Ok(waiting) = todos.waiting().await else { continue };
+        let of = |status| [KeyValue::new("automation", todos.automation), KeyValue::new("status", status)];
+        for (status, count) in [("open", waiting.open), ("due", waiting.due), ("failed", waiting.failed)] {
+            METRICS.todo_count.record(count, &of(status));
+        }
+        METRICS.todo_oldest.record(waiting.oldest.unwrap_or_default(), &[KeyValue::new("automation", todos.automation)]);
+    }
 }
 
 /// An attempt that panicked is done once more when its lease has run out.
@@ -204,6 +226,23 @@ struct Todos {
 }
 
 impl Todos {
+    async fn waiting(&self) -> Result<Waiting, StoreError> {
+        in_time(async {
+            let mut connection = Lent::from(&self.pool).await?;
+            let waiting = sqlx::query_as!(
+                Waiting,
+                r#"SELECT open AS "open!", due AS "due!", failed AS "failed!", oldest FROM todo_waiting($1, $2)"#,
+                self.automation,
+                COUNTED
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(waiting)
+        })
+        .await
+    }
+
     /// Leases open to-dos that are due.
     async fn claim(&self, limit: usize) -> Result<Vec<Todo>, StoreError> {
         let lease = Uuid::now_v7();
@@ -214,6 +253,7 @@ impl Todos {
                    SELECT automation, key FROM todo
                    WHERE automation = $1 AND status = 'open' AND next_attempt_at <= clock_timestamp()
                      AND (lease_until IS NULL OR lease_until < clock_timestamp())
+                     AND NOT EXISTS (SELECT FROM projection p WHERE p.name = $1 AND p.paused)
                    ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
                )
                UPDATE todo t

@@ -96,7 +96,7 @@ async fn log() -> TestLog<DomainEvent> {
 }
 
 fn settings() -> Settings {
-    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200) }
+    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
 }
 
 /// A replica with connections of its own, as a process has them.

@@ -19,5 +19,5 @@ pub use config::{Brokers, PublisherSettings, TranslatorSettings};
 pub use error::{Poison, SendError, StartError, TranslatorError};
 pub use input::{Translation, Translator, TranslatorStatus};
 pub use message::{Message, json};
-pub use operate::{DeadLetter, Letter, OperateError, Operator, Place};
+pub use operate::{DeadLetter, LagError, Letter, OperateError, Operator, Place, TopicLag, lags};
 pub use output::{CloudEvent, Publisher};

@@ -1,6 +1,9 @@
 //! A message as a translation sees it.
 
+use std::collections::BTreeMap;
+
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 
 use crate::Poison;
 
@@ -33,17 +36,38 @@ pub fn json<T: DeserializeOwned>(message: &Message<'_>) -> Result<T, Poison> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        reason(&path, error.inner())
+        if error.inner().to_string().starts_with(OUT_OF_RANGE) { out_of_range::<T>(text, &path) } else { reason(&path, error.inner()) }
     })?;
     deserializer.end().map_err(|error| reason(".", &error))?;
     Ok(value)
+}
+
+/// What serde_json says of a number that it cannot hold in any type, whatever the field is.
+const OUT_OF_RANGE: &str = "number out of range";
+
+/// What a field should be whose number is out of every range: as it is said of a value that is no number at all.
+fn out_of_range<T: DeserializeOwned>(text: &str, field: &str) -> Poison {
+    let said = || {
+        // Unread values may hold any number.
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).ok()?;
+        *fields.get_mut(field)? = RawValue::from_string("null".into()).ok()?;
+        let text = serde_json::to_string(&fields).ok()?;
+        let error = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(&text)).err()?;
+        let is_of_it = error.path().to_string() == field;
+        is_of_it.then(|| reason(field, error.inner()))
+    };
+    let Some(Poison(said)) = said() else { return Poison(format!("{field}: must be a number within its range")) };
+    Poison(match said.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{field}: {OUT_OF_RANGE}, expected {expected}"),
+        None => said,
+    })
 }
 
 fn reason(path: &str, error: &serde_json::Error) -> Poison {
     let text = error.to_string();
     // Where a person looks is the field; line and column of a value without line breaks say little.
     let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-    if !error.is_data() && message != "number out of range" {
+    if !error.is_data() {
         return Poison(format!("the value is not JSON: {message}"));
     }
     // A producer need not know Rust's integers.
@@ -88,6 +112,7 @@ mod tests {
             ("null", "the value is not a JSON object"),
             (r#"{"product":"tea"}"#, "missing field count"),
             (r#"{"product":"tea","product":"tea","count":3}"#, "duplicate field product"),
+            (r#"{"product":"tea","count":1e400}"#, "count: number out of range, expected a whole number"),
             (r#"{"product":"tea","count":-3}"#, "count: invalid value: integer `-3`, expected a whole number"),
         ] {
             assert_eq!(read(value), Err(Poison(reason.into())), "{value}");

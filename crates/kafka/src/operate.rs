@@ -4,12 +4,13 @@
 //! without key and value whose header names it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     str::FromStr,
     time::{Duration, Instant},
 };
 
+use event_store::{EventStore, LogEvent, StoreError};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
@@ -238,14 +239,69 @@ impl Operator {
         &self,
         work: impl FnOnce(&BaseConsumer<Logs>, &ClientConfig) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, OperateError> {
-        let config = self.brokers.looking();
-        let looked = tokio::task::spawn_blocking(move || {
-            let consumer = BaseConsumer::from_config_and_context(&config, Logs)?;
-            work(&consumer, &config)
-        });
-        let servers = self.brokers.bootstrap_servers.clone();
-        looked.await?.map_err(|cause| OperateError::Broker { servers, cause })
+        look(&self.brokers, work).await
     }
+}
+
+/// See [`Operator::look`].
+async fn look<T: Send + 'static>(
+    brokers: &Brokers,
+    work: impl FnOnce(&BaseConsumer<Logs>, &ClientConfig) -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, OperateError> {
+    let config = brokers.looking();
+    let looked = tokio::task::spawn_blocking(move || {
+        let consumer = BaseConsumer::from_config_and_context(&config, Logs)?;
+        work(&consumer, &config)
+    });
+    let servers = brokers.bootstrap_servers.clone();
+    looked.await?.map_err(|cause| OperateError::Broker { servers, cause })
+}
+
+/// How far the translators of a group are behind on a topic, all of them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicLag {
+    /// Offsets that are still to be translated.
+    pub lag: i64,
+    /// Its partitions: so many translators can share it at the most.
+    pub partitions: usize,
+}
+
+/// How far the translators of a group are behind: what they have stored in the log, beside what the brokers have.
+///
+/// # Errors
+/// Where the log or the brokers do not answer.
+pub async fn lags<E: LogEvent>(
+    brokers: &Brokers,
+    store: &EventStore<E>,
+    group: &str,
+    topics: Vec<String>,
+) -> Result<BTreeMap<String, TopicLag>, LagError> {
+    let stored = event_store::operate::stored_offsets(store.pool()).await?;
+    let stored: HashMap<_, _> =
+        stored.into_iter().filter(|one| one.group == group).map(|one| ((one.topic, one.partition), one.next_offset)).collect();
+    let ends = look(brokers, move |consumer, _| {
+        topics.into_iter().map(|topic| ends(consumer, &topic).map(|ends| (topic, ends))).collect::<Result<Vec<_>, _>>()
+    });
+    let lag = |(topic, ends): (String, BTreeMap<i32, (i64, i64)>)| {
+        // What was never translated is translated from the beginning.
+        let lag = |(partition, (low, high)): (&i32, &(i64, i64))| {
+            (high - stored.get(&(topic.clone(), *partition)).copied().unwrap_or(*low)).max(0)
+        };
+        let lag = TopicLag { lag: ends.iter().map(lag).sum(), partitions: ends.len() };
+        (topic, lag)
+    };
+    Ok(ends.await?.into_iter().map(lag).collect())
+}
+
+/// How far translators are behind could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum LagError {
+    /// The log does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The brokers do not answer.
+    #[error(transparent)]
+    Brokers(#[from] OperateError),
 }
 
 impl ConsumerContext for Logs {}

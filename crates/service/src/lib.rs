@@ -19,6 +19,7 @@ mod server;
 mod supervise;
 mod telemetry;
 
+pub mod lag;
 pub mod openapi;
 pub mod settings;
 pub mod trace;

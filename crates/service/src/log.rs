@@ -5,6 +5,7 @@ use std::{fmt::Display, time::Duration};
 use actix_web::{http::StatusCode, web};
 use event_store::{DecideError, EventStore, LogEvent, Position, StoreError, StoreSettings};
 use sqlx::postgres::PgConnectOptions;
+use uuid::Uuid;
 
 use crate::{Fault, HttpError, settings::Common};
 
@@ -39,9 +40,23 @@ impl From<StoreError> for HttpError {
                 "the log did not answer in time: whether the command was carried out is not known; look, or send it again",
             )
             .code("outcome_unknown"),
+            StoreError::Parked { projection, key } => Self::parked(&projection, key),
             error if error.is_unavailable() => Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error),
             error => Self::fault(error),
         }
+    }
+}
+
+/// Seconds after which a client may try again where a key is parked: an operator has to do something first.
+const PARKED_RETRY_AFTER_SECONDS: u32 = 30;
+
+impl HttpError {
+    /// 503: an event of a key could not be applied to what is asked, and waits for an operator.
+    pub(crate) fn parked(projection: &str, key: Uuid) -> Self {
+        let message = format!(
+            "{projection} cannot tell: an event of {key} could not be applied and is parked until an operator sets it right; try again later"
+        );
+        Self::unavailable(message).code("parked").retry_after(PARKED_RETRY_AFTER_SECONDS).expected()
     }
 }
 

@@ -49,7 +49,7 @@ impl MinPosition {
     /// Waits until a projection has come so far: for a key, or where there is none for every key.
     ///
     /// # Errors
-    /// 503 where it has not in time, or the database is away.
+    /// 503 where it has not in time, will not as a key is parked, or the database is away.
     pub async fn projected<E: LogEvent>(self, log: &EventStore<E>, name: &'static str, key: Option<Uuid>) -> Result<(), HttpError> {
         if self.min_position == Position::START {
             return Ok(());
@@ -57,6 +57,7 @@ impl MinPosition {
         match projection::wait(log, name, key, self.min_position, self.timeout).await? {
             Waited::There => Ok(()),
             Waited::Behind(position) => Err(self.behind(name, position, self.min_position)),
+            Waited::Parked(key) => Err(HttpError::parked(name, key)),
         }
     }
 

@@ -25,6 +25,7 @@ impl Projection for ArchiveItemAutomation {
     const NAME: &'static str = "archive_item";
     const KIND: Kind = Kind::Automation;
     const TABLES: &'static [&'static str] = &["archive_item_open_item"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &ArchivingStream) -> Option<Uuid> {
         match event {

@@ -10,7 +10,7 @@ use event_store::{
     projection::{self, Projection},
 };
 use serde::Serialize;
-use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
+use service::{At, ErrorBody, Fault, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -44,7 +44,7 @@ pub(crate) async fn live(
     responses(
         (status = 200, body = CartItems),
         (status = 404, description = "unknown_cart", body = ErrorBody),
-        (status = 503, description = "behind", body = ErrorBody)
+        (status = 503, description = "behind, parked", body = ErrorBody)
     )
 )]
 #[get("/{cart_id}/cartitemsfromdb")]
@@ -54,7 +54,7 @@ pub(crate) async fn projected(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
     min.projected(&log, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
-    let rows = projection::serving(&log, CartItemsProjection::NAME, async |build| {
+    let rows = projection::serving(&log, CartItemsProjection::NAME, Some(cart_id.uuid()), async |build| {
         sqlx::query!(
             r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"
@@ -68,18 +68,25 @@ pub(crate) async fn projected(
     if rows.is_empty() {
         return Err(unknown_cart(cart_id, At::default()));
     }
-    let items = rows.into_iter().filter_map(|row| {
-        Some(Item {
+    // A cart without items is one row, of the cart alone.
+    let of_items = rows
+        .into_iter()
+        .filter_map(|row| Some((row.item_id?, row.product_id?, row.description?, row.image?, row.price?, row.fingerprint?)));
+    let items = of_items.map(|(item_id, product_id, description, image, price, fingerprint)| {
+        Ok(Item {
             cart_id,
-            description: Description::try_from(row.description?).ok()?,
-            image: Image::try_from(row.image?).ok()?,
-            price: Price::try_from(row.price?).ok()?,
-            item_id: ItemId::from_log(row.item_id?),
-            product_id: ProductId::from_log(row.product_id?),
-            fingerprint: row.fingerprint?,
+            description: Description::try_from(description)?,
+            image: Image::try_from(image)?,
+            price: Price::try_from(price)?,
+            item_id: ItemId::from_log(item_id),
+            product_id: ProductId::from_log(product_id),
+            fingerprint,
         })
     });
-    Ok(web::Json(CartItems::new(cart_id, items.collect())))
+    let items = items
+        .collect::<Result<_, Fault>>()
+        .map_err(|error| HttpError::fault(error.context(format!("a row of cart_items_item of cart {cart_id} is no item"))))?;
+    Ok(web::Json(CartItems::new(cart_id, items)))
 }
 
 /// The answer of both forms.
@@ -144,6 +151,7 @@ impl Projection for CartItemsProjection {
     type Event = CartStream;
     const NAME: &'static str = "cart_items";
     const TABLES: &'static [&'static str] = &["cart_items_cart", "cart_items_item"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
         Some(match event {
@@ -368,6 +376,51 @@ mod specifications {
                 assert_eq!(answers[0], answers[1]);
                 assert_eq!(answers[0].0, if cart.cart_id == carts[5].cart_id { 404 } else { 200 });
             }
+        }
+    }
+
+    #[test]
+    async fn a_parked_cart_is_503_parked_which_names_it_and_others_are_answered() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let (parked, other) = (Shopping::new(), Shopping::new());
+        log.append(parked.with_items(1).chain(other.with_items(1))).await;
+        log.project(CartItemsProjection, Settings::default()).await;
+        sqlx::query("INSERT INTO parked (name, build, key, position, error) SELECT 'cart_items', 'projection_a', $1, 2, 'a test'")
+            .bind(parked.cart_id.uuid())
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(live).service(projected)).await;
+        let ask = async |uri: String| {
+            let answer = test::call_service(&app, test::TestRequest::get().uri(&uri).to_request()).await;
+            let retry_after = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap().to_owned());
+            (answer.status().as_u16(), retry_after, test::read_body_json::<serde_json::Value, _>(answer).await)
+        };
+        // What it waits for would not come.
+        for query in ["", "?min_position=1", "?min_position=9&timeout=30"] {
+            let (status, retry_after, body) = ask(format!("/{}/cartitemsfromdb{query}", parked.cart_id)).await;
+            assert_eq!((status, retry_after.as_deref(), body["code"].as_str()), (503, Some("30"), Some("parked")), "{query}");
+            assert!(body["message"].as_str().unwrap().contains(&parked.cart_id.to_string()), "{body}");
+        }
+        assert_eq!(ask(format!("/{}/cartitemsfromdb", other.cart_id)).await.0, 200);
+        assert_eq!(ask(format!("/{}/cartitems", parked.cart_id)).await.0, 200, "the live form needs no table");
+    }
+
+    #[test]
+    async fn a_row_that_is_no_item_is_a_fault_and_not_left_out() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        log.append(cart.with_items(2)).await;
+        log.project(CartItemsProjection, Settings::default()).await;
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(projected)).await;
+        for wrong in ["description = ''", "price = -1"] {
+            let spoil = format!("UPDATE projection_a.cart_items_item SET {wrong} WHERE item_id = $1");
+            sqlx::query(&spoil).bind(cart.item(1).uuid()).execute(log.store.pool()).await.unwrap();
+            let request = test::TestRequest::get().uri(&format!("/{}/cartitemsfromdb", cart.cart_id)).to_request();
+            let answer = test::call_service(&app, request).await;
+            assert_eq!(answer.status(), 500, "{wrong}");
+            let error = answer.response().error().map(ToString::to_string).unwrap_or_default();
+            assert!(error.starts_with("fault"), "{error}");
         }
     }
 }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 #[utoipa::path(
     operation_id = "carts_with_products",
     params(("product_id" = ProductId, Path), MinPosition),
-    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind", body = ErrorBody))
+    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind, parked", body = ErrorBody))
 )]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
@@ -26,7 +26,7 @@ pub(crate) async fn route(
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
     // Its key is the cart: the product may be in any segment.
     min.projected(&log, CartsWithProducts::NAME, None).await?;
-    let rows = projection::serving(&log, CartsWithProducts::NAME, async |build| {
+    let rows = projection::serving(&log, CartsWithProducts::NAME, None, async |build| {
         sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
             .fetch_all(build)
             .await
@@ -56,6 +56,7 @@ impl Projection for CartsWithProducts {
     type Event = CartStream;
     const NAME: &'static str = "carts_with_products";
     const TABLES: &'static [&'static str] = &["carts_with_products"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
         crate::cart_items::CartItemsProjection::key(event)
@@ -144,5 +145,22 @@ mod specifications {
             assert_eq!(held(2).await, serde_json::json!([]));
             assert_eq!(held(3).await, serde_json::json!([entry(&others[2], 3)]));
         }
+    }
+
+    #[test]
+    async fn a_parked_cart_may_hold_any_product_so_it_is_503_parked() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let (parked, other) = (Shopping::new(), Shopping::new());
+        log.append(other.with_items(1)).await;
+        log.project(CartsWithProducts, Settings::default()).await;
+        let park = "INSERT INTO parked (name, build, key, position, error) VALUES ('carts_with_products', 'projection_a', $1, 2, 'a test')";
+        sqlx::query(park).bind(parked.cart_id.uuid()).execute(log.store.pool()).await.unwrap();
+        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+        let request = test::TestRequest::get().uri(&format!("/cartswithproducts/{}", other.product(0))).to_request();
+        let answer = test::call_service(&app, request).await;
+        assert_eq!(answer.status(), 503);
+        let body: serde_json::Value = test::read_body_json(answer).await;
+        assert_eq!(body["code"], "parked");
+        assert!(body["message"].as_str().unwrap().contains(&parked.cart_id.to_string()), "{body}");
     }
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[utoipa::path(
     operation_id = "inventories",
     params(("product_id" = ProductId, Path), MinPosition),
-    responses((status = 200, body = Option<ProductInventory>), (status = 503, description = "behind", body = ErrorBody))
+    responses((status = 200, body = Option<ProductInventory>), (status = 503, description = "behind, parked", body = ErrorBody))
 )]
 #[get("/inventories/{product_id}")]
 pub(crate) async fn route(
@@ -27,7 +27,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
     min.projected(&log, Inventories::NAME, Some(product_id.uuid())).await?;
-    let inventory = projection::serving(&log, Inventories::NAME, async |build| {
+    let inventory = projection::serving(&log, Inventories::NAME, Some(product_id.uuid()), async |build| {
         sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
     })
     .await?;
@@ -50,6 +50,7 @@ impl Projection for Inventories {
     type Event = InventoryStream;
     const NAME: &'static str = "inventories";
     const TABLES: &'static [&'static str] = &["inventories"];
+    const KEYED_BY: Option<&'static str> = Some("product_id");
 
     fn key(event: &InventoryStream) -> Option<Uuid> {
         let InventoryStream::InventoryChanged { product_id, .. } = event;

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
 struct Settings {
     projection_batch: Whole<1, 100_000>,
     projection_lease_seconds: Whole<1, 60>,
+    projection_throttle_events_per_second: Whole<0, 1_000_000>,
     decide_deadline_milliseconds: Whole<10, 60_000>,
 }
 
@@ -49,12 +50,14 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
     let projecting = projection::Settings {
         batch: i64::from(settings.projection_batch.as_u32()),
         lease: settings.projection_lease_seconds.seconds(),
+        throttle: settings.projection_throttle_events_per_second.as_u32(),
         ..projection::Settings::default()
     };
     // Longer than an attempt may take: nobody else takes a to-do up while one goes on.
     let lease = settings.decide_deadline_milliseconds.milliseconds() + Duration::from_secs(3);
     let archived = Arc::new(watch::Sender::new(Position::START));
     let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
+    let lag = service::lag::of(&log);
     let service = service.ready_when("log", move || {
         let log = ready.clone();
         async move { log.ready().await }
@@ -71,6 +74,8 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
         })
         .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
             app.app_data(web::Data::new(log.clone()))
+                .app_data(lag.clone())
+                .service(service::lag::route)
                 .service(carts_with_products::route)
                 .service(inventories::route)
                 .service(cart_items::live)
@@ -129,7 +134,14 @@ fn unknown_cart(cart_id: CartId, at: At) -> HttpError {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "cart-projections"),
-    paths(cart_items::live, cart_items::projected, submitted_cart::route, carts_with_products::route, inventories::route)
+    paths(
+        cart_items::live,
+        cart_items::projected,
+        submitted_cart::route,
+        carts_with_products::route,
+        inventories::route,
+        service::lag::route
+    )
 )]
 struct Api;
 

@@ -110,6 +110,10 @@ mod specifications {
             ),
             (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": -1}}"#), "inventory: must be a whole number from 0 to 2147483647"),
             (
+                format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 1e400}}"#),
+                "inventory: number out of range, expected a whole number from 0 to 2147483647",
+            ),
+            (
                 format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 2147483648}}"#),
                 "inventory: must be a whole number from 0 to 2147483647",
             ),

@@ -2,6 +2,7 @@
 
 mod change_inventory;
 mod change_price;
+mod lag;
 mod settings;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
     let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let topics = [&settings.inventories_topic, &settings.price_changes_topic].map(|topic| topic.to_string()).into();
+    let lag = lag::of(&log, &brokers, &settings.consumer_group, topics);
     let translating = TranslatorSettings {
         session_timeout: settings.session_timeout_seconds.seconds(),
         ..TranslatorSettings::new(brokers, &*settings.consumer_group)
@@ -42,14 +45,18 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
         })
         .background("translator", move |shutdown: CancellationToken| async move { Ok(translator.run(shutdown).await?) })
         .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
-            app.app_data(web::Data::new(log.clone())).service(change_inventory::route).service(change_price::route);
+            app.app_data(web::Data::new(log.clone()))
+                .app_data(lag.clone())
+                .service(lag::route)
+                .service(change_inventory::route)
+                .service(change_price::route);
         })
         .await
 }
 
 /// Inventories and prices of Cartlog's products. They come over Kafka, mostly; these are the same commands over HTTP.
 #[derive(OpenApi)]
-#[openapi(info(title = "inventory-translator"), paths(change_inventory::route, change_price::route))]
+#[openapi(info(title = "inventory-translator"), paths(change_inventory::route, change_price::route, lag::route))]
 struct Api;
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
     let working = publishing.working(settings.publish_concurrency.as_usize());
     let projected = Arc::new(watch::Sender::new(Position::START));
     let asked = projected.subscribe();
+    let lag = service::lag::of(&log);
     let (log_ready, broker_ready) = (log.clone(), publishing.clone());
     service
         .ready_when("log", move || {
@@ -71,13 +72,15 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
             todo::work(pool, PublishCartAutomation::NAME, working, asked, shutdown, attempt).await;
             Ok(())
         })
-        .serve(Api::openapi(), |_: &mut web::ServiceConfig| {})
+        .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
+            app.app_data(lag.clone()).service(service::lag::route);
+        })
         .await
 }
 
-/// Publishes Cartlog's submitted carts. It has no routes of its own.
+/// Publishes Cartlog's submitted carts.
 #[derive(OpenApi)]
-#[openapi(info(title = "publisher"))]
+#[openapi(info(title = "publisher"), paths(service::lag::route))]
 struct Api;
 
 #[cfg(test)]

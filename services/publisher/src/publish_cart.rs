@@ -31,6 +31,7 @@ impl Projection for PublishCartAutomation {
     const NAME: &'static str = "publish_cart";
     const KIND: Kind = Kind::Automation;
     const TABLES: &'static [&'static str] = &[];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &SubmittedStream) -> Option<Uuid> {
         let SubmittedStream::CartSubmitted { cart_id, .. } = event;

@@ -19,7 +19,7 @@ pub struct Came {
 }
 
 impl Came {
-    fn of(output: Output) -> Self {
+    pub fn of(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("text");
         Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }

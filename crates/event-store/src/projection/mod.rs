@@ -7,6 +7,8 @@
 //! among themselves (`replica`, `worker`); what a replica holds it works as one: it reads the log once, writes a batch for all segments that
 //! stand at the same position in one transaction, and lets those that are behind catch up with the others first.
 
+mod operating;
+mod parking;
 mod registration;
 mod replica;
 mod segment;
@@ -17,17 +19,20 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use disintegrate::Event;
+use opentelemetry::KeyValue;
 use sqlx::PgConnection;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{EventStore, LogEvent, Position, Recorded, StoreError};
+use crate::{EventStore, LogEvent, Position, Recorded, StoreError, metrics::METRICS};
 
-pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready};
+pub use operating::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
+use registration::Switched;
+pub use registration::{Switch, rebuild, rebuild_named, registered, switch_when_ready, switch_with_parked};
 pub(crate) use replica::Replicas;
 use replica::{Alive, Replica};
 pub use segment::segment_of;
@@ -64,6 +69,10 @@ pub trait Projection: Send + Sync + 'static {
     /// nothing is made anew for it.
     const SEGMENTS: i32 = 8;
 
+    /// The domain id that is the key, by its name in the log's schema. By it, an event that is not of today's shape is known to be a key's,
+    /// which is parked with it; without, it counts as one without key.
+    const KEYED_BY: Option<&'static str> = None;
+
     /// What events keep their order by. An event without a key concerns every key: it is applied once in each segment, and then may touch
     /// only rows whose key `projection_holds`, in SQL.
     fn key(event: &Self::Event) -> Option<Uuid>;
@@ -72,7 +81,8 @@ pub trait Projection: Send + Sync + 'static {
     /// change, not one a row.
     ///
     /// # Errors
-    /// The database's. The transaction is rolled back then, and the batch is tried again.
+    /// The database's. The transaction is rolled back then, and the batch is tried again, in smaller ones; an event that fails alone parks
+    /// its key, and the rest goes on.
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<Self::Event>]) -> Result<(), sqlx::Error>;
 }
 
@@ -85,11 +95,31 @@ pub struct Settings {
     pub lease: Duration,
     /// The longest pause before a batch that failed is tried again.
     pub max_backoff: Duration,
+    /// Events of a projection that this process applies in a second at the most; 0 is as many as it can. For tests of what scaling does.
+    pub throttle: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { batch: 10_000, lease: Duration::from_secs(3), max_backoff: Duration::from_secs(10) }
+        Self { batch: 10_000, lease: Duration::from_secs(3), max_backoff: Duration::from_secs(10), throttle: 0 }
+    }
+}
+
+impl Settings {
+    /// As they are kept to: slowed down, batches are so small that the pauses between them stay short.
+    fn kept(mut self) -> Self {
+        if self.throttle > 0 {
+            self.batch = self.batch.min(i64::from(self.throttle / 2));
+        }
+        self.batch = self.batch.max(1);
+        self
+    }
+
+    /// Until so many events have taken as long as they are to take, since they were begun.
+    async fn slow_down(&self, events: usize, begun: Instant) {
+        if self.throttle > 0 {
+            sleep_until(begun + Duration::from_secs_f64(events as f64 / f64::from(self.throttle))).await;
+        }
     }
 }
 
@@ -105,9 +135,9 @@ pub async fn run<P: Projection>(
     applied: Arc<watch::Sender<Position>>,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let replica = Arc::new(Replica::new(P::NAME, P::VERSION, P::SEGMENTS, settings.lease));
-    let types = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
-    let running = Running { store, projection, settings, applied, replica, types };
+    let types: Arc<[String]> = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
+    let replica = Arc::new(Replica::new(P::NAME, P::VERSION, P::SEGMENTS, types.clone(), settings.lease));
+    let running = Running { store, projection, settings: settings.kept(), applied, replica, types };
     if !register(&running, &shutdown).await {
         return Ok(());
     }
@@ -152,9 +182,21 @@ async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationTo
     }
 }
 
+/// How far the build that is being made has come.
+fn measure<P: Projection>(seen: &replica::Seen, head: Position) {
+    let made = seen.builds.values().find(|build| !build.serving);
+    let progress = made.map_or(1.0, |build| {
+        let applied: i64 = build.checkpoints.iter().map(|checkpoint| checkpoint.position.0.min(head.0)).sum();
+        let all = i64::try_from(build.checkpoints.len()).unwrap_or_default() * head.0;
+        if all == 0 { 1.0 } else { applied as f64 / all as f64 }
+    });
+    METRICS.projection_rebuild.record(progress, &[KeyValue::new("projection", P::NAME)]);
+}
+
 /// Puts a new build into service when it is as far as the one that is. Beside the workers, for they go on while it waits for them.
 async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &CancellationToken) {
     let mut seen = running.replica.seen();
+    let mut said = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -163,7 +205,11 @@ async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &C
         let nearly = {
             let seen = seen.borrow_and_update();
             let serving = seen.builds.values().find(|build| build.serving);
-            let made = seen.builds.values().find(|build| !build.serving && build.version == P::VERSION && build.switch_when_ready);
+            measure::<P>(&seen, running.store.heads().newest());
+            let made = seen
+                .builds
+                .values()
+                .find(|build| !build.serving && build.version == P::VERSION && build.switch_when_ready && build.limit().is_none());
             let far = |build: &replica::Build| build.checkpoints.iter().map(|checkpoint| checkpoint.position.0).max();
             let near = |build: &replica::Build| build.checkpoints.iter().map(|checkpoint| checkpoint.position.0).min();
             match (serving, made) {
@@ -174,8 +220,19 @@ async fn switch<P: Projection>(running: &Running<P>, alive: &Alive, shutdown: &C
         if nearly {
             let switched = timeout(SLOW, registration::switch(running.store.pool(), P::NAME, P::VERSION, &running.types)).await;
             match switched.unwrap_or(Err(StoreError::Busy)) {
-                Ok(true) => alive.look(),
-                Ok(false) => {}
+                Ok(Switched::Done) => {
+                    said = false;
+                    alive.look();
+                }
+                Ok(Switched::NotYet) => {}
+                Ok(Switched::Parked) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(
+                            projection = P::NAME,
+                            "the new build does not go into service: it has keys parked that the one in service has not; `cartctl parked list` shows them"
+                        );
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(
                         projection = P::NAME,

@@ -47,8 +47,8 @@ pub(super) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) ->
     }
     // With the number of segments, who wants it so: what nobody alive wants is not kept to.
     sqlx::query!(
-        "INSERT INTO replica (name, id, version, segments, alive_until)
-         VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+        "INSERT INTO replica (name, id, version, segments, alive_until, parks)
+         VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5), true)
          ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until",
         P::NAME,
         replica.id,
@@ -128,10 +128,12 @@ pub async fn rebuild_named(pool: &PgPool, name: &str, switch: Switch) -> Result<
 
 async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
-    let Some(serving) =
-        sqlx::query!("SELECT build, version, segments, tables FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE", name)
-            .fetch_optional(&mut *transaction)
-            .await?
+    let Some(serving) = sqlx::query!(
+        "SELECT build, version, segments, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE",
+        name
+    )
+    .fetch_optional(&mut *transaction)
+    .await?
     else {
         return Ok(()); // Never made yet, so there is nothing to make anew.
     };
@@ -152,21 +154,29 @@ async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)
         return Ok(());
     }
     sqlx::query!(
-        "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready)
-         VALUES ($1, $2, $3, 'building', $4, $5, $6)
+        "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready, paused)
+         VALUES ($1, $2, $3, 'building', $4, $5, $6, $7)
          ON CONFLICT (name, build) DO UPDATE
-         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, started_at = clock_timestamp()",
+         SET version = $3, status = 'building', tables = $4, segments = $5, switch_when_ready = $6, paused = $7,
+             switch_with_parked = false, stop_at = NULL, stop_until = NULL, started_at = clock_timestamp()",
         name,
         other,
         version,
         &tables,
         segments,
-        switch == Switch::WhenReady
+        switch == Switch::WhenReady,
+        serving.paused
     )
     .execute(&mut *transaction)
     .await?;
+    // Whoever began to read it while it was in service reads to the end.
+    sqlx::query!(r#"SELECT pg_advisory_xact_lock(projection_lock($1, $2)) AS "locked!: ()""#, name, other)
+        .fetch_one(&mut *transaction)
+        .await?;
     // New rows, not the old ones: who was about to take one of those finds it gone.
     sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
+    // After those, for who held one of them may have parked a key until then.
+    sqlx::query!("DELETE FROM parked WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
     sqlx::query!(
         "INSERT INTO checkpoint (name, build, segment, segments) SELECT $1, $2, s, $3 FROM generate_series(0, $3::integer - 1) AS s",
         name,
@@ -194,17 +204,50 @@ pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreE
     Ok(asked.rows_affected() > 0)
 }
 
+/// As [`switch_when_ready`], also with keys parked that the one in service has not.
+///
+/// # Errors
+/// As [`switch_when_ready`].
+pub async fn switch_with_parked(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+    let asked = sqlx::query!(
+        "UPDATE projection SET switch_when_ready = true, switch_with_parked = true WHERE name = $1 AND status = 'building'",
+        name
+    )
+    .execute(pool)
+    .await?;
+    Ok(asked.rows_affected() > 0)
+}
+
+/// What putting a new build into service came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Switched {
+    /// It is in service.
+    Done,
+    /// There is none, or it has not come as far.
+    NotYet,
+    /// It has keys parked that the one in service has not, and no operator has said that it may go into service with them.
+    Parked,
+}
+
 /// Puts a new build into service where it has come as far as the one that is, in one transaction. That one is held still for it, for as long
 /// as the new one takes to come to where it stopped, and for a second at the most.
-pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<bool, StoreError> {
+pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
-    let builds = sqlx::query!("SELECT build, version, status, switch_when_ready FROM projection WHERE name = $1 FOR UPDATE", name)
-        .fetch_all(&mut *transaction)
-        .await?;
+    let builds = sqlx::query!(
+        r#"SELECT build, version, status, switch_when_ready, paused OR coalesce(stop_until > clock_timestamp(), false) AS "held!"
+           FROM projection WHERE name = $1 FOR UPDATE"#,
+        name
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
     let serving = builds.iter().find(|build| build.status == "serving");
-    let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready);
-    let (Some(serving), Some(made)) = (serving, made) else { return Ok(false) };
+    let made = builds.iter().find(|build| build.status == "building" && build.version == version && build.switch_when_ready && !build.held);
+    let (Some(serving), Some(made)) = (serving, made) else { return Ok(Switched::NotYet) };
+    // Before anybody is held still for it, and then for sure.
+    if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
+        return Ok(Switched::Parked);
+    }
     let positions = sqlx::query_scalar!(
         "SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE",
         name,
@@ -216,10 +259,13 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
     let until = Instant::now() + Duration::from_secs(1);
     while !as_far(&mut transaction, name, &made.build, reached, types).await? {
         if Instant::now() >= until {
-            return Ok(false);
+            return Ok(Switched::NotYet);
         }
         // The replicas are at work on it meanwhile.
         sleep(Duration::from_millis(5)).await;
+    }
+    if parked_anew(&mut transaction, name, &serving.build, &made.build).await? {
+        return Ok(Switched::Parked);
     }
     // And who was at work on it is fenced off, so that nobody knows of it what the new one has not applied yet.
     sqlx::query!("UPDATE checkpoint SET owner = NULL WHERE name = $1 AND build = $2", name, serving.build)
@@ -233,7 +279,7 @@ pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[Str
         .await?;
     transaction.commit().await?;
     tracing::info!(projection = name, build = made.build, position = %reached, "the new build is in service");
-    Ok(true)
+    Ok(Switched::Done)
 }
 
 /// Whether each segment of a build has applied all that there is up to a position.
@@ -253,6 +299,22 @@ async fn as_far(
         build,
         position.0,
         types
+    )
+    .fetch_one(transaction)
+    .await
+}
+
+/// Whether a build has keys parked that the one in service has not, and may not go into service with them.
+async fn parked_anew(transaction: &mut PgConnection, name: &str, serving: &str, made: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM parked k JOIN projection p USING (name, build)
+               WHERE k.name = $1 AND k.build = $3 AND NOT p.switch_with_parked
+                 AND NOT EXISTS (SELECT FROM parked s WHERE s.name = $1 AND s.build = $2 AND s.key = k.key)
+           ) AS "yes!""#,
+        name,
+        serving,
+        made
     )
     .fetch_one(transaction)
     .await

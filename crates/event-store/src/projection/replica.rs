@@ -23,6 +23,8 @@ pub(crate) struct Replica {
     pub(crate) version: i32,
     /// Into how many segments this release wants it cut.
     pub(crate) segments: i32,
+    /// The events that it takes.
+    pub(crate) types: Arc<[String]>,
     /// For how long it counts as alive after a heartbeat.
     pub(crate) lease: Duration,
     /// What the last heartbeat saw.
@@ -32,9 +34,9 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(name: &'static str, version: i32, segments: i32, lease: Duration) -> Self {
+    pub(crate) fn new(name: &'static str, version: i32, segments: i32, types: Arc<[String]>, lease: Duration) -> Self {
         let (seen, held) = (watch::Sender::new(Seen::nothing()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, segments, lease, seen, held }
+        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held }
     }
 
     pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
@@ -77,6 +79,10 @@ pub(crate) struct Build {
     pub(crate) version: i32,
     pub(crate) serving: bool,
     pub(crate) switch_when_ready: bool,
+    /// It rests, as an operator wants it.
+    pub(crate) paused: bool,
+    /// Up to where it may go, while it is to be compared with another.
+    pub(crate) stop_at: Option<Position>,
     /// Into how many segments it is cut, and is to be cut.
     pub(crate) segments: i32,
     pub(crate) wanted: i32,
@@ -85,6 +91,9 @@ pub(crate) struct Build {
     /// Other replicas of this version that are alive, and how many of them come before this one.
     pub(crate) others: i64,
     pub(crate) before: i64,
+    /// How many keys are parked in it, and whether an operator has asked for some to be tried again.
+    pub(crate) parked: i64,
+    pub(crate) retry_asked: bool,
     pub(crate) checkpoints: Vec<Checkpoint>,
 }
 
@@ -121,6 +130,13 @@ impl Shared {
     }
 }
 
+impl Build {
+    /// Up to where it may be worked: nowhere while it rests.
+    pub(crate) fn limit(&self) -> Option<Position> {
+        if self.paused { Some(Position::START) } else { self.stop_at }
+    }
+}
+
 impl Replicas {
     /// Lets a replica live for as long as the answer does.
     pub(crate) fn live(&self, pool: &PgPool, replica: Arc<Replica>) -> Alive {
@@ -132,6 +148,11 @@ impl Replicas {
         }
         self.0.now.notify_one();
         alive
+    }
+
+    /// The projections that this process runs.
+    pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
+        self.0.running().replicas.values().cloned().collect()
     }
 
     /// A projection that this process runs.
@@ -227,8 +248,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::float8[])
                    AS r(id, name, version, segments, lease)
            ), alive AS (
-               INSERT INTO replica AS r (name, id, version, segments, alive_until)
-               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease) FROM running
+               INSERT INTO replica AS r (name, id, version, segments, alive_until, parks)
+               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease), true FROM running
                ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until
            ), held AS (
                SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[], $11::bigint[])
@@ -242,8 +263,11 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
            ), moved AS (
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
                WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
+           ), held_back AS (
+               SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked GROUP BY name, build
            )
-           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.segments AS wanted,
+           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
+                  CASE WHEN p.stop_until > clock_timestamp() THEN p.stop_at END AS stop_at, p.segments AS wanted,
                   p.segments = r.segments OR EXISTS (
                       SELECT FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.segments = p.segments
                          AND o.alive_until > clock_timestamp()) AS "wanted_by_some!",
@@ -251,6 +275,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                       AND o.alive_until > clock_timestamp()) AS "others!",
                   (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id < r.id
                       AND o.alive_until > clock_timestamp()) AS "before!",
+                  coalesce(k.keys, 0) AS "parked!", coalesce(k.asked, false) AS "retry_asked!",
                   c.segment, c.segments, greatest(c.position, h.position) AS "position!",
                   (SELECT c.owner WHERE c.owner = r.id OR EXISTS (
                       SELECT FROM replica o WHERE o.name = c.name AND o.id = c.owner AND o.alive_until > clock_timestamp())) AS owner,
@@ -258,6 +283,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                             WHERE e.event_id = greatest(c.position, h.position) + 1), 0) AS "lag!"
            FROM running r JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
            LEFT JOIN held h ON h.id = r.id AND h.id = c.owner AND h.build = c.build AND h.segments = c.segments AND h.segment = c.segment
+           LEFT JOIN held_back k ON k.name = p.name AND k.build = p.build
            WHERE p.status IN ('serving', 'building')
            ORDER BY c.segment"#,
         &ids,
@@ -280,11 +306,15 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             version: row.version,
             serving: row.serving,
             switch_when_ready: row.switch_when_ready,
+            paused: row.paused,
+            stop_at: row.stop_at.map(Position),
             segments: row.segments,
             wanted: row.wanted,
             wanted_by_some: row.wanted_by_some,
             others: row.others,
             before: row.before,
+            parked: row.parked,
+            retry_asked: row.retry_asked,
             checkpoints: vec![],
         });
         build.checkpoints.push(Checkpoint {

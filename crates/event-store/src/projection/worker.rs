@@ -1,24 +1,24 @@
 //! Working a build of a projection: whichever of its segments this replica holds, a batch at a time.
 
-use std::{cmp::Reverse, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use opentelemetry::KeyValue;
 use sqlx::{Connection, PgConnection};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 use super::{
     Projection, Settings,
+    parking::{self, Batch, Sorted},
     replica::{Alive, Build, Replica, Seen},
-    segment::{segment_of, share},
+    segment::share,
 };
 use crate::{
-    EventStore, Metadata, Position, Recorded, StoreError,
-    event::decode,
+    EventStore, Position, StoreError,
     lease::{At, Held, Leases},
     metrics::METRICS,
     store::{Lent, in_time, within},
@@ -79,8 +79,11 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         changed: Instant::now(),
         cut_into: None,
         caught_up: false,
-        window: running.settings.batch.max(1),
+        limit: None,
+        window: running.settings.batch,
         ahead: None,
+        stopped: BTreeMap::new(),
+        retry_asked: false,
     };
     loop {
         let started = Instant::now();
@@ -102,27 +105,51 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
     running.replica.tell(build, &Held::default());
 }
 
-struct Worker<'a, P: Projection> {
-    running: &'a Running<P>,
+pub(super) struct Worker<'a, P: Projection> {
+    pub(super) running: &'a Running<P>,
     alive: &'a Alive,
-    leases: Leases<'a>,
-    held: Held,
+    pub(super) leases: Leases<'a>,
+    pub(super) held: Held,
     /// When this worker last took, handed back or lost segments: what was seen before that is not how things stand.
     changed: Instant,
     /// Every segment is held, and comes to one position, to be cut anew into so many.
     cut_into: Option<i32>,
     /// Everything held had once come to the head.
     caught_up: bool,
+    /// Up to where it may be worked at this moment, where not up to the head.
+    limit: Option<Position>,
     /// Positions that the next batch takes at the most.
     window: i64,
     /// The batch after the one that is being written.
     ahead: Option<Ahead<P>>,
+    /// Segments that stand before an event which cannot be applied, and for which no key can be parked.
+    stopped: BTreeMap<i32, Stopped>,
+    /// An operator has asked for parked keys to be tried again.
+    retry_asked: bool,
 }
 
 struct Ahead<P: Projection> {
     from: Position,
     to: Position,
-    reading: AbortOnDropHandle<Result<Vec<Recorded<P::Event>>, StoreError>>,
+    reading: AbortOnDropHandle<Result<Batch<P::Event>, StoreError>>,
+}
+
+/// When a segment that stands is tried again, and the pause after that.
+struct Stopped {
+    until: Instant,
+    pause: Duration,
+}
+
+/// What applying a batch came to.
+enum Applied {
+    /// It is applied, and the checkpoints are moved.
+    Whole,
+    /// A segment is another's now; nothing is written.
+    Lost,
+    /// There is an event that cannot be read after this position, and before it something to apply; nothing is written.
+    UpTo(Position),
+    /// The events, or the projection on them, are at fault; nothing is written.
+    Refused(StoreError),
 }
 
 impl<P: Projection> Worker<'_, P> {
@@ -139,6 +166,9 @@ impl<P: Projection> Worker<'_, P> {
                 let seen = seen.borrow_and_update().clone();
                 self.arrange(&seen, head).await?;
             }
+            if std::mem::take(&mut self.retry_asked) {
+                self.retry_parked().await?;
+            }
             if let Some(range) = self.next(head) {
                 self.step(range, head).await?;
                 if self.next(head).is_none() && !self.held.serving && !std::mem::replace(&mut self.caught_up, true) {
@@ -147,11 +177,15 @@ impl<P: Projection> Worker<'_, P> {
                 }
                 continue;
             }
-            if let Some(segments) = self.cut_into.take() {
+            // Not while one of them stands.
+            if self.held.lowest() == self.held.highest()
+                && let Some(segments) = self.cut_into.take()
+            {
                 self.cut(segments).await?;
                 continue;
             }
             self.check(head).await?;
+            let again = self.stopped.values().map(|stopped| stopped.until).min();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = seen.changed() => match changed {
@@ -159,6 +193,7 @@ impl<P: Projection> Worker<'_, P> {
                     Err(_) => return Ok(()),
                 },
                 changed = heads.changed() => if changed.is_err() { return Ok(()) },
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
     }
@@ -170,9 +205,18 @@ impl<P: Projection> Worker<'_, P> {
         self.changed();
     }
 
+    /// Another has one of the segments: how they stand is seen anew.
+    pub(super) fn lost(&mut self) {
+        tracing::info!(projection = P::NAME, build = self.leases.build, "segments are another's now");
+        self.drop_all();
+        self.alive.look();
+    }
+
     fn changed(&mut self) {
         self.changed = Instant::now();
         self.caught_up = false;
+        let held = &self.held;
+        self.stopped.retain(|segment, _| held.positions.contains_key(segment));
         self.tell();
     }
 
@@ -192,6 +236,9 @@ impl<P: Projection> Worker<'_, P> {
         }
         let Some(build) = seen.builds.get(self.leases.build).filter(|build| build.version == P::VERSION) else {
             // Retired, or made anew by another release.
+            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
+            METRICS.projection_parked.record(0, &of);
+            METRICS.projection_stopped.record(0, &of);
             if !self.held.positions.is_empty() {
                 let held = std::mem::take(&mut self.held);
                 self.leases.hand_back(&held).await?;
@@ -201,8 +248,10 @@ impl<P: Projection> Worker<'_, P> {
         };
         self.adopt(build);
         self.measure(build, head);
+        self.limit = build.limit();
+        self.retry_asked = build.retry_asked;
         self.cut_into = None;
-        if build.segments != build.wanted {
+        if build.segments != build.wanted && self.limit.is_none() {
             // Brought into one hand first: whoever was at work on a segment, of whatever release, is fenced off.
             if build.before == 0 {
                 if !self.held.all() {
@@ -266,6 +315,8 @@ impl<P: Projection> Worker<'_, P> {
         }
         if self.held != before {
             self.ahead = None;
+            let held = &self.held;
+            self.stopped.retain(|segment, _| held.positions.contains_key(segment));
             self.tell();
         }
     }
@@ -317,6 +368,8 @@ impl<P: Projection> Worker<'_, P> {
     fn measure(&self, build: &Build, head: Position) {
         let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
         METRICS.projection_segments.record(u64::try_from(self.held.positions.len()).unwrap_or_default(), &of);
+        METRICS.projection_stopped.record(u64::try_from(self.stopped.len()).unwrap_or_default(), &of);
+        METRICS.projection_parked.record(u64::try_from(build.parked).unwrap_or_default(), &of);
         let Some(lowest) = self.held.lowest() else { return };
         METRICS.projection_position.record(lowest.0, &of);
         METRICS.projection_lag.record((head.0 - lowest.0).max(0), &of);
@@ -325,152 +378,248 @@ impl<P: Projection> Worker<'_, P> {
         METRICS.projection_lag_seconds.record(lag.as_secs_f64(), &of);
     }
 
+    /// Where the segments stand that go on: all but those that stand before an event, until they are to be tried again.
+    fn going(&self) -> impl Iterator<Item = (i32, Position)> {
+        let now = Instant::now();
+        let goes = move |segment: &i32| self.stopped.get(segment).is_none_or(|stopped| stopped.until <= now);
+        self.held.positions.iter().filter(move |(segment, _)| goes(segment)).map(|(segment, at)| (*segment, at.position))
+    }
+
     /// The next positions to apply: those after the segments that are furthest behind, up to where the next ones stand. So those join them
     /// there, and each position of the log is read once.
     fn next(&self, head: Position) -> Option<RangeInclusive<Position>> {
-        let from = self.held.lowest()?;
-        let end = if self.cut_into.is_some() { self.held.highest()? } else { head };
-        let joined = self.held.positions.values().map(|at| at.position).filter(|position| *position > from).min().unwrap_or(end);
-        let to = Position((from.0 + self.window).min(joined.0).min(end.0));
+        let (_, from) = self.going().min_by_key(|(_, position)| *position)?;
+        let end = if self.cut_into.is_some() { self.held.highest()? } else { self.limit.map_or(head, |limit| limit.min(head)) };
+        let joined = self.going().map(|(_, position)| position).filter(|position| *position > from).min().unwrap_or(end);
+        // What stands is tried with the event before which it does.
+        let stands = self.going().any(|(segment, position)| position == from && self.stopped.contains_key(&segment));
+        let window = if stands { 1 } else { self.window };
+        let to = Position((from.0 + window).min(joined.0).min(end.0));
         (to > from).then_some(from..=to)
     }
 
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let (from, mut to) = range.into_inner();
-        let active: Vec<i32> = self.held.positions.iter().filter(|(_, at)| at.position == from).map(|(segment, _)| *segment).collect();
+        let active: Vec<i32> = self.going().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to <= to => {
                 to = ahead.to;
                 ahead.reading.await.unwrap_or(Err(StoreError::Closed))?
             }
-            _ => read::<P>(&self.running.store, &self.running.types, from, to).await?,
+            _ => parking::read::<P>(&self.running.store, &self.running.types, from, to).await?,
         };
         // Where there is a whole batch more, it is read while this one is written. Where there is less it grows in that time.
         let after = Position(to.0 + self.window);
         if after <= head && active.len() == self.held.positions.len() && self.cut_into.is_none() {
             let (store, types) = (self.running.store.clone(), self.running.types.clone());
-            let reading = tokio::spawn(async move { read::<P>(&store, &types, to, after).await });
+            let reading = tokio::spawn(async move { parking::read::<P>(&store, &types, to, after).await });
             self.ahead = Some(Ahead { from: to, to: after, reading: AbortOnDropHandle::new(reading) });
         }
         // What is none of this projection's moves no checkpoint: the heartbeat writes that down. What is another segment's does, for who
         // waits for all segments would wait for the heartbeat.
         let written = !batch.is_empty();
         if written {
-            let segments = self.held.segments;
-            if active.len() != usize::try_from(segments).unwrap_or_default() {
-                batch.retain(|event| P::key(event).is_none_or(|key| active.contains(&segment_of(key, segments))));
-            }
-            match self.apply(&batch, &active, from, to).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    tracing::info!(projection = P::NAME, build = self.leases.build, "segments are another's now");
-                    self.drop_all();
-                    self.alive.look();
+            batch.keep::<P>(&active, self.held.segments);
+            let alone = to.0 - from.0 == 1;
+            match self.apply(&mut batch, &active, from, to).await {
+                Ok(Applied::Whole) => {}
+                Ok(Applied::Lost) => {
+                    self.lost();
                     return Ok(());
                 }
-                Err(error) if to.0 - from.0 > 1 && (took_too_long(&error) || !error.is_unavailable()) => {
+                Ok(Applied::UpTo(position)) => {
                     self.ahead = None;
-                    // Down to the event that cannot be applied, so that the error names it; or to what there is time for.
-                    self.window = (to.0 - from.0) / if took_too_long(&error) { 2 } else { 10 };
-                    self.window = self.window.max(1);
-                    tracing::warn!(projection = P::NAME, after = %from, error = &error as &dyn std::error::Error, "a batch could not be applied: trying smaller ones");
+                    self.window = position.0 - from.0;
                     return Ok(());
                 }
-                Err(error) => {
-                    if !error.is_unavailable() {
-                        tracing::error!(projection = P::NAME, position = %to, "the event cannot be applied");
-                    }
-                    return Err(error);
+                Ok(Applied::Refused(error)) | Err(error) if !alone && took_too_long(&error) => {
+                    self.narrow((to.0 - from.0) / 2, from, &error);
+                    return Ok(());
                 }
+                // Down to the event that cannot be applied.
+                Ok(Applied::Refused(error)) if !alone && !error.is_unavailable() => {
+                    self.narrow((to.0 - from.0) / 10, from, &error);
+                    return Ok(());
+                }
+                Ok(Applied::Refused(error)) if !error.is_unavailable() => {
+                    self.ahead = None;
+                    return self.cannot_apply(&batch, &active, from, to, error).await;
+                }
+                Ok(Applied::Refused(error)) | Err(error) => return Err(error),
             }
         }
-        for at in self.held.positions.values_mut().filter(|at| at.position == from) {
-            at.position = to;
-            if written {
-                at.stored = to;
+        self.reached(&active, to, written);
+        if written {
+            self.running.settings.slow_down(batch.events.len(), begun).await;
+        }
+        Ok(())
+    }
+
+    fn narrow(&mut self, window: i64, from: Position, error: &StoreError) {
+        self.ahead = None;
+        self.window = window.max(1);
+        tracing::warn!(projection = P::NAME, after = %from, error = error as &dyn std::error::Error, "a batch could not be applied: trying smaller ones");
+    }
+
+    /// Segments have come to a position, and it is written down or nothing was to be.
+    fn reached(&mut self, segments: &[i32], to: Position, written: bool) {
+        for segment in segments {
+            self.stopped.remove(segment);
+            if let Some(at) = self.held.positions.get_mut(segment) {
+                at.position = to;
+                if written {
+                    at.stored = to;
+                }
             }
         }
         if self.window < self.running.settings.batch {
             self.window = (self.window * 2).min(self.running.settings.batch);
         }
         self.tell();
+    }
+
+    /// An event fails alone. It parks its key, and the rest goes on; where it has none, or is not what is at fault, the segments that it
+    /// fails in stand before it, and the others go on.
+    async fn cannot_apply(
+        &mut self,
+        batch: &Batch<P::Event>,
+        active: &[i32],
+        from: Position,
+        to: Position,
+        error: StoreError,
+    ) -> Result<(), StoreError> {
+        let mut error = Some(error);
+        if let (Some(key), Some(poison)) = (batch.key::<P>(), error.as_ref().filter(|error| parking::is_poison(error))) {
+            match self.park(key, poison, active, from, to).await? {
+                parking::Parked::Whole => {
+                    METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
+                    self.reached(active, to, true);
+                    return Ok(());
+                }
+                parking::Parked::Lost => {
+                    self.lost();
+                    return Ok(());
+                }
+                parking::Parked::TooMany => {}
+            }
+        }
+        for segment in active {
+            let error = match error.take() {
+                // It was tried with this one alone.
+                Some(error) if active.len() == 1 => error,
+                _ => {
+                    let mut batch = batch.clone();
+                    batch.keep::<P>(&[*segment], self.held.segments);
+                    match self.apply(&mut batch, &[*segment], from, to).await? {
+                        Applied::Whole => {
+                            self.reached(&[*segment], to, true);
+                            continue;
+                        }
+                        Applied::Refused(error) if !error.is_unavailable() => error,
+                        Applied::Refused(error) => return Err(error),
+                        Applied::Lost | Applied::UpTo(_) => {
+                            self.lost();
+                            return Ok(());
+                        }
+                    }
+                }
+            };
+            match self.leases.stop(&self.held, *segment, to, &parking::words(&error)).await? {
+                None => {
+                    self.lost();
+                    return Ok(());
+                }
+                Some(true) => {
+                    let mut nothing = Batch::default();
+                    if !matches!(self.apply(&mut nothing, &[*segment], from, to).await?, Applied::Whole) {
+                        self.lost();
+                        return Ok(());
+                    }
+                    tracing::warn!(projection = P::NAME, build = self.leases.build, segment, position = %to, "skipped, as an operator decided");
+                    self.reached(&[*segment], to, true);
+                }
+                Some(false) => {
+                    METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
+                    tracing::error!(
+                        projection = P::NAME,
+                        build = self.leases.build,
+                        segment,
+                        position = %to,
+                        error = &error as &dyn std::error::Error,
+                        "the event cannot be applied: the segment stands before it, and tries again"
+                    );
+                    let max = self.running.settings.max_backoff;
+                    let pause = self.stopped.get(segment).map_or(Backoff::FIRST, |stopped| stopped.pause);
+                    self.stopped.insert(*segment, Stopped { until: Instant::now() + pause, pause: (pause * 2).min(max) });
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Applies a batch and moves the checkpoints, both or neither. `false`: a segment is another's now.
-    async fn apply(&self, batch: &[Recorded<P::Event>], active: &[i32], from: Position, to: Position) -> Result<bool, StoreError> {
+    /// Applies a batch and moves the checkpoints, both or neither. What is a parked key's queues.
+    async fn apply(&self, batch: &mut Batch<P::Event>, active: &[i32], from: Position, to: Position) -> Result<Applied, StoreError> {
         if batch.is_empty() {
             return in_time(async {
                 let mut connection = Lent::from(self.leases.pool).await?;
-                let moved = self.leases.advance(&mut connection, &self.held, active, from, to).await?;
+                let advanced = self.leases.advance(&mut connection, &self.held, active, from, to).await?;
                 connection.done();
-                Ok(moved)
+                Ok(if advanced.moved { Applied::Whole } else { Applied::Lost })
             })
             .await;
         }
-        let span = tracing::info_span!("project", otel.name = format!("project {}", P::NAME), events = batch.len(), position = %to);
-        trace::follow(&span, batch.iter().map(|event| event.metadata.traceparent.as_deref()));
+        let span = tracing::info_span!("project", otel.name = format!("project {}", P::NAME), events = batch.events.len(), position = %to);
+        trace::follow(&span, batch.events.iter().map(|event| event.metadata.traceparent.as_deref()));
         let applying = within(BATCH_TIMEOUT, async {
             let mut lent = Lent::from(self.leases.pool).await?;
             let mut transaction = lent.begin().await?;
             // First, for it is also the fence: who lost a segment waits for nobody and writes nothing.
-            let moved = self.leases.advance(&mut transaction, &self.held, active, from, to).await?;
-            if moved {
+            let advanced = self.leases.advance(&mut transaction, &self.held, active, from, to).await?;
+            let mut applied = if advanced.moved { Applied::Whole } else { Applied::Lost };
+            if advanced.moved {
+                match batch.sort::<P>(&advanced.parked, active, self.held.segments) {
+                    Sorted::Queue(queue) => self.leases.queue(&mut transaction, &queue).await?,
+                    Sorted::Unreadable(_, error) if to.0 - from.0 == 1 => applied = Applied::Refused(error),
+                    // What comes before it first; else it alone.
+                    Sorted::Unreadable(position, _) => applied = Applied::UpTo(Position((position.0 - 1).max(from.0 + 1))),
+                }
+            }
+            if matches!(applied, Applied::Whole) && !batch.events.is_empty() {
                 let connection: &mut PgConnection = &mut transaction;
-                self.running.projection.apply(connection, batch).await?;
-                transaction.commit().await?;
-            } else {
-                transaction.rollback().await?;
+                if let Err(error) = self.running.projection.apply(connection, &batch.events).await {
+                    applied = Applied::Refused(error.into());
+                }
+            }
+            match applied {
+                // A constraint may be checked as late as here.
+                Applied::Whole => {
+                    if let Err(error) = transaction.commit().await {
+                        return Ok(Applied::Refused(error.into()));
+                    }
+                }
+                // The connection is of no use any more, and its error says why.
+                Applied::Refused(error) if error.is_unavailable() => return Ok(Applied::Refused(error)),
+                _ => transaction.rollback().await?,
             }
             lent.done();
-            Ok(moved)
+            Ok(applied)
         });
-        if applying.instrument(span).await? {
+        let applied = applying.instrument(span).await?;
+        if matches!(applied, Applied::Whole) {
             let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
-            METRICS.projection_events.add(batch.len() as u64, &of);
-            METRICS.projection_batch.record(batch.len() as u64, &of);
-            return Ok(true);
+            METRICS.projection_events.add(batch.events.len() as u64, &of);
+            METRICS.projection_batch.record(batch.events.len() as u64, &of);
         }
-        Ok(false)
+        Ok(applied)
     }
 }
 
 /// How long a batch may take to be read or written. Longer than the role's transaction_timeout, which says why it ends.
-const BATCH_TIMEOUT: Duration = Duration::from_secs(40);
+pub(super) const BATCH_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Whether the database gave up on a transaction or statement because it took too long: a smaller batch may not.
-fn took_too_long(error: &StoreError) -> bool {
+pub(super) fn took_too_long(error: &StoreError) -> bool {
     matches!(error, StoreError::Unavailable(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("25P04" | "57014")))
-}
-
-async fn read<P: Projection>(
-    store: &EventStore<P::Log>,
-    types: &[String],
-    after: Position,
-    to: Position,
-) -> Result<Vec<Recorded<P::Event>>, StoreError> {
-    let rows = within(BATCH_TIMEOUT, async {
-        let mut connection = store.lend().await?;
-        let rows = sqlx::query!(
-            r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: sqlx::types::Json<Metadata>" FROM event
-           WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
-            after.0,
-            to.0,
-            types
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        connection.done();
-        Ok(rows)
-    })
-    .await?;
-    let mut batch = Vec::with_capacity(rows.len());
-    for row in rows {
-        let event: P::Log = decode(row.event_id, &row.payload)?;
-        if let Ok(event) = event.try_into() {
-            batch.push(Recorded { position: Position(row.event_id), event, metadata: row.metadata.0, recorded_at: row.inserted_at });
-        }
-    }
-    Ok(batch)
 }

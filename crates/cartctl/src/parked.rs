@@ -1,0 +1,253 @@
+//! `cartctl parked`: what projections cannot apply.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use cart_events::DomainEvent;
+use clap::{Args, Subcommand};
+use event_store::{
+    EventStore, Position,
+    operate::{self, Parked, Skip, Skipped},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::{
+    Common, Confirmed,
+    error::Error,
+    log::Event,
+    output::{Output, clean, span},
+    projections::say_if_nobody_works,
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Task {
+    /// Keys that are parked, and segments that stand, with the event that could not be applied and why
+    List {
+        /// Only this projection's
+        #[arg(long)]
+        projection: Option<String>,
+        /// What was skipped instead, with the reason
+        #[arg(long)]
+        skipped: bool,
+    },
+    /// A parked key with the events in its queue
+    Show {
+        /// The projection
+        projection: String,
+        /// The key
+        key: Uuid,
+        /// So many events at the most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+        limit: i64,
+    },
+    /// Apply the events of parked keys, and what queued behind them: once the cause is gone
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        /// Wait so many seconds to say what came of it
+        #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
+        wait: u64,
+    },
+    /// Never apply an event to a parked key, or to segments that stand; what queued behind it is applied
+    Skip {
+        /// The projection
+        projection: String,
+        /// The event, as `list` shows it
+        #[arg(long)]
+        position: i64,
+        /// The key; not given for an event that segments stand before
+        #[arg(long)]
+        key: Option<Uuid>,
+        /// Why; it is recorded
+        #[arg(long)]
+        reason: String,
+        /// Who decides so; recorded too
+        #[arg(long, env = "USER", hide_env_values = true, default_value = "unknown", value_name = "NAME")]
+        by: String,
+        #[command(flatten)]
+        confirmed: Confirmed,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Which {
+    /// The projection
+    #[arg(required_unless_present = "all")]
+    projection: Option<String>,
+    /// Its parked keys that are meant
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    keys: Vec<Uuid>,
+    /// All that are parked
+    #[arg(long)]
+    all: bool,
+}
+
+pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
+    let log = common.log().await?;
+    match task {
+        Task::List { projection, skipped: false } => {
+            let parked = operate::parked(log.pool(), projection.as_deref()).await?;
+            output.list(&parked, "nothing is parked", &HEADS, row)
+        }
+        Task::List { projection, skipped: true } => {
+            let skipped = operate::skipped(log.pool(), projection.as_deref()).await?;
+            let heads = ["projection", "build", "key", "event", "skipped", "by", "reason", "error"];
+            output.list(&skipped, "nothing was skipped", &heads, skipped_row)
+        }
+        Task::Show { projection, key, limit } => show(&log, &projection, key, limit, output).await,
+        Task::Retry { which, wait } => retry(&log, &which, Duration::from_secs(wait), output).await,
+        Task::Skip { projection, position, key, reason, by, confirmed } => {
+            if reason.trim().is_empty() {
+                return Err(Error::Usage("--reason must say why; it is recorded".to_owned()));
+            }
+            let skip = Skip { projection: &projection, key, position: Position(position), reason: &reason, by: &by };
+            skip_one(&log, skip, &confirmed, output).await
+        }
+    }
+}
+
+async fn show(log: &EventStore<DomainEvent>, projection: &str, key: Uuid, limit: i64, output: &Output) -> Result<(), Error> {
+    let builds: Vec<_> =
+        operate::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == Some(key)).collect();
+    if builds.is_empty() {
+        return Err(not_parked(projection, key));
+    }
+    for parked in builds {
+        let queue = operate::parked_queue(log, &parked, limit).await?;
+        let events: Vec<_> = queue.iter().map(Event::of).collect();
+        if output.json {
+            output.document(&json!({ "parked": parked, "queue": events }))?;
+            continue;
+        }
+        output.text(&crate::output::table(&HEADS, [row(&parked)]))?;
+        output.text("\nin its queue:")?;
+        for event in &events {
+            output.text(&clean(&event.line()))?;
+        }
+        if i64::try_from(events.len()).is_ok_and(|shown| shown < parked.queued) {
+            output.note(&format!("only the first {} of {} are shown; --limit takes more", events.len(), parked.queued));
+        }
+    }
+    Ok(())
+}
+
+async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, output: &Output) -> Result<(), Error> {
+    let projection = which.projection.as_deref();
+    let asked = operate::retry_parked(log.pool(), projection, (!which.all).then_some(which.keys.as_slice())).await?;
+    if let (Some(projection), Some(key)) =
+        (projection, which.keys.iter().find(|key| !asked.iter().any(|parked| parked.key.as_ref() == Some(key))))
+    {
+        if asked.is_empty() {
+            return Err(not_parked(projection, *key));
+        }
+        output.note(&format!("{key} is not parked in {projection}"));
+    }
+    if asked.is_empty() {
+        return Err(Error::Nothing(
+            "no key is parked; `cartctl parked list` shows also the segments that stand, which try by themselves".to_owned(),
+        ));
+    }
+    for name in asked.iter().map(|parked| parked.projection.as_str()).collect::<BTreeSet<_>>() {
+        say_if_nobody_works(log, name, output).await?;
+    }
+    let of = |parked: &Parked| (parked.projection.clone(), parked.build.clone(), parked.key);
+    let until = Instant::now() + wait;
+    let left = loop {
+        let now = operate::parked(log.pool(), projection).await?;
+        let left: Vec<_> = now.into_iter().filter(|parked| asked.iter().any(|asked| of(asked) == of(parked))).collect();
+        if Instant::now() >= until || left.iter().all(|parked| !parked.retry_asked) {
+            break left;
+        }
+        sleep(Duration::from_millis(100)).await;
+    };
+    let (waiting, refused): (Vec<_>, Vec<_>) = left.into_iter().partition(|parked| parked.retry_asked);
+    let applied = asked.len() - waiting.len() - refused.len();
+    if output.json {
+        output.document(&json!({ "applied": applied, "still_parked": refused, "waiting": waiting }))?;
+    } else if applied > 0 {
+        output.text(&format!("{applied} applied, with what had queued behind, and parked no more"))?;
+    }
+    if let Some(first) = refused.first() {
+        let key = first.key.unwrap_or_default();
+        return Err(Error::Refused(format!(
+            "{} still cannot be applied: {} stays parked in {} at event {}: {}",
+            refused.len(),
+            key,
+            first.projection,
+            first.position,
+            first.error
+        )));
+    }
+    if !waiting.is_empty() && !wait.is_zero() {
+        return Err(Error::Refused(format!(
+            "{} asked for, and not tried yet after {} seconds; `cartctl parked list` shows what comes of it",
+            waiting.len(),
+            wait.as_secs()
+        )));
+    }
+    Ok(())
+}
+
+async fn skip_one(log: &EventStore<DomainEvent>, skip: Skip<'_>, confirmed: &Confirmed, output: &Output) -> Result<(), Error> {
+    let Skip { projection, key, position, .. } = skip;
+    let stands: Vec<_> = operate::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == key).collect();
+    let is_first = stands.iter().any(|parked| parked.position == position);
+    if !is_first {
+        return Err(Error::Nothing(match (stands.first(), key) {
+            (Some(stands), Some(key)) => {
+                format!("{key} is parked in {projection} at event {}: that one can be skipped, and not {position}", stands.position)
+            }
+            (None, Some(key)) => return Err(not_parked(projection, key)),
+            (Some(stands), None) => format!("segments of {projection} stand before event {}, and not before {position}", stands.position),
+            (None, None) => format!("no segment of {projection} stands; --key names a parked key, and `cartctl parked list` shows them"),
+        }));
+    }
+    let whom = key.map_or_else(|| "the segments that stand before it".to_owned(), |key| key.to_string());
+    confirmed.ask(output, &format!("Event {position} will never be applied to {whom} in {projection}."))?;
+    let builds = operate::skip(log.pool(), skip).await?;
+    if builds.is_empty() {
+        return Err(Error::Nothing(format!(
+            "event {position} is not the first of the queue any more; `cartctl parked list` shows what is"
+        )));
+    }
+    say_if_nobody_works(log, projection, output).await?;
+    if output.json {
+        return output.document(&json!({ "projection": projection, "key": key, "position": position, "builds": builds }));
+    }
+    output.text(&format!("event {position} is skipped, and the rest is tried again; `cartctl parked list --skipped` shows what was"))
+}
+
+fn not_parked(projection: &str, key: Uuid) -> Error {
+    Error::Nothing(format!("{key} is not parked in {projection}; `cartctl parked list` shows what is"))
+}
+
+pub(crate) const HEADS: [&str; 8] = ["parked in", "build", "key", "event", "queued", "attempts", "since", "error"];
+
+pub(crate) fn row(parked: &Parked) -> Vec<String> {
+    let segments = parked.segments.as_ref().map(|segments| segments.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    let error = if parked.retry_asked { format!("(to be tried again) {}", parked.error) } else { parked.error.clone() };
+    vec![
+        parked.projection.clone(),
+        parked.build.clone(),
+        parked.key.map_or_else(|| format!("none: segments {} stand", segments.unwrap_or_default()), |key| key.to_string()),
+        parked.position.to_string(),
+        parked.queued.to_string(),
+        parked.attempts.to_string(),
+        format!("{} ago", span(parked.since_seconds)),
+        error,
+    ]
+}
+
+fn skipped_row(skipped: &Skipped) -> Vec<String> {
+    vec![
+        skipped.projection.clone(),
+        skipped.build.clone(),
+        skipped.key.map_or_else(|| "none".to_owned(), |key| key.to_string()),
+        skipped.position.to_string(),
+        format!("{} ago", span(skipped.age_seconds)),
+        skipped.skipped_by.clone(),
+        skipped.reason.clone(),
+        skipped.error.clone(),
+    ]
+}

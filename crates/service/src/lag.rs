@@ -1,0 +1,216 @@
+//! `/lag`: what is still to be done, of the whole system and whichever process is asked, for who starts more processes or fewer. The form is
+//! one that KEDA's metrics-api scaler reads: numbers in a JSON document, each found by its path.
+#![allow(unreachable_pub, reason = "the route's macro puts its function inside another")]
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_web::{get, web};
+use event_store::{Backlog, EventStore, LogEvent, StoreError};
+use futures::future::{BoxFuture, FutureExt};
+use serde::Serialize;
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::{ErrorBody, HttpError};
+
+/// An answer is given again for so long.
+const FRESH: Duration = Duration::from_secs(1);
+/// The time that finding it out may take.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+type Ask<T> = Box<dyn Fn() -> BoxFuture<'static, Result<T, HttpError>> + Send + Sync>;
+
+/// What is found out when somebody asks, and at most once a second however many do.
+pub struct Lately<T> {
+    ask: Ask<T>,
+    deadline: Duration,
+    known: Mutex<Option<(Instant, Arc<T>)>>,
+}
+
+impl<T> Lately<T> {
+    /// What this finds out.
+    pub fn new<F, Fut, E>(ask: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<HttpError>,
+    {
+        Self { ask: Box::new(move || ask().map(|answer| answer.map_err(Into::into)).boxed()), deadline: DEADLINE, known: Mutex::new(None) }
+    }
+
+    /// The answer, a second old at the most.
+    ///
+    /// # Errors
+    /// Where it cannot be found out, or not in time: 503.
+    pub async fn get(&self) -> Result<Arc<T>, HttpError> {
+        let asking = async {
+            // Whoever comes meanwhile waits here, and has the same answer.
+            let mut known = self.known.lock().await;
+            if let Some((at, answer)) = known.as_ref()
+                && at.elapsed() < FRESH
+            {
+                return Ok(answer.clone());
+            }
+            let answer = Arc::new((self.ask)().await?);
+            *known = Some((Instant::now(), answer.clone()));
+            Ok(answer)
+        };
+        timeout(self.deadline, asking).await.unwrap_or_else(|_| {
+            Err(HttpError::unavailable("how far behind it is could not be found out in time; `/ready` says what is waited for"))
+        })
+    }
+}
+
+/// How far the projections and automations are behind that this service runs, in all its processes together.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Lag {
+    /// Positions of the log from the first event on that the one furthest behind has yet to apply; paused ones are left out, for more
+    /// processes do nothing for them.
+    pub lag: i64,
+    /// For how long that event has been in the log.
+    pub lag_seconds: f64,
+    /// Each of them, by name.
+    pub projections: BTreeMap<String, ProjectionLag>,
+    /// What automations have to do, by name.
+    pub todos: BTreeMap<String, TodoLag>,
+}
+
+/// How far a projection or automation is behind.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct ProjectionLag {
+    /// Positions of the log from the first event on that the segment furthest behind has yet to apply.
+    pub lag: i64,
+    /// For how long that event has been in the log.
+    pub lag_seconds: f64,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// What it is cut into: so many processes can share its work at the most.
+    pub segments: i64,
+    /// How many of these a living process holds.
+    pub held: i64,
+    /// The processes that run it and are alive.
+    pub replicas: i64,
+    /// The build that is being made anew, where one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<RebuildLag>,
+}
+
+/// How far a build is that is being made anew.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct RebuildLag {
+    /// As of the build in service.
+    pub lag: i64,
+    /// From 0 to 1, all segments together.
+    pub progress: f64,
+}
+
+/// What an automation has to do, counted up to 100,000 of a kind.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct TodoLag {
+    /// To-dos that are not done, those in hand and those that wait for their next attempt among them.
+    pub open: i64,
+    /// To-dos that wait for nothing but a worker.
+    pub due: i64,
+    /// To-dos that were given up, and wait for an operator.
+    pub failed: i64,
+    /// How long ago the oldest open one was asked for; 0 where there is none.
+    pub oldest_seconds: f64,
+}
+
+impl From<BTreeMap<String, Backlog>> for Lag {
+    fn from(backlogs: BTreeMap<String, Backlog>) -> Self {
+        let at_work = || backlogs.values().filter(|backlog| !backlog.paused);
+        let (lag, lag_seconds) =
+            (at_work().map(|backlog| backlog.lag).max().unwrap_or(0), at_work().map(|one| one.lag_seconds).fold(0.0, f64::max));
+        let (mut projections, mut todos) = (BTreeMap::new(), BTreeMap::new());
+        for (name, Backlog { lag, lag_seconds, paused, segments, held, replicas, rebuild, todos: waiting }) in backlogs {
+            if let Some(waiting) = waiting {
+                let event_store::Waiting { open, due, failed, oldest } = waiting;
+                todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
+            }
+            let rebuild = rebuild.map(|event_store::Rebuild { lag, progress }| RebuildLag { lag, progress });
+            projections.insert(name, ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, rebuild });
+        }
+        Self { lag, lag_seconds, projections, todos }
+    }
+}
+
+/// What [`route`] answers from: how far what runs in this process is behind, in all of them.
+pub fn of<E: LogEvent>(log: &EventStore<E>) -> web::Data<Lately<Lag>> {
+    let log = log.clone();
+    web::Data::new(Lately::new(move || {
+        let log = log.clone();
+        async move { log.backlog().await.map(Lag::from).map_err(StoreError::into) as Result<_, HttpError> }
+    }))
+}
+
+/// How far the whole system is behind, whichever process is asked; a second old at the most.
+#[utoipa::path(
+    operation_id = "lag",
+    tag = "operations",
+    responses(
+        (status = 200, body = Lag),
+        (status = 503, description = "the log is away, or busy", body = ErrorBody)
+    )
+)]
+#[get("/lag")]
+pub async fn route(of: web::Data<Lately<Lag>>) -> Result<web::Json<Lag>, HttpError> {
+    Ok(web::Json(Lag::clone(&*of.get().await?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn however_many_ask_it_is_found_out_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let lately = Lately::new(move || {
+            let asked = count.fetch_add(1, Ordering::SeqCst);
+            async move {
+                tokio::task::yield_now().await;
+                if asked == 0 { Err(HttpError::unavailable("not yet")) } else { Ok(asked) }
+            }
+        });
+        assert!(lately.get().await.is_err(), "what went wrong is not kept");
+        let all = futures::future::join_all((0..20).map(|_| lately.get())).await;
+        assert!(all.iter().all(|one| one.as_ref().is_ok_and(|asked| **asked == 1)));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_answer_is_given_up() {
+        let pending = Lately::new(std::future::pending::<Result<(), HttpError>>);
+        let lately = Lately { deadline: Duration::from_millis(1), ..pending };
+        let error = lately.get().await.unwrap_err();
+        assert!(error.to_string().contains("could not be found out in time"), "{error}");
+    }
+
+    #[test]
+    fn the_lag_is_that_of_the_furthest_behind_that_is_not_paused() {
+        let of = |lag, paused, waiting| Backlog {
+            lag,
+            lag_seconds: lag as f64 / 10.0,
+            paused,
+            segments: 8,
+            held: 8,
+            replicas: 2,
+            rebuild: None,
+            todos: waiting,
+        };
+        let waiting = event_store::Waiting { open: 3, due: 2, failed: 1, oldest: Some(7.5) };
+        let backlogs = [("carts", of(20, false, None)), ("archive", of(30, false, Some(waiting))), ("prices", of(900, true, None))];
+        let lag = Lag::from(BTreeMap::from(backlogs.map(|(name, backlog)| (name.to_owned(), backlog))));
+        assert_eq!((lag.lag, lag.lag_seconds), (30, 3.0));
+        let json = serde_json::to_value(&lag).unwrap();
+        assert_eq!(json["todos"], serde_json::json!({ "archive": { "open": 3, "due": 2, "failed": 1, "oldest_seconds": 7.5 } }));
+        assert_eq!(json["projections"]["prices"]["lag"], 900);
+        assert!(json["projections"]["prices"].get("rebuild").is_none());
+    }
+}
