@@ -67,9 +67,17 @@ pub(super) struct Evidence {
     pub(super) log: Vec<Event>,
     /// The tables' rows, as they were read.
     pub(super) tables: BTreeMap<&'static str, Vec<(String, String)>>,
+    /// What waits for an operator.
+    pub(super) waiting: Vec<String>,
     pub(super) received: Received,
     pub(super) told: Entries,
 }
+
+/// Keys that are parked, and segments that stand before an event.
+const WAITING: &str = "SELECT concat(name, ' ', build, ' has parked ', key, ' before position ', position, ': ', error) FROM parked
+    UNION ALL
+    SELECT concat(name, ' ', build, ' has stopped segment ', segment, ' before position ', stopped_at, ': ', stopped_error)
+    FROM checkpoint WHERE stopped_at IS NOT NULL";
 
 impl Evidence {
     pub(super) async fn collect(pool: &PgPool, received: Received, told: Entries) -> Result<Self, Error> {
@@ -77,7 +85,8 @@ impl Evidence {
         for table in TABLES {
             tables.insert(table.name, table.read(pool).await?);
         }
-        Ok(Self { log: fold::read(pool).await?, tables, received, told })
+        let waiting = sqlx::query_scalar(WAITING).fetch_all(pool).await.context(|| "read what is parked".to_owned())?;
+        Ok(Self { log: fold::read(pool).await?, tables, waiting, received, told })
     }
 
     /// What is not as the log says, beginning with the log itself.
@@ -86,6 +95,7 @@ impl Evidence {
         for (name, table) in &expected.tables {
             found.extend(of_table(name, table, self.tables.get(name).map_or(&[], Vec::as_slice)));
         }
+        found.extend(self.waiting.iter().cloned());
         found.extend(self.of_messages(expected));
         found.extend(self.of_answers(expected));
         found
@@ -220,7 +230,7 @@ mod tests {
             prices: [(product, vec!["2.00".into()])].into(),
             ..Entries::default()
         };
-        let evidence = Evidence { log, tables: tables.into(), received, told };
+        let evidence = Evidence { log, tables: tables.into(), waiting: vec![], received, told };
         Day { evidence, carts: [left, sold], items: [first, second, third], product }
     }
 
@@ -319,6 +329,11 @@ mod tests {
     fn an_answer_without_what_it_waited_for_is_found() {
         planted("was not shown", |day| day.evidence.told.unseen[0].item = day.items[1]);
         planted("HTTP: ", |day| day.evidence.told.surprises.push("500".into()));
+    }
+
+    #[test]
+    fn what_waits_for_an_operator_is_found() {
+        planted("has parked", |day| day.evidence.waiting.push("cart_items has parked a cart".into()));
     }
 
     #[test]
