@@ -103,7 +103,7 @@ fn resident(service: &mut Service) -> Result<f64> {
 #[derive(Clone)]
 struct Clients(Arc<Vec<Mutex<Client>>>);
 
-struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     read: Vec<u8>,
 }
@@ -112,26 +112,38 @@ impl Clients {
     async fn connect(services: &[Service], count: usize) -> Result<Self> {
         let mut made = vec![];
         for service in services.iter().cycle().take(count) {
-            let stream = TcpStream::connect(service.url().trim_start_matches("http://")).await?;
-            stream.set_nodelay(true)?;
-            made.push(Mutex::new(Client { stream, read: vec![] }));
+            made.push(Mutex::new(Client::connect(&service.url()).await?));
         }
         Ok(Self(Arc::new(made)))
     }
 
     async fn add_item(&self, task: usize, command: &AddItem) -> Result<(), String> {
-        let body = command.json();
-        let request = format!(
-            "POST /additem/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            command.cart_id,
-            body.len()
-        );
-        self.0[task % self.0.len()].lock().await.exchange(request.as_bytes()).await
+        let mut client = self.0[task % self.0.len()].lock().await;
+        client.post(&format!("/additem/{}", command.cart_id), &command.json()).await.map(drop)
     }
 }
 
 impl Client {
-    async fn exchange(&mut self, request: &[u8]) -> Result<(), String> {
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
+        let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, read: vec![] })
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Result<&[u8], String> {
+        self.exchange(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await
+    }
+
+    pub(crate) async fn post(&mut self, path: &str, body: &str) -> Result<&[u8], String> {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.exchange(request.as_bytes()).await
+    }
+
+    /// Answers the body of an answer that is 200.
+    async fn exchange(&mut self, request: &[u8]) -> Result<&[u8], String> {
         let failed = |error: std::io::Error| error.to_string();
         self.stream.write_all(request).await.map_err(failed)?;
         self.read.clear();
@@ -139,20 +151,22 @@ impl Client {
             if self.stream.read_buf(&mut self.read).await.map_err(failed)? == 0 {
                 return Err("the connection was closed".to_owned());
             }
-            if answer_is_whole(&self.read) {
-                break;
+            if let Some(body) = body(&self.read) {
+                let body = self.read.len() - body.len();
+                let good = self.read.starts_with(b"HTTP/1.1 200 ");
+                return if good { Ok(&self.read[body..]) } else { Err(String::from_utf8_lossy(&self.read).into_owned()) };
             }
         }
-        if self.read.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(String::from_utf8_lossy(&self.read).into_owned()) }
     }
 }
 
-/// Its head is there, and as many bytes behind it as the head says. Our services say it always.
-fn answer_is_whole(answer: &[u8]) -> bool {
-    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+/// What stands behind the head, once there are as many bytes of it as the head says. Our services say it always.
+fn body(answer: &[u8]) -> Option<&[u8]> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-    answer.len() >= end + 4 + length.unwrap_or_default()
+    let body = &answer[end + 4..];
+    (body.len() >= length.unwrap_or_default()).then_some(body)
 }
 
 #[cfg(test)]
@@ -162,9 +176,9 @@ mod tests {
     #[test]
     fn an_answer_is_whole_with_its_last_byte() {
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nx: y\r\n\r\nabc";
-        assert!(answer_is_whole(answer));
+        assert_eq!(body(answer), Some(&b"abc"[..]));
         for end in 0..answer.len() {
-            assert!(!answer_is_whole(&answer[..end]), "{end}");
+            assert_eq!(body(&answer[..end]), None, "{end}");
         }
     }
 }

@@ -9,6 +9,7 @@ mod database;
 mod floor;
 mod http;
 mod kafka;
+mod latency;
 mod log;
 mod machine;
 mod measure;
@@ -95,7 +96,7 @@ enum Subject {
     Http,
     /// Inventories in from Kafka
     Kafka,
-    /// Cart Items, made from a log that is there
+    /// Cart Items, made from a log that is there; and how soon events, messages and archivings follow
     Projections,
 }
 
@@ -232,7 +233,10 @@ async fn measure_all(bench: &Bench, subjects: &[Subject], report: &mut Report) -
             Subject::Log => log::run(bench, report).await?,
             Subject::Http => http::run(bench, report).await?,
             Subject::Kafka => kafka::run(bench, report).await?,
-            Subject::Projections => projections::run(bench, report).await?,
+            Subject::Projections => {
+                projections::run(bench, report).await?;
+                latency::run(bench, report).await?;
+            }
         }
     }
     Ok(())

@@ -30,6 +30,12 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    /// Each of those that were done in this time took so long.
+    pub(crate) fn of_each(mut times: Vec<Duration>, elapsed: Duration) -> Self {
+        times.sort_unstable();
+        Self { p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99), ..Self::of_whole(times.len() as f64, elapsed) }
+    }
+
     /// So many were done in this time, and no single one was timed.
     pub(crate) fn of_whole(done: f64, elapsed: Duration) -> Self {
         Self { per_second: done / elapsed.as_secs_f64(), ..Self::default() }
@@ -91,15 +97,8 @@ where
             }
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    times.sort_unstable();
-    Sample {
-        per_second: times.len() as f64 / seconds,
-        failed_per_second: failed as f64 / seconds,
-        p50_ms: quantile(&times, 0.5),
-        p99_ms: quantile(&times, 0.99),
-        first_failure,
-    }
+    let elapsed = started.elapsed();
+    Sample { failed_per_second: failed as f64 / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
 }
 
 /// Of sorted times, in milliseconds.

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Sizes, floor, http, kafka, log,
+    Sizes, floor, http, kafka, latency, log,
     machine::Machine,
     measure::{Sample, Spread},
     projections,
@@ -209,6 +209,21 @@ impl Report {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
             bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
         }
+        type Of = fn(&Sample) -> Option<f64>;
+        let half = |sample: &Sample| sample.p50_ms;
+        let most = |sample: &Sample| sample.p99_ms;
+        let latencies: [(&str, &str, Of, f64); 4] = [
+            (latency::VISIBLE, "median", half, 20.0),
+            (latency::VISIBLE, "99 of 100", most, 60.0),
+            (latency::PUBLISHED, "median", half, 30.0),
+            (latency::ARCHIVED, "median", half, 30.0),
+        ];
+        for (scenario, which, of, most) in latencies {
+            let measured = Spread::of(self.rounds((scenario, 1, Cartlog)).iter().filter_map(of));
+            bars.push(Bar::new(format!("{scenario}, {which}"), measured, most, most / 2.0, true, "ms"));
+        }
+        let idle = self.values.iter().find(|value| value.what == latency::IDLE).and_then(|value| Spread::of([value.value]));
+        bars.push(Bar::new(latency::IDLE.to_owned(), idle, 10.0, 5.0, true, "queries a second"));
         self.bars = bars;
     }
 
@@ -281,7 +296,11 @@ impl Bar {
             (true, false) => "reached",
             (true, true) => "reached, and beyond",
         };
-        let measured = if self.unit == "times" { times(measured) } else { format!("{:.0} {}", measured.median, self.unit) };
+        let measured = match self.unit.as_str() {
+            "times" => times(measured),
+            "MB" => format!("{:.0} MB", measured.median),
+            unit => format!("{:.1} {unit}", measured.median),
+        };
         format!("{measured:<26}  {bound} {} ({}): {verdict}", self.bar, self.beyond)
     }
 }

@@ -84,6 +84,15 @@ fn kafka() {
 #[test]
 fn projections() {
     let (report, _) = quick("projections");
-    let of = |contender: &str| ("Cart Items, caught up".to_owned(), 1, contender.to_owned());
-    assert_eq!(figures(&report), ["cartlog", "disintegrate"].map(of));
+    let of = |(scenario, contender): (&str, &str)| (scenario.to_owned(), 1, contender.to_owned());
+    let all = [
+        ("Cart Items, caught up", "cartlog"),
+        ("Cart Items, caught up", "disintegrate"),
+        ("from a commit to the read model, at 1,000 events a second", "cartlog"),
+        ("from Submit Cart's answer to the message", "cartlog"),
+        ("from a change of price to the last item archived", "cartlog"),
+    ];
+    assert_eq!(figures(&report), all.map(of));
+    // Four bars of latencies, and one of idling.
+    assert_eq!(measured(&report), 5);
 }

@@ -6,6 +6,7 @@
 pub mod account;
 pub mod bench;
 pub mod cargo;
+pub mod chaos;
 pub mod database;
 pub mod demo;
 pub mod distribution;

@@ -9,7 +9,7 @@ use dev::layout::Layout;
 use dev::report::{self, Report};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{bench, database, demo, queries, table, test_stack, up};
+use dev::{bench, chaos, database, demo, queries, table, test_stack, up};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -78,6 +78,18 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Kill, freeze and cut off real processes under load, by a schedule drawn from a seed, and hold what is left against the log
+    Chaos {
+        /// What is to stand it
+        #[arg(value_enum)]
+        subject: chaos::Subject,
+        /// For how long
+        #[arg(long, default_value_t = 5.0)]
+        minutes: f64,
+        /// The schedule to repeat [default: another one each time, which is printed]
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// What `up --detach` leaves behind
     #[command(hide = true)]
     Supervise {
@@ -124,6 +136,7 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
             demo::run(&layout, demo::Plan { shoppers, over, patience, outages }, release, &report).await?;
         }
         Task::Queries { check } => queries::run(&layout, check, &report).await?,
+        Task::Chaos { subject, minutes, seed } => chaos::run(&layout, subject, minutes, seed, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
         Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::Write;
 use std::time::Instant;
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 /// Says what goes on, with the time since the start; or nothing, as tests want it.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
@@ -22,6 +24,14 @@ impl Report {
     #[must_use]
     pub fn quiet() -> Self {
         Self { started: Instant::now(), quiet: true }
+    }
+
+    /// A bar of this length, drawn as `template` says; where nothing is said, and on no terminal, it is not drawn.
+    #[must_use]
+    pub fn bar(&self, length: u64, template: &str) -> ProgressBar {
+        let style = ProgressStyle::with_template(template);
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(length) };
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
     /// One step, as one line.

@@ -64,6 +64,12 @@ impl TestStack {
         self.postgres.url("postgres", database)
     }
 
+    /// The server, to be stopped and started again.
+    #[must_use]
+    pub fn postgres(&mut self) -> &mut Postgres {
+        &mut self.postgres
+    }
+
     /// Where the servers write their logs.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

@@ -51,7 +51,14 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
         .collect();
     let readme = text("README.md");
     let mut named = BTreeSet::new();
-    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("docs/operations.md"), &text("docs/new-projection.md"), &text("justfile")] {
+    for document in [
+        &readme,
+        &text("ARCHITECTURE.md"),
+        &text("migrations/README.md"),
+        &text("docs/operations.md"),
+        &text("docs/new-projection.md"),
+        &text("justfile"),
+    ] {
         for command in commands(document) {
             let [subcommand, arguments @ ..] = command.as_slice() else { continue };
             assert!(known.contains(subcommand), "`cargo dev {subcommand}` is named, and there is none");

@@ -27,6 +27,8 @@ use uuid::Uuid;
 struct Positions {
     applied: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
+    /// The next batch loses its connection.
+    cut: Arc<AtomicBool>,
     /// Milliseconds that the database takes for an event.
     slow: usize,
 }
@@ -46,6 +48,9 @@ impl Projection for Positions {
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         if self.broken.load(Ordering::SeqCst) {
             sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+        }
+        if self.cut.swap(false, Ordering::SeqCst) {
+            sqlx::query("SELECT pg_terminate_backend(pg_backend_pid())").execute(&mut *transaction).await?;
         }
         if self.slow > 0 {
             let seconds = (self.slow * batch.len()) as f64 / 1000.0;
@@ -71,8 +76,12 @@ struct Running(tokio::task::JoinHandle<()>, Positions);
 
 impl Running {
     fn start(log: &TestLog<DomainEvent>, projection: Positions) -> Self {
+        Self::start_with(log, projection, Settings::default())
+    }
+
+    fn start_with(log: &TestLog<DomainEvent>, projection: Positions, settings: Settings) -> Self {
         let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-        let settings = Settings { lease: Duration::from_millis(600), batch: 3, ..Settings::default() };
+        let settings = Settings { lease: Duration::from_millis(600), batch: 3, ..settings };
         let ran = projection.clone();
         let running = tokio::spawn(async move {
             projection::run(store, ran, settings, Arc::default(), CancellationToken::new()).await.unwrap();
@@ -132,6 +141,20 @@ async fn processes_that_die_over_and_over_lose_and_double_nothing() {
     }
     let _last = Running::start(&log, Positions::default());
     until_rows(&log, 160).await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_after_something_was_done_is_tried_again_soon_however_often_that_happens() {
+    let log = TestLog::<DomainEvent>::create().await;
+    // Doubled each time, the pause would be longer than the test waits.
+    let settings = Settings { max_backoff: Duration::from_secs(3_600), ..Settings::default() };
+    let running = Running::start_with(&log, Positions::default(), settings);
+    for round in 1..=14 {
+        running.1.cut.store(true, Ordering::SeqCst);
+        log.append(Shopping::new().with_items(1)).await;
+        until_rows(&log, round * 2).await;
+        assert!(!running.1.cut.load(Ordering::SeqCst), "a batch has lost its connection");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,6 +21,7 @@ use super::supply::Supply;
 use crate::database;
 use crate::error::{Error, chain};
 use crate::report::Report;
+use crate::topics;
 
 /// How long the system may take to have digested what it was told.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> 
         supply: Supply::new(&addresses.kafka)?,
         catalogue: Arc::new(Catalogue::new()),
         ledger: Arc::new(Ledger::default()),
-        published: Published::follow(&addresses.kafka).await?,
+        published: Published::follow(&addresses.kafka, topics::PUBLISHED_CARTS).await?,
         began_at: log::head(&pool).await?,
         pool,
         report: *report,
@@ -95,8 +95,7 @@ impl Day {
     /// The shoppers come, and at noon, when half of them have left, two things happen.
     async fn open(&self, watched: Uuid) -> Result<(), Error> {
         let shoppers = self.plan.shoppers;
-        let style = ProgressStyle::with_template("           shoppers {bar:40} {pos}/{len}  {msg}");
-        let bar = ProgressBar::new(u64::from(shoppers)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bar = self.report.bar(u64::from(shoppers), "           shoppers {bar:40} {pos}/{len}  {msg}");
         let mut visits = JoinSet::new();
         for number in 0..shoppers {
             let arrival = self.plan.over * number / shoppers;

@@ -6,7 +6,7 @@ mod check;
 mod day;
 mod ledger;
 mod log;
-mod published;
+pub(crate) mod published;
 mod shop;
 mod shopper;
 mod supply;

@@ -1,4 +1,4 @@
-//! A reader of the published carts, from where the topic ends when the demo begins.
+//! A reader of the published carts, from where the topic ends when it begins.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,11 +12,11 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::topics;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Reads on until it is dropped.
+#[derive(Debug)]
 pub(crate) struct Published {
     received: Arc<Mutex<Received>>,
     reading: AbortHandle,
@@ -50,7 +50,7 @@ pub(crate) struct Line {
 
 impl Published {
     /// Finds the topic's ends and reads from there.
-    pub(crate) async fn follow(bootstrap_servers: &str) -> Result<Self, Error> {
+    pub(crate) async fn follow(bootstrap_servers: &str, topic: &str) -> Result<Self, Error> {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap_servers)
             // Nothing is committed; the name only has to be there.
@@ -58,7 +58,8 @@ impl Published {
             .set("enable.auto.commit", "false")
             .create()
             .map_err(|error| failed(error.to_string()))?;
-        let consumer = tokio::task::spawn_blocking(move || assign_ends(&consumer).map(|()| consumer))
+        let topic = topic.to_owned();
+        let consumer = tokio::task::spawn_blocking(move || assign_ends(&consumer, &topic).map(|()| consumer))
             .await
             .map_err(|error| failed(error.to_string()))?
             .map_err(|error| failed(error.to_string()))?;
@@ -125,16 +126,16 @@ fn read(message: &BorrowedMessage<'_>) -> Result<(i64, PublishedCart), String> {
     Ok((id, cart))
 }
 
-fn assign_ends(consumer: &StreamConsumer) -> Result<(), rdkafka::error::KafkaError> {
-    let metadata = consumer.fetch_metadata(Some(topics::PUBLISHED_CARTS), DEADLINE)?;
+fn assign_ends(consumer: &StreamConsumer, topic: &str) -> Result<(), rdkafka::error::KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), DEADLINE)?;
     let mut ends = TopicPartitionList::new();
     for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
-        let (_, end) = consumer.fetch_watermarks(topics::PUBLISHED_CARTS, partition.id(), DEADLINE)?;
-        ends.add_partition_offset(topics::PUBLISHED_CARTS, partition.id(), Offset::Offset(end))?;
+        let (_, end) = consumer.fetch_watermarks(topic, partition.id(), DEADLINE)?;
+        ends.add_partition_offset(topic, partition.id(), Offset::Offset(end))?;
     }
     consumer.assign(&ends)
 }
 
 fn failed(reason: String) -> Error {
-    Error::Kafka { what: format!("read {}", topics::PUBLISHED_CARTS), reason }
+    Error::Kafka { what: "read the published carts".to_owned(), reason }
 }

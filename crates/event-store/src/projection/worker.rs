@@ -48,6 +48,11 @@ impl Backoff {
         Self { pause: Self::FIRST, max }
     }
 
+    /// Something was done: what goes wrong after that is not the same trouble any more.
+    pub(super) fn went_well(&mut self) {
+        self.pause = Self::FIRST;
+    }
+
     /// `started`: since when it went well.
     pub(super) async fn pause(&mut self, started: Instant) {
         // What went well for longer than the longest pause is not the same trouble any more.
@@ -89,12 +94,16 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         ahead: None,
         stopped: BTreeMap::new(),
         retry_asked: false,
+        written: false,
     };
     loop {
         let started = Instant::now();
         match worker.work(shutdown).await {
             Ok(()) => break,
             Err(error) => say::<P>(&error),
+        }
+        if std::mem::take(&mut worker.written) {
+            backoff.went_well();
         }
         worker.drop_all();
         tokio::select! {
@@ -131,6 +140,8 @@ pub(super) struct Worker<'a, P: Projection> {
     stopped: BTreeMap<i32, Stopped>,
     /// An operator has asked for parked keys to be tried again.
     retry_asked: bool,
+    /// Something was written since it last went wrong.
+    written: bool,
 }
 
 struct Ahead<P: Projection> {
@@ -470,6 +481,7 @@ impl<P: Projection> Worker<'_, P> {
 
     /// Segments have come to a position, and it is written down or nothing was to be.
     fn reached(&mut self, segments: &[i32], to: Position, written: bool) {
+        self.written |= written;
         for segment in segments {
             self.stopped.remove(segment);
             if let Some(at) = self.held.positions.get_mut(segment) {

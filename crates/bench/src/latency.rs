@@ -1,0 +1,276 @@
+//! How soon what follows an event is there: the read model, the message, the archiving. And what the services ask while there is nothing
+//! to do.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use cart_events::{CartId, DomainEvent, ProductId};
+use dev::{
+    kafka::{Topic, create_topics},
+    services::{COMMANDS, PROJECTIONS, PUBLISHER, Service, TRANSLATOR},
+};
+use event_store::{EventStore, Position, StoreSettings};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{Consumer, StreamConsumer},
+};
+use serde_json::json;
+use sqlx::ConnectOptions;
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use uuid::Uuid;
+
+use crate::{
+    Bench,
+    add_item::AddItem,
+    database::{Database, LOG, Products},
+    http::{Client, kill},
+    measure::Sample,
+    report::{Contender, Key, Report},
+};
+
+pub(crate) const VISIBLE: &str = "from a commit to the read model, at 1,000 events a second";
+pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message";
+pub(crate) const ARCHIVED: &str = "from a change of price to the last item archived";
+pub(crate) const IDLE: &str = "the four services, idle";
+
+/// A new cart with an item is two events.
+const PACE: Duration = Duration::from_millis(2);
+/// One in so many is asked for.
+const ASKED: u64 = 5;
+/// Carts that hold a product whose price changes.
+const CARTS: usize = 3;
+const PARTITIONS: i32 = 6;
+const DEADLINE: Duration = Duration::from_secs(60);
+/// What was under way has come to its end.
+const SETTLED: Duration = Duration::from_secs(3);
+
+pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
+    bench.say("projections: the four services, for latencies");
+    let system = System::start(bench).await?;
+    for round in 0..bench.sizes.rounds {
+        bench.say(format!("projections: latencies, round {} of {}", round + 1, bench.sizes.rounds));
+        report.add(Key::new("projections", VISIBLE, 1, Contender::Cartlog), system.visible(bench.sizes.length).await?);
+        report.add(Key::new("projections", PUBLISHED, 1, Contender::Cartlog), system.published(bench.sizes.length).await?);
+        report.add(Key::new("projections", ARCHIVED, 1, Contender::Cartlog), system.archived(bench.sizes.length).await?);
+    }
+    report.value(IDLE, system.idle(bench).await?, "queries a second");
+    system.store.close().await;
+    kill(system.services.into()).await
+}
+
+struct System {
+    database: Database,
+    /// Another process that appends, beside the services.
+    store: EventStore<DomainEvent>,
+    consumer: StreamConsumer,
+    services: [Service; 4],
+}
+
+impl System {
+    async fn start(bench: &Bench) -> Result<Self> {
+        let servers = bench.kafka.as_deref().context("--kafka is needed")?.to_owned();
+        let database = bench.server.log().await?;
+        let run = Uuid::now_v7().simple();
+        let topics = ["inventories", "price-changes", "published-carts"].map(|topic| format!("{topic}-{run}"));
+        let dead_letters = [0, 1].map(|topic| format!("{}.dead-letters", topics[topic]));
+        let all: Vec<_> =
+            topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
+        create_topics(&servers, &all).await?;
+        let [inventories, price_changes, published_carts] = topics;
+        let environment: Vec<_> = [
+            ("KAFKA_BOOTSTRAP_SERVERS", &servers),
+            ("CARTLOG_CONSUMER_GROUP", &inventories),
+            ("CARTLOG_INVENTORIES_TOPIC", &inventories),
+            ("CARTLOG_PRICE_CHANGES_TOPIC", &price_changes),
+            ("CARTLOG_PUBLISHED_CARTS_TOPIC", &published_carts),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .into();
+        let start = async |kind| bench.start(kind, "latency", &database, environment.clone()).await;
+        let services = [start(COMMANDS).await?, start(TRANSLATOR).await?, start(PROJECTIONS).await?, start(PUBLISHER).await?];
+
+        // Nothing is committed; the name only has to be there.
+        let consumer: StreamConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &servers)
+            .set("group.id", &published_carts)
+            .set("enable.auto.commit", "false")
+            .create()?;
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            partitions.add_partition_offset(&published_carts, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&partitions)?;
+        let options = database.options_as(COMMANDS.role)?.disable_statement_logging();
+        let store = EventStore::new(options, StoreSettings::default());
+        Ok(Self { store, database, consumer, services })
+    }
+
+    fn url(&self, kind: dev::services::Kind) -> Result<String> {
+        let service = self.services.iter().find(|service| service.kind() == kind);
+        Ok(service.with_context(|| format!("{} does not run", kind.name))?.url())
+    }
+
+    /// From a command's return until the query that names its position has been answered over HTTP. The time a query takes by itself is
+    /// part of it.
+    async fn visible(&self, length: Duration) -> Result<Sample> {
+        let url = self.url(PROJECTIONS)?;
+        let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
+        let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
+        let mut ticks = interval(PACE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut running = JoinSet::new();
+        // Connections and statements come about in a time that does not count.
+        let counted_from = Instant::now() + length / 5;
+        let until = counted_from + length;
+        let mut from = None;
+        let mut number = 0;
+        while Instant::now() < until {
+            ticks.tick().await;
+            number += 1;
+            let counts = Instant::now() >= counted_from;
+            if counts && from.is_none() {
+                from = Some((Instant::now(), LOG.head(&self.database.pool).await?));
+            }
+            let asks = number % ASKED == 0;
+            let command = AddItem::new(CartId::new(), Products::Many(1_000).any(), false)?;
+            let (store, url, idle, times) = (self.store.clone(), url.clone(), idle.clone(), times.clone());
+            running.spawn(async move {
+                let position = store.decide(&command).await.map_err(|error| anyhow!("{error:?}"))?;
+                if asks {
+                    let answered = Instant::now();
+                    let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let mut client = match kept {
+                        Some(client) => client,
+                        None => Client::connect(&url).await?,
+                    };
+                    let path = format!("/{}/cartitemsfromdb?min_position={position}&timeout=30", command.cart_id);
+                    let shown = client.get(&path).await.map_err(|error| anyhow!(error))?;
+                    ensure!(String::from_utf8_lossy(shown).contains(&command.item_id.to_string()), "the item is not shown");
+                    if counts {
+                        times.lock().unwrap_or_else(PoisonError::into_inner).push(answered.elapsed());
+                    }
+                    idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+                }
+                Ok(())
+            });
+        }
+        let (began, head) = from.context("the measurement is too short")?;
+        let elapsed = began.elapsed();
+        let events = LOG.head(&self.database.pool).await? - head;
+        while let Some(ended) = running.join_next().await {
+            ended??;
+        }
+        let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
+        // The rate is that of the events, for it is at this one that they were waited for.
+        Ok(Sample { per_second: events as f64 / elapsed.as_secs_f64(), ..Sample::of_each(times, elapsed) })
+    }
+
+    /// From the answer until a consumer has the message; one cart after the other.
+    async fn published(&self, length: Duration) -> Result<Sample> {
+        let mut client = Client::connect(&self.url(COMMANDS)?).await?;
+        let mut times = vec![];
+        let mut started = None;
+        loop {
+            let add = AddItem::new(CartId::new(), ProductId::new(), false)?;
+            let cart = add.cart_id.to_string();
+            client.post(&format!("/additem/{cart}"), &add.json()).await.map_err(|error| anyhow!(error))?;
+            let body = json!({"cart_id": cart}).to_string();
+            let (consumer, key) = (&self.consumer, cart.clone());
+            // It reads meanwhile: the message may be there before the answer has been read.
+            let received = async move {
+                loop {
+                    let message = consumer.recv().await?;
+                    if message.key() == Some(key.as_bytes()) {
+                        return anyhow::Ok(Instant::now());
+                    }
+                }
+            };
+            let submit = async {
+                client.post(&format!("/submitcart/{cart}"), &body).await.map_err(|error| anyhow!(error))?;
+                anyhow::Ok(Instant::now())
+            };
+            let (answered, received) =
+                timeout(DEADLINE, async { tokio::try_join!(submit, received) }).await.context("no message came")??;
+            // The first one does not count.
+            match started {
+                None => started = Some(Instant::now()),
+                Some(started) => {
+                    times.push(received.saturating_duration_since(answered));
+                    if started.elapsed() >= length {
+                        return Ok(Sample::of_each(times, started.elapsed()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// From PriceChanged to the last of its ItemArchived, by the times that the log has of them: each is of a moment before its commit.
+    async fn archived(&self, length: Duration) -> Result<Sample> {
+        let pool = &self.database.pool;
+        let mut client = Client::connect(&self.url(TRANSLATOR)?).await?;
+        let mut times = vec![];
+        let mut started = None;
+        loop {
+            let product = ProductId::new();
+            let mut added = Position::START;
+            for _ in 0..CARTS {
+                added = self.store.decide(&AddItem::new(CartId::new(), product, false)?).await.map_err(|error| anyhow!("{error:?}"))?;
+            }
+            let seen = "SELECT coalesce(min(position), 0) >= $1 FROM checkpoint WHERE name = 'archive_item'";
+            self.until("Archive Item to see what was added", seen, added.0).await?;
+            let body = json!({"product_id": product, "old_price": "9.99", "new_price": "8.99"}).to_string();
+            let answer = client.post(&format!("/changeprice/{product}"), &body).await.map_err(|error| anyhow!(error))?;
+            let (_, changed): (ProductId, i64) = serde_json::from_slice(answer)?;
+            let done = format!("SELECT count(*) >= {CARTS} FROM event WHERE event_id > $1 AND event_type = 'ItemArchived'");
+            self.until("the items to be archived", &done, changed).await?;
+            let took = "SELECT extract(epoch FROM max(a.inserted_at) - min(p.inserted_at))::float8 FROM event a, event p
+                        WHERE a.event_id > $1 AND a.event_type = 'ItemArchived' AND p.event_id = $1";
+            let took: f64 = sqlx::query_scalar(took).bind(changed).fetch_one(pool).await?;
+            match started {
+                None => started = Some(Instant::now()),
+                Some(started) => {
+                    times.push(Duration::try_from_secs_f64(took)?);
+                    if started.elapsed() >= length {
+                        return Ok(Sample::of_each(times, started.elapsed()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks until a statement about a position answers true.
+    async fn until(&self, what: &str, sql: &str, position: i64) -> Result<()> {
+        let started = Instant::now();
+        while !sqlx::query_scalar::<_, bool>(sql).bind(position).fetch_one(&self.database.pool).await? {
+            if started.elapsed() > DEADLINE {
+                bail!("waited {} s in vain for {what}", DEADLINE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        Ok(())
+    }
+
+    /// The transactions of all services together, a second, while nobody asks them for anything.
+    async fn idle(&self, bench: &Bench) -> Result<f64> {
+        self.store.close().await;
+        // Its statistics are about this database, so they are read in another.
+        let pool = bench.server.pool().await?;
+        let name = self.database.options_as(COMMANDS.role)?.get_database().map(str::to_owned);
+        let transactions = async || -> Result<i64> {
+            let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1";
+            Ok(sqlx::query_scalar(count).bind(&name).fetch_one(&pool).await?)
+        };
+        tokio::time::sleep(SETTLED).await;
+        let length = (bench.sizes.length * 4).clamp(Duration::from_secs(5), Duration::from_secs(10));
+        bench.say(format!("projections: {} s without anything to do", length.as_secs()));
+        let (before, started) = (transactions().await?, Instant::now());
+        tokio::time::sleep(length).await;
+        Ok((transactions().await? - before) as f64 / started.elapsed().as_secs_f64())
+    }
+}

@@ -1,0 +1,47 @@
+//! What was done and seen, with its time, in a file: to read a failure by, beside the services' own logs.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::error::Error;
+use crate::files;
+
+/// An open journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    started: Instant,
+    bar: ProgressBar,
+}
+
+impl Journal {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { path: path.to_owned(), file: files::open_log(path)?, started: Instant::now(), bar: ProgressBar::hidden() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is noted is shown behind this bar, too.
+    pub(super) fn show_on(&mut self, bar: ProgressBar) {
+        self.bar = bar;
+    }
+
+    pub(super) fn note(&mut self, text: impl Display) {
+        let now = OffsetDateTime::now_utc();
+        let clock = now.format(&Rfc3339).unwrap_or_default();
+        let line = format!("{clock} [{:8.3} s] {text}\n", self.started.elapsed().as_secs_f64());
+        // A full disk shows in everything else that is written.
+        let _ = self.file.write_all(line.as_bytes());
+        self.bar.set_message(text.to_string());
+    }
+}

@@ -1,0 +1,524 @@
+//! `cargo dev chaos`: real processes under load, killed, frozen and cut off by a schedule drawn from a seed; and then, after all of it is
+//! over and nobody has lent a hand, everything compared with a fold of the log from scratch.
+
+mod actor;
+mod check;
+mod fold;
+mod journal;
+mod load;
+mod schedule;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use event_store::projection::{self, Switch};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use sqlx::{PgPool, Postgres as Sql, Transaction};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::actor::Actor;
+use self::check::{Evidence, TABLES};
+use self::fold::Expected;
+use self::journal::Journal;
+use self::load::{Load, Ports, Told};
+use self::schedule::{REPLICAS, Step, Timed, VICTIMS};
+use crate::cargo;
+use crate::database;
+use crate::demo::published::Published;
+use crate::error::{Context, Error, chain};
+use crate::files;
+use crate::kafka::{Topic, create_topics};
+use crate::layout::Layout;
+use crate::postgres::{self, Postgres};
+use crate::report::{self, Report};
+use crate::services::{COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
+use crate::signals::Signals;
+use crate::test_stack::TestStack;
+
+/// How long a service may take to be ready on a machine that is busy.
+const READY: Duration = Duration::from_secs(120);
+/// How long the system may take, left alone, to have done all that there is to do.
+const REST: Duration = Duration::from_secs(240);
+/// How long a victim is waited for, to be caught in a transaction.
+const CAUGHT: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(100);
+/// Differences that are shown. The journal has all.
+const SHOWN: usize = 30;
+
+/// What is to stand it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// Three cart-projections and the publisher
+    Projections,
+}
+
+/// Builds and starts everything, and runs the chaos with this seed or one of its own.
+///
+/// # Errors
+/// Something does not come up, or what there is at the end is not as the log says; the message says how to repeat it.
+pub async fn run(layout: &Layout, subject: Subject, minutes: f64, seed: Option<u64>, report: &Report) -> Result<(), Error> {
+    let seed = seed.unwrap_or_else(rand::random);
+    let name = subject.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let again = format!("cargo dev chaos {name} --minutes {minutes} --seed {seed}");
+    report.say(format!("seed {seed}: `{again}` draws the same schedule"));
+    let length = Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| Error::Refused(format!("--minutes: {error}")))?;
+    report.say("building the services");
+    let (programs, mut stack) = tokio::try_join!(cargo::build_services(layout, false), TestStack::start(layout, report))?;
+    let (kafka, logs) = (stack.bootstrap_servers(), stack.logs());
+    let mut signals = Signals::listen()?;
+    let outcome = tokio::select! {
+        outcome = all(Place { programs, logs, kafka, postgres: stack.postgres() }, seed, length, report) => outcome,
+        () = signals.next() => Err(Error::Interrupted),
+    };
+    let ended = stack.end().await;
+    let outcome = outcome?;
+    ended?;
+    report::answer(&outcome);
+    outcome.verdict(&again)
+}
+
+async fn all(place: Place<'_>, seed: u64, length: Duration, report: &Report) -> Result<Outcome, Error> {
+    let mut chaos = Chaos::begin(place, seed, report).await?;
+    chaos.storm(length).await?;
+    chaos.calm().await?;
+    let outcome = chaos.check().await?;
+    chaos.end().await?;
+    Ok(outcome)
+}
+
+/// Where it happens.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Where the services' programs are.
+    pub programs: PathBuf,
+    /// Where the journal and the services' logs go.
+    pub logs: PathBuf,
+    /// A broker, which is left alone.
+    pub kafka: String,
+    /// A server for this alone, which is not.
+    pub postgres: &'a mut Postgres,
+}
+
+/// What it came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    seed: u64,
+    journal: PathBuf,
+    counts: Vec<(String, u64)>,
+    differences: Vec<String>,
+}
+
+impl Outcome {
+    /// Whatever is not as it should be; nothing, where all is well.
+    #[must_use]
+    pub fn differences(&self) -> &[String] {
+        &self.differences
+    }
+
+    /// All is well.
+    ///
+    /// # Errors
+    /// What is not, and `again`, the command that repeats it.
+    pub fn verdict(&self, again: &str) -> Result<(), Error> {
+        if self.differences.is_empty() {
+            return Ok(());
+        }
+        let shown = self.differences.iter().take(SHOWN).fold(String::new(), |all, difference| all + "\n    " + difference);
+        Err(Error::Refused(format!(
+            "{} differences with seed {}; the journal is {}, beside the services' logs. `{again}` repeats the schedule. The first ones:{shown}",
+            self.differences.len(),
+            self.seed,
+            self.journal.display(),
+        )))
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (what, count) in &self.counts {
+            writeln!(f, "    {what:<48} {count:>12}")?;
+        }
+        write!(f, "    {:<48} {:>12}", "differences", self.differences.len())
+    }
+}
+
+/// The system, its load, and what has been found so far.
+#[derive(Debug)]
+pub struct Chaos<'a> {
+    seed: u64,
+    report: Report,
+    logs: PathBuf,
+    journal: Journal,
+    postgres: &'a mut Postgres,
+    pool: PgPool,
+    /// The victims, in the schedule's order, and behind them those who are let be.
+    actors: Vec<Actor>,
+    ports: Ports,
+    kafka: String,
+    topics: [String; 2],
+    told: Arc<Told>,
+    published: Published,
+    steps: u64,
+    found: Vec<String>,
+}
+
+impl<'a> Chaos<'a> {
+    /// Starts everything, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Something does not come up.
+    pub async fn begin(place: Place<'a>, seed: u64, report: &Report) -> Result<Self, Error> {
+        let Place { programs, logs, kafka, postgres } = place;
+        files::create_directory(&logs)?;
+        let mut journal = Journal::open(&logs.join("chaos.log"))?;
+        journal.note(format!("seed {seed}"));
+        database::create(&postgres.url("postgres", "postgres"), database::NAME).await?;
+        let owner = postgres.url("postgres", database::NAME);
+        database::migrate(&owner).await?;
+
+        let run = Uuid::now_v7().simple();
+        let topics = ["inventories", "price-changes", "published-carts"].map(|topic| format!("{topic}-{run}"));
+        let dead_letters = ["inventories", "price-changes"].map(|topic| format!("{topic}-{run}.dead-letters"));
+        let all: Vec<_> = topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: 3, max_message_bytes: None }).collect();
+        create_topics(&kafka, &all).await?;
+        let [inventories, price_changes, published_carts] = topics;
+        // Small transactions make other trouble than large ones.
+        let batch = [20, 500, 10_000].choose(&mut StdRng::seed_from_u64(seed)).copied().unwrap_or(10_000);
+        journal.note(format!("a batch is {batch} positions at the most"));
+        let environment: Vec<(String, String)> = [
+            ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
+            ("CARTLOG_INVENTORIES_TOPIC", inventories.clone()),
+            ("CARTLOG_PRICE_CHANGES_TOPIC", price_changes.clone()),
+            ("CARTLOG_PUBLISHED_CARTS_TOPIC", published_carts.clone()),
+            ("CARTLOG_CONSUMER_GROUP", format!("chaos-{run}")),
+            ("CARTLOG_PROJECTION_BATCH", batch.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+
+        let kinds = (0..VICTIMS).map(|victim| (if victim < REPLICAS { PROJECTIONS } else { PUBLISHER }, schedule::name(victim)));
+        let others = [COMMANDS, TRANSLATOR].map(|kind| (kind, kind.name.to_owned()));
+        let mut actors = vec![];
+        for (kind, name) in kinds.chain(others) {
+            // By this name its connections are known.
+            let database_url = format!("{}?application_name={name}", postgres::url(postgres.port(), kind.role, database::NAME));
+            actors.push(Actor::new(kind, name, &programs, &logs, database_url, environment.clone()));
+        }
+        for actor in &mut actors {
+            actor.start()?;
+        }
+        for actor in &mut actors {
+            actor.until_ready(READY).await?;
+        }
+        let projections = std::array::from_fn(|replica| actors[replica].port());
+        let ports = Ports { commands: actors[VICTIMS].port(), projections };
+        let published = Published::follow(&kafka, &published_carts).await?;
+        report.say(format!("everything is up; {} says what is done to it", journal.path().display()));
+        Ok(Self {
+            seed,
+            report: *report,
+            logs,
+            journal,
+            pool: database::connect(&owner).await?,
+            postgres,
+            actors,
+            ports,
+            kafka,
+            topics: [inventories, price_changes],
+            told: Arc::default(),
+            published,
+            steps: 0,
+            found: vec![],
+        })
+    }
+
+    /// The owner's connections to the database.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Lets the load run for so long, and the schedule with it.
+    ///
+    /// # Errors
+    /// PostgreSQL does not come back, or the load broke off.
+    pub async fn storm(&mut self, length: Duration) -> Result<(), Error> {
+        let load = Load::start(self.seed, &self.ports, &self.kafka, self.topics.clone(), &self.told)?;
+        let bar = self.report.bar(length.as_secs(), "           chaos {bar:40} {elapsed}  {msg}");
+        self.journal.show_on(bar.clone());
+        // Moved on by whatever takes its time: nobody is thawed early because PostgreSQL came back late.
+        let mut began = Instant::now();
+        for Timed { at, step } in schedule::draw(self.seed, length) {
+            while began.elapsed() < at {
+                bar.set_position(began.elapsed().as_secs());
+                tokio::time::sleep_until((Instant::now() + POLL).min(began + at)).await;
+            }
+            self.look_after_all()?;
+            self.steps += 1;
+            self.act(step).await?;
+            began += began.elapsed().saturating_sub(at);
+        }
+        tokio::time::sleep_until(began + length).await;
+        self.look_after_all()?;
+        self.note_progress().await;
+        self.journal.note("the load stops");
+        load.stop().await?;
+        self.journal.show_on(indicatif::ProgressBar::hidden());
+        bar.finish_and_clear();
+        self.report.say(format!("{} steps are over, {} commands were acknowledged", self.steps, self.told.count()));
+        Ok(())
+    }
+
+    async fn act(&mut self, step: Step) -> Result<(), Error> {
+        match step {
+            Step::Kill { victim, table } => {
+                let lock = self.caught(victim, table).await;
+                self.note_step(step, lock.is_some());
+                self.actors[victim].kill().await?;
+                let_go(lock).await;
+            }
+            Step::Freeze { victim, table } => {
+                let lock = self.caught(victim, table).await;
+                self.note_step(step, lock.is_some());
+                self.actors[victim].freeze()?;
+                let_go(lock).await;
+            }
+            Step::Cut { victim, table } => {
+                let lock = self.caught(victim, table).await;
+                self.note_step(step, lock.is_some());
+                let cut = sqlx::query_scalar("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1");
+                let cut: i64 = cut.bind(schedule::name(victim)).fetch_one(&self.pool).await.context(|| "cut connections".to_owned())?;
+                let_go(lock).await;
+                self.journal.note(format!("{cut} connections were cut"));
+            }
+            Step::Stop { victim } => {
+                self.journal.note(step);
+                let status = self.actors[victim].stop().await?;
+                self.journal.note(format!("{} ended with {status}", schedule::name(victim)));
+                if !status.success() {
+                    self.find(format!("{} was asked to stop, and ended with {status}", schedule::name(victim)));
+                }
+            }
+            Step::Start { victim } => {
+                let log = self.actors[victim].start()?;
+                self.journal.note(format!("{step}, with its log in {}", log.display()));
+            }
+            Step::Thaw { victim } => {
+                self.journal.note(step);
+                self.actors[victim].thaw()?;
+            }
+            Step::StopPostgres { crash } => {
+                self.journal.note(step);
+                if crash { self.postgres.kill().await? } else { self.postgres.stop().await? }
+            }
+            Step::StartPostgres => {
+                self.start_postgres().await?;
+                self.journal.note("PostgreSQL is up again");
+                self.note_progress().await;
+            }
+            Step::Rebuild { read_model } => {
+                self.journal.note(step);
+                // Where nobody can be let in at the moment, it was no order.
+                if let Err(error) = projection::rebuild_named(&self.pool, read_model, Switch::WhenReady).await {
+                    self.journal.note(format!("{read_model} is not made anew: {}", chain(&error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_postgres(&mut self) -> Result<(), Error> {
+        let mut attempts = 1;
+        loop {
+            match self.postgres.restart().await {
+                // While it was away, somebody's connection may have been given its port.
+                Err(Error::Ended { tail, .. }) if tail.contains("Address already in use") && attempts < 20 => attempts += 1,
+                other => return other,
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// How far each projection has come; where that cannot be said at the moment, it is not.
+    async fn note_progress(&mut self) {
+        let progress = "SELECT string_agg(concat(name, ' ', status, ' ', at, ' of ', head), ', ' ORDER BY name, status)
+             FROM (SELECT p.name, p.status, min(c.position) AS at, (SELECT coalesce(max(event_id), 0) FROM event) AS head
+                   FROM projection p JOIN checkpoint c USING (name, build) WHERE p.status <> 'retired' GROUP BY p.name, p.status) AS builds";
+        if let Ok(progress) = sqlx::query_scalar::<_, Option<String>>(progress).fetch_one(&self.pool).await {
+            self.journal.note(progress.unwrap_or_default());
+        }
+    }
+
+    fn note_step(&mut self, step: Step, caught: bool) {
+        let wanted =
+            matches!(step, Step::Kill { table: Some(_), .. } | Step::Freeze { table: Some(_), .. } | Step::Cut { table: Some(_), .. });
+        self.journal.note(if wanted && !caught { format!("{step}, which it was not in") } else { step.to_string() });
+    }
+
+    /// Has a victim stand in the middle of a transaction, for as long as the answer is kept; none where it does not come there.
+    async fn caught(&mut self, victim: usize, table: Option<&'static str>) -> Option<Transaction<'static, Sql>> {
+        let source = TABLES.iter().find(|source| Some(source.name) == table)?;
+        match catch(&self.pool, source, &schedule::name(victim)).await {
+            Ok(lock) => lock,
+            Err(error) => {
+                self.journal.note(format!("{} could not be locked: {}", source.name, chain(&error)));
+                None
+            }
+        }
+    }
+
+    /// Who has ended without having been told to.
+    fn look_after_all(&mut self) -> Result<(), Error> {
+        for actor in 0..self.actors.len() {
+            if let Some(ended) = self.actors[actor].ended_by_itself()? {
+                self.find(ended);
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, what: String) {
+        self.journal.note(format!("FOUND: {what}"));
+        self.found.push(what);
+    }
+
+    /// Waits until the system, left alone, has done all that there is to do. What it has not is found.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn calm(&mut self) -> Result<(), Error> {
+        self.report.say("it is left alone, and should come to rest");
+        let until = Instant::now() + REST;
+        for actor in 0..self.actors.len() {
+            // One that has ended was found already.
+            let left = until.saturating_duration_since(Instant::now());
+            if self.actors[actor].is_running()?
+                && let Err(error) = self.actors[actor].until_ready(left).await
+            {
+                self.find(chain(&error));
+            }
+        }
+        loop {
+            self.look_after_all()?;
+            match self.unrest().await? {
+                None => break,
+                Some(unrest) if Instant::now() >= until => {
+                    self.find(format!("after {} s without trouble and load, {unrest}", REST.as_secs()));
+                    break;
+                }
+                Some(_) => tokio::time::sleep(POLL).await,
+            }
+        }
+        self.journal.note("it has come to rest");
+        Ok(())
+    }
+
+    /// What there is still to do.
+    async fn unrest(&self) -> Result<Option<String>, Error> {
+        let read = || "read how the projections stand".to_owned();
+        // In one snapshot: whoever has applied everything and has no to-do left will write nothing.
+        let behind = "SELECT concat(p.name, ' ', p.build, ' (', p.status, ') is at ', min(c.position), ' of ', h.head)
+             FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h, projection p JOIN checkpoint c USING (name, build)
+             WHERE p.status <> 'retired' GROUP BY p.name, p.build, p.status, h.head HAVING p.status = 'building' OR min(c.position) < h.head
+             UNION ALL
+             SELECT concat(count(*), ' to-dos of ', automation, ' are open, with the last errors ', array_agg(DISTINCT last_error))
+             FROM todo WHERE status = 'open' GROUP BY automation";
+        let behind: Vec<String> = sqlx::query_scalar(behind).fetch_all(&self.pool).await.context(read)?;
+        if !behind.is_empty() {
+            return Ok(Some(behind.join("; ")));
+        }
+        // Each replica that is alive has its share, and there are as many as there should be.
+        let uneven = "SELECT concat('the segments of ', name, ' are shared out as ', array_agg(held))
+             FROM (SELECT c.name, count(*) AS held FROM checkpoint c JOIN projection p USING (name, build)
+                   LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()
+                   WHERE p.status = 'serving' GROUP BY c.name, r.id) AS shares
+             GROUP BY name HAVING count(*) <> CASE name WHEN 'publish_cart' THEN 1 ELSE $1 END OR max(held) - min(held) > 1";
+        let uneven: Vec<String> =
+            sqlx::query_scalar(uneven).bind(i64::try_from(REPLICAS).unwrap_or_default()).fetch_all(&self.pool).await.context(read)?;
+        if !uneven.is_empty() {
+            return Ok(Some(uneven.join("; ")));
+        }
+        let submitted: i64 = sqlx::query_scalar("SELECT count(*) FROM event WHERE event_type = 'CartSubmitted'")
+            .fetch_one(&self.pool)
+            .await
+            .context(read)?;
+        let published = self.published.count();
+        Ok((usize::try_from(submitted) != Ok(published)).then(|| format!("{published} of {submitted} carts are on the topic")))
+    }
+
+    /// Compares everything with the log.
+    ///
+    /// # Errors
+    /// The database is away, or an event cannot be read.
+    pub async fn check(&mut self) -> Result<Outcome, Error> {
+        let evidence = Evidence::collect(&self.pool, self.published.received(), self.told.entries()).await?;
+        let expected = Expected::fold(&evidence.log)?;
+        let mut differences = self.found.clone();
+        differences.extend(evidence.differences(&expected));
+        for difference in &differences {
+            self.journal.note(format!("difference: {difference}"));
+        }
+        if !differences.is_empty() {
+            self.keep(&evidence)?;
+        }
+        let mut counts = vec![("steps of the schedule".to_owned(), self.steps)];
+        counts.extend(expected.events);
+        counts.extend(evidence.told.answers.clone());
+        counts.push(("messages sent again with the same ce_id".to_owned(), evidence.received.repeated));
+        Ok(Outcome { seed: self.seed, journal: self.journal.path().to_owned(), counts, differences })
+    }
+
+    /// The log goes with its database, and a difference is read in it.
+    fn keep(&self, evidence: &Evidence) -> Result<(), Error> {
+        let mut text = String::new();
+        for event in &evidence.log {
+            text += &format!("{} {}\n", event.position, String::from_utf8_lossy(&event.payload));
+        }
+        files::write_atomically(&self.logs.join("chaos-events.log"), text.as_bytes())
+    }
+
+    /// Ends everything as an operator would.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn end(mut self) -> Result<(), Error> {
+        for actor in &mut self.actors {
+            actor.stop().await?;
+        }
+        self.pool.close().await;
+        Ok(())
+    }
+}
+
+/// Locks a table so that nobody can write it, and waits until `name` stands before it.
+async fn catch(pool: &PgPool, source: &check::Source, name: &str) -> Result<Option<Transaction<'static, Sql>>, Error> {
+    let table = source.qualified(pool).await?;
+    let failed = || format!("lock {table}");
+    let mut lock = pool.begin().await.context(failed)?;
+    sqlx::raw_sql("SET LOCAL lock_timeout = '5s'").execute(&mut *lock).await.context(failed)?;
+    sqlx::raw_sql(&format!("LOCK TABLE {table} IN SHARE MODE")).execute(&mut *lock).await.context(failed)?;
+    let until = Instant::now() + CAUGHT;
+    loop {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'";
+        let waiting: i64 = sqlx::query_scalar(waiting).bind(name).fetch_one(&mut *lock).await.context(failed)?;
+        if waiting > 0 {
+            return Ok(Some(lock));
+        }
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn let_go(lock: Option<Transaction<'static, Sql>>) {
+    if let Some(lock) = lock {
+        // Its connection may be gone, and the lock with it.
+        let _ = lock.rollback().await;
+    }
+}
