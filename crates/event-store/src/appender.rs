@@ -42,6 +42,8 @@ pub(crate) struct Append {
     pub(crate) metadata: String,
     /// The log that it was decided on.
     pub(crate) epoch: u64,
+    /// When it was queued.
+    pub(crate) queued: Instant,
     pub(crate) reply: oneshot::Sender<Result<Appended, StoreError>>,
 }
 
@@ -123,6 +125,10 @@ pub(crate) async fn run(settings: Settings, mut queue: mpsc::Receiver<Append>, h
             }
         }
         if !batch.appends.is_empty() {
+            let now = Instant::now();
+            for append in &batch.appends {
+                METRICS.append_wait.record(now.duration_since(append.queued).as_secs_f64(), &[]);
+            }
             appender.append(batch.appends).await;
         }
     }

@@ -244,7 +244,7 @@ impl<E: LogEvent> EventStore<E> {
             .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
-        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, reply };
+        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
         self.shared.appends.send(append).await.map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
     }

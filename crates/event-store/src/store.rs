@@ -22,7 +22,7 @@ use crate::{
     appender::{self, Append},
     event::domain_ids,
     heads,
-    metrics::METRICS,
+    metrics::{self, Connections, METRICS},
     migrate,
     projection::Replicas,
 };
@@ -110,6 +110,13 @@ async fn identify(connection: &mut PgConnection, heads: Heads) -> Result<(), sql
         heads.connected_to(sqlx::query_scalar("SELECT public.event_log_id()").fetch_one(connection).await?);
     }
     Ok(())
+}
+
+fn connections(pool: &PgPool) -> Connections {
+    // The two are not read at one moment.
+    let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+    let used = (i64::from(pool.size()) - idle).max(0);
+    Connections { idle, used, max: pool.options().get_max_connections().into() }
 }
 
 /// How long a statement that reads may go unanswered. Past it the server is frozen, or not there any more.
@@ -228,7 +235,10 @@ impl<E: LogEvent> EventStore<E> {
             ids,
             closed,
         };
-        Self { shared: Arc::new(shared), event: PhantomData }
+        let shared = Arc::new(shared);
+        let counted = Arc::downgrade(&shared);
+        metrics::connections(move || counted.upgrade().map(|shared| connections(&shared.pool)));
+        Self { shared, event: PhantomData }
     }
 
     /// Waits for a turn to read, for as long as a command may wait.

@@ -135,7 +135,9 @@ impl Brokers {
             // How large a message may be is the topic's to say.
             .set("message.max.bytes", "100000000")
             // A topic that is missing is said to be missing within this time.
-            .set("topic.metadata.propagation.max.ms", "3000");
+            .set("topic.metadata.propagation.max.ms", "3000")
+            // Whether it is connected is a metric.
+            .set("statistics.interval.ms", "1000");
         config
     }
 }

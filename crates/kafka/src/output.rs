@@ -11,6 +11,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::{
     PublisherSettings, SendError, StartError,
     error::causes,
+    metrics::METRICS,
     producer::{Outgoing, Producer, topic_exists},
     traceparent,
 };
@@ -62,7 +63,11 @@ impl Publisher {
     pub async fn send(&self, topic: &str, event: &CloudEvent<'_>) -> Result<(), SendError> {
         let message =
             Outgoing { topic, partition: None, key: Some(event.key.as_bytes()), value: Some(event.json), headers: headers(event) };
-        self.producer.send(message).await
+        let outcome = self.producer.send(message).await;
+        if let Some(happened) = event.time {
+            METRICS.sent(topic, happened, &outcome);
+        }
+        outcome
     }
 
     /// Whether the brokers answer and have the topic.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::OwnedHeaders,
@@ -11,7 +11,7 @@ use rdkafka::{
     util::Timeout,
 };
 
-use crate::SendError;
+use crate::{SendError, metrics::METRICS};
 
 /// Idempotent: what it sends again by itself, as the first try's answer was lost, is written once, and a key's messages keep their order.
 pub(crate) struct Producer {
@@ -83,6 +83,10 @@ pub(crate) struct Logs;
 impl ClientContext for Logs {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        METRICS.connection("producer", &statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

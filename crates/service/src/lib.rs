@@ -5,6 +5,7 @@
 //! works beside the requests ([`Service::background`]), and ends by serving its routes ([`Service::serve`]).
 
 mod body;
+mod command;
 mod cors;
 mod edge;
 mod error;
@@ -24,6 +25,7 @@ pub mod settings;
 pub mod trace;
 
 pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
+pub use command::command;
 pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
 pub use path::{PathValue, agree};

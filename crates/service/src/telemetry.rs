@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use opentelemetry::{global, trace::TracerProvider as _};
+use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
@@ -52,7 +52,8 @@ impl Telemetry {
     /// # Errors
     /// Where an exporter cannot be built, or logging is already set up.
     pub(crate) fn install(service: &'static str, settings: &Common) -> Result<Self, TelemetryError> {
-        let resource = Resource::builder().with_service_name(service).build();
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = Resource::builder().with_service_name(service).with_attribute(version).build();
         let traces = traces(resource.clone(), settings)?;
         global::set_text_map_propagator(TraceContextPropagator::new());
         global::set_tracer_provider(traces.clone());

@@ -16,6 +16,7 @@ use event_store::{
 };
 use kafka::{CloudEvent, Publisher};
 use serde::{Deserialize, Serialize};
+use service::{Refusal, command};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -46,7 +47,11 @@ impl Projection for PublishCartAutomation {
                 NewTodo {
                     key: cart_id.to_string(),
                     position: event.position,
-                    payload: serde_json::json!(Submitted { message, at: event.recorded_at.unix_timestamp() }),
+                    payload: serde_json::json!(Submitted {
+                        message,
+                        at: event.recorded_at.unix_timestamp(),
+                        millisecond: event.recorded_at.millisecond(),
+                    }),
                     metadata: event.metadata.clone(),
                 }
             })
@@ -70,6 +75,15 @@ struct Submitted {
     message: Message,
     /// When the cart was submitted, in seconds since 1970.
     at: i64,
+    /// The milliseconds of that second; to-dos of a release before this one have none.
+    #[serde(default)]
+    millisecond: u16,
+}
+
+impl Submitted {
+    fn at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp(self.at).ok()?.replace_millisecond(self.millisecond).ok()
+    }
 }
 
 /// What it takes to publish.
@@ -116,12 +130,12 @@ impl Publishing {
         }
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
         let (decided, outcome) = match self.send(&todo, &submitted).await {
-            Ok(()) => (self.log.decide_with(&PublishCart { cart_id }, metadata).await, Outcome::Done),
+            Ok(()) => (command(PublishCartAutomation::NAME, self.log.decide_with(&PublishCart { cart_id }, metadata)).await, Outcome::Done),
             Err(error) if !error.is_permanent() && todo.trying_for < self.deadline => return Outcome::Retry { error: error.to_string() },
             Err(error) => {
                 let reason = error.to_string();
                 let give_up = GiveUpPublication { cart_id, reason: reason.clone() };
-                (self.log.decide_with(&give_up, metadata).await, Outcome::Failed { error: reason })
+                (command(PublishCartAutomation::NAME, self.log.decide_with(&give_up, metadata)).await, Outcome::Failed { error: reason })
             }
         };
         match decided {
@@ -143,7 +157,7 @@ impl Publishing {
                     id: &todo.position.to_string(),
                     source: "/cartlog/publisher",
                     event_type: "cartlog.CartSubmitted",
-                    time: OffsetDateTime::from_unix_timestamp(submitted.at).ok(),
+                    time: submitted.at(),
                     traceparent: traceparent.as_deref(),
                     json: json.as_bytes(),
                 },
@@ -172,6 +186,15 @@ pub(crate) enum Refused {
     NotSubmitted(CartId),
     #[error("the cart {0} is published already")]
     AlreadyPublished(CartId),
+}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotSubmitted(_) => "cart_not_submitted",
+            Self::AlreadyPublished(_) => "cart_published",
+        }
+    }
 }
 
 impl Decision for PublishCart {

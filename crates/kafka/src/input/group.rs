@@ -12,7 +12,10 @@ use rdkafka::{
 use tokio::sync::mpsc;
 
 use super::{Source, Status};
-use crate::producer;
+use crate::{
+    metrics::{METRICS, is_connected},
+    producer,
+};
 
 /// What the group decided.
 pub(crate) enum Rebalance {
@@ -60,7 +63,8 @@ impl ClientContext for Group {
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.status.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
+        METRICS.connection("consumer", &statistics);
+        self.status.connected(is_connected(&statistics));
         let ends: HashMap<_, _> = statistics
             .topics
             .iter()
