@@ -12,6 +12,7 @@ mod error;
 mod expectation;
 mod health;
 mod log;
+mod log_format;
 mod path;
 mod position;
 mod refused_head;

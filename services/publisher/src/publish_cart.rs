@@ -12,7 +12,6 @@ use event_store::{
     DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
     projection::{Kind, Projection},
     todo::{self, NewTodo, Outcome, Todo},
-    trace,
 };
 use kafka::{CloudEvent, Publisher};
 use serde::{Deserialize, Serialize};
@@ -148,7 +147,6 @@ impl Publishing {
 
     async fn send(&self, todo: &Todo, submitted: &Submitted) -> Result<(), kafka::SendError> {
         let json = serde_json::json!(submitted.message).to_string();
-        let traceparent = trace::current_traceparent().or_else(|| todo.metadata.traceparent.clone());
         self.publisher
             .send(
                 &self.topic,
@@ -158,7 +156,7 @@ impl Publishing {
                     source: "/cartlog/publisher",
                     event_type: "cartlog.CartSubmitted",
                     time: submitted.at(),
-                    traceparent: traceparent.as_deref(),
+                    traceparent: todo.metadata.traceparent.as_deref(),
                     json: json.as_bytes(),
                 },
             )
