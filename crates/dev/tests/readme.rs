@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The settings that a heading of the README describes, and the file that defaults come from.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("### Every service", "crates/service/src/settings.toml"),
+    ("### inventory-translator and publisher", "crates/service/src/kafka.toml"),
     ("### cart-commands", "services/cart-commands/src/settings.toml"),
     ("### inventory-translator", "services/inventory-translator/src/settings.toml"),
     ("### cart-projections", "services/cart-projections/src/settings.toml"),
@@ -186,7 +187,7 @@ fn every_route_is_in_the_table_and_every_route_in_the_table_is_served() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "migrations/README.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "migrations/README.md", "docs/operations.md"] {
         let content = text(document);
         let directory = root().join(document).parent().unwrap().to_owned();
         for target in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

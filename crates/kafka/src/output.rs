@@ -11,7 +11,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
-    PublisherSettings, SendError, StartError,
+    Brokers, PublisherSettings, SendError, StartError,
     error::causes,
     metrics::METRICS,
     producer::{Outgoing, Producer, topic_exists},
@@ -44,7 +44,7 @@ pub struct CloudEvent<'a> {
 #[derive(Clone)]
 pub struct Publisher {
     producer: Arc<Producer>,
-    bootstrap_servers: Arc<str>,
+    brokers: Brokers,
 }
 
 impl Publisher {
@@ -53,8 +53,8 @@ impl Publisher {
     /// # Errors
     /// Where librdkafka does not take the settings.
     pub fn new(settings: &PublisherSettings) -> Result<Self, StartError> {
-        let producer = Arc::new(Producer::new(settings.producer())?);
-        Ok(Self { producer, bootstrap_servers: settings.brokers.bootstrap_servers.as_str().into() })
+        let producer = Arc::new(Producer::new(settings.producer(), &settings.brokers)?);
+        Ok(Self { producer, brokers: settings.brokers.clone() })
     }
 
     /// Sends a message, and answers once every in-sync replica has it. Within one call it is written once; sent by another call, as after
@@ -102,7 +102,7 @@ impl Publisher {
         match exists {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(format!("the topic {topic}, which does not exist")),
-            Ok(Err(error)) => Err(format!("the broker at {} ({error})", self.bootstrap_servers)),
+            Ok(Err(error)) => Err(format!("the broker at {}{} ({error})", self.brokers.bootstrap_servers, self.brokers.refusal)),
             Err(error) => Err(causes(&error)),
         }
     }

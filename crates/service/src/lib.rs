@@ -31,7 +31,7 @@ pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
 pub use path::{PathValue, agree};
 pub use position::{At, MinPosition};
-pub use run::{Service, run, takes_no_arguments};
+pub use run::{Service, run, run_with_kafka, takes_no_arguments};
 pub use settings::Validate;
 
 /// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.

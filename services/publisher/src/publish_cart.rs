@@ -351,7 +351,7 @@ mod specifications {
     /// To a broker that is away.
     fn publishing(log: &TestLog<DomainEvent>) -> Publishing {
         let message_timeout = Duration::from_millis(100);
-        let brokers = Brokers { bootstrap_servers: "127.0.0.1:9".into(), client_id: "test".into() };
+        let brokers = Brokers::new("127.0.0.1:9", "test");
         Publishing {
             log: log.store.clone(),
             publisher: Publisher::new(&PublisherSettings { brokers, message_timeout }).unwrap(),

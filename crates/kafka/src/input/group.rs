@@ -60,6 +60,7 @@ impl ConsumerContext for Group {
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         producer::log(level, facility, message);
+        self.status.logged(message);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -78,6 +79,6 @@ impl ClientContext for Group {
 
     fn error(&self, error: KafkaError, reason: &str) {
         // Each comes out of the stream of messages as well, where it is acted upon.
-        tracing::debug!(target: "librdkafka", %error, reason, "error");
+        self.status.heard(&error, reason);
     }
 }
