@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The settings that a heading of the README describes, and the file that defaults come from.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("### Every service", "crates/service/src/settings.toml"),
+    ("### inventory-translator and publisher", "crates/service/src/kafka.toml"),
     ("### cart-commands", "services/cart-commands/src/settings.toml"),
     ("### inventory-translator", "services/inventory-translator/src/settings.toml"),
     ("### cart-projections", "services/cart-projections/src/settings.toml"),

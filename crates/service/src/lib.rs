@@ -5,12 +5,14 @@
 //! works beside the requests ([`Service::background`]), and ends by serving its routes ([`Service::serve`]).
 
 mod body;
+mod command;
 mod cors;
 mod edge;
 mod error;
 mod expectation;
 mod health;
 mod log;
+mod log_format;
 mod path;
 mod position;
 mod refused_head;
@@ -25,11 +27,12 @@ pub mod settings;
 pub mod trace;
 
 pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
+pub use command::command;
 pub use error::{ErrorBody, HttpError};
 pub use log::{Answer, Refusal, open_log};
 pub use path::{PathValue, agree};
 pub use position::{At, MinPosition};
-pub use run::{Arguments, Service, run};
+pub use run::{Arguments, Service, run, run_with_kafka};
 pub use settings::Validate;
 
 /// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.

@@ -23,6 +23,13 @@ pub trait Refusal: Display {
     }
 }
 
+/// A decision that never says no.
+impl Refusal for std::convert::Infallible {
+    fn code(&self) -> &'static str {
+        match *self {}
+    }
+}
+
 impl<R: Refusal> From<DecideError<R>> for HttpError {
     fn from(error: DecideError<R>) -> Self {
         match error {

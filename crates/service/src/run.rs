@@ -25,7 +25,7 @@ use crate::{
     Fault,
     health::{self, Readiness},
     server::{self, Operations},
-    settings::{Common, FILE_VARIABLE, Layers, SettingsError, Validate},
+    settings::{Common, FILE_VARIABLE, Kafka, Layers, SettingsError, Validate},
     supervise::Supervisor,
     telemetry::{Metrics, Telemetry},
 };
@@ -34,6 +34,8 @@ use crate::{
 const EXIT_FAULT: u8 = 1;
 /// Wrong settings.
 const EXIT_SETTINGS: u8 = 2;
+/// The defaults of the settings of services that talk to Kafka.
+const KAFKA_DEFAULTS: &str = include_str!("kafka.toml");
 /// The time for sending the last traces.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -71,7 +73,33 @@ where
     F: FnOnce(S, Service) -> Fut,
     Fut: Future<Output = Result<(), Fault>>,
 {
-    let (common, settings) = match read_settings::<S>(defaults) {
+    run_with(name, arguments, &[defaults], Layers::read, start)
+}
+
+/// As [`run`], for a service that talks to Kafka: `start` gets the settings that say how, too.
+pub fn run_with_kafka<S, F, Fut>(name: &'static str, arguments: &Arguments, defaults: &str, start: F) -> ExitCode
+where
+    S: DeserializeOwned + Validate + Debug,
+    F: FnOnce(S, Kafka, Service) -> Fut,
+    Fut: Future<Output = Result<(), Fault>>,
+{
+    let read = |layers: &Layers| Ok((layers.read()?, layers.read()?));
+    run_with(name, arguments, &[KAFKA_DEFAULTS, defaults], read, |(settings, kafka), service| start(settings, kafka, service))
+}
+
+fn run_with<S, F, Fut>(
+    name: &'static str,
+    arguments: &Arguments,
+    defaults: &[&str],
+    read: impl FnOnce(&Layers) -> Result<S, SettingsError>,
+    start: F,
+) -> ExitCode
+where
+    S: Debug,
+    F: FnOnce(S, Service) -> Fut,
+    Fut: Future<Output = Result<(), Fault>>,
+{
+    let (common, settings) = match read_settings(defaults, read) {
         Ok(settings) => settings,
         Err(error) => return complain(name, &error.into(), EXIT_SETTINGS),
     };
@@ -121,10 +149,10 @@ where
     exit
 }
 
-fn read_settings<S: DeserializeOwned + Validate>(defaults: &str) -> Result<(Common, S), SettingsError> {
+fn read_settings<S>(defaults: &[&str], read: impl FnOnce(&Layers) -> Result<S, SettingsError>) -> Result<(Common, S), SettingsError> {
     let file = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
     let layers = Layers::load(defaults, file.map(Into::into), std::env::vars_os())?;
-    Ok((layers.read()?, layers.read()?))
+    Ok((layers.read()?, read(&layers)?))
 }
 
 /// Says on stderr why the process ends: logs may go elsewhere, or nowhere yet.

@@ -182,7 +182,8 @@ impl<P: Projection> Worker<'_, P> {
                 let seen = seen.borrow_and_update().clone();
                 self.arrange(&seen, head).await?;
             }
-            if std::mem::take(&mut self.retry_asked) {
+            // What is paused, or held still to be compared, writes nothing.
+            if self.limit.is_none() && std::mem::take(&mut self.retry_asked) {
                 self.retry_parked().await?;
             }
             if let Some(range) = self.next(head) {

@@ -173,6 +173,31 @@ impl fmt::Debug for PasswordFile {
     }
 }
 
+/// A password, or none. Its `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The password as it is: for those who ask for it, never for logs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "none" } else { "***" })
+    }
+}
+
 /// The base URL of a collector, or none. Its `Debug` masks a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(Option<Url>);
