@@ -5,7 +5,7 @@
 //! makes the client's kernel throw the answer away. There is no hook for it. So the connection looks at what is
 //! written: an answer that ends in a bare head of one of those (ours always have a body, and no body of ours contains
 //! a line feed after a carriage return) is sent with a body instead, and what the client still sends is taken and
-//! dropped for a while.
+//! dropped for a while. A connection on which nothing was asked is closed without a word.
 
 use std::{
     future::Future,
@@ -139,7 +139,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
                     self.request_line = RequestLine::default();
                     return Pin::new(&mut self.io).poll_write(cx, bytes);
                 }
-                Some(answer) => self.state = State::Answering { answer, sent: 0, stands_for: bytes.len() },
+                Some(answer) => {
+                    // No byte of a request came: a client that opens connections in reserve would take an answer for that of its next one.
+                    let answer = if self.request_line.length == 0 { vec![] } else { answer };
+                    self.state = State::Answering { answer, sent: 0, stands_for: bytes.len() };
+                }
             },
             State::Done => return Poll::Ready(Ok(bytes.len())),
             State::Answering { .. } | State::Discarding { .. } => {}
@@ -205,7 +209,33 @@ fn refusal(status: &str) -> Option<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::with_body;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{Connection, with_body};
+
+    #[tokio::test]
+    async fn who_has_asked_nothing_is_answered_nothing() {
+        for asked in ["", "GET /he"] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let mut connection = Connection::new(server);
+            client.write_all(asked.as_bytes()).await.unwrap();
+            if !asked.is_empty() {
+                connection.read_exact(&mut vec![0; asked.len()]).await.unwrap();
+            }
+            let answered = async {
+                connection.write_all(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                drop(connection);
+            };
+            let seen = async {
+                let mut seen = String::new();
+                client.read_to_string(&mut seen).await.unwrap();
+                drop(client);
+                seen
+            };
+            let ((), seen) = tokio::join!(answered, seen);
+            assert_eq!(seen.is_empty(), asked.is_empty(), "{seen}");
+        }
+    }
 
     #[test]
     fn only_a_bare_head_of_a_refusal_gets_a_body() {
