@@ -39,6 +39,7 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What every service takes on its command line.
 #[derive(Debug, Clone, clap::Args)]
+#[group(skip)]
 #[command(after_help = "Settings come from the environment (CARTLOG_…, DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE \
                         names; README.md lists them.")]
 pub struct Arguments {
