@@ -150,7 +150,18 @@ struct Api;
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+
+    #[test]
+    fn the_arguments_are_its_own_and_every_services() {
+        let mut command = Arguments::command();
+        command.build();
+        for argument in ["healthcheck", "reset_cart_items", "version"] {
+            assert!(command.get_arguments().any(|one| one.get_id() == argument), "{argument}");
+        }
+    }
 
     #[test]
     fn the_committed_openapi_document_is_the_served_one() {
