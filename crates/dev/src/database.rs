@@ -76,6 +76,8 @@ pub async fn lets_in(url: &str) -> bool {
 #[must_use]
 pub fn masked(url: &str) -> String {
     match Url::parse(url) {
+        // `?password=` is as good as `:password@` to PostgreSQL.
+        Ok(parsed) if parsed.query().is_some_and(|query| query.contains("password")) => "DATABASE_URL".to_owned(),
         Ok(mut parsed) if parsed.password().is_some() => match parsed.set_password(Some("***")) {
             Ok(()) => parsed.into(),
             Err(()) => "DATABASE_URL".to_owned(),
@@ -106,5 +108,6 @@ mod tests {
         assert_eq!(masked("postgres://owner:secret@db/cartlog"), "postgres://owner:***@db/cartlog");
         assert_eq!(masked("postgres://owner@db/cartlog"), "postgres://owner@db/cartlog");
         assert_eq!(masked("no url: secret"), "DATABASE_URL");
+        assert_eq!(masked("postgres://db/cartlog?user=owner&password=secret"), "DATABASE_URL");
     }
 }

@@ -156,7 +156,7 @@ impl Servers {
 }
 
 #[tokio::test]
-async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain() {
+async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain_tells_none_of_its_secrets() {
     let (servers, mut shop) = Servers::start("secured").await;
     for kind in ALL {
         let mut settings = servers.settings(&shop, kind);
@@ -174,6 +174,8 @@ async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain() {
             );
             settings.environment.extend(servers.kafka("PLAIN", PASSWORD, &servers.authority));
         }
+        // However much is logged, by whomever.
+        settings.environment.push(("CARTLOG_LOG_FILTER".into(), "trace".into()));
         shop.launch(kind, settings);
     }
     for kind in ALL {
@@ -195,6 +197,23 @@ async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain() {
     .await
     .unwrap();
     assert!(encrypted >= 8 && plain == 0, "{encrypted} connections are over TLS, and {plain} are not");
+
+    // What anybody on the machine, or who reads logs and metrics, gets to see.
+    for kind in ALL {
+        let log = std::fs::read_to_string(shop.service(kind).process().log()).unwrap();
+        assert!(log.contains("TRACE") && log.contains("starting"), "{}: {log}", kind.name);
+        let command_line = std::fs::read(format!("/proc/{}/cmdline", shop.service(kind).process().identity().pid)).unwrap();
+        let mut seen = vec![("its log", log), ("its command line", String::from_utf8_lossy(&command_line).into_owned())];
+        for path in ["/metrics", "/ready", "/openapi.json", "/nowhere"] {
+            seen.push((path, reqwest::get(format!("{}{path}", shop.url(kind))).await.unwrap().text().await.unwrap()));
+        }
+        let key = std::fs::read_to_string(servers.authority.directory.join("publisher.key")).unwrap();
+        for (place, text) in seen {
+            for secret in [PASSWORD, key.lines().nth(1).unwrap()] {
+                assert!(!text.contains(secret), "{} tells {secret:?} in {place}", kind.name);
+            }
+        }
+    }
 
     // The operator's command, by the same variables.
     let cartctl = |arguments: &[&str], password| {

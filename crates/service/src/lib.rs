@@ -18,6 +18,7 @@ mod position;
 mod refused_head;
 mod run;
 mod server;
+mod slow_client;
 mod supervise;
 mod telemetry;
 

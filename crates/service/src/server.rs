@@ -23,16 +23,22 @@ use crate::{
     openapi::{self, Routes},
     refused_head::Connection,
     settings::Common,
+    slow_client::{Patience, Watched},
     telemetry::Metrics,
 };
 
-/// The time a client has for the head of its first request.
+/// The time a client has for the head of a request.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// The time a connection may stay open between requests. Above what load balancers commonly keep, so that it is they
 /// who close, and never we while a request is on its way.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// The time in which a client that was answered early may finish sending.
 const DISCONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The time in which a client must take some more of its answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long clients are waited for where actix-http waits for ever. It closes what is idle by itself, a little before.
+const PATIENCE: Patience =
+    Patience { head: HEAD_DEADLINE, idle: KEEP_ALIVE.saturating_add(Duration::from_secs(5)), answer: ANSWER_DEADLINE };
 
 /// What the common routes answer from.
 #[derive(Clone)]
@@ -108,7 +114,7 @@ where
             let peer = io.peer_addr().ok();
             // Answers are small and written at once: waiting for more to send helps nobody.
             let _ = io.set_nodelay(true);
-            Ok((Connection::new(io), peer))
+            Ok((Connection::new(Watched::new(io, PATIENCE)), peer))
         })
         .and_then(http)
     };

@@ -184,3 +184,57 @@ async fn a_body_that_ends_early_or_is_broken_is_refused() {
     assert_eq!(read_answer(&mut stream).await.error().1, "invalid_body");
     running.stop().await.unwrap();
 }
+
+/// Sends what comes, a little at a time, until the server closes the connection; answers what it said.
+async fn trickle(mut stream: TcpStream, endless: &'static str) -> String {
+    let (mut answer, mut buffer) = (vec![], [0; 4096]);
+    let mut bytes = endless.bytes().chain(std::iter::repeat(b'a'));
+    let mut often = tokio::time::interval(std::time::Duration::from_millis(50));
+    loop {
+        tokio::select! {
+            read = stream.read(&mut buffer) => match read {
+                Ok(0) | Err(_) => return String::from_utf8(answer).unwrap(),
+                Ok(read) => answer.extend_from_slice(&buffer[..read]),
+            },
+            _ = often.tick() => if stream.write_all(&[bytes.next().unwrap_or_default()]).await.is_err() {
+                // What it said before it closed may still be there.
+                let _ = stream.read_to_end(&mut answer).await;
+                return String::from_utf8(answer).unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off_and_hold_nobody_else_up() {
+    let connections = 6;
+    let environment = [("CARTLOG_HTTP_WORKERS", "1"), ("CARTLOG_HTTP_MAX_CONNECTIONS", "6")];
+    let running = serve::<Api>(service(settings(&environment)), |app| {
+        app.service(add).service(clear);
+    });
+    let head = "GET /healthcheck HTTP/1.1\r\nHost: x\r\nX: ";
+    let body = "POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n";
+    let mut slow = vec![];
+    for n in 0..connections {
+        let mut stream = running.connect().await;
+        if n % 3 == 1 {
+            // After a request that was answered.
+            stream.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            assert_eq!(read_answer(&mut stream).await.body, "Ok");
+        }
+        if n % 3 == 2 {
+            stream.write_all(body.as_bytes()).await.unwrap();
+            slow.push(tokio::spawn(trickle(stream, "{")));
+        } else {
+            slow.push(tokio::spawn(trickle(stream, head)));
+        }
+    }
+    // They have every place there is; when they are cut off, the next is served.
+    assert_eq!(running.get("/healthcheck").await.body, "Ok");
+    for (n, slow) in slow.into_iter().enumerate() {
+        let said = tokio::time::timeout(std::time::Duration::from_secs(20), slow).await.expect("it is cut off").unwrap();
+        // A later head is not answered any more: nothing of a request is there.
+        assert!(said.is_empty() == (n % 3 == 1) && (n % 3 == 1 || said.contains(r#""code":"request_timeout""#)), "{n}: {said}");
+    }
+    running.stop().await.unwrap();
+}
