@@ -40,6 +40,10 @@ bench *arguments:
 migrate:
     cargo dev migrate
 
+# What queries must know of the database, written anew after a change of SQL
+queries *arguments:
+    cargo dev queries {{arguments}}
+
 # What CI runs
 ci:
     .ci/run

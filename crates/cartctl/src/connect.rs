@@ -12,6 +12,17 @@ use crate::{Common, error::Error};
 /// Where the broker is, unless said otherwise.
 pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
 
+/// How the broker is spoken to: each variable, and what librdkafka calls it.
+const SECURITY: [(&str, &str); 7] = [
+    ("CARTLOG_KAFKA_SECURITY_PROTOCOL", "security.protocol"),
+    ("CARTLOG_KAFKA_SASL_MECHANISM", "sasl.mechanism"),
+    ("CARTLOG_KAFKA_SASL_USERNAME", "sasl.username"),
+    ("CARTLOG_KAFKA_SASL_PASSWORD", "sasl.password"),
+    ("CARTLOG_KAFKA_SSL_CA_LOCATION", "ssl.ca.location"),
+    ("CARTLOG_KAFKA_SSL_CERTIFICATE_LOCATION", "ssl.certificate.location"),
+    ("CARTLOG_KAFKA_SSL_KEY_LOCATION", "ssl.key.location"),
+];
+
 /// The time for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -25,7 +36,12 @@ impl Common {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(Error::Usage(wrong.to_owned()));
         }
-        let options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
+        let mut options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
+        // An empty variable counts as unset.
+        if let Some(path) = self.database_password_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+            let wrong = |error| format!("the password cannot be read from {} (--database-password-file): {error}", path.display());
+            options = options.password(&event_store::read_password(path).map_err(|error| Error::Usage(wrong(error)))?);
+        }
         // Frozen in the middle of something, this command must not hold up the services.
         let options = options.application_name("cartctl").options([
             ("idle_in_transaction_session_timeout", "5s"),
@@ -45,7 +61,11 @@ impl Common {
     pub(crate) fn kafka(&self) -> Result<Operator, Error> {
         // An empty variable counts as unset.
         let servers = if self.bootstrap_servers.is_empty() { BOOTSTRAP_SERVERS } else { &self.bootstrap_servers };
-        let brokers = Brokers { bootstrap_servers: servers.to_owned(), client_id: "cartctl".to_owned() };
-        Ok(Operator::new(&brokers)?)
+        // By the services' variables, so that one environment serves both. librdkafka says where one is wrong.
+        let security = SECURITY.iter().filter_map(|(variable, property)| {
+            let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
+            Some((*property, value))
+        });
+        Ok(Operator::new(&Brokers::new(servers, "cartctl").secured(security.collect()))?)
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum Error {
     Refused(String),
     #[error("the database cannot be reached; set --database-url or DATABASE_URL where it is another")]
     Unreachable(#[source] sqlx::Error),
-    #[error("this role may not do that: connect as the owner of the database (--database-url)")]
+    #[error("this role may not do that: connect as cartlog_operator (--database-url)")]
     Forbidden(#[source] StoreError),
     /// What was compared is not the same.
     #[error("{0}")]

@@ -13,7 +13,7 @@ mod status;
 mod todos;
 mod translations;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -38,7 +38,7 @@ Exit codes:
 ///
 /// Connects to the database as its owner (`cargo dev env` prints the address), and to the broker.
 #[derive(Parser)]
-#[command(name = "cartctl", version, after_help = AFTER_HELP)]
+#[command(name = "cartctl", version = version::VERSION, after_help = AFTER_HELP)]
 struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -52,6 +52,9 @@ struct Common {
     /// The database, as its owner: postgres://owner:password@host:5432/cartlog
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
+    /// A file with the database's password and nothing else, for a URL without one
+    #[arg(long, global = true, env = "CARTLOG_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    database_password_file: Option<PathBuf>,
     /// The brokers: host:port, separated by commas
     #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = connect::BOOTSTRAP_SERVERS, value_name = "SERVERS")]
     bootstrap_servers: String,

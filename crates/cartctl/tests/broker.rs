@@ -80,7 +80,7 @@ impl Shop {
 
     /// Translates until so much of both partitions is done.
     async fn translate(&self, by: fn(&Message<'_>) -> Result<DomainEvent, Poison>, offsets: [i64; 2]) {
-        let brokers = Brokers { bootstrap_servers: kafka_bootstrap_servers(), client_id: "test".into() };
+        let brokers = Brokers::new(kafka_bootstrap_servers(), "test");
         let store = EventStore::new(self.database.options_as("cartlog_translator"), StoreSettings::default());
         let translator =
             Translator::new(TranslatorSettings::new(brokers, &self.group), store.clone(), [Translation::new(&self.topic, by)]).unwrap();

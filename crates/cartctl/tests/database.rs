@@ -474,10 +474,10 @@ fn what_is_missing_or_wrong_is_said_with_what_to_do() {
 #[tokio::test]
 async fn a_database_without_migrations_and_a_role_that_may_not_are_said() {
     let empty = test_support::Database::create_empty().await;
-    over(&empty, &["status"]).failed(1, "cargo dev migrate");
+    cartctl(&["status", "--database-url", &empty.url_as("postgres")]).failed(1, "cargo dev migrate");
     let log = shop(&Shopping::new()).await;
     let url = log.database.url_as("cartlog_commands");
-    cartctl(&["publications", "list", "--database-url", &url]).failed(1, "connect as the owner");
+    cartctl(&["publications", "list", "--database-url", &url]).failed(1, "connect as cartlog_operator");
 }
 
 #[test]

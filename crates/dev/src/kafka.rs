@@ -39,6 +39,17 @@ struct BrokerFiles {
     log: PathBuf,
 }
 
+/// A listener that takes one user alone, over TLS, by SCRAM-SHA-512 or PLAIN.
+#[derive(Debug)]
+pub struct Secured<'a> {
+    /// A file with the broker's private key and certificate (PEM).
+    pub identity: &'a Path,
+    /// The user.
+    pub user: &'a str,
+    /// The user's password, of letters and digits.
+    pub password: &'a str,
+}
+
 /// A topic to be made.
 #[derive(Debug, Clone)]
 pub struct Topic<'a> {
@@ -58,6 +69,27 @@ impl Kafka {
     /// # Errors
     /// Its data cannot be made, or it does not come up; with the end of its log.
     pub async fn start(distribution: &KafkaDistribution, directory: &Path, port: u16, controller_port: u16) -> Result<Self, Error> {
+        Self::start_with(distribution, directory, port, controller_port, None).await
+    }
+
+    /// Starts a broker as [`start`](Self::start) does, on any free ports, that has another listener besides: over TLS, and for one user.
+    /// Answers that listener's port, too.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_secured(distribution: &KafkaDistribution, directory: &Path, secured: &Secured<'_>) -> Result<(Self, u16), Error> {
+        let [port, controller_port, secured_port] = ports::free([None, None, None])?;
+        let broker = Self::start_with(distribution, directory, port, controller_port, Some((secured, secured_port))).await?;
+        Ok((broker, secured_port))
+    }
+
+    async fn start_with(
+        distribution: &KafkaDistribution,
+        directory: &Path,
+        port: u16,
+        controller_port: u16,
+        secured: Option<(&Secured<'_>, u16)>,
+    ) -> Result<Self, Error> {
         let own = directory.join("kafka");
         files::create_directory(&own)?;
         let files = BrokerFiles {
@@ -66,10 +98,10 @@ impl Kafka {
             logging: own.join("log4j2.properties"),
             log: directory.join("logs/kafka.log"),
         };
-        files::write_atomically(&files.settings, settings(&files.data, port, controller_port).as_bytes())?;
+        files::write_atomically(&files.settings, settings(&files.data, port, controller_port, secured).as_bytes())?;
         files::write_atomically(&files.logging, LOGGING.as_bytes())?;
         if !files.data.join("meta.properties").exists() {
-            format(distribution, &files).await?;
+            format(distribution, &files, secured.map(|(secured, _)| secured)).await?;
         }
         let process = launch(distribution, &files, port).await?;
         Ok(Self { process, distribution: distribution.clone(), files, port })
@@ -188,10 +220,13 @@ fn admin(bootstrap_servers: &str) -> Result<AdminClient<DefaultClientContext>, E
         .map_err(|error| Error::Kafka { what: format!("reach {bootstrap_servers}"), reason: error.to_string() })
 }
 
-async fn format(distribution: &KafkaDistribution, files: &BrokerFiles) -> Result<(), Error> {
+async fn format(distribution: &KafkaDistribution, files: &BrokerFiles, secured: Option<&Secured<'_>>) -> Result<(), Error> {
     let output = java(distribution, files, &["-Xmx128m"])
         .args(["kafka.tools.StorageTool", "format", "--ignore-formatted", "--cluster-id", &cluster_id(), "--config"])
         .arg(&files.settings)
+        .args(secured.iter().flat_map(|Secured { user, password, .. }| {
+            ["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={user},password={password}]")]
+        }))
         .stdin(Stdio::null())
         .output()
         .await
@@ -232,16 +267,32 @@ fn cluster_id() -> String {
     id
 }
 
-fn settings(data: &Path, port: u16, controller_port: u16) -> String {
+fn settings(data: &Path, port: u16, controller_port: u16, secured: Option<(&Secured<'_>, u16)>) -> String {
+    let (listener, protocol, further) = match secured {
+        None => Default::default(),
+        Some((Secured { identity, user, password }, port)) => (
+            format!(",SECURED://127.0.0.1:{port}"),
+            ",SECURED:SASL_SSL",
+            format!(
+                "listener.name.secured.ssl.keystore.type=PEM
+listener.name.secured.ssl.keystore.location={}
+listener.name.secured.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
+listener.name.secured.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.secured.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}=\"{password}\";
+",
+                identity.display()
+            ),
+        ),
+    };
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-log.dirs={}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{listener}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{listener}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocol}
+{further}log.dirs={}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 # One broker cannot hold three copies, and one user needs few partitions of Kafka's own topics.

@@ -21,6 +21,7 @@ pub mod orphans;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod queries;
 pub mod report;
 pub mod services;
 pub mod settings;

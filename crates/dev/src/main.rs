@@ -1,6 +1,7 @@
 //! `cargo dev`: the one way to everything.
 
 use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use dev::error::{Error, chain};
@@ -8,7 +9,7 @@ use dev::layout::Layout;
 use dev::report::{self, Report};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{bench, chaos, database, demo, table, test_stack, up};
+use dev::{bench, chaos, database, demo, queries, table, test_stack, up};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -35,10 +36,22 @@ enum Task {
     /// Print where everything is that is up, as NAME=value lines
     Env,
     /// Live a day in a shop against what is up, and check the outcome against the log. What is not up is started, and stopped again
+    ///
+    /// A shop that runs elsewhere is named by the variables that `cargo dev env` prints: COMMANDS_URL, PROJECTIONS_URL, DATABASE_URL
+    /// and KAFKA_BOOTSTRAP_SERVERS.
     Demo {
         /// How many shoppers come, 2 to 5000
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5000))]
         shoppers: u32,
+        /// The shoppers come one after the other over so many seconds, and not all at once
+        #[arg(long, default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        over: u64,
+        /// For how long a shopper tries again where the shop is away or busy
+        #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
+        patience: u64,
+        /// Answers may be lost, because processes are killed meanwhile
+        #[arg(long)]
+        outages: bool,
         /// Build the services optimised, where they are not up yet
         #[arg(long)]
         release: bool,
@@ -58,6 +71,12 @@ enum Task {
         /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; and what `cargo dev bench -- --help` names
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Write .sqlx anew: what the queries in the code are to know of the database, so that everything builds without one
+    Queries {
+        /// Only say whether it is as it should be
+        #[arg(long)]
+        check: bool,
     },
     /// Kill, freeze and cut off real processes under load, by a schedule drawn from a seed, and hold what is left against the log
     Chaos {
@@ -112,7 +131,11 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
                 return Err(Error::Refused(format!("the stack is not up: `cargo dev up`{ended}")));
             }
         },
-        Task::Demo { shoppers, release } => demo::run(&layout, shoppers, release, &report).await?,
+        Task::Demo { shoppers, over, patience, outages, release } => {
+            let (over, patience) = (Duration::from_secs(over), Duration::from_secs(patience));
+            demo::run(&layout, demo::Plan { shoppers, over, patience, outages }, release, &report).await?;
+        }
+        Task::Queries { check } => queries::run(&layout, check, &report).await?,
         Task::Chaos { subject, minutes, seed } => chaos::run(&layout, subject, minutes, seed, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),

@@ -17,6 +17,11 @@ use crate::layout::Layout;
 use crate::orphans;
 use crate::postgres::{self, Postgres};
 use crate::report::Report;
+use crate::services;
+
+/// What tests run.
+const PROGRAMS: [&str; 5] =
+    [services::COMMANDS.name, services::TRANSLATOR.name, services::PROJECTIONS.name, services::PUBLISHER.name, "cartctl"];
 
 /// PostgreSQL and Kafka for tests, empty at the start. Several may run beside each other.
 #[derive(Debug)]
@@ -55,7 +60,13 @@ impl TestStack {
     /// The superuser's URL of the database `postgres`.
     #[must_use]
     pub fn database_url(&self) -> String {
-        self.postgres.url("postgres", "postgres")
+        self.url_of("postgres")
+    }
+
+    /// The superuser's URL of a database.
+    #[must_use]
+    pub fn url_of(&self, database: &str) -> String {
+        self.postgres.url("postgres", database)
     }
 
     /// The server, to be stopped and started again.
@@ -99,7 +110,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     let build = async {
         if selection.needs_services {
             report.say("building the services");
-            cargo::build_services(layout, selection.release).await
+            cargo::build(layout, &PROGRAMS, selection.release).await
         } else {
             Ok(layout.target().join(if selection.release { "release" } else { "debug" }))
         }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The settings that a heading of the README describes, and the file that defaults come from.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("### Every service", "crates/service/src/settings.toml"),
+    ("### inventory-translator and publisher", "crates/service/src/kafka.toml"),
     ("### cart-commands", "services/cart-commands/src/settings.toml"),
     ("### inventory-translator", "services/inventory-translator/src/settings.toml"),
     ("### cart-projections", "services/cart-projections/src/settings.toml"),
@@ -51,7 +52,14 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
         .collect();
     let readme = text("README.md");
     let mut named = BTreeSet::new();
-    for document in [&readme, &text("ARCHITECTURE.md"), &text("migrations/README.md"), &text("justfile")] {
+    for document in [
+        &readme,
+        &text("ARCHITECTURE.md"),
+        &text("migrations/README.md"),
+        &text("docs/operations.md"),
+        &text("docs/new-projection.md"),
+        &text("justfile"),
+    ] {
         for command in commands(document) {
             let [subcommand, arguments @ ..] = command.as_slice() else { continue };
             assert!(known.contains(subcommand), "`cargo dev {subcommand}` is named, and there is none");
@@ -68,6 +76,27 @@ fn every_command_and_flag_that_is_named_exists_and_every_command_is_named() {
     // Flags that are named beside their command and not behind it.
     for flag in ["--detach", "--release"] {
         assert!(help(&["up"]).contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn the_guide_to_a_new_projection_shows_what_is_there() {
+    let guide = text("docs/new-projection.md");
+    let mut blocks = guide.split("```").skip(1).step_by(2).peekable();
+    assert!(blocks.peek().is_some());
+    for block in blocks {
+        let (language, code) = block.split_once('\n').unwrap();
+        let file = match language {
+            "sql" => "migrations/0003_projections.sql",
+            "rust" => "services/cart-projections/src/inventories.rs",
+            "rust,main" => "services/cart-projections/src/main.rs",
+            other => panic!("what is {other}?"),
+        };
+        let source = text(file);
+        let there: BTreeSet<&str> = source.lines().map(str::trim).collect();
+        for line in code.lines().map(str::trim) {
+            assert!(there.contains(line), "{file} has no line {line:?}");
+        }
     }
 }
 
@@ -150,7 +179,8 @@ fn variables(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn one_environment_may_serve_all_programs() {
-    let sources = ["README.md", ".env.example", "crates/dev/src/test_stack.rs"];
+    let sources =
+        ["README.md", ".env.example", "docker-compose.yml", "deploy/Dockerfile", "deploy/passwords.sql", "crates/dev/src/test_stack.rs"];
     let used: BTreeSet<String> = sources.into_iter().flat_map(|path| variables(&text(path))).collect();
     assert_eq!(variables(&text("crates/service/src/variables.txt")), used);
 }
@@ -186,7 +216,15 @@ fn every_route_is_in_the_table_and_every_route_in_the_table_is_served() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "migrations/README.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "migrations/README.md",
+        "docs/operations.md",
+        "docs/runbook.md",
+        "deploy/observability/README.md",
+        "deploy/stand-ins/README.md",
+    ] {
         let content = text(document);
         let directory = root().join(document).parent().unwrap().to_owned();
         for target in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

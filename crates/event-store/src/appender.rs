@@ -43,6 +43,8 @@ pub(crate) struct Append {
     pub(crate) metadata: String,
     /// The log that it was decided on.
     pub(crate) epoch: u64,
+    /// When it was queued.
+    pub(crate) queued: Instant,
     pub(crate) reply: oneshot::Sender<Result<Appended, StoreError>>,
 }
 
@@ -151,6 +153,10 @@ impl Waiting {
             } else {
                 self.first_in.push_back(append);
             }
+        }
+        let now = Instant::now();
+        for append in &batch.appends {
+            METRICS.append_wait.record(now.duration_since(append.queued).as_secs_f64(), &[]);
         }
         batch.appends
     }

@@ -107,6 +107,7 @@ mod tests {
                     events,
                     metadata: String::new(),
                     epoch: 0,
+                    queued: std::time::Instant::now(),
                     reply: tokio::sync::oneshot::channel().0,
                 };
                 prop_assert_eq!(batch.admits(&append), !meets);

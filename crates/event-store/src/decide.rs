@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::{SemaphorePermit, oneshot};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
@@ -244,9 +245,23 @@ impl<E: LogEvent> EventStore<E> {
             .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
-        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, reply };
-        self.shared.appends.send(append).await.map_err(|_| StoreError::Closed)?;
-        outcome.await.map_err(|_| StoreError::Closed)?
+        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
+        // From the queue to the answer: another task sends it, with those of others.
+        let span = tracing::debug_span!(
+            "append",
+            otel.kind = "client",
+            db.system.name = "postgresql",
+            db.operation.name = "event_append",
+            events = append.events.len(),
+            conflict = tracing::field::Empty,
+        );
+        let appending = async {
+            self.shared.appends.send(append).await.map_err(|_| StoreError::Closed)?;
+            let appended = outcome.await.map_err(|_| StoreError::Closed)?;
+            tracing::Span::current().record("conflict", matches!(appended, Ok(Appended::Missed(_))));
+            appended
+        };
+        appending.instrument(span).await
     }
 }
 

@@ -72,8 +72,11 @@ impl From<sqlx::Error> for StoreError {
                 // (migrations not applied), read-only (a standby).
                 Some(code)
                     if ["08", "53", "57"].contains(&code.get(..2).unwrap_or_default())
-                        || ["25P03", "25P04", "25006", "42P01", "42883", "3F000", "42501", "28000", "3D000", "40001", "40P01", "55P03"]
-                            .contains(&code) =>
+                        || [
+                            "25P03", "25P04", "25006", "42P01", "42883", "3F000", "42501", "28000", "28P01", "3D000", "40001", "40P01",
+                            "55P03",
+                        ]
+                        .contains(&code) =>
                 {
                     Self::Unavailable(error)
                 }

@@ -21,6 +21,7 @@ mod lookup;
 mod metrics;
 mod migrate;
 pub mod operate;
+mod password;
 pub mod projection;
 mod read;
 mod signals;
@@ -38,6 +39,7 @@ pub use heads::Heads;
 #[doc(hidden)]
 pub use known::Known;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
+pub use password::read_password;
 pub use read::fold_history;
 pub use signals::{Backlog, Rebuild, Waiting};
 pub use state::{AnyPart, Stages, State, States, Then};

@@ -10,6 +10,7 @@ use opentelemetry::{
 use crate::{StoreError, projection::Waited};
 
 pub(crate) struct Metrics {
+    pub(crate) append_wait: Histogram<f64>,
     pub(crate) append_duration: Histogram<f64>,
     pub(crate) append_batch: Histogram<u64>,
     pub(crate) appends: Counter<u64>,
@@ -38,6 +39,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
+    pub(crate) fn begin(&self) {
+        for counter in [&self.appends, &self.conflicts, &self.busy, &self.known_hits, &self.known_evictions, &self.unknown_outcomes] {
+            counter.add(0, &[]);
+        }
+    }
+
     /// A query has waited for a position, in vain or not.
     pub(crate) fn waited(&self, query: &'static str, time: Duration, outcome: &Result<Waited, StoreError>) {
         let word = match outcome {
@@ -54,6 +62,12 @@ impl Metrics {
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = global::meter("event-store");
     Metrics {
+        append_wait: meter
+            .f64_histogram("log.append.wait")
+            .with_unit("s")
+            .with_description("How long an append waited in the appender's queue before the call that carried it was sent.")
+            .with_boundaries(vec![0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
+            .build(),
         append_duration: meter
             .f64_histogram("log.append.duration")
             .with_unit("s")
@@ -158,4 +172,42 @@ pub(crate) fn known_bytes(bytes: impl Fn() -> Option<u64> + Send + Sync + 'stati
             }
         })
         .build();
+}
+
+/// Has a store's connections counted whenever the metrics are read, by the semantic conventions' names: the pool's, without the
+/// one that the appender has besides.
+pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Send + Sync + 'static) {
+    let pool = |name: &'static str| KeyValue::new("db.client.connection.pool.name", name);
+    let state = |word: &'static str| KeyValue::new("db.client.connection.state", word);
+    let meter = global::meter("event-store");
+    let (count, max) = (counts.clone(), counts);
+    // As above.
+    let _ = meter
+        .i64_observable_up_down_counter("db.client.connection.count")
+        .with_unit("{connection}")
+        .with_description("Connections to the database, by pool and state: idle or used.")
+        .with_callback(move |observer| {
+            if let Some(Connections { idle, used, .. }) = count() {
+                observer.observe(idle, &[pool("log"), state("idle")]);
+                observer.observe(used, &[pool("log"), state("used")]);
+            }
+        })
+        .build();
+    let _ = meter
+        .i64_observable_up_down_counter("db.client.connection.max")
+        .with_unit("{connection}")
+        .with_description("Connections to the database that a pool may have.")
+        .with_callback(move |observer| {
+            if let Some(Connections { max, .. }) = max() {
+                observer.observe(max, &[pool("log")]);
+            }
+        })
+        .build();
+}
+
+/// The connections of a pool.
+pub(crate) struct Connections {
+    pub(crate) idle: i64,
+    pub(crate) used: i64,
+    pub(crate) max: i64,
 }

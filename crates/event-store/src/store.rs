@@ -11,7 +11,7 @@ use lockable::{LockPool, Lockable};
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::{
     appender::{self, Append},
     event::domain_ids,
     heads,
-    metrics::METRICS,
+    metrics::{self, Connections, METRICS},
     migrate,
     projection::Replicas,
 };
@@ -112,6 +112,53 @@ async fn identify(connection: &mut PgConnection, heads: Heads) -> Result<(), sql
     Ok(())
 }
 
+fn connections(pool: &PgPool) -> Connections {
+    // The two are not read at one moment.
+    let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+    let used = (i64::from(pool.size()) - idle).max(0);
+    Connections { idle, used, max: pool.options().get_max_connections().into() }
+}
+
+/// Why a server that is there is no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotLetIn {
+    UnknownRole,
+    WrongPassword,
+    /// It wants TLS, a certificate, or another address.
+    NotThisWay,
+    Tls,
+}
+
+impl NotLetIn {
+    fn mend(self) -> &'static str {
+        match self {
+            Self::UnknownRole => "the migrations make the services' roles",
+            Self::WrongPassword => "put the role's password into DATABASE_URL, or give the role that one with ALTER ROLE",
+            Self::NotThisWay => "its pg_hba.conf does not let this role in so; with sslmode=verify-full in DATABASE_URL, TLS is used",
+            Self::Tls => {
+                "sslrootcert in DATABASE_URL is to name a file with the certificate that the server's is signed by, and the host the name \
+                 that is in it"
+            }
+        }
+    }
+}
+
+fn not_let_in(error: &sqlx::Error) -> Option<NotLetIn> {
+    match error {
+        sqlx::Error::Tls(_) => Some(NotLetIn::Tls),
+        // rustls reports a certificate it does not accept as an error of the connection.
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => Some(NotLetIn::Tls),
+        sqlx::Error::Database(error) => match (error.code().as_deref(), error.try_downcast_ref::<PgDatabaseError>()?.routine()) {
+            (Some("28P01"), _) => Some(NotLetIn::WrongPassword),
+            // One code for both.
+            (Some("28000"), Some("ClientAuthentication")) => Some(NotLetIn::NotThisWay),
+            (Some("28000"), _) => Some(NotLetIn::UnknownRole),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// How long a statement that reads may go unanswered. Past it the server is frozen, or not there any more.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -186,6 +233,7 @@ impl<E: LogEvent> EventStore<E> {
     ///
     /// Must be called within a tokio runtime: it starts the appender, the announcer and the listener.
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
+        METRICS.begin();
         let heads = Heads::new();
         let connected = heads.clone();
         let pool = PgPoolOptions::new()
@@ -228,7 +276,10 @@ impl<E: LogEvent> EventStore<E> {
             ids,
             closed,
         };
-        Self { shared: Arc::new(shared), event: PhantomData }
+        let shared = Arc::new(shared);
+        let counted = Arc::downgrade(&shared);
+        metrics::connections(move || counted.upgrade().map(|shared| connections(&shared.pool)));
+        Self { shared, event: PhantomData }
     }
 
     /// Waits for a turn to read, for as long as a command may wait.
@@ -265,7 +316,7 @@ impl<E: LogEvent> EventStore<E> {
         let missing = in_time(async {
             let mut connection = match self.lend().await {
                 // The migrations make the services' roles.
-                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("28000") => return Ok(Some(migrate::all_missing())),
+                Err(error) if not_let_in(&error) == Some(NotLetIn::UnknownRole) => return Ok(Some(migrate::all_missing())),
                 connection => connection?,
             };
             let missing = migrate::missing(&mut connection).await?;
@@ -275,7 +326,10 @@ impl<E: LogEvent> EventStore<E> {
         match missing.await {
             Ok(None) => Ok(()),
             Ok(Some(missing)) => Err(missing),
-            Err(StoreError::Unavailable(error)) => Err(format!("the database ({error})")),
+            Err(StoreError::Unavailable(error) | StoreError::Database(error)) => match not_let_in(&error) {
+                Some(why) => Err(format!("the database ({error}): {}", why.mend())),
+                None => Err(format!("the database ({error})")),
+            },
             Err(error) => Err(format!("the database ({error})")),
         }
     }

@@ -34,7 +34,7 @@ pub fn set_parent(span: &tracing::Span, traceparent: Option<&str>) {
 }
 
 /// Makes a span follow from what its work came from: the child of it where it is one, linked to each where they are several.
-pub(crate) fn follow<'a>(span: &tracing::Span, traceparents: impl Iterator<Item = Option<&'a str>>) {
+pub fn follow<'a>(span: &tracing::Span, traceparents: impl Iterator<Item = Option<&'a str>>) {
     /// Links say where a batch came from; more of them than this say nothing more.
     const LINKS: usize = 32;
     let mut causes: Vec<&str> = vec![];

@@ -1,8 +1,10 @@
 //! What the clients of librdkafka are told.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+
+use crate::refusal::Refusal;
 
 /// Where the brokers are, and who asks.
 #[derive(Debug, Clone)]
@@ -11,6 +13,44 @@ pub struct Brokers {
     pub bootstrap_servers: String,
     /// How this process is called in the brokers' logs and quotas.
     pub client_id: String,
+    /// How they are spoken to.
+    pub security: Security,
+    pub(crate) refusal: Refusal,
+}
+
+impl Brokers {
+    /// These, spoken to in plain text.
+    pub fn new(bootstrap_servers: impl Into<String>, client_id: impl Into<String>) -> Self {
+        Self {
+            bootstrap_servers: bootstrap_servers.into(),
+            client_id: client_id.into(),
+            security: Security::default(),
+            refusal: Refusal::default(),
+        }
+    }
+
+    /// These, spoken to in this way.
+    #[must_use]
+    pub fn secured(self, security: Security) -> Self {
+        Self { security, ..self }
+    }
+}
+
+/// How brokers are spoken to, as librdkafka's properties have it: `security.protocol`, `sasl.…`, `ssl.…`; plain text where there is none.
+/// Its `Debug` shows no values.
+#[derive(Clone, Default)]
+pub struct Security(Vec<(String, String)>);
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Security {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(properties: I) -> Self {
+        Self(properties.into_iter().map(|(property, value)| (property.into(), value.into())).collect())
+    }
+}
+
+impl fmt::Debug for Security {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(property, _)| property)).finish()
+    }
 }
 
 /// How a [`Translator`](crate::Translator) behaves.
@@ -60,7 +100,10 @@ impl Brokers {
             // A broker that comes back is noticed within seconds.
             .set("reconnect.backoff.max.ms", "2000")
             .set("topic.metadata.refresh.interval.ms", "5000")
-            .set_log_level(RDKafkaLogLevel::Warning);
+            .set_log_level(RDKafkaLogLevel::Info);
+        for (property, value) in &self.security.0 {
+            config.set(property, value);
+        }
         config
     }
 }
@@ -135,7 +178,9 @@ impl Brokers {
             // How large a message may be is the topic's to say.
             .set("message.max.bytes", "100000000")
             // A topic that is missing is said to be missing within this time.
-            .set("topic.metadata.propagation.max.ms", "3000");
+            .set("topic.metadata.propagation.max.ms", "3000")
+            // Whether it is connected is a metric.
+            .set("statistics.interval.ms", "1000");
         config
     }
 }

@@ -7,7 +7,7 @@ use rdkafka::{
 };
 
 use crate::{
-    SendError,
+    Brokers, SendError,
     producer::{Outgoing, Producer},
 };
 
@@ -30,8 +30,8 @@ pub(crate) fn topic_of(source: &str) -> String {
 pub(crate) struct DeadLetters(Producer);
 
 impl DeadLetters {
-    pub(crate) fn new(config: rdkafka::ClientConfig) -> Result<Self, KafkaError> {
-        Producer::new(config).map(Self)
+    pub(crate) fn new(config: rdkafka::ClientConfig, brokers: &Brokers) -> Result<Self, KafkaError> {
+        Producer::new(config, brokers).map(Self)
     }
 
     /// Writes a message as it came, with the reason and where it stood, to the source's topic of dead letters, and answers once the broker

@@ -57,9 +57,10 @@ impl<E: LogEvent> Translator<E> {
         translations: impl IntoIterator<Item = Translation<E>>,
     ) -> Result<Self, StartError> {
         let translations: HashMap<_, _> = translations.into_iter().map(|one| (one.topic, one.translate)).collect();
-        let status = Arc::new(Status::new(&settings.brokers.bootstrap_servers, &settings.group));
+        let status = Arc::new(Status::new(&settings.brokers, &settings.group));
         metrics::observe(&Arc::downgrade(&status));
-        let dead_letters = DeadLetters::new(settings.dead_letters())?;
+        translations.keys().for_each(|topic| metrics::begin(topic));
+        let dead_letters = DeadLetters::new(settings.dead_letters(), &settings.brokers)?;
         let (group, max_value_bytes) = (settings.group.clone(), settings.max_value_bytes);
         let worker = Arc::new(Worker { store, dead_letters, translations, group, max_value_bytes, status });
         Ok(Self { settings, worker })

@@ -13,9 +13,10 @@ mod metrics;
 mod operate;
 mod output;
 mod producer;
+mod refusal;
 mod traceparent;
 
-pub use config::{Brokers, PublisherSettings, TranslatorSettings};
+pub use config::{Brokers, PublisherSettings, Security, TranslatorSettings};
 pub use error::{Poison, SendError, StartError, TranslatorError};
 pub use input::{Translation, Translator, TranslatorStatus};
 pub use message::{Message, json};

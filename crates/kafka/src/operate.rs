@@ -131,7 +131,7 @@ impl Operator {
     /// # Errors
     /// Where librdkafka does not take the settings.
     pub fn new(brokers: &Brokers) -> Result<Self, StartError> {
-        Ok(Self { brokers: brokers.clone(), producer: Producer::new(brokers.sending())? })
+        Ok(Self { brokers: brokers.clone(), producer: Producer::new(brokers.sending(), brokers)? })
     }
 
     /// The first offset of each partition of a topic, and the one after its last. A topic that does not exist has none.
@@ -173,7 +173,7 @@ impl Operator {
             .look(move |consumer, config| {
                 let ends = ends(consumer, &topic)?;
                 let (mut letters, mut replayed) = (vec![], HashSet::new());
-                read(config, &topic, &ends, |message| match header(message, REPLAYED) {
+                read(consumer.context(), config, &topic, &ends, |message| match header(message, REPLAYED) {
                     Some(of) => drop(replayed.insert(of)),
                     None => letters.push(letter(message)),
                 })?;
@@ -200,7 +200,7 @@ impl Operator {
                 return Ok(None);
             }
             let mut found = None;
-            read(config, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
+            read(consumer.context(), config, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
                 if message.offset() == offset && header(message, REPLAYED).is_none() {
                     found = Some(Letter {
                         letter: letter(message),
@@ -248,13 +248,12 @@ async fn look<T: Send + 'static>(
     brokers: &Brokers,
     work: impl FnOnce(&BaseConsumer<Logs>, &ClientConfig) -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, OperateError> {
-    let config = brokers.looking();
+    let (config, logs) = (brokers.looking(), Logs::of(brokers));
     let looked = tokio::task::spawn_blocking(move || {
-        let consumer = BaseConsumer::from_config_and_context(&config, Logs)?;
+        let consumer = BaseConsumer::from_config_and_context(&config, logs)?;
         work(&consumer, &config)
     });
-    let servers = brokers.bootstrap_servers.clone();
-    looked.await?.map_err(|cause| OperateError::Broker { servers, cause })
+    looked.await?.map_err(|cause| OperateError::Broker { servers: format!("{}{}", brokers.bootstrap_servers, brokers.refusal), cause })
 }
 
 /// How far the translators of a group are behind on a topic, all of them together.
@@ -315,6 +314,7 @@ fn ends(consumer: &BaseConsumer<Logs>, topic: &str) -> Result<BTreeMap<i32, (i64
 
 /// Reads each partition from one offset to before another.
 fn read(
+    logs: &Logs,
     config: &ClientConfig,
     topic: &str,
     ranges: &BTreeMap<i32, (i64, i64)>,
@@ -327,7 +327,7 @@ fn read(
         let from = ranges.get(partition).map_or(0, |(from, _)| *from);
         assignment.add_partition_offset(topic, *partition, Offset::Offset(from))?;
     }
-    let consumer = BaseConsumer::from_config_and_context(config, Logs)?;
+    let consumer = BaseConsumer::from_config_and_context(config, logs.clone())?;
     consumer.assign(&assignment)?;
     let mut heard = Instant::now();
     let mut trouble = None;

@@ -2,15 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use event_store::trace;
 use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::Producer as _,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
-    PublisherSettings, SendError, StartError,
+    Brokers, PublisherSettings, SendError, StartError,
     error::causes,
+    metrics::METRICS,
     producer::{Outgoing, Producer, topic_exists},
     traceparent,
 };
@@ -31,7 +34,7 @@ pub struct CloudEvent<'a> {
     pub event_type: &'a str,
     /// When it happened, where that is known.
     pub time: Option<OffsetDateTime>,
-    /// The W3C trace context of what caused it.
+    /// The W3C trace context of what caused it, for where this process has none.
     pub traceparent: Option<&'a str>,
     /// The data, as JSON.
     pub json: &'a [u8],
@@ -41,7 +44,7 @@ pub struct CloudEvent<'a> {
 #[derive(Clone)]
 pub struct Publisher {
     producer: Arc<Producer>,
-    bootstrap_servers: Arc<str>,
+    brokers: Brokers,
 }
 
 impl Publisher {
@@ -50,8 +53,8 @@ impl Publisher {
     /// # Errors
     /// Where librdkafka does not take the settings.
     pub fn new(settings: &PublisherSettings) -> Result<Self, StartError> {
-        let producer = Arc::new(Producer::new(settings.producer())?);
-        Ok(Self { producer, bootstrap_servers: settings.brokers.bootstrap_servers.as_str().into() })
+        let producer = Arc::new(Producer::new(settings.producer(), &settings.brokers)?);
+        Ok(Self { producer, brokers: settings.brokers.clone() })
     }
 
     /// Sends a message, and answers once every in-sync replica has it. Within one call it is written once; sent by another call, as after
@@ -60,9 +63,32 @@ impl Publisher {
     /// # Errors
     /// Where the broker has not acknowledged it within the message timeout, or never will.
     pub async fn send(&self, topic: &str, event: &CloudEvent<'_>) -> Result<(), SendError> {
-        let message =
-            Outgoing { topic, partition: None, key: Some(event.key.as_bytes()), value: Some(event.json), headers: headers(event) };
-        self.producer.send(message).await
+        let span = tracing::info_span!(
+            "send",
+            otel.name = format!("send {topic}"),
+            otel.kind = "producer",
+            otel.status_code = Empty,
+            messaging.system = "kafka",
+            messaging.operation.type = "send",
+            messaging.destination.name = topic,
+            messaging.message.id = event.id,
+        );
+        let sending = async {
+            // Whoever reads it goes on from here.
+            let traceparent = trace::current_traceparent();
+            let headers = headers(&CloudEvent { traceparent: traceparent.as_deref().or(event.traceparent), ..*event });
+            let message = Outgoing { topic, partition: None, key: Some(event.key.as_bytes()), value: Some(event.json), headers };
+            let outcome = self.producer.send(message).await;
+            if outcome.is_err() {
+                Span::current().record("otel.status_code", "ERROR");
+            }
+            outcome
+        };
+        let outcome = sending.instrument(span).await;
+        if let Some(happened) = event.time {
+            METRICS.sent(topic, happened, &outcome);
+        }
+        outcome
     }
 
     /// Whether the brokers answer and have the topic.
@@ -76,7 +102,7 @@ impl Publisher {
         match exists {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(format!("the topic {topic}, which does not exist")),
-            Ok(Err(error)) => Err(format!("the broker at {} ({error})", self.bootstrap_servers)),
+            Ok(Err(error)) => Err(format!("the broker at {}{} ({error})", self.brokers.bootstrap_servers, self.brokers.refusal)),
             Err(error) => Err(causes(&error)),
         }
     }

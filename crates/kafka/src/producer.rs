@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::OwnedHeaders,
@@ -11,11 +11,16 @@ use rdkafka::{
     util::Timeout,
 };
 
-use crate::SendError;
+use crate::{
+    Brokers, SendError,
+    metrics::{METRICS, is_connected},
+    refusal::Refusal,
+};
 
 /// Idempotent: what it sends again by itself, as the first try's answer was lost, is written once, and a key's messages keep their order.
 pub(crate) struct Producer {
     config: ClientConfig,
+    logs: Logs,
     current: Mutex<FutureProducer<Logs>>,
 }
 
@@ -31,9 +36,10 @@ pub(crate) struct Outgoing<'a> {
 
 impl Producer {
     /// Connects when it is first needed.
-    pub(crate) fn new(config: ClientConfig) -> Result<Self, KafkaError> {
-        let current = Mutex::new(FutureProducer::from_config_and_context(&config, Logs)?);
-        Ok(Self { config, current })
+    pub(crate) fn new(config: ClientConfig, brokers: &Brokers) -> Result<Self, KafkaError> {
+        let logs = Logs::of(brokers);
+        let current = Mutex::new(FutureProducer::from_config_and_context(&config, logs.clone())?);
+        Ok(Self { config, logs, current })
     }
 
     /// Sends a message, and answers once every in-sync replica has it, or the message timeout is over.
@@ -70,7 +76,7 @@ impl Producer {
             return;
         }
         tracing::warn!(%code, reason, "the producer lost its place with the broker; making a new one");
-        match FutureProducer::from_config_and_context(&self.config, Logs) {
+        match FutureProducer::from_config_and_context(&self.config, self.logs.clone()) {
             Ok(producer) => *current = producer,
             Err(error) => tracing::error!(%error, "a new producer could not be made; trying again with the next message"),
         }
@@ -78,15 +84,30 @@ impl Producer {
 }
 
 /// librdkafka's words, in the process's log.
-pub(crate) struct Logs;
+#[derive(Clone)]
+pub(crate) struct Logs(Refusal);
+
+impl Logs {
+    pub(crate) fn of(brokers: &Brokers) -> Self {
+        Self(brokers.refusal.clone())
+    }
+}
 
 impl ClientContext for Logs {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
+        self.0.logged(message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        METRICS.connection("producer", &statistics);
+        if is_connected(&statistics) {
+            self.0.let_in();
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason, "error");
+        self.0.heard(&error, reason);
     }
 }
 
@@ -96,6 +117,10 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
         _ if facility == "GETPID" => tracing::info!(target: "librdkafka", facility, "{message}"),
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
             tracing::warn!(target: "librdkafka", facility, "{message}");
+        }
+        // Of each connection, as each broker comes and goes.
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info if facility == "FAIL" => {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
         }
         RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(target: "librdkafka", facility, "{message}"),
         RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),

@@ -1,7 +1,18 @@
 //! The W3C trace context in a message's headers.
 
+use rdkafka::{
+    Message as _,
+    message::{Headers as _, OwnedMessage},
+};
+
 /// The header's name.
 pub(crate) const HEADER: &str = "traceparent";
+
+/// A message's trace context, where it has one that can be continued.
+pub(crate) fn of(message: &OwnedMessage) -> Option<&str> {
+    let header = message.headers()?.iter().filter(|header| header.key.eq_ignore_ascii_case(HEADER)).last()?;
+    valid(header.value?)
+}
 
 /// A header's value as text, where it is a trace context that can be continued: `version-trace-parent-flags`, in lower case
 /// hexadecimals, neither id all zeros.

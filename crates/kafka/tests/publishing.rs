@@ -57,7 +57,7 @@ async fn what_can_never_be_sent_is_told_from_what_may_be_later() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_away_is_an_error_within_the_timeout() {
-    let brokers = Brokers { bootstrap_servers: "127.0.0.1:9".into(), client_id: "test".into() };
+    let brokers = Brokers::new("127.0.0.1:9", "test");
     let settings = PublisherSettings { message_timeout: Duration::from_millis(500), ..PublisherSettings::new(brokers) };
     let publisher = Publisher::new(&settings).expect("a producer");
     let error = publisher.send("carts", &event(b"{}")).await.expect_err("nobody is there");

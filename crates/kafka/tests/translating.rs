@@ -274,7 +274,7 @@ async fn a_log_that_is_away_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_away_is_waited_for_and_shutting_down_does_not_wait() {
     let log = Log::create().await;
-    let brokers = Brokers { bootstrap_servers: "127.0.0.1:9".into(), client_id: "test".into() };
+    let brokers = Brokers::new("127.0.0.1:9", "test");
     let topic = Topic::create(1).await;
     let translator = Running::start_with(TranslatorSettings::new(brokers, group()), store(&log.database), &[&topic]);
     assert_eq!(translator.until_waiting_for("broker").await, "the broker at 127.0.0.1:9");

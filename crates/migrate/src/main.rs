@@ -1,11 +1,12 @@
 //! `cartlog-migrate`: applies the migrations to DATABASE_URL and says what it did. The step before the services, in deployments.
 //!
 //! Exits with 0 where every migration is applied; 1 where the database is away or one of them fails, so that another try may help;
-//! 2 where DATABASE_URL is missing or no database's URL; 3 where the database has migrations that this build does not know, or knows
+//! 2 where DATABASE_URL is missing or no database's URL, or where CARTLOG_DATABASE_PASSWORD_FILE, for a URL without a password, cannot be
+//! read; 3 where the database has migrations that this build does not know, or knows
 //! otherwise: then this build is the wrong one.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command says what it does")]
 
-use std::{env, error::Error, process::ExitCode, time::Duration};
+use std::{env, error::Error, io, path::PathBuf, process::ExitCode, time::Duration};
 
 use event_store::{MIGRATOR, MigrateError};
 use sqlx::{
@@ -23,6 +24,8 @@ enum Failure {
     // The URL may hold a password, so neither it nor the parser's words are shown.
     #[error("DATABASE_URL is missing or no database's URL; it must be one such as postgres://owner:password@host:5432/cartlog")]
     Url,
+    #[error("CARTLOG_DATABASE_PASSWORD_FILE names {0}, which cannot be read; it must be a file with the password and nothing else in it")]
+    PasswordFile(String, #[source] io::Error),
     #[error("the database cannot be reached")]
     Unreachable(#[source] sqlx::Error),
     #[error(transparent)]
@@ -32,7 +35,7 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Url => ExitCode::from(2),
+            Self::Url | Self::PasswordFile(..) => ExitCode::from(2),
             Self::Migration(error) if is_wrong_build(error) => ExitCode::from(3),
             Self::Unreachable(_) | Self::Migration(_) => ExitCode::from(1),
         }
@@ -43,7 +46,7 @@ impl Failure {
 async fn main() -> ExitCode {
     let _ = clap::Command::new("cartlog-migrate")
         .about("Applies the migrations to the database that DATABASE_URL names, as its owner, and says what it did")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(version::VERSION)
         .after_help("Exits with 0 where all are applied, 1 where the database is away or one fails, 2 without a DATABASE_URL, 3 where the database has others.")
         .get_matches();
     match migrate().await {
@@ -67,6 +70,14 @@ async fn migrate() -> Result<(), Failure> {
         return Err(Failure::Url);
     }
     let options: PgConnectOptions = url.parse().map_err(|_| Failure::Url)?;
+    let options = match env::var_os("CARTLOG_DATABASE_PASSWORD_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            let password = event_store::read_password(&path);
+            options.password(&password.map_err(|error| Failure::PasswordFile(path.display().to_string(), error))?)
+        }
+        None => options,
+    };
     let options = options.application_name("cartlog-migrate").disable_statement_logging();
     println!(
         "applying the migrations to {} at {}:{} as {}",

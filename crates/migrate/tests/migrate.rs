@@ -50,6 +50,15 @@ async fn a_database_of_another_build_is_left_alone() {
 }
 
 #[test]
+fn a_password_file_that_cannot_be_read_is_named() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cartlog-migrate"));
+    command.env("DATABASE_URL", "postgres://owner@127.0.0.1:9/cartlog").env("CARTLOG_DATABASE_PASSWORD_FILE", "/nowhere/password");
+    let refused = command.output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("CARTLOG_DATABASE_PASSWORD_FILE names /nowhere/password"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn a_database_that_is_away_is_worth_another_try() {
     // Port 9 is "discard", which nobody serves.
     let away = migrate(Some("postgres://owner:secret@127.0.0.1:9/cartlog"));

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use actix_web::{Responder, get};
-use service::{Fault, Service, trace};
+use service::{Arguments, Fault, Service, trace};
 use utoipa::OpenApi;
 
 const DEFAULTS: &str = r#"
@@ -11,7 +11,7 @@ const DEFAULTS: &str = r#"
 port = 8080
 # The database.
 database_url = "postgres://nobody@127.0.0.1:5432/nothing"
-# The task to fail with: none, error or panic.
+# The task to fail with: none, error or panic; or unready, for never being ready.
 failing = "none"
 "#;
 
@@ -26,6 +26,7 @@ enum Failing {
     None,
     Error,
     Panic,
+    Unready,
 }
 
 impl service::Validate for Settings {}
@@ -42,14 +43,16 @@ async fn traceparent() -> impl Responder {
 struct Document;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("minimal", "The least that is a service");
-    service::run("minimal", DEFAULTS, start)
+    let arguments = Arguments::parse("minimal", "The least that is a service");
+    service::run("minimal", &arguments, DEFAULTS, start)
 }
 
 async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
-    let service = service.background("worker", |shutdown| async move {
+    let unready = matches!(settings.failing, Failing::Unready);
+    let check = move || async move { if unready { Err("none is there".to_owned()) } else { Ok(()) } };
+    let service = service.ready_when("paper", check).background("worker", |shutdown| async move {
         match settings.failing {
-            Failing::None => shutdown.cancelled().await,
+            Failing::None | Failing::Unready => shutdown.cancelled().await,
             Failing::Error => return Err(Fault::msg("out of paper")),
             #[allow(clippy::panic, reason = "the test is about panics")]
             Failing::Panic => panic!("out of cheese"),

@@ -1,12 +1,18 @@
 //! Whether the process is alive, and whether it is ready for requests.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::HttpError;
+use crate::{Fault, HttpError, settings::Common};
 
 /// The time a single check has.
 const CHECK_DEADLINE: Duration = Duration::from_secs(2);
@@ -53,6 +59,25 @@ impl Readiness {
         let waiting: Vec<String> = outcomes.into_iter().flatten().collect();
         if waiting.is_empty() { Ok(()) } else { Err(not_ready(format!("waiting for: {}", waiting.join("; ")))) }
     }
+}
+
+/// Asks the process that serves with these settings whether it is ready: what a container's health check runs, which has no other client.
+///
+/// # Errors
+/// It does not answer, or what it waits for.
+pub(crate) fn ask(settings: &Common) -> Result<(), Fault> {
+    let address = match settings.bind_address {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    let url = format!("http://{}/ready", SocketAddr::new(address, settings.port.as_u16()));
+    // All checks run side by side.
+    let client = reqwest::blocking::Client::builder().no_proxy().timeout(CHECK_DEADLINE + Duration::from_secs(1)).build()?;
+    let answer = client.get(&url).send()?;
+    let status = answer.status();
+    anyhow::ensure!(status.is_success(), "{url} answers {status}: {}", answer.text().unwrap_or_default());
+    Ok(())
 }
 
 fn not_ready(message: impl Into<String>) -> HttpError {

@@ -23,6 +23,13 @@ pub trait Refusal: Display {
     }
 }
 
+/// A decision that never says no.
+impl Refusal for std::convert::Infallible {
+    fn code(&self) -> &'static str {
+        match *self {}
+    }
+}
+
 impl<R: Refusal> From<DecideError<R>> for HttpError {
     fn from(error: DecideError<R>) -> Self {
         match error {
@@ -65,7 +72,10 @@ impl HttpError {
 /// # Errors
 /// Where the URL cannot be read; settings are validated before, so this does not happen.
 pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
-    let options: PgConnectOptions = common.database_url.expose().parse()?;
+    let mut options: PgConnectOptions = common.database_url.expose().parse()?;
+    if let Some(password) = common.database_password_file.expose() {
+        options = options.password(password);
+    }
     let settings = StoreSettings {
         max_connections: common.database_max_connections.as_u32(),
         decide_deadline,

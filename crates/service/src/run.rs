@@ -11,6 +11,7 @@ use std::{
 
 use actix_web::web::ServiceConfig;
 use anyhow::Context;
+use clap::{Args, FromArgMatches};
 use serde::de::DeserializeOwned;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -22,9 +23,9 @@ use utoipa::openapi::OpenApi;
 
 use crate::{
     Fault,
-    health::Readiness,
+    health::{self, Readiness},
     server::{self, Operations},
-    settings::{Common, FILE_VARIABLE, Layers, SettingsError, Validate},
+    settings::{Common, FILE_VARIABLE, Kafka, Layers, SettingsError, Validate},
     supervise::Supervisor,
     telemetry::{Metrics, Telemetry},
 };
@@ -33,31 +34,81 @@ use crate::{
 const EXIT_FAULT: u8 = 1;
 /// Wrong settings.
 const EXIT_SETTINGS: u8 = 2;
+/// The defaults of the settings of services that talk to Kafka.
+const KAFKA_DEFAULTS: &str = include_str!("kafka.toml");
 /// The time for sending the last traces.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Answers `--help` and `--version` for a program that takes no other argument, and refuses what else it is given: a mistyped one would go
-/// unnoticed.
-pub fn takes_no_arguments(name: &'static str, about: &'static str) {
-    let settings = "Settings come from the environment (CARTLOG_…, DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE names; \
-                    README.md lists them.";
-    let _ = clap::Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")).after_help(settings).get_matches();
+/// What every service takes on its command line.
+#[derive(Debug, Clone, clap::Args)]
+// A service's own arguments, which these become part of, are a group of this name too.
+#[group(skip)]
+#[command(after_help = "Settings come from the environment (CARTLOG_…, DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE \
+                        names; README.md lists them.")]
+pub struct Arguments {
+    /// Asks the service that runs here with the same settings whether it is ready, and exits with 0 where it is, with 1 where it is not
+    #[arg(long)]
+    healthcheck: bool,
 }
 
-/// Runs a service, and answers the process's exit code: 0 after a signal, 1 after a fault, 2 with wrong settings.
+impl Arguments {
+    /// Those of a service that takes no others. Answers `--help` and `--version`, and refuses what else is given: a mistyped argument
+    /// would go unnoticed.
+    #[must_use]
+    pub fn parse(name: &'static str, about: &'static str) -> Self {
+        let mut command = Self::augment_args(clap::Command::new(name).about(about).version(version::VERSION));
+        let parsed = command.get_matches_mut();
+        Self::from_arg_matches(&parsed).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// Runs a service, and answers the process's exit code: 0 after a signal, 1 after a fault, 2 with wrong settings. Where the arguments say
+/// so it only asks another such process, at the address that the settings name, whether it is ready.
 ///
 /// `defaults` is TOML: every key of the service's own with its default, `port` and `database_url` among them. `start`
 /// gets the settings and ends in [`Service::serve`]; where it fails, its error is logged, and said on stderr.
-pub fn run<S, F, Fut>(name: &'static str, defaults: &str, start: F) -> ExitCode
+pub fn run<S, F, Fut>(name: &'static str, arguments: &Arguments, defaults: &str, start: F) -> ExitCode
 where
     S: DeserializeOwned + Validate + Debug,
     F: FnOnce(S, Service) -> Fut,
     Fut: Future<Output = Result<(), Fault>>,
 {
-    let (common, settings) = match read_settings::<S>(defaults) {
+    run_with(name, arguments, &[defaults], Layers::read, start)
+}
+
+/// As [`run`], for a service that talks to Kafka: `start` gets the settings that say how, too.
+pub fn run_with_kafka<S, F, Fut>(name: &'static str, arguments: &Arguments, defaults: &str, start: F) -> ExitCode
+where
+    S: DeserializeOwned + Validate + Debug,
+    F: FnOnce(S, Kafka, Service) -> Fut,
+    Fut: Future<Output = Result<(), Fault>>,
+{
+    let read = |layers: &Layers| Ok((layers.read()?, layers.read()?));
+    run_with(name, arguments, &[KAFKA_DEFAULTS, defaults], read, |(settings, kafka), service| start(settings, kafka, service))
+}
+
+fn run_with<S, F, Fut>(
+    name: &'static str,
+    arguments: &Arguments,
+    defaults: &[&str],
+    read: impl FnOnce(&Layers) -> Result<S, SettingsError>,
+    start: F,
+) -> ExitCode
+where
+    S: Debug,
+    F: FnOnce(S, Service) -> Fut,
+    Fut: Future<Output = Result<(), Fault>>,
+{
+    let (common, settings) = match read_settings(defaults, read) {
         Ok(settings) => settings,
         Err(error) => return complain(name, &error.into(), EXIT_SETTINGS),
     };
+    if arguments.healthcheck {
+        return match health::ask(&common) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(reason) => complain(name, &reason, EXIT_FAULT),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(name, &error.into(), EXIT_FAULT),
@@ -66,12 +117,12 @@ where
         Ok(telemetry) => telemetry,
         Err(error) => return complain(name, &error.into(), EXIT_FAULT),
     };
-    info!(service = name, version = env!("CARGO_PKG_VERSION"), ?common, ?settings, "starting");
+    info!(service = name, version = version::VERSION, ?common, ?settings, "starting");
 
     let outcome = runtime.block_on(async {
         let stopping = CancellationToken::new();
         stop_on_signal(stopping.clone())?;
-        let deadline = common.shutdown_deadline_seconds.seconds();
+        let deadline = common.shutdown_delay_seconds.seconds() + common.shutdown_deadline_seconds.seconds();
         let service = Service::new(name, common, telemetry.metrics().clone(), stopping.clone());
         tokio::select! {
             outcome = start(settings, service) => outcome,
@@ -98,10 +149,10 @@ where
     exit
 }
 
-fn read_settings<S: DeserializeOwned + Validate>(defaults: &str) -> Result<(Common, S), SettingsError> {
+fn read_settings<S>(defaults: &[&str], read: impl FnOnce(&Layers) -> Result<S, SettingsError>) -> Result<(Common, S), SettingsError> {
     let file = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
     let layers = Layers::load(defaults, file.map(Into::into), std::env::vars_os())?;
-    Ok((layers.read()?, layers.read()?))
+    Ok((layers.read()?, read(&layers)?))
 }
 
 /// Says on stderr why the process ends: logs may go elsewhere, or nowhere yet.
@@ -220,7 +271,7 @@ impl Service {
         let mut server = tokio::spawn(server);
         info!(%address, "listening");
 
-        let outcome = tokio::select! {
+        let mut outcome = tokio::select! {
             () = self.stopping.cancelled() => Ok(()),
             fault = self.background.failure() => Err(fault),
             ended = &mut server => Err(match ended {
@@ -234,6 +285,14 @@ impl Service {
         }
         // `/ready` answers 503 from here on.
         self.stopping.cancel();
+        if outcome.is_ok() {
+            // Whoever sends requests here has to notice first; a fault cuts that short.
+            let delay = self.settings.shutdown_delay_seconds.seconds();
+            if let Ok(fault) = timeout(delay, self.background.failure()).await {
+                error!(error = format!("{fault:#}"), "a fault while stopping");
+                outcome = Err(fault);
+            }
+        }
         let start = Instant::now();
         if !server.is_finished() && timeout(drain_deadline, handle.stop(true)).await.is_err() {
             warn!("requests in hand did not finish in time; they are cut off");

@@ -8,6 +8,9 @@ use tracing::{Instrument, error, info_span, warn};
 
 use crate::Fault;
 
+/// The span of a background task: for the log alone.
+pub(crate) const SPAN: &str = "background";
+
 /// The background tasks of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
@@ -31,7 +34,7 @@ impl Supervisor {
     {
         let running = task(self.stop.child_token());
         // Of its own, so that a panic is known by the task's name.
-        let handle = tokio::spawn(running.instrument(info_span!(parent: None, "background", task = name)));
+        let handle = tokio::spawn(running.instrument(info_span!(parent: None, SPAN, task = name)));
         self.tasks.spawn(async move {
             let outcome = handle.await.unwrap_or_else(|error| Err(Fault::new(error)));
             Ended { name, outcome }

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use opentelemetry::{global, trace::TracerProvider as _};
+use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
@@ -12,10 +12,20 @@ use opentelemetry_sdk::{
     trace::{Sampler, SdkTracerProvider},
 };
 use prometheus::{Encoder, Registry, TextEncoder};
-use tracing::{Level, level_filters::LevelFilter, warn};
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::{Level, Metadata, level_filters::LevelFilter, warn};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, dynamic_filter_fn, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
-use crate::settings::{Common, LogFormat};
+use crate::{
+    log_format::Json,
+    settings::{Common, LogFormat},
+    supervise,
+};
 
 /// Targets that log at `error` what is a client's doing, or what we log ourselves. `log_filter` may name them again.
 const QUIET: &str = "actix_http::h1=off,tracing_actix_web=off,actix_server=warn";
@@ -52,7 +62,8 @@ impl Telemetry {
     /// # Errors
     /// Where an exporter cannot be built, or logging is already set up.
     pub(crate) fn install(service: &'static str, settings: &Common) -> Result<Self, TelemetryError> {
-        let resource = Resource::builder().with_service_name(service).build();
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = Resource::builder().with_service_name(service).with_attribute(version).build();
         let traces = traces(resource.clone(), settings)?;
         global::set_text_map_propagator(TraceContextPropagator::new());
         global::set_tracer_provider(traces.clone());
@@ -63,10 +74,18 @@ impl Telemetry {
             LogFormat::Pretty => pretty(),
             LogFormat::Auto | LogFormat::Json => json(),
         };
-        // Spans are traced whatever is logged: the trace must not end where a log filter is narrow.
-        let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer("cartlog")).with_filter(
-            filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO).with_max_level_hint(LevelFilter::INFO),
-        );
+        // A line tells what it is about however narrow the filter is.
+        let filter = filter.or(filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO));
+        // Spans are traced whatever is logged: the trace must not end where a log filter is narrow. Those of single steps are made only
+        // where somebody gets to see them.
+        let most = if settings.otel_exporter_otlp_endpoint.url().is_some() { Level::DEBUG } else { Level::INFO };
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer("cartlog"))
+            // Asked anew each time. Where a library asks whether something would be logged, and then does not log it, tracing-subscriber keeps
+            // the answer for the thread, and takes it for the next span's unless that is asked for too: it would be lost.
+            .with_filter(
+                dynamic_filter_fn(move |metadata, _| is_traced(metadata, most)).with_max_level_hint(LevelFilter::from_level(most)),
+            );
         tracing_subscriber::registry().with(log.with_filter(filter)).with(spans).try_init()?;
         log_panics();
 
@@ -83,6 +102,14 @@ impl Telemetry {
             warn!(%error, "the last traces were not sent");
         }
     }
+}
+
+/// Whether a span becomes one of a trace. Those that libraries open at `debug` are theirs; and the one of a background task lasts as long as
+/// the process: what the task does is no part of one trace.
+fn is_traced(metadata: &Metadata<'_>, most: Level) -> bool {
+    let level = *metadata.level();
+    let ours = || metadata.target().starts_with("event_store");
+    metadata.is_span() && metadata.name() != supervise::SPAN && (level <= Level::INFO || (level <= most && ours()))
 }
 
 fn traces(resource: Resource, settings: &Common) -> Result<SdkTracerProvider, TelemetryError> {
@@ -109,7 +136,7 @@ fn json<S>() -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
 {
-    fmt::layer().json().flatten_event(true).with_current_span(false).boxed()
+    fmt::layer().json().event_format(Json::new()).boxed()
 }
 
 /// A panic is a log line like any other, and not text between JSON objects.

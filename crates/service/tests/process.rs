@@ -101,7 +101,8 @@ fn sigterm_and_sigint_end_it_with_exit_code_0() {
 fn wrong_settings_end_it_with_exit_code_2_and_words_on_stderr() {
     let (code, _, stderr) = run(&[("CARTLOG_FAILING", "maybe")]);
     assert_eq!(code, Some(2));
-    let expected = "minimal: failing is \"maybe\" (from the environment, CARTLOG_FAILING), but must be one of none, error, panic\n";
+    let expected =
+        "minimal: failing is \"maybe\" (from the environment, CARTLOG_FAILING), but must be one of none, error, panic, unready\n";
     assert_eq!(stderr, expected);
 
     let (code, _, stderr) = run(&[("CARTLOG_FALING", "none")]);
@@ -199,6 +200,50 @@ fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
     let export = exports.recv_timeout(Duration::from_secs(10)).expect("an export");
     assert!(export.starts_with("POST /v1/traces "), "{export}");
     assert!(export.contains("GET /traceparent") && export.contains("minimal"), "{export}");
+}
+
+#[test]
+fn a_health_check_needs_no_other_client_and_asks_for_readiness() {
+    let process = Process::start(&[]);
+    let port = process.address.rsplit(':').next().unwrap().to_owned();
+    let ask = |bind: &str| {
+        // A container's proxy is not for asking oneself.
+        let environment = [("CARTLOG_PORT", port.as_str()), ("CARTLOG_BIND_ADDRESS", bind), ("http_proxy", "http://127.0.0.1:9")];
+        minimal(&environment).arg("--healthcheck").output().unwrap()
+    };
+    for bind in ["127.0.0.1", "0.0.0.0"] {
+        let asked = ask(bind);
+        assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+        assert!(asked.stdout.is_empty() && asked.stderr.is_empty(), "{asked:?}");
+    }
+    process.end(Signal::SIGTERM);
+    let asked = ask("127.0.0.1");
+    assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+    assert!(String::from_utf8_lossy(&asked.stderr).contains(&format!("127.0.0.1:{port}/ready")), "{asked:?}");
+
+    let unready = Process::start(&[("CARTLOG_FAILING", "unready")]);
+    let port = unready.address.rsplit(':').next().unwrap();
+    let asked = minimal(&[("CARTLOG_PORT", port)]).arg("--healthcheck").output().unwrap();
+    assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("waiting for: paper: none is there"), "{asked:?}");
+}
+
+#[test]
+fn a_password_comes_from_a_file_and_is_never_shown() {
+    let path = std::env::temp_dir().join(format!("cartlog-{}-password", std::process::id()));
+    std::fs::write(&path, "open sesame\n").unwrap();
+    let file = path.to_str().unwrap();
+    let (code, stdout, stderr) =
+        run(&[("CARTLOG_DATABASE_PASSWORD_FILE", file), ("CARTLOG_FAILING", "error"), ("CARTLOG_PORT", &free_port())]);
+    assert_eq!(code, Some(1), "it started: {stderr}");
+    assert!(stdout.contains(file) && !stdout.contains("sesame"), "{stdout}");
+    std::fs::remove_file(&path).unwrap();
+    let (code, _, stderr) = run(&[("CARTLOG_DATABASE_PASSWORD_FILE", file)]);
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains(&format!("database_password_file is \"{file}\"")) && stderr.contains("a file that this process can read"),
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
     let command = ClearCart { cart_id };
-    Ok(web::Json((command.cart_id, log.decide(&command).await?)))
+    Ok(web::Json((command.cart_id, service::command("clear_cart", log.decide(&command)).await?)))
 }
 
 /// The command.

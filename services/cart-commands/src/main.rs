@@ -11,12 +11,12 @@ use std::process::ExitCode;
 use actix_web::web;
 use cart_events::DomainEvent;
 use serde::Deserialize;
-use service::{Fault, Service, Validate, open_log, settings::Whole};
+use service::{Arguments, Fault, Service, Validate, open_log, settings::Whole};
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("cart-commands", "The commands of the shopping cart, over HTTP");
-    service::run("cart-commands", include_str!("settings.toml"), start)
+    let arguments = Arguments::parse("cart-commands", "The commands of the shopping cart, over HTTP");
+    service::run("cart-commands", &arguments, include_str!("settings.toml"), start)
 }
 
 #[derive(Debug, Deserialize)]

@@ -27,7 +27,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
     agree("cart_id", &cart_id, &command.cart_id)?;
-    Ok(web::Json((command.cart_id, log.decide(&command).await?)))
+    Ok(web::Json((command.cart_id, service::command("submit_cart", log.decide(&command)).await?)))
 }
 
 /// The command.

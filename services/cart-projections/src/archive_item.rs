@@ -129,7 +129,7 @@ pub(crate) async fn attempt(log: EventStore<DomainEvent>, todo: Todo) -> Outcome
         Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
     };
     let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
-    match log.decide_with(&command, metadata).await {
+    match service::command(ArchiveItemAutomation::NAME, log.decide_with(&command, metadata)).await {
         Ok(_) => Outcome::Done,
         Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
         Err(DecideError::Refused(never)) => match never {},

@@ -23,8 +23,10 @@ use utoipa::OpenApi;
 
 /// The read models of the shopping cart, and the automation Archive Item.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = service::VERSION)]
 struct Arguments {
+    #[command(flatten)]
+    common: service::Arguments,
     /// Makes Cart Items anew at start, beside the one in service, which answers until the new one has caught up.
     #[arg(short, long)]
     reset_cart_items: bool,
@@ -32,7 +34,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    service::run("cart-projections", include_str!("settings.toml"), move |settings, service| start(arguments, settings, service))
+    let common = arguments.common.clone();
+    service::run("cart-projections", &common, include_str!("settings.toml"), move |settings, service| start(arguments, settings, service))
 }
 
 #[derive(Debug, Deserialize)]

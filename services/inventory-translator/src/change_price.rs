@@ -35,7 +35,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<ProductId>, HttpError> {
     agree("product_id", &product_id, &command.product_id)?;
-    Ok(web::Json((command.product_id, log.decide(&command).await?)))
+    Ok(web::Json((command.product_id, service::command("change_price", log.decide(&command)).await?)))
 }
 
 /// The command.

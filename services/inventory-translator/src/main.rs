@@ -10,18 +10,18 @@ use std::process::ExitCode;
 use actix_web::web;
 use cart_events::DomainEvent;
 use kafka::{Brokers, Translation, Translator, TranslatorSettings};
-use service::{CancellationToken, Fault, Service, open_log};
+use service::{Arguments, CancellationToken, Fault, Service, open_log, settings::Kafka};
 use settings::Settings;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("inventory-translator", "Inventories and price changes, from Kafka and over HTTP, into the log");
-    service::run("inventory-translator", include_str!("settings.toml"), start)
+    let arguments = Arguments::parse("inventory-translator", "Inventories and price changes, from Kafka and over HTTP, into the log");
+    service::run_with_kafka("inventory-translator", &arguments, include_str!("settings.toml"), start)
 }
 
-async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
-    let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let topics = [&settings.inventories_topic, &settings.price_changes_topic].map(|topic| topic.to_string()).into();
     let lag = lag::of(&log, &brokers, &settings.consumer_group, topics);
     let translating = TranslatorSettings {

@@ -5,12 +5,11 @@ use std::{ops::Deref, str::FromStr};
 use serde::{Deserialize, Deserializer, de};
 use service::{
     Validate,
-    settings::{BootstrapServers, Invalid, TopicName, Whole},
+    settings::{Invalid, TopicName, Whole},
 };
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Settings {
-    pub(crate) kafka_bootstrap_servers: BootstrapServers,
     pub(crate) inventories_topic: TopicName,
     pub(crate) price_changes_topic: TopicName,
     pub(crate) consumer_group: ConsumerGroup,

@@ -15,20 +15,19 @@ use kafka::{Brokers, Publisher, PublisherSettings};
 use publish_cart::{PublishCartAutomation, Publishing};
 use serde::Deserialize;
 use service::{
-    CancellationToken, Fault, Service, Validate, open_log,
-    settings::{BootstrapServers, TopicName, Whole},
+    Arguments, CancellationToken, Fault, Service, Validate, open_log,
+    settings::{Kafka, TopicName, Whole},
 };
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
-    service::takes_no_arguments("publisher", "Submitted carts, published to Kafka");
-    service::run("publisher", include_str!("settings.toml"), start)
+    let arguments = Arguments::parse("publisher", "Submitted carts, published to Kafka");
+    service::run_with_kafka("publisher", &arguments, include_str!("settings.toml"), start)
 }
 
 #[derive(Debug, Deserialize)]
 struct Settings {
-    kafka_bootstrap_servers: BootstrapServers,
     published_carts_topic: TopicName,
     publish_deadline_seconds: Whole<1, 604_800>,
     publish_concurrency: Whole<1, 1_000>,
@@ -37,9 +36,9 @@ struct Settings {
 
 impl Validate for Settings {}
 
-async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
-    let brokers = Brokers { bootstrap_servers: settings.kafka_bootstrap_servers.to_string(), client_id: service.name().to_owned() };
+    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let sending = PublisherSettings::new(brokers);
     let publishing = Publishing {
         log: log.clone(),

@@ -12,10 +12,10 @@ use event_store::{
     DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
     projection::{Kind, Projection},
     todo::{self, NewTodo, Outcome, Todo},
-    trace,
 };
 use kafka::{CloudEvent, Publisher};
 use serde::{Deserialize, Serialize};
+use service::{Refusal, command};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -47,7 +47,11 @@ impl Projection for PublishCartAutomation {
                 NewTodo {
                     key: cart_id.to_string(),
                     position: event.position,
-                    payload: serde_json::json!(Submitted { message, at: event.recorded_at.unix_timestamp() }),
+                    payload: serde_json::json!(Submitted {
+                        message,
+                        at: event.recorded_at.unix_timestamp(),
+                        millisecond: event.recorded_at.millisecond(),
+                    }),
                     metadata: event.metadata.clone(),
                 }
             })
@@ -71,6 +75,15 @@ struct Submitted {
     message: Message,
     /// When the cart was submitted, in seconds since 1970.
     at: i64,
+    /// The milliseconds of that second; to-dos of a release before this one have none.
+    #[serde(default)]
+    millisecond: u16,
+}
+
+impl Submitted {
+    fn at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp(self.at).ok()?.replace_millisecond(self.millisecond).ok()
+    }
 }
 
 /// What it takes to publish.
@@ -117,12 +130,12 @@ impl Publishing {
         }
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
         let (decided, outcome) = match self.send(&todo, &submitted).await {
-            Ok(()) => (self.log.decide_with(&PublishCart { cart_id }, metadata).await, Outcome::Done),
+            Ok(()) => (command(PublishCartAutomation::NAME, self.log.decide_with(&PublishCart { cart_id }, metadata)).await, Outcome::Done),
             Err(error) if !error.is_permanent() && todo.trying_for < self.deadline => return Outcome::Retry { error: error.to_string() },
             Err(error) => {
                 let reason = error.to_string();
                 let give_up = GiveUpPublication { cart_id, reason: reason.clone() };
-                (self.log.decide_with(&give_up, metadata).await, Outcome::Failed { error: reason })
+                (command(PublishCartAutomation::NAME, self.log.decide_with(&give_up, metadata)).await, Outcome::Failed { error: reason })
             }
         };
         match decided {
@@ -135,7 +148,6 @@ impl Publishing {
 
     async fn send(&self, todo: &Todo, submitted: &Submitted) -> Result<(), kafka::SendError> {
         let json = serde_json::json!(submitted.message).to_string();
-        let traceparent = trace::current_traceparent().or_else(|| todo.metadata.traceparent.clone());
         self.publisher
             .send(
                 &self.topic,
@@ -144,8 +156,8 @@ impl Publishing {
                     id: &todo.position.to_string(),
                     source: "/cartlog/publisher",
                     event_type: "cartlog.CartSubmitted",
-                    time: OffsetDateTime::from_unix_timestamp(submitted.at).ok(),
-                    traceparent: traceparent.as_deref(),
+                    time: submitted.at(),
+                    traceparent: todo.metadata.traceparent.as_deref(),
                     json: json.as_bytes(),
                 },
             )
@@ -173,6 +185,15 @@ pub(crate) enum Refused {
     NotSubmitted(CartId),
     #[error("the cart {0} is published already")]
     AlreadyPublished(CartId),
+}
+
+impl Refusal for Refused {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotSubmitted(_) => "cart_not_submitted",
+            Self::AlreadyPublished(_) => "cart_published",
+        }
+    }
 }
 
 impl Decision for PublishCart {
@@ -331,7 +352,7 @@ mod specifications {
     /// To a broker that is away.
     fn publishing(log: &TestLog<DomainEvent>) -> Publishing {
         let message_timeout = Duration::from_millis(100);
-        let brokers = Brokers { bootstrap_servers: "127.0.0.1:9".into(), client_id: "test".into() };
+        let brokers = Brokers::new("127.0.0.1:9", "test");
         Publishing {
             log: log.store.clone(),
             publisher: Publisher::new(&PublisherSettings { brokers, message_timeout }).unwrap(),

@@ -62,6 +62,6 @@ pub fn over(database: &Database, arguments: &[&str]) -> Came {
 
 pub fn with_broker(database: &Database, servers: &str, arguments: &[&str]) -> Came {
     let mut command = command(arguments);
-    command.env("DATABASE_URL", database.url_as("postgres")).env("KAFKA_BOOTSTRAP_SERVERS", servers);
+    command.env("DATABASE_URL", database.url_as("cartlog_operator")).env("KAFKA_BOOTSTRAP_SERVERS", servers);
     Came::of(command.output().expect("the command runs"))
 }

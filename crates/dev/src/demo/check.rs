@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
 
 use rust_decimal::Decimal;
 
@@ -39,11 +40,21 @@ pub(crate) struct Outcome<'a> {
     pub(crate) inventories_sent: usize,
     pub(crate) told: &'a Entries,
     pub(crate) received: &'a Received,
+    pub(crate) lost: Lost,
+}
+
+/// Answers that were lost on their way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lost {
+    /// Processes were killed.
+    Expected(u64),
+    /// Nothing was to be lost.
+    Unexpected(u64),
 }
 
 impl Checks {
     pub(crate) fn of(log: &Log, outcome: &Outcome<'_>) -> Self {
-        let Outcome { began_at, catalogue, inventories_sent, told, received } = outcome;
+        let Outcome { began_at, catalogue, inventories_sent, told, received, lost } = outcome;
         let mut checks =
             Self { events: log.events.clone(), refusals: told.refusals.clone(), repeated: received.repeated, ..Self::default() };
         // A cart submitted before the day may be published in it.
@@ -54,8 +65,10 @@ impl Checks {
         let shoppers_carts = || log.carts.iter().filter(|(cart, _)| told.carts.contains(cart)).map(|(_, cart)| cart);
         let total = |count: fn(&Cart) -> u64| shoppers_carts().map(count).sum::<u64>();
         checks.equal("items the shoppers added, and in the log", told.added, total(|cart| cart.added));
-        checks.equal("items the shoppers removed, and in the log", told.removed, total(|cart| cart.removed));
-        checks.equal("carts the shoppers cleared, and in the log", told.cleared, total(|cart| cart.cleared));
+        let removed = told.removed..=told.removed + told.perhaps_removed;
+        checks.within("items the shoppers removed, and in the log", &removed, total(|cart| cart.removed));
+        let cleared = told.cleared..=told.cleared + told.perhaps_cleared;
+        checks.within("carts the shoppers cleared, and in the log", &cleared, total(|cart| cart.cleared));
         checks.equal("carts the shoppers submitted, and in the log", told.submitted, total(|cart| u64::from(cart.submitted)));
 
         let most = log.carts.values().map(|cart| cart.most_items).max().unwrap_or_default();
@@ -86,6 +99,10 @@ impl Checks {
         checks.equal("turnover in the log, and in the messages' lines", format!("{logged:.2}"), format!("{lines:.2}"));
 
         checks.surprises = told.surprises.iter().chain(&received.unreadable).cloned().collect();
+        match lost {
+            Lost::Expected(lost) => checks.note("answers that were lost, and asked for again", "any", lost, true),
+            Lost::Unexpected(lost) => checks.equal("answers that were lost", 0, lost),
+        }
         checks.equal("faults and surprises", 0, checks.surprises.len());
         checks
     }
@@ -107,6 +124,12 @@ impl Checks {
         let (expected, found) = (expected.to_string(), found.to_string());
         let holds = expected == found;
         self.rows.push(Check { what, expected, found, holds });
+    }
+
+    fn within(&mut self, what: &'static str, expected: &RangeInclusive<u64>, found: u64) {
+        let (least, most) = (expected.start(), expected.end());
+        let words = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        self.note(what, &words, found, expected.contains(&found));
     }
 
     fn note(&mut self, what: &'static str, expected: &str, found: impl Display, holds: bool) {

@@ -8,8 +8,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::Plan;
+use super::addresses::Addresses;
 use super::catalogue::Catalogue;
-use super::check::{Checks, Outcome};
+use super::check::{Checks, Lost, Outcome};
 use super::ledger::Ledger;
 use super::log::{self, Log};
 use super::published::Published;
@@ -19,7 +21,6 @@ use super::supply::Supply;
 use crate::database;
 use crate::error::{Error, chain};
 use crate::report::Report;
-use crate::state::Up;
 use crate::topics;
 
 /// How long the system may take to have digested what it was told.
@@ -27,21 +28,22 @@ const SETTLED: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Lives the day and compares its outcome with the log.
-pub(crate) async fn live(up: &Up, shoppers: u32, report: &Report) -> Result<Checks, Error> {
-    let pool = database::connect(&up.database.address).await?;
+pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> Result<Checks, Error> {
+    let pool = database::connect(&addresses.database).await?;
     let day = Day {
-        shop: Shop::new(up)?,
-        supply: Supply::new(&up.kafka.address)?,
+        shop: Shop::new(addresses, plan.patience)?,
+        supply: Supply::new(&addresses.kafka)?,
         catalogue: Arc::new(Catalogue::new()),
         ledger: Arc::new(Ledger::default()),
-        published: Published::follow(&up.kafka.address, topics::PUBLISHED_CARTS).await?,
+        published: Published::follow(&addresses.kafka, topics::PUBLISHED_CARTS).await?,
         began_at: log::head(&pool).await?,
         pool,
         report: *report,
+        plan,
     };
     day.morning().await?;
     let watched = day.watched_cart().await?;
-    day.open(shoppers, watched).await?;
+    day.open(watched).await?;
     day.evening().await
 }
 
@@ -54,6 +56,7 @@ struct Day {
     began_at: i64,
     pool: PgPool,
     report: Report,
+    plan: Plan,
 }
 
 impl Day {
@@ -90,12 +93,15 @@ impl Day {
     }
 
     /// The shoppers come, and at noon, when half of them have left, two things happen.
-    async fn open(&self, shoppers: u32, watched: Uuid) -> Result<(), Error> {
+    async fn open(&self, watched: Uuid) -> Result<(), Error> {
+        let shoppers = self.plan.shoppers;
         let bar = self.report.bar(u64::from(shoppers), "           shoppers {bar:40} {pos}/{len}  {msg}");
         let mut visits = JoinSet::new();
-        for _ in 0..shoppers {
+        for number in 0..shoppers {
+            let arrival = self.plan.over * number / shoppers;
             let (shop, catalogue, ledger) = (self.shop.clone(), Arc::clone(&self.catalogue), Arc::clone(&self.ledger));
             visits.spawn(async move {
+                tokio::time::sleep(arrival).await;
                 if let Err(error) = shopper::visit(&shop, &catalogue, &ledger).await {
                     ledger.expect(false, || chain(&error));
                 }
@@ -148,7 +154,7 @@ impl Day {
     /// The system digests the rest; then the books are compared.
     async fn evening(&self) -> Result<Checks, Error> {
         self.report.say("evening: waiting until everything is published and archived");
-        let deadline = Instant::now() + SETTLED;
+        let deadline = Instant::now() + SETTLED + self.plan.patience;
         loop {
             let log = Log::after(&self.pool, self.began_at).await?;
             let submitted = log.submissions.len();
@@ -163,6 +169,7 @@ impl Day {
                         inventories_sent: self.catalogue.all().len() + 1,
                         told: &self.ledger.entries(),
                         received: &self.published.received(),
+                        lost: if self.plan.outages { Lost::Expected(self.shop.lost()) } else { Lost::Unexpected(self.shop.lost()) },
                     },
                 ));
             }

@@ -21,6 +21,9 @@ pub(crate) struct Entries {
     pub(crate) removed: u64,
     pub(crate) cleared: u64,
     pub(crate) submitted: u64,
+    /// Removals and clearings that may have been carried out before an answer was lost.
+    pub(crate) perhaps_removed: u64,
+    pub(crate) perhaps_cleared: u64,
     pub(crate) refusals: BTreeMap<String, u64>,
     pub(crate) surprises: Vec<String>,
 }
@@ -31,18 +34,28 @@ impl Ledger {
     }
 
     pub(crate) fn added(&self, answer: Answer) -> bool {
+        // Only what was in the cart can be gone from it.
+        let answer = if answer == Answer::RefusedAfterAll("item_gone".to_owned()) { Answer::Accepted } else { answer };
         self.count(answer, |entries| &mut entries.added)
     }
 
     pub(crate) fn removed(&self, answer: Answer) -> bool {
+        if let Answer::RefusedAfterAll(_) = answer {
+            self.lock().perhaps_removed += 1;
+        }
         self.count(answer, |entries| &mut entries.removed)
     }
 
     pub(crate) fn cleared(&self, answer: Answer) -> bool {
+        if let Answer::RefusedAfterAll(_) = answer {
+            self.lock().perhaps_cleared += 1;
+        }
         self.count(answer, |entries| &mut entries.cleared)
     }
 
     pub(crate) fn submitted(&self, answer: Answer) -> bool {
+        // A cart has one shopper.
+        let answer = if answer == Answer::RefusedAfterAll("cart_submitted".to_owned()) { Answer::Accepted } else { answer };
         self.count(answer, |entries| &mut entries.submitted)
     }
 
@@ -64,7 +77,7 @@ impl Ledger {
                 *accepted(&mut entries) += 1;
                 true
             }
-            Answer::Refused(code) => {
+            Answer::Refused(code) | Answer::RefusedAfterAll(code) => {
                 *entries.refusals.entry(code).or_default() += 1;
                 false
             }

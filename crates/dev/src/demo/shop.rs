@@ -1,7 +1,8 @@
 //! The shop as its customers see it: HTTP.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
@@ -9,15 +10,14 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::addresses::Addresses;
 use super::catalogue::Product;
 use crate::error::{Error, chain};
-use crate::services::{COMMANDS, PROJECTIONS};
-use crate::state::Up;
 
 /// How many requests are under way at a time, so that the day is as long as the machine is slow and fails nowhere.
 const AT_A_TIME: usize = 64;
-/// How often a busy shop is asked again before that counts as a fault.
-const ATTEMPTS: u32 = 5;
+/// Between two attempts, where the shop names no time.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A client of the routes.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub(crate) struct Shop {
     door: Arc<Semaphore>,
     commands: String,
     projections: String,
+    patience: Duration,
+    lost: Arc<AtomicU64>,
 }
 
 /// What a command was answered.
@@ -34,6 +36,14 @@ pub(crate) enum Answer {
     Accepted,
     /// Refused by the domain, with the word that says why.
     Refused(String),
+    /// Refused as well, but an answer was lost before: it may have been carried out then.
+    RefusedAfterAll(String),
+}
+
+/// An answer, and whether one before it was lost: what was asked may have been done then.
+struct Attempted {
+    answer: Response,
+    after_a_loss: bool,
 }
 
 /// The answer of Cart Items.
@@ -58,14 +68,16 @@ struct Refusal {
 }
 
 impl Shop {
-    pub(crate) fn new(up: &Up) -> Result<Self, Error> {
-        let url = |name: &str| {
-            let found = up.services.iter().find(|service| service.name == name);
-            found.map(|service| service.url.clone()).ok_or_else(|| Error::Missing(format!("{name} is not up")))
-        };
+    pub(crate) fn new(addresses: &Addresses, patience: Duration) -> Result<Self, Error> {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(|error| Error::Http(chain(&error)))?;
         let door = Arc::new(Semaphore::new(AT_A_TIME));
-        Ok(Self { client, door, commands: url(COMMANDS.name)?, projections: url(PROJECTIONS.name)? })
+        let Addresses { commands, projections, .. } = addresses.clone();
+        Ok(Self { client, door, commands, projections, patience, lost: Arc::default() })
+    }
+
+    /// How many answers were lost on their way, and asked for again.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn add(&self, cart: Uuid, item: Uuid, product: &Product) -> Result<Answer, Error> {
@@ -103,45 +115,65 @@ impl Shop {
 
     async fn command(&self, route: &str, body: Value) -> Result<Answer, Error> {
         let url = format!("{}/{route}", self.commands);
-        let answer = self.patiently(|| self.client.post(&url).json(&body).send()).await?;
+        let Attempted { answer, after_a_loss } = self.patiently(|| self.client.post(&url).json(&body).send()).await?;
         match answer.status() {
             StatusCode::OK => Ok(Answer::Accepted),
             StatusCode::CONFLICT => {
                 let refusal: Result<Refusal, _> = answer.json().await;
                 let refusal = refusal.map_err(|error| Error::Http(format!("POST {url}: {}", chain(&error))))?;
-                Ok(Answer::Refused(refusal.code))
+                Ok(if after_a_loss { Answer::RefusedAfterAll(refusal.code) } else { Answer::Refused(refusal.code) })
             }
             _ => Err(unexpected(&format!("POST {url}"), answer).await),
         }
     }
 
     async fn ask(&self, url: &str) -> Result<Response, Error> {
-        let answer = self.patiently(|| self.client.get(url).send()).await?;
+        let Attempted { answer, .. } = self.patiently(|| self.client.get(url).send()).await?;
         match answer.status() {
             StatusCode::OK => Ok(answer),
             _ => Err(unexpected(&format!("GET {url}"), answer).await),
         }
     }
 
-    /// Asks again where the shop says that it is busy, after the time that it names.
-    async fn patiently<F>(&self, mut send: impl FnMut() -> F) -> Result<Response, Error>
+    /// Asks again where the shop is away or busy, after the time that it names, and where an answer was lost.
+    async fn patiently<F>(&self, mut send: impl FnMut() -> F) -> Result<Attempted, Error>
     where
         F: Future<Output = Result<Response, reqwest::Error>>,
     {
-        let mut attempt = 1;
+        let start = Instant::now();
+        let mut after_a_loss = false;
         loop {
             // Only a closed semaphore gives nothing, and nobody closes this one.
             let inside = self.door.acquire().await.ok();
-            let answer = send().await.map_err(|error| Error::Http(chain(&error)))?;
+            let answer = send().await;
             drop(inside);
-            if answer.status() != StatusCode::SERVICE_UNAVAILABLE || attempt == ATTEMPTS {
-                return Ok(answer);
-            }
-            let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-            tokio::time::sleep(Duration::from_secs(after.unwrap_or(1))).await;
-            attempt += 1;
+            let given_up = start.elapsed() >= self.patience;
+            let pause = match answer {
+                Ok(answer) if !is_away(answer.status()) || given_up => return Ok(Attempted { answer, after_a_loss }),
+                Ok(answer) => {
+                    let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+                    // Some say that they have done nothing, and some that they do not know.
+                    let unknown = answer.status() != StatusCode::SERVICE_UNAVAILABLE
+                        || answer.json::<Refusal>().await.is_ok_and(|refusal| refusal.code == "outcome_unknown");
+                    after_a_loss |= unknown;
+                    self.lost.fetch_add(unknown.into(), Ordering::Relaxed);
+                    after.map_or(PAUSE, Duration::from_secs)
+                }
+                Err(error) if given_up => return Err(Error::Http(chain(&error))),
+                Err(_) => {
+                    after_a_loss = true;
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    PAUSE
+                }
+            };
+            tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// The shop, or what stands before it, has nobody who could answer.
+fn is_away(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
 async fn unexpected(request: &str, answer: Response) -> Error {

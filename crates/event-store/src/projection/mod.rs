@@ -141,6 +141,7 @@ pub async fn run<P: Projection>(
     if !register(&running, &shutdown).await {
         return Ok(());
     }
+    worker::count_faults::<P>(0);
     let alive = running.store.replicas().live(running.store.pool(), running.replica.clone());
     match P::KIND {
         Kind::ReadModel => {

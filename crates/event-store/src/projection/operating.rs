@@ -74,6 +74,10 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
+    // Whoever began to read it while it was in service reads to the end.
+    sqlx::query!(r#"SELECT pg_advisory_xact_lock(projection_lock($1, $2)) AS "locked!: ()""#, name, build)
+        .fetch_one(&mut *transaction)
+        .await?;
     for table in tables {
         sqlx::query(&format!("TRUNCATE {build}.{table}")).execute(&mut *transaction).await?;
     }

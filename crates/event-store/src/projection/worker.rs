@@ -64,8 +64,13 @@ impl Backoff {
     }
 }
 
+/// From zero: what comes about with its first fault was never seen to grow.
+pub(super) fn count_faults<P: Projection>(more: u64) {
+    METRICS.projection_faults.add(more, &[KeyValue::new("projection", P::NAME)]);
+}
+
 pub(super) fn say<P: Projection>(error: &StoreError) {
-    METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
+    count_faults::<P>(1);
     if error.is_unavailable() {
         tracing::warn!(projection = P::NAME, error = error as &dyn std::error::Error, "waiting for the log");
     } else {
@@ -177,7 +182,8 @@ impl<P: Projection> Worker<'_, P> {
                 let seen = seen.borrow_and_update().clone();
                 self.arrange(&seen, head).await?;
             }
-            if std::mem::take(&mut self.retry_asked) {
+            // What is paused, or held still to be compared, writes nothing.
+            if self.limit.is_none() && std::mem::take(&mut self.retry_asked) {
                 self.retry_parked().await?;
             }
             if let Some(range) = self.next(head) {

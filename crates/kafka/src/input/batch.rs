@@ -6,10 +6,7 @@ use event_store::{EventStore, LogEvent, Metadata, SourcePartition, StoreError, T
 use futures::future::join_all;
 use opentelemetry::KeyValue;
 use rand::Rng;
-use rdkafka::{
-    Message as _,
-    message::{Headers as _, OwnedMessage},
-};
+use rdkafka::{Message as _, message::OwnedMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::{Source, Status, Translate};
@@ -195,12 +192,8 @@ impl<E: LogEvent> Worker<E> {
 
 /// The trace of what sent the message, or else of this batch; and which message it was.
 fn metadata(message: &OwnedMessage) -> Metadata {
-    let sent = message.headers().and_then(|headers| {
-        let header = headers.iter().filter(|header| header.key.eq_ignore_ascii_case(traceparent::HEADER)).last()?;
-        traceparent::valid(header.value?).map(str::to_owned)
-    });
     Metadata {
-        traceparent: sent.or_else(event_store::trace::current_traceparent),
+        traceparent: traceparent::of(message).map(str::to_owned).or_else(event_store::trace::current_traceparent),
         correlation_id: None,
         causation_id: Some(format!("{}/{}/{}", message.topic(), message.partition(), message.offset())),
     }

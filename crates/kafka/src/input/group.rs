@@ -12,7 +12,10 @@ use rdkafka::{
 use tokio::sync::mpsc;
 
 use super::{Source, Status};
-use crate::producer;
+use crate::{
+    metrics::{METRICS, is_connected},
+    producer,
+};
 
 /// What the group decided.
 pub(crate) enum Rebalance {
@@ -57,10 +60,12 @@ impl ConsumerContext for Group {
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         producer::log(level, facility, message);
+        self.status.logged(message);
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.status.connected(statistics.brokers.values().any(|broker| broker.state == "UP"));
+        METRICS.connection("consumer", &statistics);
+        self.status.connected(is_connected(&statistics));
         let ends: HashMap<_, _> = statistics
             .topics
             .iter()
@@ -74,6 +79,6 @@ impl ClientContext for Group {
 
     fn error(&self, error: KafkaError, reason: &str) {
         // Each comes out of the stream of messages as well, where it is acted upon.
-        tracing::debug!(target: "librdkafka", %error, reason, "error");
+        self.status.heard(&error, reason);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_store::{LogEvent, StoreError};
+use event_store::{LogEvent, StoreError, trace};
 use futures::StreamExt;
 use opentelemetry::KeyValue;
 use rdkafka::{
@@ -27,7 +27,7 @@ use super::{
     partition::Partition,
     range::OutOfRange,
 };
-use crate::{TranslatorError, TranslatorSettings, error::causes, metrics::METRICS, producer::topic_exists};
+use crate::{TranslatorError, TranslatorSettings, error::causes, metrics::METRICS, producer::topic_exists, traceparent};
 
 /// How often the loop looks after what nobody tells it.
 const TICK: Duration = Duration::from_secs(1);
@@ -312,7 +312,17 @@ impl<E: LogEvent> Running<E> {
         let Some(batch) = partition.next_batch() else { return };
         self.batches += 1;
         let (worker, assignment, source, revoked) = (self.worker.clone(), self.assignment, source.clone(), self.revoked.clone());
-        let span = tracing::info_span!("translate", topic = &*source.topic, partition = source.partition, messages = batch.len());
+        let span = tracing::info_span!(
+            "translate",
+            otel.name = format!("translate {}", source.topic),
+            otel.kind = "consumer",
+            messaging.system = "kafka",
+            messaging.operation.type = "process",
+            topic = &*source.topic,
+            partition = source.partition,
+            messages = batch.len()
+        );
+        trace::follow(&span, batch.iter().map(traceparent::of));
         self.tasks.spawn(
             async move {
                 let outcome = worker.translate(&source, from, batch, &revoked).await;

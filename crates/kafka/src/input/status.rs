@@ -5,11 +5,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use rdkafka::error::KafkaError;
+
 use super::Source;
+use crate::Brokers;
 
 /// Written by the translator's parts, read by readiness and metrics.
 pub(crate) struct Status {
-    bootstrap_servers: String,
+    brokers: Brokers,
     group: String,
     now: Mutex<Now>,
 }
@@ -38,8 +41,8 @@ struct Progress {
 }
 
 impl Status {
-    pub(crate) fn new(bootstrap_servers: &str, group: &str) -> Self {
-        Self { bootstrap_servers: bootstrap_servers.to_owned(), group: group.to_owned(), now: Mutex::default() }
+    pub(crate) fn new(brokers: &Brokers, group: &str) -> Self {
+        Self { brokers: brokers.clone(), group: group.to_owned(), now: Mutex::default() }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -48,11 +51,24 @@ impl Status {
 
     pub(crate) fn connected(&self, connected: bool) {
         let before = std::mem::replace(&mut self.now().connected, connected);
+        if connected {
+            self.brokers.refusal.let_in();
+        }
         match (before, connected) {
-            (false, true) => tracing::info!(bootstrap_servers = self.bootstrap_servers, "connected to the brokers"),
-            (true, false) => tracing::warn!(bootstrap_servers = self.bootstrap_servers, "no broker is connected any more"),
+            (false, true) => tracing::info!(bootstrap_servers = self.brokers.bootstrap_servers, "connected to the brokers"),
+            (true, false) => tracing::warn!(bootstrap_servers = self.brokers.bootstrap_servers, "no broker is connected any more"),
             _ => {}
         }
+    }
+
+    /// As librdkafka says it.
+    pub(crate) fn logged(&self, message: &str) {
+        self.brokers.refusal.logged(message);
+    }
+
+    /// The consumer was told of an error.
+    pub(crate) fn heard(&self, error: &KafkaError, reason: &str) {
+        self.brokers.refusal.heard(error, reason);
     }
 
     pub(crate) fn missing_topics(&self, topics: Vec<String>) {
@@ -99,7 +115,7 @@ impl Status {
     pub(crate) fn ready(&self) -> Result<(), String> {
         let now = self.now();
         if !now.connected {
-            return Err(format!("the broker at {}", self.bootstrap_servers));
+            return Err(format!("the broker at {}{}", self.brokers.bootstrap_servers, self.brokers.refusal));
         }
         match now.missing_topics.as_deref() {
             None => return Err("the brokers' list of topics".into()),
@@ -147,7 +163,7 @@ mod tests {
 
     #[test]
     fn readiness_says_what_is_waited_for() {
-        let (status, source) = (Status::new("broker:9092", "counters"), Source::new("counts", 3));
+        let (status, source) = (Status::new(&Brokers::new("broker:9092", "test"), "counters"), Source::new("counts", 3));
         assert_eq!(status.ready(), Err("the broker at broker:9092".into()));
         status.connected(true);
         status.missing_topics(vec!["counts.dead-letters".into()]);

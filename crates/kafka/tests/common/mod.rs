@@ -53,7 +53,7 @@ pub fn counted(message: &Message<'_>) -> Result<ShelfEvent, Poison> {
 }
 
 pub fn brokers() -> Brokers {
-    Brokers { bootstrap_servers: kafka_bootstrap_servers(), client_id: "test".into() }
+    Brokers::new(kafka_bootstrap_servers(), "test")
 }
 
 fn client() -> ClientConfig {

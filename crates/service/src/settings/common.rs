@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{DatabaseUrl, Endpoint, LogFilter, Origin, Validate, Whole};
+use super::{DatabaseUrl, Endpoint, LogFilter, Origin, PasswordFile, Validate, Whole};
 
 /// The settings every service has; `settings.toml` of this crate documents them. A service's own defaults give `port`
 /// and `database_url`.
@@ -17,6 +17,8 @@ pub struct Common {
     pub port: Whole<1, 65_535>,
     /// The database.
     pub database_url: DatabaseUrl,
+    /// The password for the database, where the URL has none.
+    pub database_password_file: PasswordFile,
     /// Connections to the database that the process may hold.
     pub database_max_connections: Whole<1, 1_000>,
     /// Megabytes of folded states kept for the next command; 0 keeps none.
@@ -29,6 +31,8 @@ pub struct Common {
     pub cors_origins: Vec<Origin>,
     /// The time, in seconds, from the signal to stop until everything is finished.
     pub shutdown_deadline_seconds: Whole<1, 600>,
+    /// The time, in seconds, for which requests are still taken after that signal, while `/ready` says no.
+    pub shutdown_delay_seconds: Whole<0, 60>,
     /// Threads that serve HTTP; 0 is one for each core.
     pub http_workers: Whole<0, 512>,
     /// Connections each of these threads serves at a time.

@@ -27,18 +27,18 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Merges the common defaults, the service's own, the file and the environment.
+    /// Merges the common defaults, the service's, the file and the environment.
     ///
     /// # Errors
     /// Where the file cannot be read, or it or the environment sets what is unknown.
     pub(crate) fn load(
-        defaults: &str,
+        defaults: &[&str],
         file: Option<PathBuf>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, SettingsError> {
-        let mut layers = Config::builder()
-            .add_source(File::from_str(COMMON_DEFAULTS, FileFormat::Toml))
-            .add_source(File::from_str(defaults, FileFormat::Toml))
+        let built_in = [COMMON_DEFAULTS].into_iter().chain(defaults.iter().copied());
+        let mut layers = built_in
+            .fold(Config::builder(), |layers, defaults| layers.add_source(File::from_str(defaults, FileFormat::Toml)))
             .build()
             .and_then(|defaults| defaults.collect())
             .map_err(|error| SettingsError::Defaults(error.to_string()))?;
@@ -137,7 +137,9 @@ fn listed<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
 fn shown(key: &str, value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) if key.ends_with("_url") => format!("{:?}", masked_url(text)),
-        _ if ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
+        ValueKind::String(text) if text.is_empty() => "empty".to_owned(),
+        // Where a secret is, is none.
+        _ if !key.ends_with("_file") && ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
         ValueKind::String(text) => format!("{text:?}"),
         ValueKind::Array(items) => {
             let items: Vec<_> = items.iter().map(|item| shown(key, item)).collect();

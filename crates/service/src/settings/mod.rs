@@ -7,13 +7,15 @@
 
 mod common;
 mod error;
+mod kafka;
 mod layers;
 mod types;
 
 pub use common::{Common, LogFormat};
 pub use error::SettingsError;
+pub use kafka::Kafka;
 pub(crate) use layers::Layers;
-pub use types::{BootstrapServers, DatabaseUrl, Endpoint, LogFilter, Origin, TopicName, Whole};
+pub use types::{BootstrapServers, DatabaseUrl, Endpoint, LogFilter, Origin, PasswordFile, Secret, TopicName, Whole};
 
 /// The environment variable that names the settings file (TOML).
 pub const FILE_VARIABLE: &str = "CARTLOG_SETTINGS_FILE";

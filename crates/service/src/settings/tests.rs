@@ -42,7 +42,7 @@ fn read(file: Option<PathBuf>, environment: &[(&str, &str)]) -> Result<(Common, 
 }
 
 fn read_os(file: Option<PathBuf>, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<(Common, Own), SettingsError> {
-    let layers = Layers::load(DEFAULTS, file, environment)?;
+    let layers = Layers::load(&[DEFAULTS], file, environment)?;
     Ok((layers.read()?, layers.read()?))
 }
 

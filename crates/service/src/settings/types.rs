@@ -1,6 +1,6 @@
 //! Types of settings that cannot be wrong: each says in words what it allows when it refuses.
 
-use std::{fmt, ops::Deref, str::FromStr};
+use std::{fmt, ops::Deref, path::PathBuf, str::FromStr};
 
 use serde::{
     Deserialize, Deserializer,
@@ -99,7 +99,7 @@ macro_rules! deserialize_from_str {
         }
     )*};
 }
-deserialize_from_str!(DatabaseUrl, Endpoint, LogFilter, Origin, TopicName, BootstrapServers);
+deserialize_from_str!(DatabaseUrl, PasswordFile, Endpoint, LogFilter, Origin, TopicName, BootstrapServers);
 
 /// What a setting must be; the error of parsing one. Reads on after "must be".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +135,66 @@ impl fmt::Debug for DatabaseUrl {
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&masked_url(&self.0))
+    }
+}
+
+/// A password out of a file, or none. Its `Debug` names the file alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordFile(Option<(PathBuf, String)>);
+
+impl PasswordFile {
+    /// The password: for connecting, never for logs. `None` where the setting is empty.
+    #[must_use]
+    pub fn expose(&self) -> Option<&str> {
+        self.0.as_ref().map(|(_, password)| password.as_str())
+    }
+}
+
+impl FromStr for PasswordFile {
+    type Err = Allowed;
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let path = PathBuf::from(text);
+        match event_store::read_password(&path) {
+            Ok(password) => Ok(Self(Some((path, password)))),
+            Err(_) => Err(Allowed("empty, or a file that this process can read, with the password and nothing else in it")),
+        }
+    }
+}
+
+impl fmt::Debug for PasswordFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some((path, _)) => write!(f, "{}", path.display()),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// A password, or none. Its `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The password as it is: for those who ask for it, never for logs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "none" } else { "***" })
     }
 }
 

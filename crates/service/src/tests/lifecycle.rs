@@ -124,6 +124,17 @@ async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_i
 }
 
 #[tokio::test]
+async fn after_the_signal_requests_are_taken_for_a_while_and_readiness_says_no() {
+    let running = serve::<Api>(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "60")])), |_| {});
+    running.stopping.cancel();
+    assert_eq!(running.get("/ready").await.error(), (503, "not_ready".to_owned(), "shutting down".to_owned()));
+    assert_eq!(running.get("/healthcheck").await.body, "Ok", "on a connection that came after the signal");
+
+    let brief = serve::<Api>(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "1")])), |_| {});
+    brief.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_does_not_finish_by_the_deadline_is_cut_off() {
     let gate = web::Data::new(Gate::default());
     let service = service(settings(&[("CARTLOG_SHUTDOWN_DEADLINE_SECONDS", "1")])).background("stubborn", |_| std::future::pending());

@@ -40,7 +40,7 @@ struct Running {
 
 fn settings(environment: &[(&str, &str)]) -> Common {
     let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
-    Layers::load(DEFAULTS, None, environment).unwrap().read().unwrap()
+    Layers::load(&[DEFAULTS], None, environment).unwrap().read().unwrap()
 }
 
 fn service(settings: Common) -> Service {

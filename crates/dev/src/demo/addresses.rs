@@ -1,0 +1,80 @@
+//! Where the shop is that the day is lived in.
+
+use crate::error::Error;
+use crate::services::{COMMANDS, Kind, PROJECTIONS};
+use crate::state::Up;
+
+const DATABASE: &str = "DATABASE_URL";
+const KAFKA: &str = "KAFKA_BOOTSTRAP_SERVERS";
+
+/// The addresses that the day needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) commands: String,
+    pub(crate) projections: String,
+    /// The database, for its owner.
+    pub(crate) database: String,
+    pub(crate) kafka: String,
+}
+
+impl Addresses {
+    /// Of a shop that somebody else runs: named by the variables that `cargo dev env` prints. None where none of the services is named.
+    ///
+    /// # Errors
+    /// Some of them are missing.
+    pub(crate) fn given(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Error> {
+        let value = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let url = |service: Kind| value(service.variable).map(|url| url.trim_end_matches('/').to_owned());
+        match (url(COMMANDS), url(PROJECTIONS), value(DATABASE), value(KAFKA)) {
+            // The servers alone are what `cargo dev up` may be given.
+            (None, None, ..) => Ok(None),
+            (Some(commands), Some(projections), Some(database), Some(kafka)) => Ok(Some(Self { commands, projections, database, kafka })),
+            (commands, projections, database, kafka) => {
+                let all = [(COMMANDS.variable, commands), (PROJECTIONS.variable, projections), (DATABASE, database), (KAFKA, kafka)];
+                let names =
+                    |given: bool| all.iter().filter(|(_, value)| value.is_some() == given).map(|(name, _)| *name).collect::<Vec<_>>();
+                let (set, missing) = (names(true).join(" and "), names(false).join(" and "));
+                Err(Error::Refused(format!(
+                    "the environment names a shop that runs elsewhere ({set}), but not all of it: set {missing} too, or none of them for \
+                     the stack of `cargo dev up`"
+                )))
+            }
+        }
+    }
+
+    /// Of the stack that is up.
+    pub(crate) fn of(up: &Up) -> Result<Self, Error> {
+        let url = |service: Kind| {
+            let found = up.services.iter().find(|one| one.name == service.name);
+            found.map(|one| one.url.clone()).ok_or_else(|| Error::Missing(format!("{} is not up", service.name)))
+        };
+        Ok(Self {
+            commands: url(COMMANDS)?,
+            projections: url(PROJECTIONS)?,
+            database: up.database.address.clone(),
+            kafka: up.kafka.address.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(pairs: &[(&str, &str)]) -> Result<Option<Addresses>, Error> {
+        Addresses::given(|name| pairs.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    const SERVICES: [(&str, &str); 2] = [("COMMANDS_URL", "http://shop/"), ("PROJECTIONS_URL", "http://shop")];
+    const SERVERS: [(&str, &str); 2] = [("DATABASE_URL", "postgres://somewhere/cartlog"), ("KAFKA_BOOTSTRAP_SERVERS", "somewhere:9092")];
+
+    #[test]
+    fn a_shop_elsewhere_is_named_as_a_whole() {
+        let all = given(&[SERVICES, SERVERS].concat()).unwrap().unwrap();
+        assert_eq!((all.commands.as_str(), all.projections.as_str()), ("http://shop", "http://shop"));
+        assert_eq!(given(&SERVERS).unwrap(), None, "the servers alone are for `cargo dev up`");
+        let error = given(&[SERVICES[0], SERVERS[0]]).unwrap_err().to_string();
+        assert!(error.contains("(COMMANDS_URL and DATABASE_URL)"), "{error}");
+        assert!(error.contains("set PROJECTIONS_URL and KAFKA_BOOTSTRAP_SERVERS"), "{error}");
+    }
+}

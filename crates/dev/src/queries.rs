@@ -1,0 +1,102 @@
+//! `cargo dev queries`: what `sqlx::query!` is to know of the database, so that everything builds without one.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::SystemTime;
+
+use crate::cargo;
+use crate::database;
+use crate::error::{Context, Error};
+use crate::files;
+use crate::layout::Layout;
+use crate::report::Report;
+use crate::test_stack::{self, TestStack};
+
+/// Where the slices' SQL finds tables without a schema.
+const SEARCH_PATH: &str = "options=-c%20search_path%3Dprojection_a%2Cautomation%2Cpublic";
+
+/// Compiles every query against a database that the migrations have made, and writes `.sqlx` anew; with `check`, only says whether it is
+/// as it should be.
+///
+/// # Errors
+/// A query does not compile, the stack does not come up; with `check`, `.sqlx` is not as it should be.
+pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Error> {
+    let stack = TestStack::start(layout, report).await?;
+    let made = make(layout, &stack, report).await;
+    let ended = stack.end().await;
+    let made = made?;
+    ended?;
+    let committed = layout.checkout().join(".sqlx");
+    let (old, new) = (read(&committed)?, read(&made)?);
+    let count = |of: &BTreeMap<String, Vec<u8>>, but: &BTreeMap<String, Vec<u8>>| {
+        of.iter().filter(|(name, text)| but.get(*name) != Some(*text)).count()
+    };
+    let (added, gone) = (count(&new, &old), count(&old, &new));
+    if check && added + gone > 0 {
+        return Err(Error::Refused(format!(
+            ".sqlx is not what the queries are: {added} to be added, {gone} to be removed; `cargo dev queries` does it"
+        )));
+    }
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        files::remove(&committed.join(name))?;
+    }
+    for (name, text) in new.iter().filter(|(name, text)| old.get(*name) != Some(*text)) {
+        let path = committed.join(name);
+        std::fs::write(&path, text).context(|| format!("write {}", path.display()))?;
+    }
+    report.say(format!("{} queries in .sqlx: {added} added, {gone} removed", new.len()));
+    Ok(())
+}
+
+async fn make(layout: &Layout, stack: &TestStack, report: &Report) -> Result<PathBuf, Error> {
+    const DATABASE: &str = "queries";
+    database::create(&stack.database_url(), DATABASE).await?;
+    let url = stack.url_of(DATABASE);
+    database::migrate(&url).await?;
+    let made = layout.target().join("queries");
+    files::remove(&made)?;
+    files::create_directory(&made)?;
+    // A query is looked at when its crate is compiled.
+    for folder in ["crates", "services"] {
+        touch(&layout.checkout().join(folder))?;
+    }
+    report.say("compiling every query against the migrations");
+    let mut command = cargo::command(layout);
+    command
+        .args(["check", "--workspace", "--all-targets"])
+        .env("DATABASE_URL", format!("{url}?{SEARCH_PATH}"))
+        .env("SQLX_OFFLINE", "false")
+        .env("SQLX_OFFLINE_DIR", &made)
+        .stdin(Stdio::null());
+    let status = test_stack::supervise("cargo check", command).await?;
+    if status.success() { Ok(made) } else { Err(cargo::failed("cargo check", status)) }
+}
+
+fn read(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let failed = || format!("read {}", folder.display());
+    let mut texts = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).context(failed)? {
+        let entry = entry.context(failed)?;
+        texts.insert(entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).context(failed)?);
+    }
+    Ok(texts)
+}
+
+/// Lets cargo take the sources with queries in them for changed.
+fn touch(folder: &Path) -> Result<(), Error> {
+    let failed = || format!("look for queries in {}", folder.display());
+    for entry in std::fs::read_dir(folder).context(failed)? {
+        let path = entry.context(failed)?.path();
+        if path.is_dir() {
+            touch(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && std::fs::read_to_string(&path).context(failed)?.contains("sqlx::query")
+        {
+            let file = File::options().append(true).open(&path).context(failed)?;
+            file.set_modified(SystemTime::now()).context(failed)?;
+        }
+    }
+    Ok(())
+}
