@@ -28,6 +28,10 @@ demo *arguments:
 test *arguments:
     cargo dev test {{arguments}}
 
+# Real processes killed and frozen under load (`just chaos projections --minutes 10`)
+chaos *arguments:
+    cargo dev chaos {{arguments}}
+
 # Cartlog beside its rivals (`just bench log`, `just bench --quick`)
 bench *arguments:
     cargo dev bench {{arguments}}

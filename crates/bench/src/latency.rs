@@ -47,8 +47,8 @@ const ASKED: u64 = 5;
 const CARTS: usize = 3;
 const PARTITIONS: i32 = 6;
 const DEADLINE: Duration = Duration::from_secs(60);
-/// What was under way has come to its end.
-const SETTLED: Duration = Duration::from_secs(3);
+/// What was under way has come to its end, and is counted: PostgreSQL's sessions report what they did within 10 seconds.
+const SETTLED: Duration = Duration::from_secs(12);
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.say("projections: the four services, for latencies");
@@ -267,7 +267,7 @@ impl System {
             Ok(sqlx::query_scalar(count).bind(&name).fetch_one(&pool).await?)
         };
         tokio::time::sleep(SETTLED).await;
-        let length = (bench.sizes.length * 4).clamp(Duration::from_secs(5), Duration::from_secs(10));
+        let length = (bench.sizes.length * 5).clamp(Duration::from_secs(5), Duration::from_secs(10));
         bench.say(format!("projections: {} s without anything to do", length.as_secs()));
         let (before, started) = (transactions().await?, Instant::now());
         tokio::time::sleep(length).await;

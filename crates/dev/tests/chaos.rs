@@ -30,7 +30,7 @@ async fn the_same_with_a_seed_that_nobody_has_chosen() {
 }
 
 async fn chaos(seed: u64) {
-    let again = format!("cargo dev chaos projections --minutes {:.3} --seed {seed}", LENGTH.as_secs_f64() / 60.0);
+    let again = format!("cargo dev chaos projections --minutes {} --seed {seed}", LENGTH.as_secs_f64() / 60.0);
     println!("seed {seed}: {again}");
     let programs = std::env::var_os("CARTLOG_TEST_BIN_DIR").map(PathBuf::from);
     let programs = programs.expect("these tests run the services' programs: run `cargo dev test`, which builds them");
