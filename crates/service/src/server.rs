@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The time a client has for the head of a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// The time a connection may stay open between requests. Above what load balancers commonly keep, so that it is they
 /// who close, and never we while a request is on its way.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
