@@ -40,7 +40,7 @@ fn the_proxy_finds_each_service_with_routes_at_its_port() {
     let proxy = text("deploy/proxy/haproxy.cfg");
     for service in ALL {
         let document: serde_json::Value = serde_json::from_str(&text(&format!("services/{}/openapi.json", service.name))).unwrap();
-        let common = ["/healthcheck", "/ready", "/metrics", "/openapi.json"];
+        let common = ["/healthcheck", "/ready", "/metrics", "/lag", "/openapi.json"];
         let has_routes = document["paths"].as_object().unwrap().keys().any(|path| !common.contains(&path.as_str()));
         let line = format!("server-template {0}- 10 {0}:{1}", service.name, service.default_port);
         assert_eq!(proxy.contains(&line), has_routes, "{line}");
