@@ -14,6 +14,8 @@ pub struct Settings {
     /// A Kafka that somebody else runs, in the place of ours.
     pub kafka_bootstrap_servers: Option<String>,
     service_ports: [u16; 4],
+    /// One port for all of them is none for three.
+    one_port: Option<String>,
     shutdown_deadline: Duration,
 }
 
@@ -50,6 +52,7 @@ impl Settings {
             database_url: variable("DATABASE_URL"),
             kafka_bootstrap_servers: variable("KAFKA_BOOTSTRAP_SERVERS"),
             service_ports,
+            one_port: variable("CARTLOG_PORT"),
             shutdown_deadline: Duration::from_secs(seconds),
         })
     }
@@ -68,8 +71,14 @@ impl Settings {
     /// Makes sure that the services' ports can be listened on.
     ///
     /// # Errors
-    /// Those that are in use, each with the setting that moves it and, where it can be found, the process that has it.
+    /// CARTLOG_PORT is set, or: those that are in use, each with the setting that moves it and, where it can be found, the process that has it.
     pub fn check_ports(&self) -> Result<(), Error> {
+        if let Some(port) = &self.one_port {
+            let settings = services::ALL.map(|kind| kind.port_setting).join(", ");
+            return Err(Error::Refused(format!(
+                "CARTLOG_PORT is {port:?}, which is one service's setting, and there are four here: unset it; {settings} are theirs"
+            )));
+        }
         let taken: Vec<String> = self
             .services()
             .filter(|(_, port)| !ports::is_free(*port))
@@ -109,6 +118,12 @@ mod tests {
     fn two_services_on_one_port_are_refused() {
         let error = read(&[("CARTLOG_TRANSLATOR_PORT", "8081")]).unwrap_err().to_string();
         assert!(error.contains("CARTLOG_COMMANDS_PORT and CARTLOG_TRANSLATOR_PORT"), "{error}");
+    }
+
+    #[test]
+    fn one_port_for_all_is_refused_with_the_settings_of_each() {
+        let error = read(&[("CARTLOG_PORT", "9000")]).unwrap().check_ports().unwrap_err().to_string();
+        assert!(error.contains("CARTLOG_PORT is \"9000\"") && error.contains("CARTLOG_COMMANDS_PORT, CARTLOG_TRANSLATOR_PORT"), "{error}");
     }
 
     #[test]

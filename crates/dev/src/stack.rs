@@ -192,7 +192,11 @@ async fn start_database(
     report: &Report,
 ) -> Result<String, Error> {
     let url = match &settings.database_url {
-        Some(url) => url.clone(),
+        Some(url) => {
+            // Whoever set it for something else does not think of it here.
+            database::connect(url).await.map_err(|error| given("DATABASE_URL", &error))?.close().await;
+            url.clone()
+        }
         None => {
             let distribution = distribution::postgres(layout, report).await?;
             report.say("starting PostgreSQL");
@@ -208,6 +212,14 @@ async fn start_database(
     Ok(url)
 }
 
+/// A server that the environment names cannot be used.
+fn given(variable: &str, error: &Error) -> Error {
+    let error = crate::error::chain(error);
+    Error::Refused(format!(
+        "{error}; {variable} is set in the environment, so that server is used: unset it, and one of its own is started"
+    ))
+}
+
 /// Answers the bootstrap servers of brokers that have the topics.
 async fn start_kafka(
     layout: &Layout,
@@ -219,7 +231,7 @@ async fn start_kafka(
     let servers = match &settings.kafka_bootstrap_servers {
         Some(servers) => {
             let failed = |reason| Error::Kafka { what: format!("reach Kafka at {servers}"), reason };
-            kafka::ping(servers).await.map_err(failed)?;
+            kafka::ping(servers).await.map_err(|reason| given("KAFKA_BOOTSTRAP_SERVERS", &failed(reason)))?;
             servers.clone()
         }
         None => {

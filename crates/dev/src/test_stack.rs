@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,6 +107,15 @@ impl TestStack {
 /// The services do not compile, or the stack does not come up.
 pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Result<ExitStatus, Error> {
     let selection = Selection::of(arguments);
+    for package in &selection.packages {
+        // Cargo says which it has that is called like it.
+        let mut known = cargo::command(layout);
+        known.args(["pkgid", "--quiet", package]).stdout(Stdio::null());
+        let status = known.status().await.context(|| "run cargo".to_owned())?;
+        if !status.success() {
+            return Ok(status);
+        }
+    }
     let build = async {
         if selection.needs_services {
             report.say("building the services");
@@ -120,7 +129,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
 
     let mut command = cargo::command(layout);
     command.arg("test");
-    if !selection.names_packages {
+    if selection.packages.is_empty() {
         command.arg("--workspace");
     }
     command
@@ -160,7 +169,7 @@ pub(crate) async fn supervise(name: &str, mut command: tokio::process::Command) 
 /// What the arguments for `cargo test` choose.
 #[derive(Debug, PartialEq, Eq)]
 struct Selection {
-    names_packages: bool,
+    packages: Vec<String>,
     needs_services: bool,
     release: bool,
 }
@@ -179,9 +188,9 @@ impl Selection {
             }
         }
         Self {
-            names_packages: !packages.is_empty(),
             // Only this crate's end-to-end tests and the bench's run the services' programs.
             needs_services: packages.is_empty() || [env!("CARGO_PKG_NAME"), "bench"].iter().any(|name| packages.contains(name)),
+            packages: packages.iter().map(|name| (*name).to_owned()).collect(),
             release: ours.iter().any(|argument| matches!(*argument, "--release" | "-r")),
         }
     }
@@ -197,18 +206,18 @@ mod tests {
 
     #[test]
     fn without_a_package_everything_is_tested_and_the_services_are_needed() {
-        let all = Selection { names_packages: false, needs_services: true, release: false };
+        let all = Selection { packages: vec![], needs_services: true, release: false };
         assert_eq!(of(""), all);
         assert_eq!(of("some_test -- -p kafka --release"), all);
     }
 
     #[test]
     fn a_package_is_tested_without_the_services_unless_its_tests_run_them() {
-        let one = Selection { names_packages: true, needs_services: false, release: false };
-        assert_eq!(of("-p event-store -- --nocapture"), one);
-        assert_eq!(of("--package=kafka"), one);
-        assert_eq!(of("-pkafka"), one);
-        let both = Selection { names_packages: true, needs_services: true, release: true };
+        let one = |package: &str| Selection { packages: vec![package.into()], needs_services: false, release: false };
+        assert_eq!(of("-p event-store -- --nocapture"), one("event-store"));
+        assert_eq!(of("--package=kafka"), one("kafka"));
+        assert_eq!(of("-pkafka"), one("kafka"));
+        let both = Selection { packages: vec!["event-store".into(), "dev".into()], needs_services: true, release: true };
         assert_eq!(of("--release --package event-store -p dev"), both);
     }
 }

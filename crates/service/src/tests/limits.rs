@@ -162,6 +162,17 @@ async fn what_is_not_http_is_400_in_json() {
 }
 
 #[tokio::test]
+async fn http_1_1_is_spoken_and_no_http_2() {
+    let running = start();
+    let (status, code, _) = running.exchange("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.error();
+    assert_eq!((status, code.as_str()), (400, "malformed_request"));
+    let upgrade = "GET /healthcheck HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n";
+    let answer = running.exchange(upgrade).await;
+    assert!(answer.status == 200 && answer.head.starts_with("HTTP/1.1 "), "{answer:?}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn the_good_request_before_a_broken_one_is_answered_too() {
     let running = start();
     let mut stream = running.connect().await;
