@@ -81,6 +81,12 @@ impl Told {
         self.commands.load(Ordering::Relaxed)
     }
 
+    /// Messages that the broker has.
+    pub(super) fn messages(&self) -> usize {
+        let entries = self.lock();
+        entries.inventories.values().map(Vec::len).sum::<usize>() + entries.prices.values().map(Vec::len).sum::<usize>()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,8 +246,9 @@ impl Shopper {
                 self.told.lock().acknowledged.insert(position, cart);
                 Some(position)
             }
-            // A refusal; a cart that never came about, as adding to it failed; a log that is away.
-            StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE => None,
+            // A refusal; a cart that never came about, as adding to it failed; a log that is away; a request that a machine with very much
+            // to do has not even read.
+            StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => None,
             _ => {
                 self.told.lock().surprises.push(format!("POST {url} was answered {status}: {text}"));
                 None
