@@ -1,12 +1,10 @@
 //! Dead letters and stored offsets, over a database and a broker.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use cart_events::{DomainEvent, Inventory, ProductId};
-use common::*;
 use event_store::{EventStore, StoreSettings};
 use kafka::{Brokers, Message, Poison, Translation, Translator, TranslatorSettings, json};
 use rdkafka::{

@@ -1,8 +1,6 @@
 //! What the command shows and does over a database, without a service and without a broker.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
@@ -11,9 +9,9 @@ use std::{
     time::Duration,
 };
 
+use crate::common::*;
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, SubmittedStream, examples::Shopping};
-use common::*;
 use event_store::{
     Metadata, Recorded, SourcePartition,
     projection::{self, Kind, Projection, Settings},

@@ -1,17 +1,15 @@
 //! What projections cannot apply, as the command shows it and sets it right: over a database, with a projection of the test's own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use crate::common::*;
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
-use common::*;
 use event_store::{
     Recorded, operate,
     projection::{self, Projection, Settings, Switch},

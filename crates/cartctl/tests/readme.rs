@@ -1,11 +1,9 @@
 //! What README.md says of the command is so.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::*;
+use crate::common::*;
 
 fn help(words: &[&str]) -> String {
     let help = cartctl(&[words, &["--help"]].concat());

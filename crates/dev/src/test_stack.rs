@@ -132,6 +132,10 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     if selection.packages.is_empty() {
         command.arg("--workspace");
     }
+    if arguments.is_empty() {
+        // A run of everything takes minutes: it tells all that is wrong, and not the first of it.
+        command.arg("--no-fail-fast");
+    }
     command
         .args(arguments)
         .env("CARTLOG_TEST_DATABASE_URL", stack.database_url())

@@ -587,9 +587,10 @@ async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica
             && line.ends_with(" 1")
     };
     assert!(metrics.lines().any(counted), "{metrics}");
-    let requests: Vec<Value> = std::fs::read_to_string(log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let behind: Vec<_> = requests.iter().filter(|line| line["status"] == 503).map(|line| line["level"].as_str().unwrap()).collect();
-    assert_eq!(behind, ["INFO"], "it is an answer, and no fault");
+    let said: Vec<Value> = std::fs::read_to_string(log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(said.iter().any(|line| line["level"] == "INFO"), "the log is read");
+    let faults: Vec<_> = said.iter().filter(|line| matches!(line["level"].as_str(), Some("WARN" | "ERROR"))).collect();
+    assert!(faults.is_empty(), "it is an answer, and no fault: {faults:?}");
 
     // Whoever waits for what a replica does waits for those who take over from it, too.
     other.process().freeze().unwrap();

@@ -37,7 +37,14 @@ fn workers(database: &Database, seed: u64, known_bytes: usize) -> Workers {
 }
 
 fn workers_on(database_url: String, seed: u64, known_bytes: usize) -> Workers {
-    let setup = Setup { database_url, seed, processes: 3, tasks: 6, known_bytes, worker: "works_on_the_log_when_another_test_asks_for_it" };
+    let setup = Setup {
+        database_url,
+        seed,
+        processes: 3,
+        tasks: 6,
+        known_bytes,
+        worker: "histories::works_on_the_log_when_another_test_asks_for_it",
+    };
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 

@@ -1,15 +1,13 @@
 //! Deciding on what is known: what it saves, and that it changes no answer.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
+use crate::common::{Add, Meanwhile, blocking};
 use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
-use common::{Add, Meanwhile, blocking};
 use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreSettings, View};
 use test_support::TestLog;

@@ -1,8 +1,6 @@
 //! The log against a real PostgreSQL: order, conditions, lost answers, grants, resets, and disintegrate-postgres as a reader.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::{
     collections::HashSet,
     sync::{
@@ -18,7 +16,7 @@ use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSet
 use futures::StreamExt;
 use test_support::{Database, TestLog, eventually};
 
-use common::{Add, Items};
+use crate::common::{Add, Items};
 
 async fn positions(log: &TestLog<DomainEvent>) -> Vec<i64> {
     sqlx::query_scalar("SELECT event_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap()

@@ -1,12 +1,10 @@
 //! What a caller is told when the log is not as it should be: read-only, emptied under a decision, or refusing a row.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::{Add, Meanwhile, blocking};
 use cart_events::{DomainEvent, examples::Shopping};
-use common::{Add, Meanwhile, blocking};
 use event_store::{DecideError, EventStore, Metadata, Position, StoreError, StoreSettings};
 use test_support::{TestLog, eventually};
 

@@ -1,7 +1,5 @@
 //! What cannot be read goes to the dead letters, and the good message behind it is handled.
-mod common;
-
-use common::*;
+use crate::common::*;
 use rdkafka::Message as _;
 use uuid::Uuid;
 

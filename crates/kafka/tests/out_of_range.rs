@@ -1,7 +1,5 @@
 //! A stored offset that the partition does not have is a visible fault, and never a jump.
-mod common;
-
-use common::*;
+use crate::common::*;
 use event_store::SourcePartition;
 use rdkafka::{Offset, TopicPartitionList, admin::AdminOptions};
 use test_support::eventually;

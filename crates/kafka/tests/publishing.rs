@@ -1,9 +1,7 @@
 //! A message is sent when the broker says so.
-mod common;
-
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use kafka::{Brokers, CloudEvent, Publisher, PublisherSettings};
 use rdkafka::Message as _;
 use uuid::Uuid;

@@ -1,12 +1,10 @@
 //! Each message once: whatever Kafka delivers again, whoever takes over, whatever is away.
-mod common;
-
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use common::*;
+use crate::common::*;
 use event_store::{Metadata, SourcePartition, Translated};
 use futures::future::join_all;
 use kafka::{Brokers, TranslatorSettings};
