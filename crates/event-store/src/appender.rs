@@ -455,7 +455,7 @@ fn refuse(batch: Vec<Append>, mut error: impl FnMut() -> StoreError) {
 }
 
 /// The same error once more: sqlx's errors cannot be cloned.
-fn again(error: &StoreError) -> StoreError {
+pub(crate) fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Unavailable(cause) => StoreError::Unavailable(sqlx::Error::Protocol(cause.to_string())),
         _ => StoreError::Closed,

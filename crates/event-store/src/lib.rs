@@ -28,6 +28,7 @@ mod signals;
 mod state;
 mod store;
 pub mod todo;
+mod together;
 pub mod trace;
 mod translate;
 

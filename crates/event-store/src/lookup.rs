@@ -42,6 +42,19 @@ impl LookupColumns {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.types.len()
+    }
+
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.types.extend_from_slice(&other.types);
+        self.after.extend_from_slice(&other.after);
+        self.newest.extend_from_slice(&other.newest);
+        for (column, ids) in self.ids.iter_mut().zip(&other.ids) {
+            column.extend_from_slice(ids);
+        }
+    }
+
     pub(crate) fn bind<'q>(self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
         self.ids.into_iter().fold(query.bind(self.types).bind(self.after).bind(self.newest), Query::bind)
     }

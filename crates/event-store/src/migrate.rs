@@ -18,10 +18,11 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     Ok(MIGRATOR.run(pool).await?)
 }
 
-const HOW: &str = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
+/// What to do where migrations are missing.
+pub(crate) const HOW: &str = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
 
 /// Nothing is applied yet.
-pub(crate) fn all_missing() -> String {
+fn all_missing() -> String {
     format!("the migrations: {HOW}")
 }
 

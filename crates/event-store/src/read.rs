@@ -185,19 +185,10 @@ impl<E: LogEvent> EventStore<E> {
                 // The newest one may come after the end: the newest up to there is the last of all.
                 columns.newest.fill(false);
             }
-            let turn = self.turn().await?;
-            let rows = in_time(async {
-                let mut connection = self.lend().await?;
-                let rows = columns.bind(sqlx::query(&self.shared.read_sql)).fetch_all(&mut *connection).await?;
-                connection.done();
-                Ok(rows)
-            })
-            .await?;
-            drop(turn);
+            let mut answer = self.look(columns).await?;
             if self.heads().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
                 return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
             }
-            let mut answer = Answer::from_rows(&rows)?;
             if parts.iter().any(|part| part.position().0 > answer.head) {
                 self.heads().reset(Position(answer.head));
                 return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));

@@ -1,6 +1,8 @@
 //! The handle on the log.
 
 use std::{
+    borrow::Cow,
+    fmt::Display,
     marker::PhantomData,
     ops::{Deref, DerefMut},
     sync::{Arc, atomic::AtomicUsize},
@@ -25,6 +27,7 @@ use crate::{
     metrics::{self, Connections, METRICS},
     migrate,
     projection::Replicas,
+    together::Reads,
 };
 
 /// How the store behaves.
@@ -85,6 +88,8 @@ pub(crate) struct Shared {
     /// Reads for commands and queries take turns here, for as long as their caller waits, and not at the pool: its short timeout is for a
     /// database that is away.
     pub(crate) reads: Arc<Semaphore>,
+    /// Those that wait for one, to go together.
+    pub(crate) waiting_reads: Reads,
     /// Commands that are on their way to the log.
     pub(crate) admitted: Semaphore,
     /// How many of them there may be at once.
@@ -130,16 +135,28 @@ enum NotLetIn {
 }
 
 impl NotLetIn {
-    fn mend(self) -> &'static str {
+    fn mend(self) -> Cow<'static, str> {
         match self {
-            Self::UnknownRole => "the migrations make the services' roles",
-            Self::WrongPassword => "put the role's password into DATABASE_URL, or give the role that one with ALTER ROLE",
-            Self::NotThisWay => "its pg_hba.conf does not let this role in so; with sslmode=verify-full in DATABASE_URL, TLS is used",
+            Self::UnknownRole => format!("the migrations make the services' roles: {}", migrate::HOW).into(),
+            Self::WrongPassword => "put the role's password into DATABASE_URL, or give the role that one with ALTER ROLE".into(),
+            Self::NotThisWay => {
+                "its pg_hba.conf does not let this role in so; with sslmode=verify-full in DATABASE_URL, TLS is used".into()
+            }
             Self::Tls => {
-                "sslrootcert in DATABASE_URL is to name a file with the certificate that the server's is signed by, and the host the name \
-                 that is in it"
+                "sslrootcert in DATABASE_URL is to name a file with the certificate that the server's is signed by, and the host the \
+                          name that is in it"
+                    .into()
             }
         }
+    }
+}
+
+/// Where a database is, without who connects.
+fn place(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
+    match options.get_socket() {
+        Some(socket) => format!("{}/{database}", socket.display()),
+        None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
     }
 }
 
@@ -266,6 +283,7 @@ impl<E: LogEvent> EventStore<E> {
             replicas: Replicas::default(),
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
+            waiting_reads: Reads::default(),
             known: Known::new(settings.known_bytes, heads.clone()),
             turns: LockPool::new(),
             admitted: Semaphore::new(settings.max_batch),
@@ -314,23 +332,20 @@ impl<E: LogEvent> EventStore<E> {
     /// What is waited for, as words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         let missing = in_time(async {
-            let mut connection = match self.lend().await {
-                // The migrations make the services' roles.
-                Err(error) if not_let_in(&error) == Some(NotLetIn::UnknownRole) => return Ok(Some(migrate::all_missing())),
-                connection => connection?,
-            };
+            let mut connection = self.lend().await?;
             let missing = migrate::missing(&mut connection).await?;
             connection.done();
             Ok(missing)
         });
+        let away = |error: &dyn Display| format!("the database at {} ({error})", place(&self.pool().connect_options()));
         match missing.await {
             Ok(None) => Ok(()),
             Ok(Some(missing)) => Err(missing),
-            Err(StoreError::Unavailable(error) | StoreError::Database(error)) => match not_let_in(&error) {
-                Some(why) => Err(format!("the database ({error}): {}", why.mend())),
-                None => Err(format!("the database ({error})")),
-            },
-            Err(error) => Err(format!("the database ({error})")),
+            Err(StoreError::Unavailable(error) | StoreError::Database(error)) => Err(match not_let_in(&error) {
+                Some(why) => format!("{}: {}", away(&error), why.mend()),
+                None => away(&error),
+            }),
+            Err(error) => Err(away(&error)),
         }
     }
 

@@ -14,6 +14,7 @@ use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, e
 use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
 use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, projection::Waited};
 use futures::StreamExt;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use test_support::{Database, TestLog, eventually};
 
 use crate::common::{Add, Items};
@@ -205,6 +206,71 @@ async fn no_service_writes_the_log_but_through_the_functions() {
         store.ready().await.unwrap();
         store.decide(&Add(Shopping::new().added(0))).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_wait_go_together_and_each_gets_its_own_also_where_some_have_gone() {
+    const READS: usize = 300;
+    let log = TestLog::<DomainEvent>::create().await;
+    let carts: Vec<_> = (0..READS).map(|_| Shopping::new()).collect();
+    log.append(carts.iter().enumerate().flat_map(|(n, cart)| cart.with_items(n % 4))).await;
+    log.store.close().await;
+    let looking = log.database.options().application_name("looking");
+    let looking = PgPoolOptions::new().max_connections(2).connect_with(looking).await.unwrap();
+    let sessions = async |condition: &str| -> i64 {
+        let others = "WITH other AS MATERIALIZED (SELECT pid, wait_event_type FROM pg_stat_activity
+                          WHERE datname = current_database() AND application_name <> 'looking')
+                      SELECT count(*) FROM other";
+        sqlx::query_scalar(&format!("{others} WHERE {condition}")).fetch_one(&looking).await.unwrap()
+    };
+    // A session counts its transactions when it ends, at the latest.
+    let transactions = async || -> i64 {
+        eventually("every other session has ended", || async { (sessions("pg_terminate_backend(pid)").await == 0).then_some(()) }).await;
+        let all = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+        sqlx::query_scalar(all).fetch_one(&looking).await.unwrap()
+    };
+    let before = transactions().await;
+
+    // While somebody has the table, those that have a turn get no answer, and the others wait for one.
+    let store = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let mut holding = looking.begin().await.unwrap();
+    sqlx::query("LOCK TABLE event IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
+    let read = |cart: &Shopping| {
+        let (store, items) = (store.clone(), Items { cart_id: cart.cart_id, items: 0 });
+        tokio::spawn(async move { store.read(items).await.unwrap().0.items })
+    };
+    let reading: Vec<_> = carts.iter().map(read).collect();
+    eventually("those that have a turn wait for the table", || async { (sessions("wait_event_type = 'Lock'").await >= 8).then_some(()) })
+        .await;
+    for gone in reading.iter().step_by(10) {
+        gone.abort();
+    }
+    holding.rollback().await.unwrap();
+    for (n, read) in reading.into_iter().enumerate() {
+        match read.await {
+            Ok(items) => assert_eq!(items, n % 4),
+            Err(error) => assert!(error.is_cancelled() && n % 10 == 0, "{error}"),
+        }
+    }
+    store.close().await;
+    let statements = transactions().await - before;
+    assert!(statements < 100, "{statements} statements");
+}
+
+#[tokio::test]
+async fn who_waits_for_the_database_says_where_it_is_and_what_to_do() {
+    let (migrated, empty) = (Database::create().await, Database::create_empty().await);
+    let said =
+        async |options: PgConnectOptions| EventStore::<DomainEvent>::new(options, StoreSettings::default()).ready().await.unwrap_err();
+    let options = migrated.options();
+    let at = format!("the database at {}:{}/{} (", options.get_host(), options.get_port(), options.get_database().unwrap());
+    // The role of a cluster that was never migrated, or a wrong name.
+    let unknown = said(migrated.options_as("nobody")).await;
+    assert!(unknown.starts_with(&at) && unknown.contains("\"nobody\"") && unknown.contains("cargo dev migrate"), "{unknown}");
+    let nowhere = said(migrated.options().host("127.0.0.1").port(9)).await;
+    assert!(nowhere.starts_with("the database at 127.0.0.1:9/"), "{nowhere}");
+    let missing = said(empty.options()).await;
+    assert!(missing.starts_with("the migrations: apply them with `cargo dev migrate`"), "{missing}");
 }
 
 #[tokio::test]

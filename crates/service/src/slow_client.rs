@@ -80,7 +80,6 @@ impl<Io> Watched<Io> {
     }
 
     fn answered(&mut self) {
-        self.reading = None;
         self.head = Head::Awaited;
         self.sending.as_mut().reset(Instant::now() + self.patience.idle);
     }
@@ -109,7 +108,11 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.io).poll_write(cx, bytes);
         if write.is_ready() {
-            self.answered();
+            self.reading = None;
+            // "100 Continue" asks for the body of the head that is here.
+            if !bytes.starts_with(b"HTTP/1.1 100 ") {
+                self.answered();
+            }
             return write;
         }
         let patience = self.patience.answer;
@@ -189,6 +192,20 @@ mod tests {
         client.write_all(HEAD).await.unwrap();
         server.read_exact(&mut [0; HEAD.len()]).await.unwrap();
         // The answer takes its time, and so does a body.
+        let silent = tokio::time::timeout(Duration::from_secs(600), server.read_u8()).await;
+        assert!(silent.is_err(), "nothing came, and nothing was given up");
+        drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_asked_for_by_100_continue_is_no_head() {
+        let (mut client, server) = duplex(64);
+        let mut server = Watched::new(server, PATIENCE);
+        client.write_all(HEAD).await.unwrap();
+        server.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+        server.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        client.write_all(b"{").await.unwrap();
+        server.read_exact(&mut [0; 1]).await.unwrap();
         let silent = tokio::time::timeout(Duration::from_secs(600), server.read_u8()).await;
         assert!(silent.is_err(), "nothing came, and nothing was given up");
         drop(client);

@@ -68,9 +68,10 @@ impl Decision for ChangeInventory {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use test_support::{TestLog, given};
 
     use super::*;
+    use crate::topic::{Topic, each_product_keeps_its_order};
 
     const PRODUCT: &str = "01890a5d-ac96-774b-bcce-b302099a8059";
 
@@ -124,6 +125,51 @@ mod specifications {
         ] {
             assert_eq!(translated(&value), Err(reason.to_owned()), "{value}");
         }
+    }
+
+    fn message(product_id: ProductId, inventory: i64) -> String {
+        format!(r#"{{"product_uuid": "{product_id}", "inventory": {inventory}}}"#)
+    }
+
+    fn changed(product_id: ProductId, inventory: i64) -> DomainEvent {
+        DomainEvent::InventoryChanged { product_id, inventory: inventory.try_into().unwrap() }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn keyed_by_product_uuid_so_that_a_products_messages_keep_their_order_over_several_partitions() {
+        let topic = Topic::create(translate).await;
+        each_product_keeps_its_order(&topic, &[5, 3, 9, 0, 4], message, changed).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_message_once_however_often_kafka_delivers_it() {
+        let (log, topic, product) = (TestLog::create().await, Topic::create(translate).await, ProductId::new());
+        topic.send(product, &message(product, 5)).await;
+        assert_eq!(topic.translated(&log, 1).await, [changed(product, 5)]);
+        topic.forget_the_group().await;
+        topic.send(product, &message(product, 3)).await;
+        assert_eq!(topic.translated(&log, 2).await, [changed(product, 5), changed(product, 3)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_producer_wrote_twice_is_two_messages() {
+        let (log, topic, product) = (TestLog::create().await, Topic::create(translate).await, ProductId::new());
+        for _ in 0..2 {
+            topic.send(product, &message(product, 5)).await;
+        }
+        assert_eq!(topic.translated(&log, 2).await, [changed(product, 5), changed(product, 5)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_never_read_is_read_from_its_beginning() {
+        let (log, topic) = (TestLog::create().await, Topic::create(translate).await);
+        let products = [ProductId::new(), ProductId::new(), ProductId::new()];
+        for product in products {
+            topic.send(product, &message(product, 5)).await;
+        }
+        // Nobody has read it so far.
+        let events = topic.translated(&log, 3).await;
+        assert!(products.iter().all(|product| events.contains(&changed(*product, 5))), "{events:?}");
     }
 
     #[test]

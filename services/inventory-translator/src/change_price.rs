@@ -71,9 +71,10 @@ impl Decision for ChangePrice {
 
 #[cfg(test)]
 mod specifications {
-    use test_support::given;
+    use test_support::{TestLog, given};
 
     use super::*;
+    use crate::topic::{Topic, each_product_keeps_its_order};
 
     const PRODUCT: &str = "01890a5d-ac96-774b-bcce-b302099a8059";
 
@@ -112,6 +113,28 @@ mod specifications {
         ] {
             assert_eq!(translated(&format!(r#"{{"product_uuid": "{PRODUCT}", {fields}}}"#)), Err(reason), "{fields}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn key_order_and_each_message_once_as_with_inventories() {
+        let topic = Topic::create(translate).await;
+        let message = |product_id: ProductId, (old, new): (&str, &str)| {
+            format!(r#"{{"product_uuid": "{product_id}", "old_price": "{old}", "new_price": {new}}}"#)
+        };
+        let changed = |product_id, (old, new): (&str, &str)| DomainEvent::PriceChanged {
+            product_id,
+            old_price: old.parse().unwrap(),
+            new_price: new.parse().unwrap(),
+        };
+        each_product_keeps_its_order(&topic, &[("1.00", "2.00"), ("2.00", "1.50"), ("1.50", "9.00")], message, changed).await;
+
+        let (log, topic, product) = (TestLog::create().await, Topic::create(translate).await, ProductId::new());
+        let (first, second) = (("1.00", "2.00"), ("2.00", "3.00"));
+        topic.send(product, &message(product, first)).await;
+        topic.translated(&log, 1).await;
+        topic.forget_the_group().await;
+        topic.send(product, &message(product, second)).await;
+        assert_eq!(topic.translated(&log, 2).await, [changed(product, first), changed(product, second)]);
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod change_inventory;
 mod change_price;
 mod lag;
 mod settings;
+#[cfg(test)]
+mod topic;
 
 use std::process::ExitCode;
 

@@ -157,6 +157,15 @@ fn a_wrong_value_in_the_file_names_the_file() {
 }
 
 #[test]
+fn a_database_url_with_a_parameter_that_cannot_be_read_is_a_wrong_setting() {
+    for parameter in ["sslmode=on", "port=postgres", "statement-cache-capacity=-1", "hostaddr=db"] {
+        let url = format!("postgres://me@db/shop?{parameter}");
+        let error = read(None, &[("DATABASE_URL", &url)]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("database_url is {url:?} (from the environment, DATABASE_URL), but must be a URL")), "{error}");
+    }
+}
+
+#[test]
 fn secrets_are_never_shown() {
     for url in [
         "mysql://me:hunter2@db/shop",

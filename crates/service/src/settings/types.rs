@@ -6,6 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
 };
+use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
@@ -122,7 +123,16 @@ impl FromStr for DatabaseUrl {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
         let is_postgres = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.path().len() > 1);
-        if is_postgres { Ok(Self(text.to_owned())) } else { Err(Allowed("a URL such as postgres://user:password@host:5432/database")) }
+        if !is_postgres {
+            return Err(Allowed("a URL such as postgres://user:password@host:5432/database"));
+        }
+        // The client reads its parameters, sslmode among them.
+        if text.parse::<PgConnectOptions>().is_err() {
+            return Err(Allowed(
+                "a URL such as postgres://user:password@host:5432/database?sslmode=verify-full, with parameters in it that can be read",
+            ));
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 
