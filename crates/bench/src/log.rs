@@ -1,16 +1,20 @@
 //! Add Item through `event-store`, beside the same decision without the cache, through disintegrate-postgres, and the floor.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use cart_events::{CartId, DomainEvent, ProductId};
 use disintegrate::NoSnapshot;
 use disintegrate_postgres::decision_maker;
 use event_store::{EventStore, StoreSettings};
 use sqlx::{ConnectOptions, PgPool};
+use tokio::task::JoinHandle;
 
 use crate::{
     Bench,
@@ -124,20 +128,7 @@ impl Place {
         self.again(contender).await?;
         let work = Arc::new(work);
         match contender {
-            Contender::Cartlog | Contender::Loading => {
-                let store = EventStore::<DomainEvent>::new(
-                    self.ours.options_as("cartlog_commands")?.disable_statement_logging(),
-                    settings(contender),
-                );
-                let of_operation = store.clone();
-                let sample = warmed_up(tasks, length, move |task| {
-                    let (store, command) = (of_operation.clone(), work.next(task));
-                    async move { store.decide(&command?).await.map(drop).map_err(|error| format!("{error:?}")) }
-                })
-                .await;
-                store.close().await;
-                Ok(sample)
-            }
+            Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, tasks, length).await,
             Contender::Disintegrate => {
                 let (_, store) = self.rival.as_ref().ok_or_else(|| anyhow!("disintegrate's log was not made"))?;
                 let maker = decision_maker(store.clone(), NoSnapshot);
@@ -162,6 +153,54 @@ impl Place {
     }
 }
 
+/// Add Item by a process of its own, on a log as it stands.
+pub(crate) async fn cartlog(
+    database: &Database,
+    contender: Contender,
+    work: impl Into<Arc<Work>>,
+    tasks: usize,
+    length: Duration,
+) -> Result<Sample> {
+    let options = database.options_as("cartlog_commands")?.disable_statement_logging();
+    let store = EventStore::<DomainEvent>::new(options, settings(contender));
+    let (of_operation, work) = (store.clone(), work.into());
+    let sample = warmed_up(tasks, length, move |task| {
+        let (store, command) = (of_operation.clone(), work.next(task));
+        async move { store.decide(&command?).await.map(drop).map_err(|error| format!("{error:?}")) }
+    })
+    .await;
+    store.close().await;
+    Ok(sample)
+}
+
+/// VACUUM and ANALYZE of the log, over and over.
+struct Upkeep {
+    stop: Arc<AtomicBool>,
+    running: JoinHandle<Result<u32, sqlx::Error>>,
+}
+
+impl Upkeep {
+    fn begin(pool: PgPool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let running = tokio::spawn(async move {
+            let mut times = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                sqlx::raw_sql("VACUUM (ANALYZE) event").execute(&pool).await?;
+                times += 1;
+            }
+            Ok(times)
+        });
+        Self { stop, running }
+    }
+
+    async fn end(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        ensure!(self.running.await?? > 0, "nothing was vacuumed meanwhile");
+        Ok(())
+    }
+}
+
 /// Measures after a tenth of the time that does not count.
 pub(crate) async fn warmed_up<O, F>(tasks: usize, length: Duration, operation: O) -> Sample
 where
@@ -179,11 +218,15 @@ struct Scenario<'a> {
     products: Products,
     contenders: &'static [Contender],
     levels: &'a [usize],
+    upkeep: bool,
 }
 
 /// The names of scenarios that the bars speak of.
 pub(crate) fn one_item(before: u64) -> String {
     format!("a new cart each, {} events before", thousands(before))
+}
+pub(crate) fn kept_up(before: u64) -> String {
+    format!("{}, while VACUUM and ANALYZE run", one_item(before))
 }
 pub(crate) const HOT_CART: &str = "one hot cart";
 pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
@@ -210,18 +253,30 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let (one, shop, all, levels) = (Carts::Own { items: 1 }, Products::Many(1_000), &Contender::OF_THE_LOG[..], &sizes.levels[..]);
     let mut scenarios = vec![];
     for place in &places {
-        scenarios.push(Scenario { name: one_item(place.before), place, carts: one, products: shop, contenders: all, levels });
+        scenarios.push(Scenario {
+            name: one_item(place.before),
+            place,
+            carts: one,
+            products: shop,
+            contenders: all,
+            levels,
+            upkeep: false,
+        });
     }
     if let Some(place) = places.first() {
         let variants =
             [("three items a cart", Carts::Own { items: 3 }, shop), (HOT_CART, Carts::Hot, shop), ("one product", one, Products::Many(1))];
         for (name, carts, products) in variants {
-            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels });
+            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels, upkeep: false });
         }
     }
     for (name, product) in crowd.products() {
         let (place, products) = (&crowd.place, Products::One(product));
-        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud });
+        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud, upkeep: false });
+    }
+    if let Some(place) = places.last() {
+        let (name, contenders) = (kept_up(place.before), &[Contender::Cartlog]);
+        scenarios.push(Scenario { name, place, carts: one, products: shop, contenders, levels: &loud, upkeep: true });
     }
 
     if let Some(place) = places.first() {
@@ -235,7 +290,11 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             for scenario in rotated(&scenarios, round).filter(|scenario| scenario.levels.contains(tasks)) {
                 for contender in rotated(scenario.contenders, round) {
                     let work = Work::new(scenario.carts, scenario.products, *tasks);
+                    let upkeep = scenario.upkeep.then(|| Upkeep::begin(scenario.place.ours.pool.clone()));
                     let sample = scenario.place.measure(*contender, work, *tasks, sizes.length).await?;
+                    if let Some(upkeep) = upkeep {
+                        upkeep.end().await?;
+                    }
                     report.add(Key::new("log", &scenario.name, *tasks, *contender), sample);
                 }
             }

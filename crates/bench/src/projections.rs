@@ -22,12 +22,15 @@ use crate::{
     Bench,
     database::{LOG, Products, RIVAL},
     http::kill,
-    log::rotated,
+    log::{self, Work, rotated},
     measure::Sample,
     report::{Contender, Key, Report, thousands},
 };
 
 pub(crate) const SCENARIO: &str = "Cart Items, caught up";
+/// Add Item beside nothing, and beside read models that are being made from the same log.
+pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
+pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
 const DEADLINE: Duration = Duration::from_secs(600);
 /// How much longer than another measurement disintegrate's takes. It need not come to the end.
 const LENGTHS: u32 = 5;
@@ -38,6 +41,10 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         for contender in rotated(&[Contender::Cartlog, Contender::Disintegrate], round) {
             let sample = if *contender == Contender::Cartlog { ours(bench).await? } else { theirs(bench).await? };
             report.add(Key::new("projections", SCENARIO, 1, *contender), sample);
+        }
+        for scenario in rotated(&[ALONE, BESIDE], round) {
+            let sample = appending(bench, *scenario == BESIDE).await?;
+            report.add(Key::new("projections", *scenario, bench.sizes.loud(), Contender::Cartlog), sample);
         }
     }
     Ok(())
@@ -71,6 +78,29 @@ async fn ours(bench: &Bench) -> Result<Sample> {
     ensure!(u64::try_from(items)? == carts, "Cart Items has {items} items of {carts}");
     kill(vec![service]).await?;
     Ok(Sample::of_whole(head as f64, elapsed))
+}
+
+/// Add Item on a log of as many events, which are projected at the same time, or are not.
+async fn appending(bench: &Bench, projected: bool) -> Result<Sample> {
+    let database = bench.server.log().await?;
+    let pool = &database.pool;
+    LOG.add_carts(pool, bench.sizes.events / 2, Products::Many(1_000)).await?;
+    let head = LOG.head(pool).await?;
+    let mut services = vec![];
+    if projected {
+        services.push(bench.start(PROJECTIONS, "beside", &database, vec![]).await?);
+    }
+    let work = Work::one_item_each(Products::Many(1_000), bench.sizes.loud());
+    let sample = log::cartlog(&database, Contender::Cartlog, work, bench.sizes.loud(), bench.sizes.length).await?;
+    if projected {
+        let behind = "SELECT coalesce(min(position), 0) < $1 FROM checkpoint WHERE name = 'cart_items'";
+        let behind: bool = sqlx::query_scalar(behind).bind(head).fetch_one(pool).await?;
+        if !behind {
+            bench.say("projections: they had caught up before the measurement's end, so it says less");
+        }
+    }
+    kill(services).await?;
+    Ok(sample)
 }
 
 /// As many as it handles in some time.

@@ -189,6 +189,11 @@ impl Report {
             let what = format!("{loud} tasks with {} events before, to {}", thousands(*before), thousands(first));
             bar(what, self.ratio((&log::one_item(*before), loud, Cartlog), ours), 0.85, 0.95);
         }
+        if let Some(last) = sizes.before.last() {
+            let (kept_up, left_alone) = (log::kept_up(*last), log::one_item(*last));
+            let what = format!("{loud} tasks with {} events before, while VACUUM and ANALYZE run, to without", thousands(*last));
+            bar(what, self.ratio((&kept_up, loud, Cartlog), (&left_alone, loud, Cartlog)), 0.85, 0.95);
+        }
         let new = log::NEW_PRODUCT;
         for product in [log::popular_product(sizes.crowd), log::counted_product(sizes.crowd)] {
             bar(
@@ -260,6 +265,10 @@ impl Report {
         if let Some(ratio) = self.ratio((projections::SCENARIO, 1, Contender::Cartlog), (projections::SCENARIO, 1, Contender::Disintegrate))
         {
             let _ = writeln!(text, "  to disintegrate-postgres: {}", times(&ratio));
+        }
+        let beside = |scenario| (scenario, self.sizes.loud(), Contender::Cartlog);
+        if let Some(ratio) = self.ratio(beside(projections::BESIDE), beside(projections::ALONE)) {
+            let _ = writeln!(text, "  Add Item beside read models that catch up, to without, on the same cores: {}", times(&ratio));
         }
         for failure in self.failures() {
             let _ = writeln!(text, "  {failure}");
