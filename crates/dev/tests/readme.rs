@@ -179,8 +179,14 @@ fn variables(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn one_environment_may_serve_all_programs() {
-    let sources =
-        ["README.md", ".env.example", "docker-compose.yml", "deploy/Dockerfile", "deploy/passwords.sql", "crates/dev/src/test_stack.rs"];
+    let sources = [
+        "README.md",
+        ".env.example",
+        "docker-compose.yml",
+        "deploy/Dockerfile",
+        "deploy/passwords/passwords.sql",
+        "crates/dev/src/test_stack.rs",
+    ];
     let used: BTreeSet<String> = sources.into_iter().flat_map(|path| variables(&text(path))).collect();
     assert_eq!(variables(&text("crates/service/src/variables.txt")), used);
 }

@@ -1,0 +1,103 @@
+# What the checks of whole shops share: saying what is done, images, days in the shop, and what is asked of the one address.
+#
+# Sourced with `work`, a directory; `shop`, `database` and `brokers` say where the shop, PostgreSQL (a URL) and Kafka are.
+# shellcheck shell=bash
+
+services=(cart-commands inventory-translator cart-projections publisher)
+# shellcheck disable=SC2034 # for who sources this
+images=("${services[@]}" migrate cartctl)
+commit=$(git describe --always --dirty 2> /dev/null || echo unknown)
+demo=''
+
+step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
+say() { printf '   %s\n' "$*"; }
+fail() { printf '\n** %s\n' "$*" >&2; exit 1; }
+
+# quietly: what a command says is shown only where it fails.
+quietly() { "$@" > "$work/output" 2>&1 || { tail --lines=40 "$work/output" >&2; fail "this failed: $*"; }; }
+
+until_true() { # what is waited for, seconds, command...
+    local what=$1 deadline=$((SECONDS + $2))
+    shift 2
+    until "$@"; do
+        ((SECONDS < deadline)) || fail "waited in vain for $what"
+        sleep 0.5
+    done
+}
+
+build_demo() {
+    step 'building cargo dev, which lives the days'
+    quietly cargo build --package dev
+    dev=$(cargo metadata --no-deps --format-version 1 | jq --raw-output .target_directory)/debug/dev
+}
+
+# Builds the images under a tag, with a commit.
+build_images() { # tag, commit
+    CARTLOG_TAG=$1 CARTLOG_COMMIT=$2 quietly docker compose --profile operator build
+}
+build_both() {
+    step "building the images, at commit $commit"
+    build_images check "$commit"
+    step 'building them again, as another commit: no dependency is built again'
+    build_images check-next "$commit-next"
+    if grep --extended-regexp 'Compiling (tokio|serde|librdkafka|rdkafka-sys|sqlx-core) ' "$work/output"; then
+        fail 'dependencies were built again for another commit'
+    fi
+}
+
+# A day in the shop, in the background; its outcome is waited for with `lived`.
+live() { # flags...
+    COMMANDS_URL=http://$shop PROJECTIONS_URL=http://$shop KAFKA_BOOTSTRAP_SERVERS=$brokers DATABASE_URL=$database \
+        "$dev" demo "$@" > "$work/demo" 2>&1 &
+    demo=$!
+    # Its shop has opened.
+    until_true 'the shop to open' 90 grep --quiet --extended-regexp 'the shop opens|^error' "$work/demo"
+}
+lived() {
+    local pid=$demo
+    demo=''
+    wait "$pid" || { cat "$work/demo" >&2; fail 'the day did not end as the log says'; }
+    sed -n '/Checked against the log/,$p' "$work/demo" | sed 's/^/ /'
+}
+still_living() { kill -0 "$demo" 2> /dev/null || { cat "$work/demo" >&2; fail "the day was over too early: $*"; }; }
+stop_living() { [[ -z $demo ]] || kill "$demo" 2> /dev/null; }
+
+get() { curl --silent --show-error --output "$work/body" --write-out '%{http_code}' "http://$shop$1" "${@:2}"; }
+expect() { # status, path, curl's arguments...
+    local status
+    status=$(get "${@:2}")
+    [[ $status == "$1" ]] || fail "$2 is answered $status and not $1: $(< "$work/body")"
+    say "$2: $status $(head --bytes=100 "$work/body" | tr '\n' ' ')"
+}
+# Every route of every service, and none of those for within.
+ask_the_one_address() { # a digit: others where it is asked again
+    local id=01980000-0000-7000-8000-0000000000$1 position
+    step 'one address'
+    expect 200 "/changeinventory/${id}c" --json '{"product_id":"'${id}c'","inventory":5}'
+    expect 200 "/changeprice/${id}c" --json '{"product_id":"'${id}c'","old_price":"9.00","new_price":"9.99"}'
+    expect 200 "/additem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'","product_id":"'${id}c'","description":"A tea pot","image":"","price":"9.99"}'
+    position=$(jq '.[1]' "$work/body")
+    expect 200 "/${id}a/cartitems"
+    expect 200 "/${id}a/cartitemsfromdb?min_position=$position"
+    expect 200 "/cartswithproducts/${id}c?min_position=$position"
+    expect 200 "/inventories/${id}c?min_position=$position"
+    expect 200 "/removeitem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'"}'
+    expect 409 "/submitcart/${id}a" --json '{"cart_id":"'${id}a'"}'
+    expect 200 "/${id}a/submittedcart"
+    expect 200 /cart-commands/openapi.json
+    expect 404 /metrics
+    expect 404 /healthcheck
+    expect 404 /lag
+    expect 404 /
+}
+
+# No password is in what is said.
+leaks() { # what, from standard input
+    local text secret
+    text=$(cat)
+    [[ -n $text ]] || fail "$1 is empty"
+    for secret in "$CARTLOG_SECRETS"/*; do
+        [[ $text != *"$(< "$secret")"* ]] || fail "$1 shows $(basename "$secret")"
+    done
+    say "$1: none"
+}
