@@ -12,6 +12,7 @@ use std::{
 use actix_web::web::ServiceConfig;
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -118,6 +119,7 @@ where
         Err(error) => return complain(name, &error.into(), EXIT_FAULT),
     };
     info!(service = name, version = version::VERSION, ?common, ?settings, "starting");
+    open_as_many_files_as_allowed();
 
     let outcome = runtime.block_on(async {
         let stopping = CancellationToken::new();
@@ -160,6 +162,15 @@ fn complain(name: &str, fault: &Fault, exit: u8) -> ExitCode {
     // Where stderr is closed nobody reads it.
     let _ = writeln!(io::stderr(), "{name}: {fault:#}");
     ExitCode::from(exit)
+}
+
+/// A connection is an open file. Most systems begin with a thousand for a process, and let it have many more where it asks.
+fn open_as_many_files_as_allowed() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(now, most)| if now < most { setrlimit(Resource::RLIMIT_NOFILE, most, most) } else { Ok(()) });
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn stop_on_signal(stopping: CancellationToken) -> io::Result<()> {

@@ -44,13 +44,31 @@ impl Process {
     fn start(environment: &[(&str, &str)]) -> Self {
         let port = free_port();
         let environment = [environment, &[("CARTLOG_PORT", port.as_str())]].concat();
-        let mut child = minimal(&environment).spawn().unwrap();
+        Self::listening(minimal(&environment), &port)
+    }
+
+    fn listening(mut command: Command, port: &str) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut log = String::new();
         while !log.contains("\"listening\"") {
             assert!(stdout.read_line(&mut log).unwrap() > 0, "it ended: {log}");
         }
         Self { child, stdout, address: format!("127.0.0.1:{port}") }
+    }
+
+    /// A connection that was answered on, and stays.
+    fn connection(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = vec![];
+        while !answer.ends_with(b"\r\n\r\nOk") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("it is answered");
+            answer.extend(byte);
+        }
+        stream
     }
 
     fn get(&self, path: &str, headers: &str) -> String {
@@ -200,6 +218,19 @@ fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
     let export = exports.recv_timeout(Duration::from_secs(10)).expect("an export");
     assert!(export.starts_with("POST /v1/traces "), "{export}");
     assert!(export.contains("GET /traceparent") && export.contains("minimal"), "{export}");
+}
+
+#[test]
+fn a_process_opens_as_many_files_as_the_system_allows_and_not_as_few_as_it_begins_with() {
+    let port = free_port();
+    let mut few = Command::new("/bin/sh");
+    few.args(["-c", "ulimit -S -n 64 && exec \"$0\""]).arg(minimal(&[]).get_program()).env_clear().env("CARTLOG_PORT", &port);
+    few.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let process = Process::listening(few, &port);
+    let connections: Vec<_> = (0..100).map(|_| process.connection()).collect();
+    assert_eq!(connections.len(), 100);
+    drop(connections);
+    process.end(Signal::SIGTERM);
 }
 
 #[test]
