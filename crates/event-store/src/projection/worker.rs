@@ -95,6 +95,7 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         stopped: BTreeMap::new(),
         retry_asked: false,
         written: false,
+        look_at: None,
     };
     loop {
         let started = Instant::now();
@@ -144,7 +145,12 @@ pub(super) struct Worker<'a, P: Projection> {
     retry_asked: bool,
     /// Something was written since it last went wrong.
     written: bool,
+    /// When it is looked again how everything stands, where that is before the next heartbeat.
+    look_at: Option<Instant>,
 }
+
+/// The pause after which it is tried again to take what somebody who is not alive has locked: the database ends such a transaction.
+const LOCKED: Duration = Duration::from_millis(200);
 
 struct Ahead<P: Projection> {
     from: Position,
@@ -204,7 +210,7 @@ impl<P: Projection> Worker<'_, P> {
                 continue;
             }
             self.check(head).await?;
-            let again = self.stopped.values().map(|stopped| stopped.until).min();
+            let again = self.stopped.values().map(|stopped| stopped.until).chain(self.look_at).min();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = seen.changed() => match changed {
@@ -212,7 +218,11 @@ impl<P: Projection> Worker<'_, P> {
                     Err(_) => return Ok(()),
                 },
                 changed = heads.changed() => if changed.is_err() { return Ok(()) },
-                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    if self.look_at.take_if(|at| *at <= Instant::now()).is_some() {
+                        self.alive.look();
+                    }
+                }
             }
         }
     }
@@ -309,7 +319,9 @@ impl<P: Projection> Worker<'_, P> {
             self.leases.hand_back(&back).await?;
             self.changed();
         } else if mine < share && build.checkpoints.iter().any(|checkpoint| checkpoint.owner.is_none()) {
+            let free = build.checkpoints.iter().filter(|checkpoint| checkpoint.owner.is_none()).count();
             let taken = self.leases.take(build.segments, share - mine).await?;
+            self.look_at = (taken.len() < free.min(share - mine)).then(|| Instant::now() + LOCKED);
             if !taken.is_empty() {
                 self.ahead = None;
                 self.held.positions.extend(taken);
