@@ -33,7 +33,8 @@ pub(crate) enum Task {
         /// The projection
         name: String,
     },
-    /// Make a read model anew beside the one in service, which answers until the new one has come as far; shows how far it is until then
+    /// Make a read model anew beside the one in service, which answers until the new one has come as far; shows how far it is until then.
+    /// Where a retired build is kept, it takes its place
     Rebuild {
         /// The projection
         name: String,
@@ -43,6 +44,8 @@ pub(crate) enum Task {
         /// Only begin it
         #[arg(long)]
         detach: bool,
+        #[command(flatten)]
+        confirmed: Confirmed,
     },
     /// Compare the build in service with the other one, row by row, at one position of the log; exit code 5 where they differ
     Diff {
@@ -79,7 +82,9 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
         Task::List => output.list(&builds, "there are no projections yet: they come with the first start of the services", &HEADS, row),
         Task::Pause { name } => pause(&log, known(&builds, &name)?, true, output).await,
         Task::Resume { name } => pause(&log, known(&builds, &name)?, false, output).await,
-        Task::Rebuild { name, hold, detach } => rebuild(&log, &builds, known(&builds, &name)?, hold, detach, output).await,
+        Task::Rebuild { name, hold, detach, confirmed } => {
+            rebuild(&log, &builds, known(&builds, &name)?, hold, detach, &confirmed, output).await
+        }
         Task::Diff { name, samples } => diff(&log, &builds, known(&builds, &name)?, samples, output).await,
         Task::Switch { name, back, force } => switch(&log, &builds, known(&builds, &name)?, back, force, output).await,
         Task::Drop { name, confirmed } => drop_build(&log, &builds, known(&builds, &name)?, &confirmed, output).await,
@@ -106,6 +111,7 @@ async fn rebuild(
     serving: &Build,
     hold: bool,
     detach: bool,
+    confirmed: &Confirmed,
     output: &Output,
 ) -> Result<(), Error> {
     let name = serving.name.as_str();
@@ -117,8 +123,16 @@ async fn rebuild(
             "{name} is paused, and what is made anew would be too: `cartctl projections resume {name}` first"
         )));
     }
-    let under_way = builds.iter().find(|build| build.name == name && build.status == "building" && build.version == serving.version);
+    let alive = operate::replicas(log.pool()).await?;
+    let other = builds.iter().find(|build| build.name == name && build.status != "serving");
+    let under_way = other.filter(|other| {
+        let newer = other.version > serving.version && alive.iter().any(|one| one.name == name && one.version == other.version);
+        other.status == "building" && (other.version == serving.version || newer)
+    });
     if under_way.is_none() {
+        if let Some(other) = other {
+            confirmed.ask(output, &format!("The {} is emptied for the new one: there is no way back to it.", described(other)))?;
+        }
         projection::rebuild_named(log.pool(), name, if hold { Switch::WhenAsked } else { Switch::WhenReady }).await?;
     }
     // What is under way goes into service as it was begun.
@@ -213,6 +227,15 @@ async fn revive(log: &EventStore<DomainEvent>, builds: &[Build], name: &str) -> 
     if projection::revive(log.pool(), name, Switch::WhenReady).await? { Ok(()) } else { Err(none()) }
 }
 
+/// A build that is not in service.
+fn described(Build { name, build, version, status, .. }: &Build) -> String {
+    if status == "retired" {
+        format!("retired build of {name} ({build}, version {version})")
+    } else {
+        format!("build of {name} that is being made ({build}, version {version})")
+    }
+}
+
 async fn drop_build(
     log: &EventStore<DomainEvent>,
     builds: &[Build],
@@ -226,9 +249,9 @@ async fn drop_build(
     };
     let Build { build, version, status, .. } = other;
     let what = if status == "retired" {
-        format!("the retired build of {name} ({build}, version {version}) is emptied: there is no way back to it.")
+        format!("the {} is emptied: there is no way back to it.", described(other))
     } else {
-        format!("the build of {name} that is being made ({build}, version {version}) is given up, with what is done of it.")
+        format!("the {} is given up, with what is done of it.", described(other))
     };
     confirmed.ask(output, &what)?;
     if !projection::drop_build(log.pool(), name, build).await? {

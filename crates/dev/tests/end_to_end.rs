@@ -666,6 +666,36 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
 }
 
 #[tokio::test]
+async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop() {
+    let mut shop = Shop::new("stop-waiting").await;
+    shop.start(&[COMMANDS, PROJECTIONS]).await;
+    let cart = Uuid::now_v7();
+    let (status, answer) = shop.add(cart, Uuid::now_v7(), "1.00").await;
+    assert_eq!(status, 200, "{answer}");
+    // The query is held before it begins to wait, so that it is in hand for sure.
+    let mut lock = shop.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE parked IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let asked = tokio::spawn(reqwest::get(format!("{}/{cart}/cartitemsfromdb?min_position=1000000&timeout=30", shop.url(PROJECTIONS))));
+    eventually("it is in hand", || async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event = 'relation' AND query LIKE 'SELECT k.key FROM parked k JOIN%'";
+        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&shop.pool).await.unwrap() > 0).then_some(())
+    })
+    .await;
+    let stopping = shop.service(PROJECTIONS).stop(READY);
+    let (stopped, answer, rolled_back) = tokio::join!(stopping, asked, lock.rollback());
+    rolled_back.unwrap();
+    assert!(stopped.unwrap().success());
+    let answer = answer.unwrap().unwrap();
+    assert_eq!(answer.status(), 503);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["code"], "behind");
+    let message = body["message"].as_str().unwrap();
+    assert!(message.ends_with(", and not to 1000000 before this process stops; try again"), "{message}");
+    shop.stop().await;
+}
+
+#[tokio::test]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
@@ -686,6 +716,13 @@ async fn cart_items_can_be_made_anew_at_start() {
                 .unwrap();
             let answer: Value = reqwest::get(format!("{}/{cart}/cartitemsfromdb", projections.url())).await.unwrap().json().await.unwrap();
             (serving == build && answer["total_price"] == "1.00").then_some(())
+        })
+        .await;
+        let retired = if build == "projection_b" { r#"build="projection_a""# } else { r#"build="projection_b""# };
+        eventually("nothing of the old build is measured any more", || async {
+            let metrics = reqwest::get(format!("{}/metrics", projections.url())).await.unwrap().text().await.unwrap();
+            let of = |line: &&str| line.starts_with("projection_segments{") && line.contains(r#""cart_items""#) && line.contains(retired);
+            metrics.lines().find(of)?.ends_with(" 0").then_some(())
         })
         .await;
         projections.kill().await.unwrap();

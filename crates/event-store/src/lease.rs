@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -243,33 +243,40 @@ impl Leases<'_> {
     }
 
     /// Cuts a build anew, all of whose segments this replica holds at one position. Answers whether it did: not where another has taken one.
-    pub(crate) async fn cut(&self, held: &Held, at: Position, segments: i32) -> Result<bool, sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
-        let fenced = sqlx::query!(
-            "DELETE FROM checkpoint WHERE name = $1 AND build = $2 AND segments = $3 AND owner = $4 AND position <= $5",
-            self.name,
-            self.build,
-            held.segments,
-            self.replica,
-            at.0
-        )
-        .execute(&mut *transaction)
-        .await?;
-        if usize::try_from(fenced.rows_affected()).is_ok_and(|rows| rows != held.positions.len()) {
-            return Ok(false);
-        }
-        sqlx::query!(
-            "INSERT INTO checkpoint (name, build, segment, segments, position, owner)
-             SELECT $1, $2, segment, $3, $4, $5 FROM generate_series(0, $3::integer - 1) AS segment",
-            self.name,
-            self.build,
-            segments,
-            at.0,
-            self.replica
-        )
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(true)
+    pub(crate) async fn cut(&self, held: &Held, at: Position, segments: i32) -> Result<bool, StoreError> {
+        in_time(async {
+            let mut lent = Lent::from(self.pool).await?;
+            let mut transaction = lent.begin().await?;
+            let fenced = sqlx::query!(
+                "DELETE FROM checkpoint WHERE name = $1 AND build = $2 AND segments = $3 AND owner = $4 AND position <= $5",
+                self.name,
+                self.build,
+                held.segments,
+                self.replica,
+                at.0
+            )
+            .execute(&mut *transaction)
+            .await?;
+            let all = usize::try_from(fenced.rows_affected()).is_ok_and(|rows| rows == held.positions.len());
+            if all {
+                sqlx::query!(
+                    "INSERT INTO checkpoint (name, build, segment, segments, position, owner)
+                     SELECT $1, $2, segment, $3, $4, $5 FROM generate_series(0, $3::integer - 1) AS segment",
+                    self.name,
+                    self.build,
+                    segments,
+                    at.0,
+                    self.replica
+                )
+                .execute(&mut *transaction)
+                .await?;
+                transaction.commit().await?;
+            } else {
+                transaction.rollback().await?;
+            }
+            lent.done();
+            Ok(all)
+        })
+        .await
     }
 }

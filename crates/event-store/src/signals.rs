@@ -25,6 +25,10 @@ pub struct Backlog {
     pub held: i64,
     /// The replicas that are alive.
     pub replicas: i64,
+    /// Keys that are parked in the build in service, and its segments that stand before an event: see [`crate::operate::parked`].
+    pub parked: i64,
+    /// See above.
+    pub stopped: i64,
     /// The build that is being made beside it.
     pub rebuild: Option<Rebuild>,
     /// An automation's to-dos.
@@ -72,6 +76,7 @@ impl<E: LogEvent> EventStore<E> {
                           coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
                                     WHERE e.event_id = n.next), 0) AS "lag_seconds!",
                           (SELECT count(*) FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()) AS "replicas!",
+                          (SELECT count(*) FROM parked k WHERE k.name = p.name AND k.build = p.build) AS "parked!", s.stopped AS "stopped!",
                           w.open AS "open?", w.due AS "due?", w.failed AS "failed?", w.oldest AS "oldest?"
                    FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
                    CROSS JOIN (
@@ -82,7 +87,8 @@ impl<E: LogEvent> EventStore<E> {
                        SELECT min(c.position) AS lowest, sum(least(c.position, h.head))::float8 AS applied, count(*) AS segments,
                               count(*) FILTER (WHERE EXISTS (
                                   SELECT FROM replica r
-                                  WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp())) AS held
+                                  WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp())) AS held,
+                              count(*) FILTER (WHERE c.position < c.stopped_at) AS stopped
                        FROM checkpoint c WHERE c.name = p.name AND c.build = p.build
                    ) s
                    -- What is none of its events is written down with the heartbeat only, and is nothing that it is behind with.
@@ -118,6 +124,8 @@ impl<E: LogEvent> EventStore<E> {
                     segments: row.segments,
                     held: row.held,
                     replicas: row.replicas,
+                    parked: row.parked,
+                    stopped: row.stopped,
                     rebuild: None,
                     todos,
                 };

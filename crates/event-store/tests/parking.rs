@@ -269,6 +269,8 @@ async fn an_event_that_cannot_be_applied_parks_its_key_and_is_applied_with_what_
     assert_eq!((first.key, first.position, first.attempts), (Some(key(&carts[3])), Position(poison), 1));
     assert!(first.error.contains("division by zero (SQLSTATE 22012)"), "{}", first.error);
     assert!(parked(&log).await[0].since_seconds >= first.since_seconds);
+    let backlog = process.store.backlog().await.unwrap().remove("ledger").unwrap();
+    assert_eq!((backlog.lag, backlog.parked, backlog.stopped), (0, 1, 0));
 
     // It waits for an operator, and is tried once for each asking.
     let still = retry(&log).await;
@@ -423,6 +425,8 @@ async fn an_event_without_a_key_stops_the_segments_it_fails_in_and_no_others() {
     assert_eq!((stands.key, stands.segments, stands.position), (None, Some(vec![segment]), Position(poison)));
     assert!(stands.error.contains("division by zero"), "{}", stands.error);
     assert_exact(&log, "projection_a", &|position, cart| segment_of(cart, 4) == segment && position >= poison).await;
+    let backlog = process.store.backlog().await.unwrap().remove("ledger").unwrap();
+    assert_eq!((backlog.parked, backlog.stopped), (0, 1));
     eventually("it is tried again and again", || async { (parked(&log).await[0].attempts > 3).then_some(()) }).await;
     let (_, builds) = operate::builds(log.store.pool()).await.unwrap();
     let standing: Vec<_> = builds[0].segments.iter().filter(|segment| segment.stopped).map(|segment| segment.segment).collect();
@@ -445,6 +449,59 @@ async fn an_event_without_a_key_stops_the_segments_it_fails_in_and_no_others() {
     until_parked(&log, 0).await;
     assert_exact(&log, "projection_a", &|position, _| position == poison).await;
     process.stop().await;
+}
+
+/// The ledger of a release that wants it in six segments.
+struct InSix(Ledger<1>);
+
+#[async_trait]
+impl Projection for InSix {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "ledger";
+    const TABLES: &'static [&'static str] = &["ledger"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
+    const SEGMENTS: i32 = 6;
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        Ledger::<1>::key(event)
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        self.0.apply(transaction, batch).await
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_stands_holds_nobody_up_where_a_release_wants_another_number_of_them() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(12), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[0].price_changed(0)]).await.0;
+    happen(&log, &carts, 100, &random).await;
+    let (held, segment) = (key(&carts[9]), segment_of(key(&carts[9]), 4));
+    ledger.poison.lock().unwrap().where_held.insert(poison, held);
+    let old = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    let new = Process::start(&log, InSix(ledger.clone()));
+    eventually("it is wanted in six", || async {
+        let wanted: i32 = sqlx::query_scalar("SELECT segments FROM projection").fetch_one(log.store.pool()).await.unwrap();
+        (wanted == 6).then_some(())
+    })
+    .await;
+    until_heartbeats(&log, 3).await;
+    happen(&log, &carts, 100, &random).await;
+    let standing = |position, cart| segment_of(cart, 4) == segment && position >= poison;
+    assert_exact(&log, "projection_a", &standing).await;
+
+    ledger.poison.lock().unwrap().where_held.clear();
+    eventually("it is cut anew", || async {
+        let cut: i64 = sqlx::query_scalar("SELECT count(*) FROM checkpoint").fetch_one(log.store.pool()).await.unwrap();
+        (cut == 6).then_some(())
+    })
+    .await;
+    happen(&log, &carts, 100, &random).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    drop((old, new));
 }
 
 async fn spoil(log: &TestLog<DomainEvent>, position: i64) -> Vec<u8> {

@@ -109,10 +109,19 @@ struct Process {
 
 impl Process {
     fn start<const SEGMENTS: i32, const VERSION: i32>(log: &TestLog<DomainEvent>) -> Self {
+        Self::with::<SEGMENTS, VERSION>(log, settings())
+    }
+
+    /// One that looks how everything stands so seldom that no test waits for it.
+    fn nearly_deaf(log: &TestLog<DomainEvent>) -> Self {
+        Self::with::<8, 1>(log, Settings { lease: Duration::from_secs(600), ..settings() })
+    }
+
+    fn with<const SEGMENTS: i32, const VERSION: i32>(log: &TestLog<DomainEvent>, settings: Settings) -> Self {
         let ledger = Ledger::<SEGMENTS, VERSION> { by: Uuid::now_v7(), ..Ledger::default() };
         let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
         let stop = CancellationToken::new();
-        let (id, ran) = (ledger.by, projection::run(store.clone(), ledger, settings(), Arc::default(), stop.clone()));
+        let (id, ran) = (ledger.by, projection::run(store.clone(), ledger, settings, Arc::default(), stop.clone()));
         Self { id, store, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
     }
 
@@ -434,6 +443,21 @@ async fn sql_and_rust_put_a_key_into_the_same_segment() {
     }
 }
 
+#[tokio::test]
+async fn what_went_wrong_once_is_gone_on_with_before_it_is_time_for_the_next_heartbeat() {
+    let (log, carts, random) = (log().await, carts(), seeded(9));
+    let replica = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND usename = 'cartlog_projections'";
+    assert!(sqlx::query_scalar::<_, i64>(cut).fetch_one(log.store.pool()).await.unwrap() > 0);
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    replica.stop().await;
+}
+
 async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
     sqlx::query_as("SELECT build, version FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap()
 }
@@ -462,6 +486,38 @@ async fn a_new_version_is_built_beside_the_one_in_service_by_several_replicas_un
         (left == [None; 8]).then_some(())
     })
     .await;
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn a_rebuild_that_is_asked_for_leaves_what_a_newer_release_makes_for_as_long_as_that_is_alive() {
+    let (log, carts, random) = (log().await, carts(), seeded(10));
+    let old = Process::start::<8, 1>(&log);
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    projection::pause(log.store.pool(), "ledger", true).await.unwrap();
+    let building = async || -> Option<i32> {
+        let version = sqlx::query_scalar("SELECT version FROM projection WHERE status = 'building'");
+        version.fetch_optional(log.store.pool()).await.unwrap()
+    };
+    let until_building = async |version: i32| {
+        eventually("it is being made", || async { (building().await == Some(version)).then_some(()) }).await;
+    };
+    let new = Process::start::<8, 2>(&log);
+    until_building(2).await;
+    projection::rebuild::<Ledger<8, 1>>(log.store.pool()).await.unwrap();
+    projection::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
+    assert_eq!(building().await, Some(2));
+
+    // Taken back: what it has begun is in nobody's way.
+    new.stop().await;
+    projection::rebuild::<Ledger<8, 1>>(log.store.pool()).await.unwrap();
+    assert_eq!(building().await, Some(1));
+    let new = Process::start::<8, 2>(&log);
+    until_building(2).await;
+    projection::pause(log.store.pool(), "ledger", false).await.unwrap();
+    eventually("the newer one is in service", || async { (serving(&log).await.1 == 2).then_some(()) }).await;
+    assert_exact(&log).await;
     drop((old, new));
 }
 
@@ -524,4 +580,65 @@ async fn who_waits_for_a_position_reads_their_own_write_whichever_replica_is_ask
         let ahead = Position(head.0 + 1);
         assert_eq!(projection::wait(store, "ledger", None, ahead, Duration::ZERO).await.unwrap(), Waited::Behind(head));
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_none_of_its_business_does_not_wait_for_the_holders_heartbeat() {
+    let (log, carts, random) = (log().await, carts(), seeded(11));
+    let holder = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    let other = Process::nearly_deaf(&log);
+    happen(&log, &carts, 50, &random).await;
+    let added = log.append([carts[0].added(0)]).await;
+    let long = Duration::from_secs(20);
+    assert_eq!(projection::wait(&other.store, "ledger", None, added, long).await.unwrap(), Waited::There);
+    let key = carts[0].cart_id.uuid();
+    let head = log.append([carts[0].created(), carts[1].inventory(0, 3)]).await;
+    for of in [None, Some(key)] {
+        assert_eq!(projection::wait(&other.store, "ledger", of, head, long).await.unwrap(), Waited::There);
+        // It is not taken for what was never written, and not for what is to be applied.
+        let ahead = projection::wait(&other.store, "ledger", of, Position(head.0 + 1), Duration::ZERO).await.unwrap();
+        assert!(matches!(ahead, Waited::Behind(at) if at <= head), "{ahead:?}");
+    }
+    let mut standstill = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM checkpoint FOR UPDATE").execute(&mut *standstill).await.unwrap();
+    let added = log.append([carts[0].added(0), carts[0].created()]).await;
+    let waited = projection::wait(&other.store, "ledger", Some(key), added, Duration::ZERO).await.unwrap();
+    assert!(matches!(waited, Waited::Behind(at) if at.0 < added.0 - 1), "{waited:?}");
+    standstill.rollback().await.unwrap();
+    drop((holder, other));
+}
+
+#[tokio::test]
+async fn those_who_wait_for_what_another_holds_look_together_and_leave_room_for_others() {
+    let (log, carts, random) = (log().await, carts(), seeded(13));
+    let holder = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    let other = Process::nearly_deaf(&log);
+    let head = happen(&log, &carts, 50, &random).await;
+    let next = Position(head.0 + 1);
+    let long = Duration::from_secs(20);
+    assert_eq!(projection::wait(&other.store, "ledger", None, head, long).await.unwrap(), Waited::There);
+    let mut lock = log.store.pool().begin().await.unwrap();
+    sqlx::query("LOCK TABLE checkpoint IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let waiting: Vec<_> = (0..50)
+        .map(|n| {
+            let (store, key) = (other.store.clone(), (n % 2 == 0).then(|| carts[n / 2].cart_id.uuid()));
+            tokio::spawn(async move { projection::wait(&store, "ledger", key, next, long).await.unwrap() })
+        })
+        .collect();
+    let looking = async || -> i64 {
+        let looking = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'relation'
+                          AND query LIKE '%checkpoint c JOIN projection p%'";
+        sqlx::query_scalar(looking).fetch_one(log.store.pool()).await.unwrap()
+    };
+    eventually("one looks", || async { (looking().await > 0).then_some(()) }).await;
+    assert_eq!(other.store.wait("a test", next, Duration::ZERO).await.unwrap(), Waited::Behind(head));
+    assert_eq!(looking().await, 1);
+    lock.rollback().await.unwrap();
+    log.append([carts[0].added(0)]).await;
+    for waited in waiting {
+        assert_eq!(waited.await.unwrap(), Waited::There);
+    }
+    drop((holder, other));
 }

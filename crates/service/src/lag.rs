@@ -93,6 +93,10 @@ pub struct ProjectionLag {
     pub held: i64,
     /// The processes that run it and are alive.
     pub replicas: i64,
+    /// Keys that are parked, until an operator has them retried.
+    pub parked: i64,
+    /// Segments that stand before an event which cannot be applied.
+    pub stopped: i64,
     /// The build that is being made anew, where one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<RebuildLag>,
@@ -126,13 +130,13 @@ impl From<BTreeMap<String, Backlog>> for Lag {
         let (lag, lag_seconds) =
             (at_work().map(|backlog| backlog.lag).max().unwrap_or(0), at_work().map(|one| one.lag_seconds).fold(0.0, f64::max));
         let (mut projections, mut todos) = (BTreeMap::new(), BTreeMap::new());
-        for (name, Backlog { lag, lag_seconds, paused, segments, held, replicas, rebuild, todos: waiting }) in backlogs {
+        for (name, Backlog { lag, lag_seconds, paused, segments, held, replicas, parked, stopped, rebuild, todos: waiting }) in backlogs {
             if let Some(waiting) = waiting {
                 let event_store::Waiting { open, due, failed, oldest } = waiting;
                 todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
             }
             let rebuild = rebuild.map(|event_store::Rebuild { lag, progress }| RebuildLag { lag, progress });
-            projections.insert(name, ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, rebuild });
+            projections.insert(name, ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, parked, stopped, rebuild });
         }
         Self { lag, lag_seconds, projections, todos }
     }
@@ -201,6 +205,8 @@ mod tests {
             segments: 8,
             held: 8,
             replicas: 2,
+            parked: 1,
+            stopped: 0,
             rebuild: None,
             todos: waiting,
         };

@@ -1,15 +1,18 @@
 //! Positions in queries: to read no less than what one has written, and to read what was.
 
 use std::{
+    fmt,
     future::{Ready, ready},
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload};
+use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
 use event_store::{
-    EventStore, LogEvent, Position, States,
+    EventStore, LogEvent, Position, States, StoreError,
     projection::{self, Waited},
 };
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
@@ -19,13 +22,16 @@ use crate::HttpError;
 /// Seconds that a query waits where it does not say for how long, and at the most.
 const TIMEOUT: u64 = 5;
 const MAX_TIMEOUT: u64 = 30;
+/// For how long a query still waits once its process answers only what it has in hand. What is waited for nearly always comes within this;
+/// and whoever asks again is answered by another process.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// From where on the log must have been taken into an answer, and how long that may be waited for: `min_position` and `timeout` of every
 /// query.
 ///
 /// What cannot be read is refused with 400 `invalid_query` and a message that names the parameter and what it should be. An answer that
 /// does not get there in time is 503 `behind`, with how far it has come.
-#[derive(Debug, Clone, Copy, IntoParams)]
+#[derive(Clone, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct MinPosition {
     /// The answer takes in the log up to this position at least, as a command answered it: waited for, where it is not there yet.
@@ -34,6 +40,38 @@ pub struct MinPosition {
     /// For how long, in whole seconds; then the answer is 503.
     #[param(value_type = Option<u32>, minimum = 0, maximum = 30, default = 5)]
     timeout: Duration,
+    #[param(ignore)]
+    draining: Draining,
+}
+
+impl fmt::Debug for MinPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MinPosition").field("min_position", &self.min_position).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// From when on the process answers only the requests that it has in hand.
+#[derive(Clone, Default)]
+pub(crate) struct Draining {
+    begun: CancellationToken,
+    /// For how long that may take.
+    deadline: Duration,
+}
+
+impl Draining {
+    pub(crate) fn new(deadline: Duration) -> Self {
+        Self { begun: CancellationToken::new(), deadline }
+    }
+
+    pub(crate) fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Comes when queries should not wait any longer.
+    async fn long_enough(&self) {
+        self.begun.cancelled().await;
+        sleep(LAST_WAIT.min(self.deadline / 2)).await;
+    }
 }
 
 /// `at`, a position: the answer is what it was when the log ended there.
@@ -54,7 +92,7 @@ impl MinPosition {
         if self.min_position == Position::START {
             return Ok(());
         }
-        match projection::wait(log, name, key, self.min_position, self.timeout).await? {
+        match self.waits(async |timeout| projection::wait(log, name, key, self.min_position, timeout).await).await? {
             Waited::There => Ok(()),
             Waited::Behind(position) => Err(self.behind(name, position, self.min_position)),
             Waited::Parked(key) => Err(HttpError::parked(name, key)),
@@ -75,7 +113,7 @@ impl MinPosition {
     ) -> Result<S::View, HttpError> {
         let wanted = self.min_position.max(at.at.unwrap_or_default());
         if wanted > Position::START
-            && let Waited::Behind(position) = log.wait(query, wanted, self.timeout).await?
+            && let Waited::Behind(position) = self.waits(async |timeout| log.wait(query, wanted, timeout).await).await?
         {
             return Err(self.behind("the log", position, wanted));
         }
@@ -90,9 +128,21 @@ impl MinPosition {
         Ok(view)
     }
 
-    fn behind(self, what: &str, position: Position, wanted: Position) -> HttpError {
-        let seconds = self.timeout.as_secs();
-        let message = format!("{what} has come to position {position}, and not to {wanted} within {seconds} seconds; try again");
+    /// Waits for as long as the client said, and no longer than the process is there.
+    async fn waits(&self, wait: impl AsyncFn(Duration) -> Result<Waited, StoreError>) -> Result<Waited, StoreError> {
+        tokio::select! {
+            waited = wait(self.timeout) => waited,
+            () = self.draining.long_enough() => wait(Duration::ZERO).await,
+        }
+    }
+
+    fn behind(&self, what: &str, position: Position, wanted: Position) -> HttpError {
+        let bound = if self.draining.begun.is_cancelled() {
+            "before this process stops".to_owned()
+        } else {
+            format!("within {} seconds", self.timeout.as_secs())
+        };
+        let message = format!("{what} has come to position {position}, and not to {wanted} {bound}; try again");
         HttpError::unavailable(message).code("behind").expected()
     }
 }
@@ -105,7 +155,8 @@ impl FromRequest for MinPosition {
         let read = || {
             let min_position = position(request, "min_position")?.unwrap_or_default();
             let timeout = number(request, "timeout", MAX_TIMEOUT)?.unwrap_or(TIMEOUT);
-            Ok(Self { min_position, timeout: Duration::from_secs(timeout) })
+            let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
+            Ok(Self { min_position, timeout: Duration::from_secs(timeout), draining })
         };
         ready(read())
     }

@@ -25,6 +25,7 @@ use utoipa::openapi::OpenApi;
 use crate::{
     Fault,
     health::{self, Readiness},
+    position::Draining,
     server::{self, Operations},
     settings::{Common, FILE_VARIABLE, Kafka, Layers, SettingsError, Validate},
     supervise::Supervisor,
@@ -277,7 +278,8 @@ impl Service {
         let drain_deadline = deadline - (deadline / 4).min(Duration::from_secs(2));
         let address = listener.local_addr().context("the listener has no address")?;
         let operations = Operations { readiness: self.readiness, metrics: self.metrics };
-        let server = server::start(listener, &self.settings, drain_deadline, operations, document, routes)?;
+        let draining = Draining::new(drain_deadline);
+        let server = server::start(listener, &self.settings, drain_deadline, draining.clone(), operations, document, routes)?;
         let handle = server.handle();
         let mut server = tokio::spawn(server);
         info!(%address, "listening");
@@ -305,6 +307,7 @@ impl Service {
             }
         }
         let start = Instant::now();
+        draining.begin();
         if !server.is_finished() && timeout(drain_deadline, handle.stop(true)).await.is_err() {
             warn!("requests in hand did not finish in time; they are cut off");
         }

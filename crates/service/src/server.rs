@@ -21,6 +21,7 @@ use crate::{
     edge::{self, RequestSpan},
     health::Readiness,
     openapi::{self, Routes},
+    position::Draining,
     refused_head::Connection,
     settings::Common,
     slow_client::{Patience, Watched},
@@ -55,6 +56,7 @@ pub(crate) fn start<F>(
     listener: TcpListener,
     settings: &Common,
     drain_deadline: Duration,
+    draining: Draining,
     operations: Operations,
     document: OpenApi,
     routes: F,
@@ -82,6 +84,7 @@ where
             .app_data(table.clone())
             .app_data(Data::new(operations.clone()))
             .app_data(Data::new(document.clone()))
+            .app_data(Data::new(draining.clone()))
             .app_data(
                 PathConfig::default()
                     .error_handler(|error, _| HttpError::bad_request("invalid_path", format!("the path cannot be read: {error}")).into()),

@@ -88,7 +88,7 @@ impl Projection for CartsWithProducts {
         if !items.is_empty() {
             sqlx::query!(
                 "INSERT INTO carts_with_products (cart_id, item_id, product_id, position)
-                 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[])",
+                 SELECT unnest($1::uuid[]), unnest($2::uuid[]), unnest($3::uuid[]), unnest($4::bigint[])",
                 &carts,
                 &items,
                 &products,

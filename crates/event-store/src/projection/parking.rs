@@ -144,8 +144,12 @@ struct Row {
     event_id: i64,
     payload: Vec<u8>,
     inserted_at: OffsetDateTime,
-    metadata: Json<Metadata>,
+    /// Where the projection makes something of it.
+    metadata: Option<Json<Metadata>>,
 }
+
+/// The metadata of events in so many positions is read at any rate: it says what a batch came from.
+const TRACED: i64 = 100;
 
 /// Reads what a projection takes of the log between two positions.
 pub(super) async fn read<P: Projection>(
@@ -158,11 +162,12 @@ pub(super) async fn read<P: Projection>(
         let mut connection = store.lend().await?;
         let rows = sqlx::query_as!(
             Row,
-            r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: Json<Metadata>" FROM event
+            r#"SELECT event_id, payload, inserted_at, CASE WHEN event_id <= $4 THEN metadata END AS "metadata: Json<Metadata>" FROM event
            WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
             after.0,
             to.0,
-            types
+            types,
+            if P::METADATA { to.0 } else { after.0 + TRACED }
         )
         .fetch_all(&mut *connection)
         .await?;
@@ -184,7 +189,8 @@ fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
         match decode::<P::Log>(row.event_id, &row.payload).map(TryInto::try_into) {
             Ok(Ok(event)) => {
                 debug_assert!(is_keyed_by::<P>(&event), "{}: the key of the event at {position} is not the id it is keyed by", P::NAME);
-                batch.events.push(Recorded { position, event, metadata: row.metadata.0, recorded_at: row.inserted_at });
+                let metadata = row.metadata.map(|metadata| metadata.0).unwrap_or_default();
+                batch.events.push(Recorded { position, event, metadata, recorded_at: row.inserted_at });
             }
             // Of another stream.
             Ok(Err(_)) => {}
@@ -277,19 +283,25 @@ impl Leases<'_> {
         .await
     }
 
-    /// Says of a parked key that its queue's first event still cannot be applied, and why.
-    async fn still_parked(&self, key: Uuid, position: Position, error: &str) -> Result<(), StoreError> {
+    /// Says of a parked key that its queue's first event still cannot be applied, and why: where its segment is still this replica's.
+    async fn still_parked(&self, held: &Held, segment: i32, key: Uuid, position: Position, error: &str) -> Result<(), StoreError> {
         in_time(async {
             let mut connection = Lent::from(self.pool).await?;
             sqlx::query!(
-                "UPDATE parked SET attempts = CASE WHEN position = $4 THEN attempts ELSE 0 END + 1, position = $4, error = $5,
+                "WITH fence AS (
+                     SELECT FROM checkpoint WHERE name = $1 AND build = $2 AND segments = $6 AND segment = $7 AND owner = $8 FOR UPDATE
+                 )
+                 UPDATE parked SET attempts = CASE WHEN position = $4 THEN attempts ELSE 0 END + 1, position = $4, error = $5,
                         tried_at = clock_timestamp(), retry_asked_at = NULL
-                 WHERE name = $1 AND build = $2 AND key = $3",
+                 WHERE name = $1 AND build = $2 AND key = $3 AND EXISTS (SELECT FROM fence)",
                 self.name,
                 self.build,
                 key,
                 position.0,
-                error
+                error,
+                held.segments,
+                segment,
+                self.replica
             )
             .execute(&mut *connection)
             .await?;
@@ -421,7 +433,7 @@ impl<P: Projection> Worker<'_, P> {
                 Retried::Refused(error, events, _) if events > 1 && !error.is_unavailable() => window = (events / 10).max(1),
                 Retried::Refused(error, _, position) if took_too_long(&error) || !error.is_unavailable() => {
                     METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
-                    self.leases.still_parked(key, position, &words(&error)).await?;
+                    self.leases.still_parked(&self.held, segment, key, position, &words(&error)).await?;
                     let error: &dyn std::error::Error = &error;
                     tracing::error!(projection, build, %key, %position, error, "the event still cannot be applied: its key stays parked");
                     return Ok(true);
@@ -448,7 +460,7 @@ impl<P: Projection> Worker<'_, P> {
                 .await?;
             let rows = sqlx::query_as!(
                 Row,
-                r#"SELECT event_id, payload, inserted_at, metadata AS "metadata: Json<Metadata>" FROM event
+                r#"SELECT event_id, payload, inserted_at, metadata AS "metadata?: Json<Metadata>" FROM event
                    WHERE event_id IN (
                        SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4)
                    ORDER BY event_id"#,

@@ -74,6 +74,14 @@ pub(super) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) ->
         .fetch_optional(&mut *transaction)
         .await?;
     transaction.commit().await?;
+    if let Some(serving) = serving.filter(|version| *version > P::VERSION) {
+        tracing::warn!(
+            projection = P::NAME,
+            version = P::VERSION,
+            serving,
+            "what is in service is a newer release's, which alone works it: start that, or go back with `cartctl projections switch --back`"
+        );
+    }
     if P::KIND == Kind::ReadModel && serving.is_some_and(|version| version < P::VERSION) {
         rebuild::<P>(pool).await?;
     }
@@ -109,7 +117,8 @@ pub enum Switch {
 }
 
 /// Asks for a read model to be made anew beside the one in service; the replicas that run it do so, and switch when the new one has come
-/// as far. Where that is already under way, nothing is asked.
+/// as far. Where that is already under way, nothing is asked; nor where a newer release that is alive makes its own version: that one will
+/// replace what would be made.
 ///
 /// # Errors
 /// Where the database is away or the migrations are missing; where it is an automation, which is never made anew.
@@ -129,7 +138,7 @@ pub async fn rebuild_named(pool: &PgPool, name: &str, switch: Switch) -> Result<
 async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
     let Some(serving) = sqlx::query!(
-        "SELECT build, version, segments, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR UPDATE",
+        "SELECT build, version, segments, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR NO KEY UPDATE",
         name
     )
     .fetch_optional(&mut *transaction)
@@ -143,7 +152,9 @@ async fn make_anew(pool: &PgPool, name: &str, of: Option<(i32, i32, Vec<String>)
     let (version, segments, tables) = of.unwrap_or((serving.version, serving.segments, serving.tables));
     let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
     let under_way = sqlx::query_scalar!(
-        r#"SELECT true AS "yes!" FROM projection WHERE name = $1 AND build = $2 AND status = 'building' AND version = $3"#,
+        r#"SELECT true AS "yes!" FROM projection p
+           WHERE name = $1 AND build = $2 AND status = 'building' AND (version = $3 OR version > $3 AND EXISTS (
+               SELECT FROM replica r WHERE r.name = p.name AND r.version = p.version AND r.alive_until > clock_timestamp()))"#,
         name,
         other,
         version
@@ -234,9 +245,10 @@ pub(super) enum Switched {
 pub(super) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
+    // Not more than is changed: who parks a key refers to these rows, and has checkpoints locked that are waited for here.
     let builds = sqlx::query!(
         r#"SELECT build, version, status, switch_when_ready, paused OR coalesce(stop_until > clock_timestamp(), false) AS "held!"
-           FROM projection WHERE name = $1 FOR UPDATE"#,
+           FROM projection WHERE name = $1 FOR NO KEY UPDATE"#,
         name
     )
     .fetch_all(&mut *transaction)

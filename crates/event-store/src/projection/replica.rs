@@ -14,6 +14,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use super::serving::Lately;
 use crate::{Position, lease::Held};
 
 /// A projection as this process runs it.
@@ -104,6 +105,8 @@ pub(crate) struct Checkpoint {
     pub(crate) position: Position,
     /// The replica that holds it, where that is alive.
     pub(crate) owner: Option<Uuid>,
+    /// It stands before an event that cannot be applied.
+    pub(crate) stopped: bool,
     /// For how long the event after the position has been there.
     pub(crate) lag: Duration,
 }
@@ -114,6 +117,8 @@ pub(crate) struct Replicas(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// What is waited for of each projection, whether it runs here or not.
+    lately: Mutex<HashMap<String, Arc<Lately>>>,
     running: Mutex<Running>,
     now: Notify,
 }
@@ -148,6 +153,12 @@ impl Replicas {
         }
         self.0.now.notify_one();
         alive
+    }
+
+    /// What was last seen by those who wait for a projection.
+    pub(crate) fn lately(&self, name: &str) -> Arc<Lately> {
+        let mut lately = self.0.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        lately.entry(name.to_owned()).or_default().clone()
     }
 
     /// The projections that this process runs.
@@ -279,6 +290,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
                   c.segment, c.segments, greatest(c.position, h.position) AS "position!",
                   (SELECT c.owner WHERE c.owner = r.id OR EXISTS (
                       SELECT FROM replica o WHERE o.name = c.name AND o.id = c.owner AND o.alive_until > clock_timestamp())) AS owner,
+                  coalesce(c.position < c.stopped_at, false) AS "stopped!",
                   coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
                             WHERE e.event_id = greatest(c.position, h.position) + 1), 0) AS "lag!"
            FROM running r JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
@@ -321,6 +333,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             segment: row.segment,
             position: Position(row.position),
             owner: row.owner,
+            stopped: row.stopped,
             lag: Duration::try_from_secs_f64(row.lag).unwrap_or_default(),
         });
     }

@@ -1,13 +1,16 @@
 //! Reading the build that is in service, and waiting until it has come far enough.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use opentelemetry::KeyValue;
 use sqlx::{Executor as _, PgConnection, Row as _};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use uuid::Uuid;
 
-use super::segment::{hash, segment_of};
+use super::segment::segment_of;
 use crate::{
     EventStore, LogEvent, Position, StoreError,
     lease::Held,
@@ -110,7 +113,7 @@ async fn waited<E: LogEvent>(
         let known = held.as_mut().and_then(|held| in_hand(&held.borrow_and_update(), key));
         let at = match known {
             Some(at) => at,
-            None => stored(store, name, key).await?,
+            None => stored(store, name, key, if asked { pause / 2 } else { Duration::ZERO }).await?,
         };
         if at >= position {
             return Ok(Waited::There);
@@ -147,24 +150,70 @@ fn in_hand(held: &BTreeMap<&'static str, Held>, key: Option<Uuid>) -> Option<Pos
     }
 }
 
-async fn stored<E: LogEvent>(store: &EventStore<E>, name: &str, key: Option<Uuid>) -> Result<Position, StoreError> {
-    let turn = store.turn().await?;
-    let position = in_time(async {
+/// So many positions are looked at for the next event that a projection takes. As many as are appended between two heartbeats, but for very
+/// many.
+const LOOKED_AT: i64 = 1_000;
+
+/// How far the segments of the build in service have come by the table. Who waits looks again and again: all of them together look once.
+#[derive(Default)]
+pub(crate) struct Lately(Mutex<Option<(Instant, Arc<[Position]>)>>);
+
+/// How far the build in service has come by the table, as it was so long ago at the most.
+async fn stored<E: LogEvent>(store: &EventStore<E>, name: &str, key: Option<Uuid>, ago: Duration) -> Result<Position, StoreError> {
+    let lately = store.replicas().lately(name);
+    let asked = Instant::now();
+    let looking = async {
+        let mut known = lately.0.lock().await;
+        if let Some((at, positions)) = known.as_ref()
+            && *at + ago >= asked
+        {
+            return Ok(positions.clone());
+        }
+        let turn = store.turn().await?;
+        let at = Instant::now();
+        let positions: Arc<[Position]> = look(store, name).await?.into();
+        drop(turn);
+        *known = Some((at, positions.clone()));
+        Ok(positions)
+    };
+    let positions = timeout(store.shared.settings.decide_deadline, looking).await.unwrap_or(Err(StoreError::Busy))?;
+    let position = match key {
+        Some(key) => usize::try_from(segment_of(key, positions.len().try_into().unwrap_or(i32::MAX))).ok().and_then(|of| positions.get(of)),
+        None => positions.iter().min(),
+    };
+    Ok(position.copied().unwrap_or(Position::START))
+}
+
+/// Up to where there is nothing left to apply in each segment of the build in service. Its holder writes down with its heartbeat only what is
+/// none of the projection's; so that is looked for, by the events that this process' replica takes, where it is of the version in service.
+async fn look<E: LogEvent>(store: &EventStore<E>, name: &str) -> Result<Vec<Position>, StoreError> {
+    let replica = store.replicas().find(name);
+    in_time(async {
         let mut connection = store.lend().await?;
-        let position = sqlx::query_scalar!(
-            "SELECT min(c.position) FROM checkpoint c JOIN projection p USING (name, build)
-         WHERE p.name = $1 AND p.status = 'serving' AND ($2::bigint IS NULL OR c.segment = $2 % c.segments)",
+        let positions = sqlx::query_scalar!(
+            r#"WITH stands AS (
+                   SELECT c.segment, c.position, p.version FROM checkpoint c JOIN projection p USING (name, build)
+                   WHERE p.name = $1 AND p.status = 'serving'
+               ), complete AS (
+                   SELECT s.position, coalesce(
+                              (SELECT min(e.event_id) - 1 FROM event e
+                               WHERE e.event_id > s.position AND e.event_id <= s.position + $4 AND e.event_type = ANY ($3)),
+                              least(s.position + $4, (SELECT max(event_id) FROM event))) AS up_to
+                   FROM (SELECT DISTINCT position FROM stands WHERE version = $2) s
+               )
+               SELECT greatest(s.position, c.up_to) AS "position!: Position" FROM stands s LEFT JOIN complete c USING (position)
+               ORDER BY s.segment"#,
             name,
-            key.map(|key| i64::from(hash(key)))
+            replica.as_ref().map(|replica| replica.version),
+            replica.as_ref().map(|replica| &*replica.types),
+            LOOKED_AT
         )
-        .fetch_one(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
         connection.done();
-        Ok(position)
+        Ok(positions)
     })
-    .await?;
-    drop(turn);
-    Ok(position.map_or(Position::START, Position))
+    .await
 }
 
 /// A key that is parked in the build in service: this one, or where none is given any.

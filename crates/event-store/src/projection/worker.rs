@@ -95,6 +95,7 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         stopped: BTreeMap::new(),
         retry_asked: false,
         written: false,
+        look_at: None,
     };
     loop {
         let started = Instant::now();
@@ -110,6 +111,8 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
             () = shutdown.cancelled() => break,
             () = backoff.pause(started) => {}
         }
+        // What it holds it knows by a heartbeat from after that.
+        alive.look();
     }
     // Where the database is away, others take them over when this replica is no longer alive.
     let held = std::mem::take(&mut worker.held);
@@ -142,7 +145,12 @@ pub(super) struct Worker<'a, P: Projection> {
     retry_asked: bool,
     /// Something was written since it last went wrong.
     written: bool,
+    /// When it is looked again how everything stands, where that is before the next heartbeat.
+    look_at: Option<Instant>,
 }
+
+/// The pause after which it is tried again to take what somebody who is not alive has locked: the database ends such a transaction.
+const LOCKED: Duration = Duration::from_millis(200);
 
 struct Ahead<P: Projection> {
     from: Position,
@@ -202,7 +210,7 @@ impl<P: Projection> Worker<'_, P> {
                 continue;
             }
             self.check(head).await?;
-            let again = self.stopped.values().map(|stopped| stopped.until).min();
+            let again = self.stopped.values().map(|stopped| stopped.until).chain(self.look_at).min();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = seen.changed() => match changed {
@@ -210,7 +218,11 @@ impl<P: Projection> Worker<'_, P> {
                     Err(_) => return Ok(()),
                 },
                 changed = heads.changed() => if changed.is_err() { return Ok(()) },
-                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    if self.look_at.take_if(|at| *at <= Instant::now()).is_some() {
+                        self.alive.look();
+                    }
+                }
             }
         }
     }
@@ -256,6 +268,7 @@ impl<P: Projection> Worker<'_, P> {
             let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
             METRICS.projection_parked.record(0, &of);
             METRICS.projection_stopped.record(0, &of);
+            Self::measure_none(&of);
             if !self.held.positions.is_empty() {
                 let held = std::mem::take(&mut self.held);
                 self.leases.hand_back(&held).await?;
@@ -268,7 +281,8 @@ impl<P: Projection> Worker<'_, P> {
         self.limit = build.limit();
         self.retry_asked = build.retry_asked;
         self.cut_into = None;
-        if build.segments != build.wanted && self.limit.is_none() {
+        // Where one stands it cannot come to where the others are, and these would wait for it.
+        if build.segments != build.wanted && self.limit.is_none() && !build.checkpoints.iter().any(|checkpoint| checkpoint.stopped) {
             // Brought into one hand first: whoever was at work on a segment, of whatever release, is fenced off.
             if build.before == 0 {
                 if !self.held.all() {
@@ -305,7 +319,9 @@ impl<P: Projection> Worker<'_, P> {
             self.leases.hand_back(&back).await?;
             self.changed();
         } else if mine < share && build.checkpoints.iter().any(|checkpoint| checkpoint.owner.is_none()) {
+            let free = build.checkpoints.iter().filter(|checkpoint| checkpoint.owner.is_none()).count();
             let taken = self.leases.take(build.segments, share - mine).await?;
+            self.look_at = (taken.len() < free.min(share - mine)).then(|| Instant::now() + LOCKED);
             if !taken.is_empty() {
                 self.ahead = None;
                 self.held.positions.extend(taken);
@@ -340,16 +356,21 @@ impl<P: Projection> Worker<'_, P> {
 
     /// Asks for this release's number of segments.
     async fn want(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "UPDATE projection SET segments = $3 WHERE name = $1 AND build = $2 AND version = $4",
-            P::NAME,
-            self.leases.build,
-            P::SEGMENTS,
-            P::VERSION
-        )
-        .execute(self.leases.pool)
-        .await?;
-        Ok(())
+        in_time(async {
+            let mut connection = Lent::from(self.leases.pool).await?;
+            sqlx::query!(
+                "UPDATE projection SET segments = $3 WHERE name = $1 AND build = $2 AND version = $4",
+                P::NAME,
+                self.leases.build,
+                P::SEGMENTS,
+                P::VERSION
+            )
+            .execute(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(())
+        })
+        .await
     }
 
     /// Cuts the build anew where all of it stands at one position.
@@ -387,12 +408,19 @@ impl<P: Projection> Worker<'_, P> {
         METRICS.projection_segments.record(u64::try_from(self.held.positions.len()).unwrap_or_default(), &of);
         METRICS.projection_stopped.record(u64::try_from(self.stopped.len()).unwrap_or_default(), &of);
         METRICS.projection_parked.record(u64::try_from(build.parked).unwrap_or_default(), &of);
-        let Some(lowest) = self.held.lowest() else { return };
+        let Some(lowest) = self.held.lowest() else { return Self::measure_none(&of) };
         METRICS.projection_position.record(lowest.0, &of);
         METRICS.projection_lag.record((head.0 - lowest.0).max(0), &of);
         let mine = build.checkpoints.iter().filter(|checkpoint| self.held.positions.contains_key(&checkpoint.segment));
         let lag = mine.map(|checkpoint| checkpoint.lag).max().unwrap_or_default();
         METRICS.projection_lag_seconds.record(lag.as_secs_f64(), &of);
+    }
+
+    /// Of a build of which nothing is held here: what was measured when there was is not so any more.
+    fn measure_none(of: &[KeyValue]) {
+        METRICS.projection_segments.record(0, of);
+        METRICS.projection_lag.record(0, of);
+        METRICS.projection_lag_seconds.record(0.0, of);
     }
 
     /// Where the segments stand that go on: all but those that stand before an event, until they are to be tried again.

@@ -207,12 +207,12 @@ async fn a_query_that_cannot_be_read_is_refused_with_the_parameter_and_what_it_s
     }
     assert_eq!(running.get("/x/query?at=x").await.error().1, "invalid_path");
     for (query, read) in [
-        ("", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s }"),
-        ("?", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s }"),
-        ("?other=x&other=y&timeout=0", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 0ns }"),
+        ("", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s, .. }"),
+        ("?", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 5s, .. }"),
+        ("?other=x&other=y&timeout=0", "1 At { at: None } MinPosition { min_position: Position(0), timeout: 0ns, .. }"),
         (
             "?at=0&timeout=30&min_position=9223372036854775807",
-            "1 At { at: Some(Position(0)) } MinPosition { min_position: Position(9223372036854775807), timeout: 30s }",
+            "1 At { at: Some(Position(0)) } MinPosition { min_position: Position(9223372036854775807), timeout: 30s, .. }",
         ),
     ] {
         assert_eq!(running.get(&format!("/1/query{query}")).await.body, read, "{query}");
