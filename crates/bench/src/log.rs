@@ -25,6 +25,8 @@ use crate::{
     report::{Contender, Key, Report, thousands},
 };
 
+/// With more events before, Cartlog is measured alone, as a rival's log would take twenty minutes and as many gigabytes.
+const RIVALS_UP_TO: u64 = 1_000_000;
 /// Filling so many events anew is quicker than removing what a measurement adds.
 const FILLED_ANEW: u64 = 100_000;
 /// Commands on the hot cart, until another takes its place: its items stay in its history, and a cart does not have thousands.
@@ -94,8 +96,10 @@ impl Place {
         let rival = if with_rival { Some(bench.server.rival().await?) } else { None };
         let place = Self { ours: bench.server.log().await?, rival, before, filled_anew: before <= FILLED_ANEW };
         place.refill(Contender::Cartlog).await?;
-        place.refill(Contender::Floor).await?;
-        place.refill(Contender::Disintegrate).await?;
+        if before <= RIVALS_UP_TO {
+            place.refill(Contender::Floor).await?;
+            place.refill(Contender::Disintegrate).await?;
+        }
         // What was filled is not to be written to its files during the first measurement.
         sqlx::raw_sql("CHECKPOINT").execute(&place.ours.pool).await?;
         Ok(place)
@@ -245,7 +249,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let sizes = &bench.sizes;
     let mut places = vec![];
     for before in &sizes.before {
-        places.push(Place::fill(bench, *before, true).await?);
+        places.push(Place::fill(bench, *before, *before <= RIVALS_UP_TO).await?);
     }
     let crowd = Crowd::fill(bench).await?;
     let loud = [sizes.loud()];
