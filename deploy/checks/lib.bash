@@ -70,8 +70,8 @@ expect() { # status, path, curl's arguments...
     say "$2: $status $(head --bytes=100 "$work/body" | tr '\n' ' ')"
 }
 # Every route of every service, and none of those for within.
-ask_the_one_address() { # a digit: others where it is asked again
-    local id=01980000-0000-7000-8000-0000000000$1 position
+ask_the_one_address() {
+    local id=01980000-0000-7000-8000-00000000000 position
     step 'one address'
     expect 200 "/changeinventory/${id}c" --json '{"product_id":"'${id}c'","inventory":5}'
     expect 200 "/changeprice/${id}c" --json '{"product_id":"'${id}c'","old_price":"9.00","new_price":"9.99"}'
