@@ -198,10 +198,14 @@ async fn one_trace_leads_from_the_clients_request_to_the_published_message_and_t
         let mut settings = shop.settings(kind, &format!("{}.log", kind.name));
         settings.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), collector.endpoint.clone()));
         settings.environment.push(("CARTLOG_LOG_FORMAT".into(), "json".into()));
-        if kind == PUBLISHER {
+        let filter = match kind {
             // However wide the log is.
-            settings.environment.push(("CARTLOG_LOG_FILTER".into(), "debug,hyper=warn".into()));
-        }
+            PUBLISHER => "debug,hyper=warn",
+            // A line for each request that was answered.
+            COMMANDS => "info,service=debug",
+            _ => "info",
+        };
+        settings.environment.push(("CARTLOG_LOG_FILTER".into(), filter.into()));
         shop.launch(kind, settings);
     }
     for kind in ALL {
