@@ -646,3 +646,47 @@ async fn those_who_wait_for_what_another_holds_look_together_and_leave_room_for_
     }
     drop((holder, other));
 }
+
+/// One of several projections of a process, which makes nothing.
+struct Other<const N: usize>;
+
+#[async_trait]
+impl<const N: usize> Projection for Other<N> {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = ["other_0", "other_1", "other_2"][N];
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        cart(event).map(|cart| cart.uuid())
+    }
+
+    async fn apply(&self, _: &mut PgConnection, _: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_in_order_is_not_said_to_be_alive_by_a_heartbeat_that_was_on_its_way() {
+    let log = log().await;
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    for _ in 0..20 {
+        let stop = CancellationToken::new();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(projection::run(store.clone(), Other::<0>, settings(), Arc::default(), stop.clone()));
+        running.spawn(projection::run(store.clone(), Other::<1>, settings(), Arc::default(), stop.clone()));
+        running.spawn(projection::run(store.clone(), Other::<2>, settings(), Arc::default(), stop.clone()));
+        eventually("they are at work", || async {
+            let held: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM checkpoint WHERE owner IS NOT NULL").fetch_one(log.store.pool()).await.unwrap();
+            (held == 24).then_some(())
+        })
+        .await;
+        stop.cancel();
+        while let Some(ended) = running.join_next().await {
+            ended.unwrap().unwrap();
+        }
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        assert_eq!(left, 0);
+    }
+}

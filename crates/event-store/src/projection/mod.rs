@@ -157,8 +157,8 @@ pub async fn run<P: Projection>(
         }
         Kind::Automation => worker::work(&running, &alive, "automation", &shutdown).await,
     }
-    drop(alive);
     // Where the database is away, the others wait until it is no longer alive.
+    let _ = timeout(SLOW, alive.end()).await;
     let _ = in_time(async {
         let mut connection = running.store.lend().await?;
         sqlx::query!("DELETE FROM replica WHERE name = $1 AND id = $2", P::NAME, running.replica.id).execute(&mut *connection).await?;

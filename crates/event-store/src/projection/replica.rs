@@ -121,6 +121,8 @@ struct Shared {
     lately: Mutex<HashMap<String, Arc<Lately>>>,
     running: Mutex<Running>,
     now: Notify,
+    /// Locked for as long as a heartbeat is on its way.
+    heart: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -179,6 +181,13 @@ pub(crate) struct Alive {
 }
 
 impl Alive {
+    /// Ends it, and waits until no heartbeat is on its way that would say once more that it is alive.
+    pub(crate) async fn end(self) {
+        let shared = self.shared.clone();
+        drop(self);
+        drop(shared.heart.lock().await);
+    }
+
     /// Asks for a heartbeat before it is time.
     pub(crate) fn look(&self) {
         self.shared.now.notify_one();
@@ -200,6 +209,7 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
         .connect_lazy_with(pool.connect_options().as_ref().clone());
     let mut said = false;
     loop {
+        let beating = shared.heart.lock().await;
         let replicas: Vec<_> = {
             let mut running = shared.running();
             if running.replicas.is_empty() || pool.is_closed() {
@@ -214,6 +224,7 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
             Ok(outcome) => outcome,
             Err(_) => Err(sqlx::Error::PoolTimedOut),
         };
+        drop(beating);
         match outcome {
             Ok(mut seen) => {
                 said = false;
