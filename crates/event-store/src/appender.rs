@@ -1,14 +1,10 @@
 //! The appender: one task and two connections a process. While a call is in flight, further appends gather, and the next call carries
 //! them, each with its own condition and outcome; it is sent behind the one in flight as soon as it carries as many, so that the database
-//! goes from one to the next. Under load batches grow by themselves; alone, an append waits for nothing. Where other processes append at
-//! the same time, the database goes to theirs meanwhile, and one call at a time carries twice as many.
+//! goes from one to the next. Under load batches grow by themselves; alone, an append waits for nothing.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -94,22 +90,6 @@ struct Appender {
     sql: Arc<str>,
     heads: Heads,
     session: Option<Session>,
-    others: Arc<Others>,
-}
-
-/// Whether other processes append, too: what this one did not write stood in the log when its last call was answered.
-#[derive(Default)]
-struct Others {
-    append: AtomicBool,
-    /// The head after this process's calls.
-    left: AtomicI64,
-}
-
-impl Others {
-    /// A call found the log with one head and left it with another.
-    fn seen(&self, found: i64, left: i64) {
-        self.append.store(found > self.left.fetch_max(left, Ordering::Relaxed), Ordering::Relaxed);
-    }
 }
 
 /// What waits to be sent.
@@ -118,7 +98,6 @@ struct Waiting {
     closed: CancellationToken,
     first_in: VecDeque<Append>,
     max_batch: usize,
-    others: Arc<Others>,
 }
 
 /// How many appends the call carries that is on its way on the other connection; 0 where none is.
@@ -128,11 +107,8 @@ pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, heads
     let ids = settings.ids.len();
     let sql: Arc<str> =
         format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
-    let others = Arc::new(Others::default());
-    let max_batch = settings.settings.max_batch;
-    let waiting = Mutex::new(Waiting { queue, closed, first_in: VecDeque::new(), max_batch, others: others.clone() });
-    let appender =
-        || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), session: None, others: others.clone() };
+    let waiting = Mutex::new(Waiting { queue, closed, first_in: VecDeque::new(), max_batch: settings.settings.max_batch });
+    let appender = || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), session: None };
     let (one, other) = (OnItsWay::default(), OnItsWay::default());
     // Two calls at a time: the database has the next one when it has done with the one before, and need not wait for this process.
     tokio::join!(appender().work(&waiting, &one, &other), appender().work(&waiting, &other, &one));
@@ -151,16 +127,10 @@ impl Waiting {
             // Its caller has given up: nobody would learn of it.
             self.first_in.retain(|append| !append.reply.is_closed());
             let (here, ahead_of_it) = (self.first_in.len(), *ahead.borrow_and_update());
-            let (enough, most) = match (self.others.append.load(Ordering::Relaxed), ahead_of_it) {
+            if here > 0 && here >= ahead_of_it {
                 // Half of those that come again and again go with one call and half with the next: while the database works on the one, this
                 // process decides the other.
-                (false, _) => (ahead_of_it, (here + ahead_of_it).div_ceil(2)),
-                // The database works on what others sent.
-                (true, 0) => (1, here),
-                (true, _) => (self.max_batch, here),
-            };
-            if here >= enough.max(1) {
-                return Some(self.batch(most));
+                return Some(self.batch((here + ahead_of_it).div_ceil(2)));
             }
             tokio::select! {
                 biased;
@@ -323,7 +293,6 @@ impl Appender {
         if let Some(session) = &mut self.session {
             session.head = head;
         }
-        self.others.seen(answer.head, head);
         if head > answer.head {
             self.heads.committed(Position(head));
         } else {
