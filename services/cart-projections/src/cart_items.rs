@@ -198,8 +198,7 @@ impl Projection for CartItemsProjection {
             sqlx::query!("INSERT INTO cart_items_cart SELECT unnest($1::uuid[])", &created).execute(&mut *transaction).await?;
         }
         if !added.items.is_empty() {
-            // Not one unnest of them all in FROM, which would keep each array's elements aside before it makes rows of them: that takes a
-            // third of what the INSERT does.
+            // Not one unnest of them all in FROM, which would keep each array's elements aside before it makes rows of them.
             sqlx::query!(
                 "INSERT INTO cart_items_item (cart_id, item_id, product_id, description, image, price, fingerprint, position)
                  SELECT unnest($1::uuid[]), unnest($2::uuid[]), unnest($3::uuid[]), unnest($4::text[]), unnest($5::text[]),

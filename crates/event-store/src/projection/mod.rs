@@ -74,7 +74,7 @@ pub trait Projection: Send + Sync + 'static {
     const KEYED_BY: Option<&'static str> = None;
 
     /// Whether it makes something of the events' metadata. Where it does not, they come without it but for the first few of a batch, by which
-    /// that is traced: to read it takes a tenth of the time.
+    /// that is traced: reading and parsing it would be for nothing.
     const METADATA: bool = matches!(Self::KIND, Kind::Automation);
 
     /// What events keep their order by. An event without a key concerns every key: it is applied once in each segment, and then may touch
@@ -157,7 +157,8 @@ pub async fn run<P: Projection>(
         }
         Kind::Automation => worker::work(&running, &alive, "automation", &shutdown).await,
     }
-    // Where the database is away, the others wait until it is no longer alive.
+    // Where the database is away, neither of these two comes about, and the others wait until this one is no longer alive: so what becomes
+    // of them is nothing to stop for.
     let _ = timeout(SLOW, alive.end()).await;
     let _ = in_time(async {
         let mut connection = running.store.lend().await?;
