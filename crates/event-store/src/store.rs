@@ -353,8 +353,8 @@ impl<E: LogEvent> EventStore<E> {
         }
         let options = self.pool().connect_options();
         let connecting = PgConnection::connect_with(&options);
-        // Of a probe, the pool has had half the time by now.
-        match tokio::time::timeout(self.shared.settings.connect_timeout / 2, connecting).await {
+        // The pool has had most of the time that a probe waits.
+        match tokio::time::timeout(self.shared.settings.connect_timeout / 4, connecting).await {
             Ok(Err(cause)) => cause,
             // It is there, and the pool's connections are all in use; or it does not answer at all.
             Ok(Ok(_)) | Err(_) => error,
