@@ -19,7 +19,8 @@ use crate::{
     metrics::METRICS,
     read::{fold, fold_written},
     state::{AnyPart, Stages, States},
-    store::{EventStore, Turn},
+    store::EventStore,
+    turns::Turn,
 };
 
 /// A command's rule: disintegrate's `Decision`, extended by stages (see [`Then`](crate::Then)), by positions, and by success without
@@ -174,32 +175,10 @@ impl<E: LogEvent> EventStore<E> {
         }
     }
 
-    /// Commands of this process that write what each other's conditions forbid go one after the other, first come, first served: each
-    /// decides on what the one before it left, instead of being refused by the log for it. Two on one cart do; what a cart only reads, as
-    /// a popular product's inventory, holds nobody up. It is a courtesy: across processes, and for exactness, the log decides.
-    /// Answers also whether it had to wait.
     async fn take_turn<V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
-        let mut boundaries: Vec<_> = parts(stages)
-            .iter()
-            .flat_map(|part| part.criteria().lookups.iter())
-            .filter(|lookup| events.iter().any(|(event, ids)| lookup.matches(event.name(), ids)))
-            .map(|lookup| lookup.ids.clone())
-            .collect();
-        // One order, so that no two wait for each other.
-        boundaries.sort_unstable();
-        boundaries.dedup();
-        let (mut turns, mut waited) = (vec![], false);
-        for boundary in boundaries {
-            let turn = match self.shared.turns.try_lock(boundary.clone()) {
-                Some(turn) => turn,
-                None => {
-                    waited = true;
-                    self.shared.turns.async_lock(boundary).await
-                }
-            };
-            turns.push(turn);
-        }
-        (turns, waited)
+        let criteria: Vec<_> = parts(stages).iter().map(|part| part.criteria().clone()).collect();
+        let lookups = criteria.iter().flat_map(|criteria| criteria.lookups.iter());
+        self.shared.turns.take(lookups, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
     }
 
     /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows

@@ -31,6 +31,7 @@ pub mod todo;
 mod together;
 pub mod trace;
 mod translate;
+mod turns;
 
 pub use criteria::{Criteria, CriteriaError};
 pub use decide::{DecideError, Decided, Decision, View};

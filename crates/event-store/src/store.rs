@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use lockable::{LockPool, Lockable};
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
@@ -17,7 +16,6 @@ use sqlx::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::{
     Heads, Known, LogEvent, StoreError,
@@ -28,6 +26,7 @@ use crate::{
     migrate,
     projection::Replicas,
     together::Reads,
+    turns::Turns,
 };
 
 /// How the store behaves.
@@ -64,11 +63,6 @@ impl Default for StoreSettings {
     }
 }
 
-/// The ids of a lookup, in the schema's order.
-type Boundary = Vec<Option<Uuid>>;
-/// A command's turn to write within a boundary.
-pub(crate) type Turn<'a> = <LockPool<Boundary> as Lockable<Boundary, ()>>::Guard<'a>;
-
 /// The log of `E`. Cheap to clone; the clones share one appender and one set of connections.
 pub struct EventStore<E> {
     pub(crate) shared: Arc<Shared>,
@@ -96,8 +90,8 @@ pub(crate) struct Shared {
     pub(crate) places: AtomicUsize,
     pub(crate) heads: Heads,
     pub(crate) known: Known,
-    /// Of the commands that are about to append, by what they write: see `decide`.
-    pub(crate) turns: LockPool<Boundary>,
+    /// Of the commands that are about to append, by what they write.
+    pub(crate) turns: Turns,
     pub(crate) ids: Vec<&'static str>,
     pub(crate) read_sql: String,
     pub(crate) append_from_sql: String,
@@ -285,7 +279,7 @@ impl<E: LogEvent> EventStore<E> {
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),
             waiting_reads: Reads::default(),
             known: Known::new(settings.known_bytes, heads.clone()),
-            turns: LockPool::new(),
+            turns: Turns::default(),
             admitted: Semaphore::new(settings.max_batch),
             places: AtomicUsize::new(settings.max_batch),
             settings,
@@ -341,11 +335,29 @@ impl<E: LogEvent> EventStore<E> {
         match missing.await {
             Ok(None) => Ok(()),
             Ok(Some(missing)) => Err(missing),
-            Err(StoreError::Unavailable(error) | StoreError::Database(error)) => Err(match not_let_in(&error) {
-                Some(why) => format!("{}: {}", away(&error), why.mend()),
-                None => away(&error),
-            }),
+            Err(StoreError::Unavailable(error) | StoreError::Database(error)) => {
+                let error = self.cause(error).await;
+                Err(match not_let_in(&error) {
+                    Some(why) => format!("{}: {}", away(&error), why.mend()),
+                    None => away(&error),
+                })
+            }
             Err(error) => Err(away(&error)),
+        }
+    }
+
+    /// The pool keeps trying and says only that its time was over: what the server says, or the network, is asked here.
+    async fn cause(&self, error: sqlx::Error) -> sqlx::Error {
+        if !matches!(error, sqlx::Error::PoolTimedOut) {
+            return error;
+        }
+        let options = self.pool().connect_options();
+        let connecting = PgConnection::connect_with(&options);
+        // The pool has had most of the time that a probe waits.
+        match tokio::time::timeout(self.shared.settings.connect_timeout / 4, connecting).await {
+            Ok(Err(cause)) => cause,
+            // It is there, and the pool's connections are all in use; or it does not answer at all.
+            Ok(Ok(_)) | Err(_) => error,
         }
     }
 

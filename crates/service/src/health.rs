@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Fault, HttpError, settings::Common};
 
-/// The time a single check has.
-const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+/// The time a single check has. Container platforms give a probe 4 seconds here.
+const CHECK_DEADLINE: Duration = Duration::from_secs(3);
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 

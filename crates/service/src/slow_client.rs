@@ -2,6 +2,9 @@
 //!
 //! actix-http bounds the time for the head of a connection's first request alone. After that, a client that sends a little of a head and
 //! stops, or sends a byte now and then, would keep its place for as long as it likes; and so would one that does not read its answer.
+//!
+//! A client that sends a request before the one before it is answered is held to the shorter of its times: what comes after an answer is
+//! taken for a head, though it may be the rest of a body.
 
 use std::{
     future::Future,

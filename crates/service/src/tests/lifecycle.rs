@@ -80,7 +80,7 @@ async fn it_is_alive_at_once_and_ready_when_every_check_says_so() {
 #[tokio::test]
 async fn a_check_that_hangs_is_not_ready() {
     let running = serve::<Api>(service(settings(&[])).ready_when("log", std::future::pending), |_| {});
-    assert_eq!(running.get("/ready").await.error().2, "waiting for: log: no answer within 2 seconds");
+    assert_eq!(running.get("/ready").await.error().2, "waiting for: log: no answer within 3 seconds");
     running.stop().await.unwrap();
 }
 
