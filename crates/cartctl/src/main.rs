@@ -36,7 +36,7 @@ Exit codes:
 
 /// Shows how Cartlog stands, and sets it right.
 ///
-/// Connects to the database as its owner (`cargo dev env` prints the address), and to the broker.
+/// Connects to the database as cartlog_operator or as its owner (whose address `cargo dev env` prints), and to the broker.
 #[derive(Parser)]
 #[command(name = "cartctl", version = version::VERSION, after_help = AFTER_HELP)]
 struct Arguments {
@@ -49,7 +49,7 @@ struct Arguments {
 /// What every command takes.
 #[derive(Args)]
 struct Common {
-    /// The database, as its owner: postgres://owner:password@host:5432/cartlog
+    /// The database: postgres://cartlog_operator:password@host:5432/cartlog
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// A file with the database's password and nothing else, for a URL without one

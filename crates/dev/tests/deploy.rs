@@ -2,6 +2,7 @@
 //! `deploy/check kubernetes` show.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use dev::services::{ALL, Kind, PROJECTIONS, PUBLISHER, TRANSLATOR};
@@ -180,6 +181,40 @@ fn every_container_in_kubernetes_is_confined_and_has_limits() {
             }
         }
     }
+}
+
+/// The roles that the deployments give passwords: of the services and of cartctl.
+#[test]
+fn every_role_has_a_password_and_cartctl_is_no_owner() {
+    let roles: Vec<_> = ALL.iter().map(|service| service.role).chain(["cartlog_operator"]).collect();
+    let (compose, migrate) = (text("docker-compose.yml"), text("deploy/kubernetes/base/migrate.yaml"));
+    for role in &roles {
+        let name = role.trim_start_matches("cartlog_");
+        assert!(text("deploy/passwords/passwords.sql").contains(&format!("ALTER ROLE {role} PASSWORD :'{name}';")), "{role}");
+        assert!(compose.contains(&format!("DATABASE_URL: postgres://{role}@postgres:5432/cartlog")), "{role}");
+        assert!(compose.contains(&format!("CARTLOG_DATABASE_PASSWORD_FILE: /run/secrets/{name}_password")), "{role}");
+        let secret = format!("- secret: {{ name: cartlog-{name}, items: [{{ key: password, path: {name} }}] }}");
+        assert!(migrate.contains(&secret), "{role}");
+    }
+    let names: Vec<_> = roles.iter().map(|role| role.trim_start_matches("cartlog_")).collect();
+    for file in [&compose, &migrate] {
+        assert_eq!(set(between(file, "for role in ", "; do")), set(&names.join(" ")));
+    }
+    assert_eq!(set(between(&text("deploy/kubernetes/make-secrets"), "for name in ", "; do")), set(&format!("owner {}", names.join(" "))));
+    let made = text("deploy/make-secrets");
+    assert_eq!(set(between(&made, "for name in ", "; do")), set(&format!("postgres grafana {}", names.join(" "))));
+
+    let cartctl = text("deploy/kubernetes/base/cartctl.yaml");
+    assert!(cartctl.contains("value: postgres://cartlog_operator@$(DATABASE_ADDRESS)\n"), "{cartctl}");
+    assert!(cartctl.contains("- secret: { name: cartlog-operator, items: [{ key: password, path: password }] }\n"), "{cartctl}");
+}
+
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    text.split(from).nth(1).and_then(|rest| rest.split(to).next()).unwrap_or_else(|| panic!("no {from:?} in {text}"))
+}
+
+fn set(words: &str) -> BTreeSet<&str> {
+    words.split(' ').collect()
 }
 
 #[test]
