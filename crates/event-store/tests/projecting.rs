@@ -304,9 +304,9 @@ async fn share_beside(appended_meanwhile: bool) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn projections_that_are_behind_go_one_after_the_other_while_commands_append_and_else_side_by_side() {
-    // Nearly none and nearly all: a machine that stands still for a second looks as if nobody appended.
+    // Not none: on a machine that stands still for a second it looks as if nobody appended. Nor all: each has its own pauses.
     let (appended, idle) = (share_beside(true).await, share_beside(false).await);
-    assert!(appended < 0.25 && idle > 0.75, "{appended} {idle}");
+    assert!(appended < 0.2 && idle > 0.4, "{appended} {idle}");
 }
 
 struct Asking;
