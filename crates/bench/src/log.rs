@@ -188,11 +188,15 @@ impl Upkeep {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let running = tokio::spawn(async move {
+            // At autovacuum's own pace.
+            let mut connection = pool.acquire().await?;
+            sqlx::query("SET vacuum_cost_delay = '2ms'").execute(&mut *connection).await?;
             let mut times = 0;
             while !stopped.load(Ordering::Relaxed) {
-                sqlx::raw_sql("VACUUM (ANALYZE) event").execute(&pool).await?;
+                sqlx::query("VACUUM (ANALYZE) event").execute(&mut *connection).await?;
                 times += 1;
             }
+            connection.close().await?;
             Ok(times)
         });
         Self { stop, running }

@@ -728,10 +728,13 @@ async fn what_is_read_is_not_emptied_under_a_query_by_a_switch_and_another_rebui
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log, "projection_a", &|_, _| false).await;
     let pool = log.store.pool();
+    // All but the switch beforehand: a query is given up after five seconds.
+    projection::rebuild_named(pool, "ledger", Switch::WhenAsked).await.unwrap();
+    until_at_head(&log, "projection_b").await;
     let mut rebuilding = None;
     let (before, after): (i64, i64) = projection::serving(&process.store, "ledger", None, async |build| {
         let before = sqlx::query_scalar("SELECT count(*) FROM carts_with_products").fetch_one(&mut *build).await?;
-        projection::rebuild_named(pool, "ledger", Switch::WhenReady).await.unwrap();
+        assert!(projection::switch_when_ready(pool, "ledger").await.unwrap());
         eventually("the new build is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
         let again = pool.clone();
         rebuilding = Some(tokio::spawn(async move { projection::rebuild_named(&again, "ledger", Switch::WhenAsked).await }));

@@ -111,7 +111,11 @@ where
             Err(reason) => complain(name, &reason, EXIT_FAULT),
         };
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if common.background_threads.get() > 0 {
+        runtime.worker_threads(common.background_threads.as_usize());
+    }
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(name, &error.into(), EXIT_FAULT),
     };

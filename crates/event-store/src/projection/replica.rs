@@ -123,6 +123,8 @@ struct Shared {
     now: Notify,
     /// Locked for as long as a heartbeat is on its way.
     heart: tokio::sync::Mutex<()>,
+    /// Locked for as long as a batch of a projection that is behind is applied.
+    catching_up: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -166,6 +168,13 @@ impl Replicas {
     /// The projections that this process runs.
     pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
         self.0.running().replicas.values().cloned().collect()
+    }
+
+    /// The turn of a projection that is behind to apply a batch while commands append. Those of this process go one after the other then, so
+    /// that however many are made anew, the database has one such transaction of each process to write beside what is appended. Who has come
+    /// to the log's end waits for none of them, and where nobody appends they go side by side.
+    pub(crate) async fn turn_to_catch_up(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.catching_up.lock().await
     }
 
     /// A projection that this process runs.

@@ -35,7 +35,9 @@ pub struct Common {
     pub shutdown_delay_seconds: Whole<0, 60>,
     /// Threads that serve HTTP; 0 is one for each core.
     pub http_workers: Whole<0, 512>,
-    /// Connections each of these threads serves at a time.
+    /// Threads for what is done beside HTTP: appending, projecting, publishing. 0 is one for each core.
+    pub background_threads: Whole<0, 512>,
+    /// Connections each of the HTTP threads serves at a time.
     pub http_max_connections: Whole<1, 1_000_000>,
     /// Where traces are sent.
     pub otel_exporter_otlp_endpoint: Endpoint,
