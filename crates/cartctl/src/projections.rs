@@ -286,7 +286,8 @@ pub(crate) async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &st
     Ok(())
 }
 
-pub(crate) const HEADS: [&str; 9] = ["projection", "version", "build", "status", "position", "lag", "behind", "parked", "segments held"];
+pub(crate) const HEADS: [&str; 11] =
+    ["projection", "version", "build", "status", "position", "lag", "behind", "events/s", "batch", "parked", "segments held"];
 
 pub(crate) fn row(build: &Build) -> Vec<String> {
     let mut status = build.status.clone();
@@ -309,6 +310,8 @@ pub(crate) fn row(build: &Build) -> Vec<String> {
         build.position.to_string(),
         build.lag_events.to_string(),
         span(build.lag_seconds),
+        format!("{:.0}", build.events_per_second),
+        format!("{:.0}", build.batch),
         parked(build),
         holders(build),
     ]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Url;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
@@ -12,6 +13,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The database's name where it is ours to choose.
 pub const NAME: &str = "cartlog";
+
+/// As event-store has them. Not from there: `cargo dev queries` is run where a query of event-store does not compile yet.
+static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
 /// Makes a database where there is none of this name. `name` is taken as it is, so it must be a plain identifier.
 ///
@@ -33,7 +37,7 @@ pub async fn create(server_url: &str, name: &str) -> Result<(), Error> {
 /// The server is away, its user may not, or what is applied differs from what this build knows.
 pub async fn migrate(url: &str) -> Result<(), Error> {
     let pool = connect(url).await?;
-    let migrated = event_store::migrate(&pool).await;
+    let migrated = MIGRATOR.run(&pool).await;
     pool.close().await;
     Ok(migrated?)
 }

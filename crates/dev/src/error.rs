@@ -76,8 +76,8 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// The migrations could not be applied.
-    #[error(transparent)]
-    Migrate(#[from] event_store::MigrateError),
+    #[error("the migrations could not be applied: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
     /// Kafka refused a request.
     #[error("cannot {what}: {reason}")]
     Kafka {

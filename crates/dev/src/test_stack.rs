@@ -19,8 +19,8 @@ use crate::postgres::{self, Postgres};
 use crate::report::Report;
 use crate::services;
 
-/// What tests run.
-const PROGRAMS: [&str; 5] =
+/// What tests run, and the chaos.
+pub(crate) const PROGRAMS: [&str; 5] =
     [services::COMMANDS.name, services::TRANSLATOR.name, services::PROJECTIONS.name, services::PUBLISHER.name, "cartctl"];
 
 /// PostgreSQL and Kafka for tests, empty at the start. Several may run beside each other.

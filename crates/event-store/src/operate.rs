@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::{
     EventStore, LogEvent, Position, SourcePartition, StoreError,
     event::decode,
+    signals::tenths,
     store::{Lent, in_time},
 };
 
@@ -48,6 +49,10 @@ pub struct Build {
     pub lag_seconds: f64,
     /// Keys that are parked in it: see [`parked`].
     pub parked: i64,
+    /// Events that all replicas apply in a second, and events of a batch, lately: see [`crate::Backlog`].
+    pub events_per_second: f64,
+    /// See above.
+    pub batch: f64,
     /// What it is cut into.
     pub segments: Vec<Segment>,
 }
@@ -108,9 +113,15 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
                   (SELECT r.id FROM replica r
                    WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()) AS replica,
                   (SELECT count(*) FROM parked k WHERE k.name = p.name AND k.build = p.build) AS "parked!",
-                  coalesce(c.position < c.stopped_at, false) AS "stopped!"
+                  coalesce(c.position < c.stopped_at, false) AS "stopped!",
+                  a.events AS "events_per_second!", coalesce(a.events / nullif(a.batches, 0), 0) AS "batch!"
            FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
            LEFT JOIN (projection p JOIN checkpoint c USING (name, build)) ON true
+           CROSS JOIN LATERAL (
+               SELECT coalesce(sum((r.pace -> p.build ->> 'events')::float8), 0) AS events,
+                      sum((r.pace -> p.build ->> 'batches')::float8) AS batches
+               FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()
+           ) a
            ORDER BY p.name, p.status = 'serving' DESC, p.build, c.segment"#
     );
     let rows = ask(pool, async |connection| asked.fetch_all(connection).await).await?;
@@ -139,6 +150,8 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
                 lag_events: 0,
                 lag_seconds: 0.0,
                 parked: row.parked,
+                events_per_second: tenths(row.events_per_second),
+                batch: tenths(row.batch),
                 segments: vec![segment],
             }),
         }

@@ -25,6 +25,11 @@ pub struct Backlog {
     pub held: i64,
     /// The replicas that are alive.
     pub replicas: i64,
+    /// Events of the build in service that they all apply in a second: each as its last heartbeat told, over the 5 seconds before that or,
+    /// where heartbeats come less often, since the one before. An event without a key counts for each replica.
+    pub events_per_second: f64,
+    /// Events of a batch, on the average of the same time; 0 where nothing was applied.
+    pub batch: f64,
     /// Keys that are parked in the build in service, and its segments that stand before an event: see [`crate::operate::parked`].
     pub parked: i64,
     /// See above.
@@ -42,6 +47,10 @@ pub struct Rebuild {
     pub lag: i64,
     /// From 0 to 1, all segments together.
     pub progress: f64,
+    /// As of the build in service.
+    pub events_per_second: f64,
+    /// See above.
+    pub batch: f64,
 }
 
 /// What an automation has to do, counted up to 100,000 of a kind.
@@ -55,6 +64,11 @@ pub struct Waiting {
     pub failed: i64,
     /// How long ago the oldest open one was asked for.
     pub oldest: Option<f64>,
+}
+
+/// Rounded to tenths.
+pub(crate) fn tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
 }
 
 impl<E: LogEvent> EventStore<E> {
@@ -75,7 +89,7 @@ impl<E: LogEvent> EventStore<E> {
                           CASE WHEN h.head = 0 THEN 1 ELSE s.applied / (s.segments * h.head)::float8 END AS "progress!",
                           coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
                                     WHERE e.event_id = n.next), 0) AS "lag_seconds!",
-                          (SELECT count(*) FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()) AS "replicas!",
+                          a.replicas AS "replicas!", a.events AS "events_per_second!", coalesce(a.events / nullif(a.batches, 0), 0) AS "batch!",
                           (SELECT count(*) FROM parked k WHERE k.name = p.name AND k.build = p.build) AS "parked!", s.stopped AS "stopped!",
                           w.open AS "open?", w.due AS "due?", w.failed AS "failed?", w.oldest AS "oldest?"
                    FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
@@ -96,6 +110,11 @@ impl<E: LogEvent> EventStore<E> {
                        SELECT coalesce(min(e.event_id), least(s.lowest + $4, h.head) + 1) AS next FROM event e
                        WHERE e.event_id > s.lowest AND e.event_id <= s.lowest + $4 AND e.event_type = ANY (r.types)
                    ) n
+                   CROSS JOIN LATERAL (
+                       SELECT count(*) AS replicas, coalesce(sum((r.pace -> p.build ->> 'events')::float8), 0) AS events,
+                              sum((r.pace -> p.build ->> 'batches')::float8) AS batches
+                       FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()
+                   ) a
                    LEFT JOIN LATERAL todo_waiting(p.name, $3) w ON p.build = 'automation'
                    WHERE p.status IN ('serving', 'building') AND s.segments > 0
                    ORDER BY p.status = 'serving' DESC"#,
@@ -112,6 +131,7 @@ impl<E: LogEvent> EventStore<E> {
         .await?;
         let mut backlogs = BTreeMap::new();
         for row in rows {
+            let (events_per_second, batch) = (tenths(row.events_per_second), tenths(row.batch));
             if row.status == "serving" {
                 let todos = match (row.open, row.due, row.failed) {
                     (Some(open), Some(due), Some(failed)) => Some(Waiting { open, due, failed, oldest: row.oldest }),
@@ -124,6 +144,8 @@ impl<E: LogEvent> EventStore<E> {
                     segments: row.segments,
                     held: row.held,
                     replicas: row.replicas,
+                    events_per_second,
+                    batch,
                     parked: row.parked,
                     stopped: row.stopped,
                     rebuild: None,
@@ -131,7 +153,8 @@ impl<E: LogEvent> EventStore<E> {
                 };
                 backlogs.insert(row.name, backlog);
             } else if let Some(serving) = backlogs.get_mut(&row.name) {
-                serving.rebuild = Some(Rebuild { lag: row.lag, progress: row.progress });
+                let (lag, progress) = (row.lag, row.progress);
+                serving.rebuild = Some(Rebuild { lag, progress, events_per_second, batch });
             }
         }
         Ok(backlogs)

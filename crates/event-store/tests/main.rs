@@ -12,5 +12,6 @@ mod operating;
 mod outcomes;
 mod parking;
 mod projecting;
+mod reading;
 mod roles;
 mod segments;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::common::Add;
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, examples::Shopping};
 use event_store::{
@@ -225,6 +226,87 @@ async fn a_projection_ahead_of_the_log_stands_still() {
     eventually("it has looked", || async { owner(&log).await }).await;
     assert_eq!((rows(&log).await.len(), second.applied()), (4, 0));
     assert!(!second.0.is_finished());
+}
+
+/// One of several projections that are behind; counts its batches, and those that begin while another's is at work.
+#[derive(Clone, Default)]
+struct Behind<const N: usize> {
+    at_work: Arc<AtomicUsize>,
+    batches: Arc<AtomicUsize>,
+    beside: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl<const N: usize> Projection for Behind<N> {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = ["carts_with_products", "cart_items", "inventories"][N];
+    const TABLES: &'static [&'static str] = &[];
+    const SEGMENTS: i32 = 1;
+
+    fn key(_: &CartStream) -> Option<Uuid> {
+        None
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, _: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        let beside = self.at_work.fetch_add(1, Ordering::SeqCst) > 0;
+        let waited = sqlx::query("SELECT pg_sleep(0.005)").execute(transaction).await;
+        self.at_work.fetch_sub(1, Ordering::SeqCst);
+        self.beside.fetch_add(usize::from(beside), Ordering::SeqCst);
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        waited.map(|_| ())
+    }
+}
+
+/// Of the batches of three projections that are behind, the share that begin while another's is at work.
+async fn share_beside(appended_meanwhile: bool) -> f64 {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    for _ in 0..10 {
+        log.append((0..90).map(|_| cart.cleared())).await;
+    }
+    let done = CancellationToken::new();
+    let appending = tokio::spawn({
+        let (store, done) = (log.store.clone(), done.clone());
+        async move {
+            while appended_meanwhile && !done.is_cancelled() {
+                store.decide(&Add::to(&Shopping::new())).await.unwrap();
+            }
+        }
+    });
+    let counts = Behind::<0>::default();
+    let (second, third) = (
+        Behind::<1> { at_work: counts.at_work.clone(), batches: counts.batches.clone(), beside: counts.beside.clone() },
+        Behind::<2> { at_work: counts.at_work.clone(), batches: counts.batches.clone(), beside: counts.beside.clone() },
+    );
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    let settings = Settings { batch: 3, ..Settings::default() };
+    let running = [
+        tokio::spawn(projection::run(store.clone(), counts.clone(), settings.clone(), Arc::default(), done.clone())),
+        tokio::spawn(projection::run(store.clone(), second, settings.clone(), Arc::default(), done.clone())),
+        tokio::spawn(projection::run(store.clone(), third, settings, Arc::default(), done.clone())),
+    ];
+    // 900 each. Until a third of them is done, it may not be known whether anybody appends.
+    let until = async |batches: usize| {
+        eventually("they go on", || async { (counts.batches.load(Ordering::SeqCst) >= batches).then_some(()) }).await;
+    };
+    until(300).await;
+    let before = (counts.batches.load(Ordering::SeqCst), counts.beside.load(Ordering::SeqCst));
+    until(700).await;
+    let after = (counts.batches.load(Ordering::SeqCst), counts.beside.load(Ordering::SeqCst));
+    done.cancel();
+    appending.await.unwrap();
+    for running in running {
+        running.await.unwrap().unwrap();
+    }
+    (after.1 - before.1) as f64 / (after.0 - before.0) as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projections_that_are_behind_go_one_after_the_other_while_commands_append_and_else_side_by_side() {
+    // Not none: on a machine that stands still for a second it looks as if nobody appended. Nor all: each has its own pauses.
+    let (appended, idle) = (share_beside(true).await, share_beside(false).await);
+    assert!(appended < 0.2 && idle > 0.4, "{appended} {idle}");
 }
 
 struct Asking;

@@ -1,5 +1,5 @@
 //! A projection's segments, shared among replicas that come, go, die and freeze: each event is applied once for each key, in order.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 use std::{
     cell::RefCell,
@@ -239,6 +239,39 @@ async fn replicas_take_their_share_and_the_shares_of_those_who_leave_or_die() {
     happen(&log, &carts, 200, &random).await;
     assert_exact(&log).await;
     assert_eq!(appliers(&log, head).await, BTreeSet::from([third.id]));
+}
+
+#[tokio::test]
+async fn the_pace_is_that_of_all_replicas_whichever_is_asked_and_none_when_nothing_happens() {
+    let (log, carts, random) = (log().await, carts(), seeded(14));
+    let replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    until_shares(&log, &[4, 4]).await;
+    let of = async |replica: &Process| replica.store.backlog().await.unwrap().remove("ledger").unwrap();
+    let told = "SELECT coalesce(sum((pace -> 'projection_a' ->> 'events')::float8), 0), count(*) FILTER (WHERE pace ? 'projection_a') FROM replica";
+    let told = async || -> (f64, i64) { sqlx::query_as(told).fetch_one(log.store.pool()).await.unwrap() };
+    for replica in &replicas {
+        eventually("it tells what both apply", || async {
+            happen(&log, &carts, 20, &random).await;
+            let (before, backlog, after) = (told().await, of(replica).await, told().await);
+            // Asked between two heartbeats, and not about one.
+            (before == after && before.1 == 2).then(|| {
+                assert!((backlog.events_per_second - before.0).abs() < 0.1, "{backlog:?}, {before:?}");
+                assert!(backlog.events_per_second > 0.0, "{backlog:?}");
+                assert!((1.0..=50.0).contains(&backlog.batch), "no batch takes more: {backlog:?}");
+            })
+        })
+        .await;
+    }
+    let (_, builds) = event_store::operate::builds(log.store.pool()).await.unwrap();
+    assert!(builds[0].events_per_second > 0.0 && (1.0..=50.0).contains(&builds[0].batch), "{builds:?}");
+    for replica in &replicas {
+        eventually("nothing is applied any more", || async {
+            let backlog = of(replica).await;
+            ((backlog.events_per_second, backlog.batch) == (0.0, 0.0)).then_some(())
+        })
+        .await;
+    }
+    drop(replicas);
 }
 
 #[tokio::test]

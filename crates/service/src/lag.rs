@@ -93,6 +93,11 @@ pub struct ProjectionLag {
     pub held: i64,
     /// The processes that run it and are alive.
     pub replicas: i64,
+    /// Events that all of them apply in a second: on the average of the 5 seconds before each one's last heartbeat, which comes once a second.
+    /// An event that concerns every key counts for each process.
+    pub events_per_second: f64,
+    /// Events that are applied in one transaction, on the average of the same time; 0 where nothing was.
+    pub batch: f64,
     /// Keys that are parked, until an operator has them retried.
     pub parked: i64,
     /// Segments that stand before an event which cannot be applied.
@@ -109,6 +114,10 @@ pub struct RebuildLag {
     pub lag: i64,
     /// From 0 to 1, all segments together.
     pub progress: f64,
+    /// As of the build in service.
+    pub events_per_second: f64,
+    /// As of the build in service.
+    pub batch: f64,
 }
 
 /// What an automation has to do, counted up to 100,000 of a kind.
@@ -130,13 +139,22 @@ impl From<BTreeMap<String, Backlog>> for Lag {
         let (lag, lag_seconds) =
             (at_work().map(|backlog| backlog.lag).max().unwrap_or(0), at_work().map(|one| one.lag_seconds).fold(0.0, f64::max));
         let (mut projections, mut todos) = (BTreeMap::new(), BTreeMap::new());
-        for (name, Backlog { lag, lag_seconds, paused, segments, held, replicas, parked, stopped, rebuild, todos: waiting }) in backlogs {
+        for (name, backlog) in backlogs {
+            let Backlog { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, .. } = backlog;
+            let (rebuild, waiting) = (backlog.rebuild, backlog.todos);
             if let Some(waiting) = waiting {
                 let event_store::Waiting { open, due, failed, oldest } = waiting;
                 todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
             }
-            let rebuild = rebuild.map(|event_store::Rebuild { lag, progress }| RebuildLag { lag, progress });
-            projections.insert(name, ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, parked, stopped, rebuild });
+            let rebuild = rebuild.map(|event_store::Rebuild { lag, progress, events_per_second, batch }| RebuildLag {
+                lag,
+                progress,
+                events_per_second,
+                batch,
+            });
+            let of =
+                ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, rebuild };
+            projections.insert(name, of);
         }
         Self { lag, lag_seconds, projections, todos }
     }
@@ -205,6 +223,8 @@ mod tests {
             segments: 8,
             held: 8,
             replicas: 2,
+            events_per_second: 120.5,
+            batch: 2.5,
             parked: 1,
             stopped: 0,
             rebuild: None,
@@ -217,6 +237,8 @@ mod tests {
         let json = serde_json::to_value(&lag).unwrap();
         assert_eq!(json["todos"], serde_json::json!({ "archive": { "open": 3, "due": 2, "failed": 1, "oldest_seconds": 7.5 } }));
         assert_eq!(json["projections"]["prices"]["lag"], 900);
+        let pace = (&json["projections"]["carts"]["events_per_second"], &json["projections"]["carts"]["batch"]);
+        assert_eq!(pace, (&serde_json::json!(120.5), &serde_json::json!(2.5)));
         assert!(json["projections"]["prices"].get("rebuild").is_none());
     }
 }

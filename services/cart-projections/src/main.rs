@@ -163,6 +163,13 @@ mod tests {
         }
     }
 
+    /// What that comes to, event-store's tests hold.
+    #[test]
+    fn the_built_in_lease_is_that_by_which_a_share_is_taken_over_within_five_seconds() {
+        let lease = format!("projection_lease_seconds = {}", projection::Settings::default().lease.as_secs());
+        assert!(include_str!("settings.toml").lines().any(|line| line == lease), "{lease}");
+    }
+
     #[test]
     fn the_committed_openapi_document_is_the_served_one() {
         service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));

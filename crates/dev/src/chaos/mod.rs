@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use event_store::projection::{self, Switch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use sqlx::{PgPool, Postgres as Sql, Transaction};
+use tokio::process::Command;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -38,7 +38,7 @@ use crate::postgres::{self, Postgres};
 use crate::report::{self, Report};
 use crate::services::{COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
 use crate::signals::Signals;
-use crate::test_stack::TestStack;
+use crate::test_stack::{PROGRAMS, TestStack};
 
 /// How long a service may take to be ready on a machine that is busy.
 const READY: Duration = Duration::from_secs(120);
@@ -68,7 +68,7 @@ pub async fn run(layout: &Layout, subject: Subject, minutes: f64, seed: Option<u
     report.say(format!("seed {seed}: `{again}` draws the same schedule"));
     let length = Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| Error::Refused(format!("--minutes: {error}")))?;
     report.say("building the services");
-    let (programs, mut stack) = tokio::try_join!(cargo::build_services(layout, false), TestStack::start(layout, report))?;
+    let (programs, mut stack) = tokio::try_join!(cargo::build(layout, &PROGRAMS, false), TestStack::start(layout, report))?;
     let (kafka, logs) = (stack.bootstrap_servers(), stack.logs());
     let mut signals = Signals::listen()?;
     let outcome = tokio::select! {
@@ -94,7 +94,7 @@ async fn all(place: Place<'_>, seed: u64, length: Duration, report: &Report) -> 
 /// Where it happens.
 #[derive(Debug)]
 pub struct Place<'a> {
-    /// Where the services' programs are.
+    /// Where the services' programs are, and cartctl.
     pub programs: PathBuf,
     /// Where the journal and the services' logs go.
     pub logs: PathBuf,
@@ -153,6 +153,8 @@ pub struct Chaos<'a> {
     seed: u64,
     report: Report,
     logs: PathBuf,
+    /// The operator's command, and the database that it is about.
+    cartctl: (PathBuf, String),
     journal: Journal,
     postgres: &'a mut Postgres,
     pool: PgPool,
@@ -225,6 +227,7 @@ impl<'a> Chaos<'a> {
             logs,
             journal,
             pool: database::connect(&owner).await?,
+            cartctl: (programs.join("cartctl"), owner),
             postgres,
             actors,
             ports,
@@ -323,9 +326,14 @@ impl<'a> Chaos<'a> {
             }
             Step::Rebuild { read_model } => {
                 self.journal.note(step);
+                let (cartctl, owner) = &self.cartctl;
+                let mut command = Command::new(cartctl);
+                command.args(["--database-url", owner, "projections", "rebuild", read_model, "--detach", "--yes"]);
+                let output = command.kill_on_drop(true).output().await.context(|| "run cartctl".to_owned())?;
                 // Where nobody can be let in at the moment, it was no order.
-                if let Err(error) = projection::rebuild_named(&self.pool, read_model, Switch::WhenReady).await {
-                    self.journal.note(format!("{read_model} is not made anew: {}", chain(&error)));
+                if !output.status.success() {
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    self.journal.note(format!("{read_model} is not made anew: {}", said.trim()));
                 }
             }
         }

@@ -8,6 +8,7 @@
 //! stand at the same position in one transaction, and lets those that are behind catch up with the others first.
 
 mod operating;
+mod pace;
 mod parking;
 mod registration;
 mod replica;
@@ -110,6 +111,20 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// From the moment at which a process is silent until another has what it held, at the worst: killed just after a heartbeat, or frozen, in
+    /// the middle of a transaction too, which the database ends after `idle`. What statements take comes to it.
+    pub fn taken_over_within(&self, idle: Duration) -> Duration {
+        // The lease runs out just after another has looked. Where rows are locked still, they are tried for again, and not only with the next
+        // heartbeat.
+        (self.lease + replica::heartbeat(self.lease)).max(idle) + worker::LOCKED
+    }
+
+    /// From the moment at which a process is known until it has its share: at the worst the others see it with their next heartbeat, and it
+    /// sees with its own what they have handed back.
+    pub fn shared_within(&self) -> Duration {
+        replica::heartbeat(self.lease) * 2
+    }
+
     /// As they are kept to: slowed down, batches are so small that the pauses between them stay short.
     fn kept(mut self) -> Self {
         if self.throttle > 0 {
@@ -128,7 +143,7 @@ impl Settings {
 }
 
 /// Runs a projection until it is told to stop. Any number of processes may run the same one: they share its segments, and when one dies the
-/// others take over. `applied` is told how far this process has come with what it holds.
+/// others take over. `applied` is told up to where, whenever this process has applied something: not how it goes past what is nothing of it.
 ///
 /// # Errors
 /// None: what goes wrong is said, counted and tried again.

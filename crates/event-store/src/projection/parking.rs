@@ -533,8 +533,7 @@ impl<P: Projection> Worker<'_, P> {
                 return Ok(Retried::Refused(error.into(), batch.events.len().max(1), first.unwrap_or_default()));
             }
             lent.done();
-            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", leases.build)];
-            METRICS.projection_events.add(batch.events.len() as u64, &of);
+            self.count(batch.events.len());
             Ok(match (next, last) {
                 (None, _) => Retried::Unparked,
                 (Some(_), Some(_)) => Retried::Further,

@@ -14,7 +14,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::serving::Lately;
+use super::{
+    pace::{Pace, PerSecond},
+    serving::Lately,
+};
 use crate::{Position, lease::Held};
 
 /// A projection as this process runs it.
@@ -32,12 +35,14 @@ pub(crate) struct Replica {
     seen: watch::Sender<Seen>,
     /// What is held here, for each build.
     held: watch::Sender<BTreeMap<&'static str, Held>>,
+    /// How fast each is applied here.
+    paces: Mutex<BTreeMap<&'static str, Pace>>,
 }
 
 impl Replica {
     pub(crate) fn new(name: &'static str, version: i32, segments: i32, types: Arc<[String]>, lease: Duration) -> Self {
         let (seen, held) = (watch::Sender::new(Seen::nothing()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held }
+        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held, paces: Mutex::default() }
     }
 
     pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
@@ -49,6 +54,7 @@ impl Replica {
     }
 
     pub(crate) fn tell(&self, build: &'static str, held: &Held) {
+        self.paces().entry(build).or_insert_with(|| Pace::begin(Instant::now()));
         self.held.send_if_modified(|told| {
             let told = told.entry(build).or_default();
             let changed = told != held;
@@ -57,6 +63,20 @@ impl Replica {
             }
             changed
         });
+    }
+
+    /// A batch of so many events was applied to a build.
+    pub(crate) fn count(&self, build: &'static str, events: usize) {
+        self.paces().entry(build).or_insert_with(|| Pace::begin(Instant::now())).count(events);
+    }
+
+    /// How fast each build was applied lately, where it was.
+    fn pace(&self, now: Instant) -> BTreeMap<&'static str, PerSecond> {
+        self.paces().iter_mut().filter_map(|(build, pace)| Some((*build, pace.at(now)?))).collect()
+    }
+
+    fn paces(&self) -> MutexGuard<'_, BTreeMap<&'static str, Pace>> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,6 +230,11 @@ impl Drop for Alive {
     }
 }
 
+/// How long after a heartbeat the next one comes, at the latest.
+pub(super) fn heartbeat(lease: Duration) -> Duration {
+    lease / 3
+}
+
 async fn beat(pool: PgPool, shared: Arc<Shared>) {
     // A connection of its own: a pool that is busy with large batches must not look like a dead process.
     let own = PgPoolOptions::new()
@@ -248,14 +273,15 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
                 }
             }
         }
-        let _ = tokio::time::timeout_at(begun + lease / 3, shared.now.notified()).await;
+        let _ = tokio::time::timeout_at(begun + heartbeat(lease), shared.now.notified()).await;
     }
     own.close().await;
 }
 
 /// One heartbeat, one statement: whatever is written is written only where something changed.
 async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
-    let (mut ids, mut names, mut versions, mut segments, mut leases) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut ids, mut names, mut versions, mut segments, mut leases, mut paces) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let now = Instant::now();
     let (mut of, mut builds, mut cut, mut held, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![], vec![]);
     for replica in replicas {
         ids.push(replica.id);
@@ -263,6 +289,7 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
         versions.push(replica.version);
         segments.push(replica.segments);
         leases.push(replica.lease.as_secs_f64());
+        paces.push(serde_json::json!(replica.pace(now)));
         for (build, hold) in &*replica.held.borrow() {
             for (segment, at) in &hold.positions {
                 of.push(replica.id);
@@ -276,12 +303,12 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
     }
     let rows = sqlx::query!(
         r#"WITH running AS (
-               SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::float8[])
-                   AS r(id, name, version, segments, lease)
+               SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::float8[], $12::jsonb[])
+                   AS r(id, name, version, segments, lease, pace)
            ), alive AS (
-               INSERT INTO replica AS r (name, id, version, segments, alive_until, parks)
-               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease), true FROM running
-               ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until
+               INSERT INTO replica AS r (name, id, version, segments, alive_until, parks, pace)
+               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease), true, pace FROM running
+               ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until, pace = excluded.pace
            ), held AS (
                SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[], $11::bigint[])
                    AS h(id, build, segments, segment, stored, position) JOIN running r USING (id)
@@ -328,7 +355,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
         &cut,
         &held,
         &stored,
-        &positions
+        &positions,
+        &paces
     )
     .fetch_all(pool)
     .await?;

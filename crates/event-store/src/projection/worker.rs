@@ -153,7 +153,7 @@ pub(super) struct Worker<'a, P: Projection> {
 }
 
 /// The pause after which it is tried again to take what somebody who is not alive has locked: the database ends such a transaction.
-const LOCKED: Duration = Duration::from_millis(200);
+pub(super) const LOCKED: Duration = Duration::from_millis(200);
 
 struct Ahead<P: Projection> {
     from: Position,
@@ -266,11 +266,6 @@ impl<P: Projection> Worker<'_, P> {
 
     fn tell(&self) {
         self.running.replica.tell(self.leases.build, &self.held);
-        if self.held.serving
-            && let Some(lowest) = self.held.lowest()
-        {
-            self.running.applied.send_if_modified(|applied| std::mem::replace(applied, lowest) != lowest);
-        }
     }
 
     /// Brings what is held into line with what was seen: takes this replica's share, hands back what is more.
@@ -544,6 +539,9 @@ impl<P: Projection> Worker<'_, P> {
             self.window = (self.window * 2).min(self.running.settings.batch);
         }
         self.tell();
+        if written && self.held.serving {
+            self.running.applied.send_replace(to);
+        }
     }
 
     /// An event fails alone. It parks its key, and the rest goes on; where it has none, or is not what is at fault, the segments that it
@@ -674,11 +672,20 @@ impl<P: Projection> Worker<'_, P> {
         });
         let applied = applying.instrument(span).await?;
         if matches!(applied, Applied::Whole) {
-            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
-            METRICS.projection_events.add(batch.events.len() as u64, &of);
-            METRICS.projection_batch.record(batch.events.len() as u64, &of);
+            self.count(batch.events.len());
         }
         Ok(applied)
+    }
+
+    /// So many events were applied in one transaction.
+    pub(super) fn count(&self, events: usize) {
+        // Those of a batch may all be in queues of parked keys.
+        if events > 0 {
+            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
+            METRICS.projection_events.add(events as u64, &of);
+            METRICS.projection_batch.record(events as u64, &of);
+            self.running.replica.count(self.leases.build, events);
+        }
     }
 }
 
