@@ -688,9 +688,8 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&shop.pool).await.unwrap() > 0).then_some(())
     })
     .await;
-    let stopping = shop.service(PROJECTIONS).stop(READY);
-    let (stopped, answer, rolled_back) = tokio::join!(stopping, asked, lock.rollback());
-    rolled_back.unwrap();
+    lock.rollback().await.unwrap();
+    let (stopped, answer) = tokio::join!(shop.service(PROJECTIONS).stop(READY), asked);
     assert!(stopped.unwrap().success());
     let answer = answer.unwrap().unwrap();
     assert_eq!(answer.status(), 503);
