@@ -639,10 +639,13 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
         assert!(answer["message"].as_str().unwrap().contains(&parked.to_string()), "{answer}");
     }
     assert_eq!(shop.get("/ready").await.0, 200, "the rest goes on");
-    let listed = event_store::operate::parked(&shop.pool, None).await.unwrap();
+    // Other read models may take these events too, and by other keys.
+    const BY_CART: [&str; 3] = ["archive_item", "cart_items", "carts_with_products"];
+    let mut listed = event_store::operate::parked(&shop.pool, None).await.unwrap();
+    listed.retain(|parked| BY_CART.contains(&parked.projection.as_str()));
     let mut names: Vec<_> = listed.iter().map(|parked| parked.projection.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["archive_item", "cart_items", "carts_with_products"]);
+    assert_eq!(names, BY_CART);
     assert!(listed.iter().all(|entry| entry.key == Some(parked) && entry.position.0 == event), "{listed:?}");
     let counted =
         |line: &str| line.starts_with("projection_parked{") && line.contains(r#"projection="cart_items""#) && line.ends_with(" 1");
@@ -685,9 +688,8 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&shop.pool).await.unwrap() > 0).then_some(())
     })
     .await;
-    let stopping = shop.service(PROJECTIONS).stop(READY);
-    let (stopped, answer, rolled_back) = tokio::join!(stopping, asked, lock.rollback());
-    rolled_back.unwrap();
+    lock.rollback().await.unwrap();
+    let (stopped, answer) = tokio::join!(shop.service(PROJECTIONS).stop(READY), asked);
     assert!(stopped.unwrap().success());
     let answer = answer.unwrap().unwrap();
     assert_eq!(answer.status(), 503);

@@ -7,8 +7,9 @@ use crate::{EventStore, LogEvent, StoreError, store::in_time};
 /// To-dos are counted up to so many.
 pub(crate) const COUNTED: i32 = 100_000;
 
-/// So many positions are looked at for the first event that a projection takes, after those that it is known to have applied.
-const LOOKED_AT: i64 = 10_000;
+/// So many positions are looked at for the first event that a projection takes, after those that it is known to have applied: more than are
+/// appended between two heartbeats, which write down how far it went past what is none of its business.
+const LOOKED_AT: i64 = 50_000;
 
 /// How far a projection is behind, as its replicas have written it down: once a second at the least.
 #[derive(Debug, Clone, PartialEq)]

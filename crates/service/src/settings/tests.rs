@@ -122,7 +122,8 @@ fn a_wrong_value_is_named_with_its_key_its_origin_and_what_is_allowed() {
 fn an_unknown_variable_of_ours_is_named_with_what_is_known_and_those_of_other_programs_are_passed_over() {
     for unknown in ["CARTLOG_PROT", "CARTLOG_DATABASE_URL", "CARTLOG_port", "CARTLOG_"] {
         let error = read(None, &[(unknown, "1")]).unwrap_err().to_string();
-        let named = format!("the environment sets {unknown}, which is unknown; known are CARTLOG_BIND_ADDRESS, CARTLOG_CORS_ORIGINS, ");
+        let named =
+            format!("the environment sets {unknown}, which is unknown; known are CARTLOG_BACKGROUND_THREADS, CARTLOG_BIND_ADDRESS, ");
         assert!(error.starts_with(&named) && error.contains(", CARTLOG_ORDERS_TOPIC, ") && error.contains(", DATABASE_URL, "), "{error}");
         assert!(read(None, &[(unknown, "")]).is_ok(), "an empty one counts as unset");
     }
@@ -145,7 +146,7 @@ fn a_wrong_value_in_the_file_names_the_file() {
         ("port = 70000", "port is 70000 (from the file "),
         ("port = true", "but must be a whole number from 1 to 65535"),
         ("cors_origins = 5", "cors_origins is 5 (from the file "),
-        ("prot = 1", "sets prot, which is unknown; known are bind_address, cors_origins, "),
+        ("prot = 1", "sets prot, which is unknown; known are background_threads, bind_address, "),
         ("port = ", "cannot be read: "),
     ] {
         let file = SettingsFile::new("wrong", text);
