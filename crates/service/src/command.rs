@@ -8,7 +8,7 @@ use opentelemetry::{KeyValue, global, metrics::Histogram};
 use crate::Refusal;
 
 /// Seconds. A command is a round trip or two to the database, and a queue where many come at once.
-const BOUNDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BOUNDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
 
 /// Made at the first command, when the meter provider is set.
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {

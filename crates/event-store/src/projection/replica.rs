@@ -192,9 +192,10 @@ impl Replicas {
 
     /// The turn of a projection that is behind to apply a batch while commands append. Those of this process go one after the other then, so
     /// that however many are made anew, the database has one such transaction of each process to write beside what is appended. Who has come
-    /// to the log's end waits for none of them, and where nobody appends they go side by side.
-    pub(crate) async fn turn_to_catch_up(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.0.catching_up.lock().await
+    /// to the log's end waits for none of them, and where nobody appends they go side by side. None where the turn does not come soon: who
+    /// waits hands nothing back meanwhile, and one batch that is stuck is not to hold up the others.
+    pub(crate) async fn turn_to_catch_up(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        tokio::time::timeout(Duration::from_millis(500), self.0.catching_up.lock()).await.ok()
     }
 
     /// A projection that this process runs.

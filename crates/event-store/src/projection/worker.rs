@@ -479,8 +479,7 @@ impl<P: Projection> Worker<'_, P> {
             batch.keep::<P>(&active, self.held.segments);
             let alone = to.0 - from.0 == 1;
             let applied = {
-                let _turn =
-                    if after <= head && self.log_grows() { Some(self.running.store.replicas().turn_to_catch_up().await) } else { None };
+                let _turn = if after <= head && self.log_grows() { self.running.store.replicas().turn_to_catch_up().await } else { None };
                 self.apply(&mut batch, &active, from, to).await
             };
             match applied {
