@@ -98,6 +98,21 @@ pub enum DomainEvent {
     },
 }
 
+impl ArchivingStream {
+    /// The cart that it is an event of; a change of price is of none, and concerns every cart.
+    #[must_use]
+    pub fn cart_id(&self) -> Option<CartId> {
+        match self {
+            Self::ItemAdded { cart_id, .. }
+            | Self::ItemRemoved { cart_id, .. }
+            | Self::CartCleared { cart_id }
+            | Self::ItemArchived { cart_id, .. }
+            | Self::CartSubmitted { cart_id, .. } => Some(*cart_id),
+            Self::PriceChanged { .. } => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,14 +33,7 @@ impl Projection for Model {
     const SEGMENTS: i32 = 2;
 
     fn key(event: &ArchivingStream) -> Option<Uuid> {
-        match event {
-            ArchivingStream::ItemAdded { cart_id, .. }
-            | ArchivingStream::ItemRemoved { cart_id, .. }
-            | ArchivingStream::CartCleared { cart_id }
-            | ArchivingStream::ItemArchived { cart_id, .. }
-            | ArchivingStream::CartSubmitted { cart_id, .. } => Some(cart_id.uuid()),
-            ArchivingStream::PriceChanged { .. } => None,
-        }
+        event.cart_id().map(|cart| cart.uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{PgPool, postgres::PgListener};
@@ -30,6 +30,8 @@ pub struct Heads {
     newest: Arc<watch::Sender<Position>>,
     /// What this process wrote: to be announced.
     written: Arc<watch::Sender<Position>>,
+    /// When the newest position was last seen to move.
+    grew: Arc<Mutex<Option<Instant>>>,
     /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
     epoch: Arc<AtomicU64>,
     /// The log that the last connection was to.
@@ -41,6 +43,7 @@ impl Heads {
         Self {
             newest: Arc::new(watch::Sender::new(Position::START)),
             written: Arc::new(watch::Sender::new(Position::START)),
+            grew: Arc::default(),
             epoch: Arc::default(),
             log_id: Arc::default(),
         }
@@ -61,11 +64,20 @@ impl Heads {
         self.newest.send_if_modified(|newest| {
             let newer = head > *newest;
             if newer {
+                // What was there when this process came has not come just now.
+                if *newest > Position::START {
+                    *self.grew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                }
                 *newest = head;
                 METRICS.head.record(head.0, &[]);
             }
             newer
         });
+    }
+
+    /// Whether somebody appends at this time: within the last second, a new position was seen.
+    pub(crate) fn grows(&self) -> bool {
+        self.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
     }
 
     /// This process has committed up to a position.

@@ -8,7 +8,8 @@ use crate::{EventStore, LogEvent, StoreError, store::in_time};
 pub(crate) const COUNTED: i32 = 100_000;
 
 /// So many positions are looked at for the first event that a projection takes, after those that it is known to have applied: more than are
-/// appended between two heartbeats, which write down how far it went past what is none of its business.
+/// appended between two heartbeats a second apart, which write down how far it went past what is none of its business. Where the lease is
+/// longer they are further apart, and under very much load a lag may show that is none.
 const LOOKED_AT: i64 = 50_000;
 
 /// How far a projection is behind, as its replicas have written it down: once a second at the least.

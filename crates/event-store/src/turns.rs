@@ -73,15 +73,44 @@ impl Turns {
     }
 
     fn learn(&self, lookup: &Lookup) {
-        let same_ids = |kind: &Contended| kind.ids.iter().zip(&lookup.ids).all(|(asked, id)| *asked == id.is_some());
-        let covers = |kind: &Contended| same_ids(kind) && lookup.types.iter().all(|name| kind.types.contains(name));
-        if self.contended.read().unwrap_or_else(PoisonError::into_inner).iter().any(covers) {
-            return;
+        let covers = |kind: &Contended| {
+            kind.ids.iter().zip(&lookup.ids).all(|(asked, id)| *asked == id.is_some())
+                && lookup.types.iter().all(|name| kind.types.contains(name))
+        };
+        if !self.contended.read().unwrap_or_else(PoisonError::into_inner).iter().any(covers) {
+            let kind = Contended { types: lookup.types.clone(), ids: lookup.ids.iter().map(Option::is_some).collect() };
+            self.contended.write().unwrap_or_else(PoisonError::into_inner).push(kind);
         }
-        let mut contended = self.contended.write().unwrap_or_else(PoisonError::into_inner);
-        match contended.iter_mut().find(|kind| same_ids(kind)) {
-            Some(kind) => kind.types.extend(lookup.types.iter().filter(|name| !kind.types.contains(name)).copied().collect::<Vec<_>>()),
-            None => contended.push(Contended { types: lookup.types.clone(), ids: lookup.ids.iter().map(Option::is_some).collect() }),
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(types: &[&'static str], ids: [Option<Uuid>; 2]) -> Lookup {
+        Lookup { types: types.to_vec(), ids: ids.to_vec(), newest: false }
+    }
+
+    #[tokio::test]
+    async fn turns_are_taken_within_what_somebody_both_asks_for_and_writes_and_nowhere_else() {
+        let (cart, other, product) = (Some(Uuid::from_u128(1)), Some(Uuid::from_u128(2)), Some(Uuid::from_u128(3)));
+        let turns = Turns::default();
+        let take = async |asks: &[Lookup], event_type: &str, ids: [Option<Uuid>; 2]| {
+            turns.take(asks.iter(), std::iter::once((event_type, &ids[..]))).await
+        };
+        // Nobody asks for carts yet.
+        assert!(take(&[], "Cleared", [cart, None]).await.0.is_empty());
+        // An add asks for its cart, and reads what is left of its product.
+        let asks = [lookup(&["Added", "Cleared"], [cart, None]), lookup(&["InventoryChanged"], [None, product])];
+        let (held, waited) = take(&asks, "Added", [cart, product]).await;
+        assert_eq!((held.len(), waited), (1, false));
+        let free = async |event_type: &str, ids| futures::poll!(std::pin::pin!(take(&[], event_type, ids))).is_ready();
+        assert!(!free("Cleared", [cart, None]).await, "it asks for nothing, and writes what the add forbids");
+        assert!(free("Cleared", [other, None]).await, "another cart");
+        assert!(free("InventoryChanged", [None, product]).await, "what is only read holds nobody up");
+        assert!(free("Renamed", [cart, None]).await, "what nobody forbids");
+        drop(held);
+        assert!(free("Cleared", [cart, None]).await);
     }
 }

@@ -228,13 +228,16 @@ async fn a_projection_ahead_of_the_log_stands_still() {
     assert!(!second.0.is_finished());
 }
 
-/// One of several projections that are behind; counts its batches, and those that begin while another's is at work.
-#[derive(Clone, Default)]
-struct Behind<const N: usize> {
-    at_work: Arc<AtomicUsize>,
-    batches: Arc<AtomicUsize>,
-    beside: Arc<AtomicUsize>,
+#[derive(Default)]
+struct Batches {
+    at_work: AtomicUsize,
+    done: AtomicUsize,
+    /// Those that began while another's was at work.
+    beside: AtomicUsize,
 }
+
+/// One of several projections that are behind, whose batches are counted together.
+struct Behind<const N: usize>(Arc<Batches>);
 
 #[async_trait]
 impl<const N: usize> Projection for Behind<N> {
@@ -249,11 +252,11 @@ impl<const N: usize> Projection for Behind<N> {
     }
 
     async fn apply(&self, transaction: &mut PgConnection, _: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
-        let beside = self.at_work.fetch_add(1, Ordering::SeqCst) > 0;
+        let beside = self.0.at_work.fetch_add(1, Ordering::SeqCst) > 0;
         let waited = sqlx::query("SELECT pg_sleep(0.005)").execute(transaction).await;
-        self.at_work.fetch_sub(1, Ordering::SeqCst);
-        self.beside.fetch_add(usize::from(beside), Ordering::SeqCst);
-        self.batches.fetch_add(1, Ordering::SeqCst);
+        self.0.at_work.fetch_sub(1, Ordering::SeqCst);
+        self.0.beside.fetch_add(usize::from(beside), Ordering::SeqCst);
+        self.0.done.fetch_add(1, Ordering::SeqCst);
         waited.map(|_| ())
     }
 }
@@ -274,32 +277,26 @@ async fn share_beside(appended_meanwhile: bool) -> f64 {
             }
         }
     });
-    let counts = Behind::<0>::default();
-    let (second, third) = (
-        Behind::<1> { at_work: counts.at_work.clone(), batches: counts.batches.clone(), beside: counts.beside.clone() },
-        Behind::<2> { at_work: counts.at_work.clone(), batches: counts.batches.clone(), beside: counts.beside.clone() },
-    );
+    let batches = Arc::<Batches>::default();
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let settings = Settings { batch: 3, ..Settings::default() };
     let running = [
-        tokio::spawn(projection::run(store.clone(), counts.clone(), settings.clone(), Arc::default(), done.clone())),
-        tokio::spawn(projection::run(store.clone(), second, settings.clone(), Arc::default(), done.clone())),
-        tokio::spawn(projection::run(store.clone(), third, settings, Arc::default(), done.clone())),
+        tokio::spawn(projection::run(store.clone(), Behind::<0>(batches.clone()), settings.clone(), Arc::default(), done.clone())),
+        tokio::spawn(projection::run(store.clone(), Behind::<1>(batches.clone()), settings.clone(), Arc::default(), done.clone())),
+        tokio::spawn(projection::run(store, Behind::<2>(batches.clone()), settings, Arc::default(), done.clone())),
     ];
-    // 900 each. Until a third of them is done, it may not be known whether anybody appends.
-    let until = async |batches: usize| {
-        eventually("they go on", || async { (counts.batches.load(Ordering::SeqCst) >= batches).then_some(()) }).await;
+    // 900 altogether. Until a third of them is done, it may not be known whether anybody appends.
+    let after = async |so_many: usize| {
+        eventually("they go on", || async { (batches.done.load(Ordering::SeqCst) >= so_many).then_some(()) }).await;
+        (batches.done.load(Ordering::SeqCst), batches.beside.load(Ordering::SeqCst))
     };
-    until(300).await;
-    let before = (counts.batches.load(Ordering::SeqCst), counts.beside.load(Ordering::SeqCst));
-    until(700).await;
-    let after = (counts.batches.load(Ordering::SeqCst), counts.beside.load(Ordering::SeqCst));
+    let (before, then) = (after(300).await, after(700).await);
     done.cancel();
     appending.await.unwrap();
     for running in running {
         running.await.unwrap().unwrap();
     }
-    (after.1 - before.1) as f64 / (after.0 - before.0) as f64
+    (then.1 - before.1) as f64 / (then.0 - before.0) as f64
 }
 
 #[tokio::test(flavor = "multi_thread")]

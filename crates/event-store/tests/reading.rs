@@ -48,17 +48,6 @@ impl<const N: usize> Event for Counted<N> {
     }
 }
 
-fn key(event: &ArchivingStream) -> Option<Uuid> {
-    match event {
-        ArchivingStream::ItemAdded { cart_id, .. }
-        | ArchivingStream::ItemRemoved { cart_id, .. }
-        | ArchivingStream::CartCleared { cart_id }
-        | ArchivingStream::ItemArchived { cart_id, .. }
-        | ArchivingStream::CartSubmitted { cart_id, .. } => Some(cart_id.uuid()),
-        ArchivingStream::PriceChanged { .. } => None,
-    }
-}
-
 fn settings() -> Settings {
     Settings { batch: BATCH as i64, ..Settings::default() }
 }
@@ -82,7 +71,7 @@ impl Projection for Reader {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &Counted<0>) -> Option<Uuid> {
-        key(&event.0)
+        event.0.cart_id().map(|cart| cart.uuid())
     }
 
     async fn apply(&self, _: &mut PgConnection, _: &[Recorded<Counted<0>>]) -> Result<(), sqlx::Error> {
@@ -123,7 +112,7 @@ impl Projection for Ahead {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &Counted<1>) -> Option<Uuid> {
-        key(&event.0)
+        event.0.cart_id().map(|cart| cart.uuid())
     }
 
     async fn apply(&self, _: &mut PgConnection, batch: &[Recorded<Counted<1>>]) -> Result<(), sqlx::Error> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cart_events::{ArchivingStream, CartId, DomainEvent, examples::Shopping};
+use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
 use event_store::{
     EventStore, Position, Recorded, StoreSettings,
     projection::{self, Projection, Settings, Switch, Waited, segment_of},
@@ -42,13 +42,13 @@ impl<const SEGMENTS: i32, const VERSION: i32> Projection for Ledger<SEGMENTS, VE
     const SEGMENTS: i32 = SEGMENTS;
 
     fn key(event: &ArchivingStream) -> Option<Uuid> {
-        cart(event).map(|cart| cart.uuid())
+        event.cart_id().map(|cart| cart.uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
         let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
         for event in batch {
-            match cart(event) {
+            match event.cart_id() {
                 Some(cart) => {
                     positions.push(event.position.0);
                     carts.push(cart.uuid());
@@ -69,17 +69,6 @@ impl<const SEGMENTS: i32, const VERSION: i32> Projection for Ledger<SEGMENTS, VE
             go_on.recv().unwrap();
         }
         Ok(())
-    }
-}
-
-fn cart(event: &ArchivingStream) -> Option<CartId> {
-    match event {
-        ArchivingStream::ItemAdded { cart_id, .. }
-        | ArchivingStream::ItemRemoved { cart_id, .. }
-        | ArchivingStream::CartCleared { cart_id }
-        | ArchivingStream::ItemArchived { cart_id, .. }
-        | ArchivingStream::CartSubmitted { cart_id, .. } => Some(*cart_id),
-        ArchivingStream::PriceChanged { .. } => None,
     }
 }
 
@@ -691,7 +680,7 @@ impl<const N: usize> Projection for Other<N> {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &ArchivingStream) -> Option<Uuid> {
-        cart(event).map(|cart| cart.uuid())
+        event.cart_id().map(|cart| cart.uuid())
     }
 
     async fn apply(&self, _: &mut PgConnection, _: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {

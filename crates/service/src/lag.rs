@@ -93,7 +93,7 @@ pub struct ProjectionLag {
     pub held: i64,
     /// The processes that run it and are alive.
     pub replicas: i64,
-    /// Events that all of them apply in a second: on the average of the 5 seconds before each one's last heartbeat, which comes once a second.
+    /// Events that all of them apply in a second: on the average of the 5 seconds before each one's last heartbeat, or since the one before that.
     /// An event that concerns every key counts for each process.
     pub events_per_second: f64,
     /// Events that are applied in one transaction, on the average of the same time; 0 where nothing was.

@@ -274,6 +274,7 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
                 }
             }
         }
+        // Asked for before its time, or not: the next one is due either way.
         let _ = tokio::time::timeout_at(begun + heartbeat(lease), shared.now.notified()).await;
     }
     own.close().await;

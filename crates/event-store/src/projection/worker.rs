@@ -89,7 +89,6 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         changed: Instant::now(),
         cut_into: None,
         caught_up: false,
-        head: None,
         limit: None,
         window: running.settings.batch,
         ahead: None,
@@ -134,8 +133,6 @@ pub(super) struct Worker<'a, P: Projection> {
     cut_into: Option<i32>,
     /// Everything held had once come to the head.
     caught_up: bool,
-    /// The log's end as last seen, and when it was last seen to have moved.
-    head: Option<(Position, Option<Instant>)>,
     /// Up to where it may be worked at this moment, where not up to the head.
     limit: Option<Position>,
     /// Positions that the next batch takes at the most.
@@ -189,7 +186,6 @@ impl<P: Projection> Worker<'_, P> {
                 return Ok(());
             }
             let head = *heads.borrow_and_update();
-            self.see_head(head);
             if seen.has_changed().unwrap_or(false) {
                 let seen = seen.borrow_and_update().clone();
                 self.arrange(&seen, head).await?;
@@ -229,17 +225,6 @@ impl<P: Projection> Worker<'_, P> {
                 }
             }
         }
-    }
-
-    fn see_head(&mut self, head: Position) {
-        let grown = self.head.is_some_and(|(seen, _)| head > seen).then(Instant::now);
-        let grew = grown.or(self.head.and_then(|(_, grew)| grew));
-        self.head = Some((head, grew));
-    }
-
-    /// Somebody appends at this time.
-    fn log_grows(&self) -> bool {
-        self.head.and_then(|(_, grew)| grew).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
     }
 
     fn drop_all(&mut self) {
@@ -479,7 +464,8 @@ impl<P: Projection> Worker<'_, P> {
             batch.keep::<P>(&active, self.held.segments);
             let alone = to.0 - from.0 == 1;
             let applied = {
-                let _turn = if after <= head && self.log_grows() { self.running.store.replicas().turn_to_catch_up().await } else { None };
+                let store = &self.running.store;
+                let _turn = if after <= head && store.heads().grows() { store.replicas().turn_to_catch_up().await } else { None };
                 self.apply(&mut batch, &active, from, to).await
             };
             match applied {
