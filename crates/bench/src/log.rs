@@ -177,7 +177,7 @@ pub(crate) async fn cartlog(
     Ok(sample)
 }
 
-/// VACUUM and ANALYZE of the log, over and over.
+/// VACUUM and ANALYZE of the log, begun once a second: sixty times as often as autovacuum looks whether there is reason to.
 struct Upkeep {
     stop: Arc<AtomicBool>,
     running: JoinHandle<Result<u32, sqlx::Error>>,
@@ -191,8 +191,9 @@ impl Upkeep {
             // At autovacuum's own pace.
             let mut connection = pool.acquire().await?;
             sqlx::query("SET vacuum_cost_delay = '2ms'").execute(&mut *connection).await?;
-            let mut times = 0;
+            let (mut times, mut begins) = (0, tokio::time::interval(Duration::from_secs(1)));
             while !stopped.load(Ordering::Relaxed) {
+                begins.tick().await;
                 sqlx::query("VACUUM (ANALYZE) event").execute(&mut *connection).await?;
                 times += 1;
             }

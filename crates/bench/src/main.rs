@@ -191,7 +191,9 @@ impl Bench {
     }
 }
 
-#[tokio::main]
+// One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core, and the
+// rivals are no slower for it.
+#[tokio::main(worker_threads = 1)]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let sizes = Sizes::of(&arguments)?;
