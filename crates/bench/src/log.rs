@@ -192,6 +192,7 @@ impl Upkeep {
             let mut connection = pool.acquire().await?;
             sqlx::query("SET vacuum_cost_delay = '2ms'").execute(&mut *connection).await?;
             let (mut times, mut begins) = (0, tokio::time::interval(Duration::from_secs(1)));
+            begins.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             while !stopped.load(Ordering::Relaxed) {
                 begins.tick().await;
                 sqlx::query("VACUUM (ANALYZE) event").execute(&mut *connection).await?;

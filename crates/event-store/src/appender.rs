@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -89,7 +89,6 @@ struct Appender {
     settings: Settings,
     sql: Arc<str>,
     heads: Heads,
-    others: Arc<Others>,
     session: Option<Session>,
 }
 
@@ -99,53 +98,7 @@ struct Waiting {
     closed: CancellationToken,
     first_in: VecDeque<Append>,
     max_batch: usize,
-    others: Arc<Others>,
-    /// How many appends the last call carries.
-    last: usize,
 }
-
-/// Whether other processes append at this time.
-#[derive(Default)]
-struct Others(std::sync::Mutex<Seen>);
-
-#[derive(Default)]
-struct Seen {
-    /// Where the log ended after a call of this process, at the furthest.
-    end: i64,
-    /// What this process wrote.
-    own: i64,
-    /// Positions that it did not write, after the last call and after the one before. Calls may be answered in another order than the
-    /// database had them: then the first of the two is taken for somebody else's, until it is answered as well.
-    others: [i64; 2],
-    /// For so many calls more, others are taken to append.
-    met: u32,
-}
-
-impl Others {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A call found the log to end at `head`, and left it to end at `end`.
-    fn note(&self, head: i64, end: i64) {
-        let mut seen = self.seen();
-        let [last, before] = seen.others;
-        seen.own += end - head;
-        seen.end = seen.end.max(end);
-        seen.others = [seen.end - seen.own, last];
-        let more = seen.others[0].min(last) > last.min(before) && before > 0;
-        seen.met = if more { 16 } else { seen.met.saturating_sub(1) };
-    }
-
-    fn append(&self) -> bool {
-        self.seen().met > 0
-    }
-}
-
-/// Where other processes append, so many that come again and again are waited for, and for this long. Fewer would not be worth it; and it
-/// is as long as a call takes, in which others have the log.
-const WAITED_FOR: usize = 8;
-const GATHERING: Duration = Duration::from_millis(1);
 
 /// How many appends the call carries that is on its way on the other connection; 0 where none is.
 type OnItsWay = watch::Sender<usize>;
@@ -154,11 +107,8 @@ pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, heads
     let ids = settings.ids.len();
     let sql: Arc<str> =
         format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
-    let others = Arc::<Others>::default();
-    let (first_in, max_batch) = (VecDeque::new(), settings.settings.max_batch);
-    let waiting = Mutex::new(Waiting { queue, closed, first_in, max_batch, others: others.clone(), last: 0 });
-    let appender =
-        || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), others: others.clone(), session: None };
+    let waiting = Mutex::new(Waiting { queue, closed, first_in: VecDeque::new(), max_batch: settings.settings.max_batch });
+    let appender = || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), session: None };
     let (one, other) = (OnItsWay::default(), OnItsWay::default());
     // Two calls at a time: the database has the next one when it has done with the one before, and need not wait for this process.
     tokio::join!(appender().work(&waiting, &one, &other), appender().work(&waiting, &other, &one));
@@ -168,8 +118,6 @@ impl Waiting {
     /// The next batch, as soon as there is one to be sent; none any more: the store is closed.
     async fn next(&mut self, other: &OnItsWay) -> Option<Vec<Append>> {
         let mut ahead = other.subscribe();
-        // How many were here when the call before came back, and until when those that it carried are waited for.
-        let (mut behind, mut gathering) = (0, None);
         loop {
             while self.first_in.len() < 4 * self.max_batch
                 && let Ok(append) = self.queue.try_recv()
@@ -179,24 +127,11 @@ impl Waiting {
             // Its caller has given up: nobody would learn of it.
             self.first_in.retain(|append| !append.reply.is_closed());
             let (here, ahead_of_it) = (self.first_in.len(), *ahead.borrow_and_update());
-            if self.others.append() {
-                // While others have the log, this process decides: so one call, with all those that come again and again, and not two with
-                // half of them each, which would take their turns among the others' calls.
-                if ahead_of_it > 0 {
-                    behind = here;
-                } else if here > 0 {
-                    let until = *gathering.get_or_insert_with(|| Instant::now() + GATHERING);
-                    let expected = behind + self.last;
-                    if here >= expected || expected < WAITED_FOR || Instant::now() >= until {
-                        return Some(self.batch(here));
-                    }
-                }
-            } else if here > 0 && here >= ahead_of_it {
+            if here > 0 && here >= ahead_of_it {
                 // Half of those that come again and again go with one call and half with the next: while the database works on the one, this
                 // process decides the other.
                 return Some(self.batch((here + ahead_of_it).div_ceil(2)));
             }
-            let until = gathering.map(tokio::time::Instant::from);
             tokio::select! {
                 biased;
                 append = self.queue.recv() => match append {
@@ -205,7 +140,6 @@ impl Waiting {
                     None => return Some(self.batch(here)),
                 },
                 _ = ahead.changed(), if here > 0 => {}
-                () = async { tokio::time::sleep_until(until.unwrap_or_else(tokio::time::Instant::now)).await }, if until.is_some() => {}
                 () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
             }
         }
@@ -220,7 +154,6 @@ impl Waiting {
                 self.first_in.push_back(append);
             }
         }
-        self.last = batch.appends.len();
         let now = Instant::now();
         for append in &batch.appends {
             METRICS.append_wait.record(now.duration_since(append.queued).as_secs_f64(), &[]);
@@ -360,7 +293,6 @@ impl Appender {
         if let Some(session) = &mut self.session {
             session.head = head;
         }
-        self.others.note(answer.head, head);
         if head > answer.head {
             self.heads.committed(Position(head));
         } else {
@@ -503,27 +435,4 @@ pub(crate) fn again(error: &StoreError) -> StoreError {
 pub(crate) fn jittered(conflicts: u32) -> Duration {
     let most = 1_u64 << conflicts.min(4);
     Duration::from_micros(rand::rng().random_range(0..=most * 100))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn others_are_met_where_positions_are_not_our_own_and_not_where_answers_change_places() {
-        let others = Others::default();
-        others.note(100, 102); // What was there before is nobody's.
-        others.note(102, 104);
-        others.note(106, 108); // The one before it is answered later.
-        others.note(104, 106);
-        others.note(108, 110);
-        assert!(!others.append());
-        others.note(115, 117);
-        others.note(117, 119);
-        assert!(others.append(), "five are not ours");
-        for call in 0..16 {
-            others.note(119 + call, 120 + call);
-        }
-        assert!(!others.append(), "nobody was met for a while");
-    }
 }

@@ -120,27 +120,21 @@ impl Heads {
 /// Announces what this process has written, in a transaction of its own and at most once in an interval.
 pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, closed: CancellationToken) {
     let mut written = heads.written.subscribe();
-    // Kept from one announcement to the next: lent and given back, it is asked each time whether it is still there.
-    let mut connection: Option<Lent> = None;
     loop {
         tokio::select! {
             () = closed.cancelled() => return,
             changed = written.changed() => if changed.is_err() { return },
         }
         let head = *written.borrow_and_update();
-        let lent = connection.take();
         // A lost announcement costs readers their poll interval and nothing else.
         let announced = in_time(async {
-            let mut connection = match lent {
-                Some(connection) => connection,
-                None => Lent::from(&pool).await?,
-            };
+            let mut connection = Lent::from(&pool).await?;
             sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
-            Ok(connection)
+            connection.done();
+            Ok(())
         });
-        match announced.await {
-            Ok(lent) => connection = Some(lent),
-            Err(error) => tracing::debug!(%error, "the head could not be announced"),
+        if let Err(error) = announced.await {
+            tracing::debug!(%error, "the head could not be announced");
         }
         tokio::time::sleep(interval).await;
     }
