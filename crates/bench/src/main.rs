@@ -191,8 +191,8 @@ impl Bench {
     }
 }
 
-// One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core, and the
-// rivals are no slower for it.
+// One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core. The
+// rivals were no slower for it at 1 and at 64 tasks.
 #[tokio::main(worker_threads = 1)]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
