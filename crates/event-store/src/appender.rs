@@ -1,10 +1,11 @@
 //! The appender: one task and two connections a process. While a call is in flight, further appends gather, and the next call carries
 //! them, each with its own condition and outcome; it is sent behind the one in flight as soon as it carries as many, so that the database
-//! goes from one to the next. Under load batches grow by themselves; alone, an append waits for nothing.
+//! goes from one to the next. Under load batches grow by themselves; alone, an append waits for nothing. Beside other processes that
+//! append as well, a process under load has one call at a time, with all that come again and again: see [`Others`].
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -89,6 +90,7 @@ struct Appender {
     settings: Settings,
     sql: Arc<str>,
     heads: Heads,
+    others: Arc<Others>,
     session: Option<Session>,
 }
 
@@ -98,7 +100,54 @@ struct Waiting {
     closed: CancellationToken,
     first_in: VecDeque<Append>,
     max_batch: usize,
+    others: Arc<Others>,
 }
+
+/// Whether other processes append much at this time: of the positions that the last calls found taken, at least one in five was not
+/// written here. With two calls of half its appends each, every process would take two turns at the log's lock for what one turn does, and
+/// pay for two flushes; and while others have the lock, there is time to decide what comes again.
+///
+/// Kept are where the log ended after each of the last calls, and what this process had written until then. Calls may be answered in
+/// another order than the database had them: what the first of the two left out is then taken for somebody else's until the other is
+/// answered, which is one call of many. So is what was written by a call whose answer was lost.
+#[derive(Default)]
+struct Others(std::sync::Mutex<VecDeque<(i64, i64)>>);
+
+impl Others {
+    /// More than a moment, and few enough that a process is soon alone again: at 64 tasks, 20 ms.
+    const CALLS: usize = 16;
+
+    /// A call found the log to end at `head`, and left it to end at `end`.
+    fn note(&self, head: i64, end: i64) {
+        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if calls.front().is_some_and(|(oldest, _)| head < *oldest) {
+            // The log was reset or restored; or these were the first calls.
+            calls.clear();
+        }
+        let (newest, own) = calls.back().copied().unwrap_or((head, 0));
+        calls.push_back((newest.max(end), own + end - head));
+        if calls.len() > Self::CALLS + 1 {
+            calls.pop_front();
+        }
+    }
+
+    fn append(&self) -> bool {
+        let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some((from, own_from)), Some((to, own_to))) = (calls.front(), calls.back()) else { return false };
+        let (all, own) = (to - from, own_to - own_from);
+        calls.len() > Self::CALLS && 4 * (all - own) >= own.max(1)
+    }
+}
+
+/// Beside others, fewer than this are not gathered: a process with little to append keeps its turn, and its time to answer.
+const GATHERED: usize = 8;
+
+/// Beside others, how long those are waited for that may come again, after a call was answered. They come within the time that it takes to
+/// decide them; tokio's timer makes up to one millisecond more of it.
+const GATHERING: Duration = Duration::from_millis(1);
+
+/// Beside others, how long one call may take before another one goes behind it: a connection that hangs holds nobody up for longer.
+const ALONE: Duration = Duration::from_millis(20);
 
 /// How many appends the call carries that is on its way on the other connection; 0 where none is.
 type OnItsWay = watch::Sender<usize>;
@@ -107,8 +156,11 @@ pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, heads
     let ids = settings.ids.len();
     let sql: Arc<str> =
         format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
-    let waiting = Mutex::new(Waiting { queue, closed, first_in: VecDeque::new(), max_batch: settings.settings.max_batch });
-    let appender = || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), session: None };
+    let others = Arc::<Others>::default();
+    let (first_in, max_batch) = (VecDeque::new(), settings.settings.max_batch);
+    let waiting = Mutex::new(Waiting { queue, closed, first_in, max_batch, others: others.clone() });
+    let appender =
+        || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), others: others.clone(), session: None };
     let (one, other) = (OnItsWay::default(), OnItsWay::default());
     // Two calls at a time: the database has the next one when it has done with the one before, and need not wait for this process.
     tokio::join!(appender().work(&waiting, &one, &other), appender().work(&waiting, &other, &one));
@@ -118,6 +170,8 @@ impl Waiting {
     /// The next batch, as soon as there is one to be sent; none any more: the store is closed.
     async fn next(&mut self, other: &OnItsWay) -> Option<Vec<Append>> {
         let mut ahead = other.subscribe();
+        // How many come again and again; and until when they are waited for.
+        let (mut expected, mut until) = (0, Instant::now() + ALONE);
         loop {
             while self.first_in.len() < 4 * self.max_batch
                 && let Ok(append) = self.queue.try_recv()
@@ -126,11 +180,21 @@ impl Waiting {
             }
             // Its caller has given up: nobody would learn of it.
             self.first_in.retain(|append| !append.reply.is_closed());
+            let changed = ahead.has_changed().unwrap_or_default();
             let (here, ahead_of_it) = (self.first_in.len(), *ahead.borrow_and_update());
-            if here > 0 && here >= ahead_of_it {
-                // Half of those that come again and again go with one call and half with the next: while the database works on the one, this
-                // process decides the other.
-                return Some(self.batch((here + ahead_of_it).div_ceil(2)));
+            if changed {
+                until = Instant::now() + if ahead_of_it > 0 { ALONE } else { GATHERING };
+            }
+            if ahead_of_it > 0 {
+                expected = here + ahead_of_it;
+            }
+            let beside = expected >= GATHERED && self.others.append();
+            let gather = beside && Instant::now() < until;
+            let enough = if gather { ahead_of_it == 0 && here >= expected.min(self.max_batch) } else { here >= ahead_of_it };
+            if here > 0 && enough {
+                // Alone, half of those that come again and again go with one call and half with the next: while the database works on the
+                // one, this process decides the other.
+                return Some(self.batch(if beside { here } else { (here + ahead_of_it).div_ceil(2) }));
             }
             tokio::select! {
                 biased;
@@ -139,7 +203,8 @@ impl Waiting {
                     None if here == 0 => return None,
                     None => return Some(self.batch(here)),
                 },
-                _ = ahead.changed(), if here > 0 => {}
+                _ = ahead.changed() => {}
+                () = tokio::time::sleep_until(until.into()), if gather && here > 0 => {}
                 () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
             }
         }
@@ -197,7 +262,8 @@ impl Appender {
                 // One bad row hurts nobody else.
                 Err(_) if batch.len() > 1 => {
                     for append in batch {
-                        Box::pin(self.append(vec![append], on_its_way)).await;
+                        // Nobody need wait for all of these.
+                        Box::pin(self.append(vec![append], &OnItsWay::default())).await;
                     }
                     return;
                 }
@@ -293,6 +359,7 @@ impl Appender {
         if let Some(session) = &mut self.session {
             session.head = head;
         }
+        self.others.note(answer.head, head);
         if head > answer.head {
             self.heads.committed(Position(head));
         } else {
@@ -435,4 +502,150 @@ pub(crate) fn again(error: &StoreError) -> StoreError {
 pub(crate) fn jittered(conflicts: u32) -> Duration {
     let most = 1_u64 << conflicts.min(4);
     Duration::from_micros(rand::rng().random_range(0..=most * 100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls that find the log where the one before left it and `foreign` positions further, and write `own`.
+    fn calls(others: &Others, from: i64, times: i64, foreign: i64, own: i64) -> i64 {
+        (0..times).fold(from, |end, _| {
+            others.note(end + foreign, end + foreign + own);
+            end + foreign + own
+        })
+    }
+
+    #[test]
+    fn others_append_where_a_fifth_of_the_positions_is_not_ours() {
+        let others = Others::default();
+        let end = calls(&others, 1_000, 17, 0, 50);
+        assert!(!others.append(), "what was there before is nobody's");
+        let end = calls(&others, end, 16, 12, 50);
+        assert!(!others.append(), "a trickle");
+        let end = calls(&others, end, 16, 13, 50);
+        assert!(others.append());
+        let end = calls(&others, end, 16, 0, 50);
+        assert!(!others.append(), "alone again");
+        calls(&others, end, 16, 1, 0);
+        assert!(others.append(), "all of it is others'");
+    }
+
+    #[test]
+    fn calls_answered_in_another_order_are_nobody_elses() {
+        let others = Others::default();
+        let end = calls(&others, 0, 17, 0, 50);
+        for pair in 0..20 {
+            let first = end + 100 * pair;
+            others.note(first + 50, first + 100);
+            assert!(!others.append());
+            others.note(first, first + 50);
+            assert!(!others.append());
+        }
+    }
+
+    #[test]
+    fn after_a_reset_it_begins_anew() {
+        let others = Others::default();
+        calls(&others, 1_000_000, 17, 0, 50);
+        calls(&others, 0, 16, 50, 50);
+        assert!(!others.append(), "not known yet");
+        calls(&others, 16 * 100, 1, 50, 50);
+        assert!(others.append());
+    }
+
+    fn append() -> (Append, oneshot::Receiver<Result<Appended, StoreError>>) {
+        let (reply, answer) = oneshot::channel();
+        let (id, metadata, queued) = (Uuid::nil(), String::new(), Instant::now());
+        (Append { id, conditions: vec![], events: vec![], metadata, epoch: 0, queued, reply }, answer)
+    }
+
+    struct Beside {
+        queue: mpsc::Sender<Append>,
+        waiting: Waiting,
+        callers: Vec<oneshot::Receiver<Result<Appended, StoreError>>>,
+    }
+
+    /// A process beside another one that writes as much.
+    fn beside() -> Beside {
+        let others = Arc::<Others>::default();
+        calls(&others, 0, 17, 50, 50);
+        let (queue, appends) = mpsc::channel(1_000);
+        let (closed, first_in) = (CancellationToken::new(), VecDeque::new());
+        Beside { queue, waiting: Waiting { queue: appends, closed, first_in, max_batch: 256, others }, callers: vec![] }
+    }
+
+    impl Beside {
+        async fn come(queue: &mpsc::Sender<Append>, callers: &mut Vec<oneshot::Receiver<Result<Appended, StoreError>>>, times: usize) {
+            for _ in 0..times {
+                let (append, caller) = append();
+                callers.push(caller);
+                assert!(queue.send(append).await.is_ok());
+            }
+        }
+
+        /// What the next call carries: while the one before it is on its way with ten, ten come, and `again` when it was answered.
+        async fn next(&mut self, again: usize) -> usize {
+            let other = OnItsWay::new(10);
+            let come = async {
+                Self::come(&self.queue, &mut self.callers, 10).await;
+                tokio::task::yield_now().await;
+                other.send_replace(0);
+                tokio::task::yield_now().await;
+                Self::come(&self.queue, &mut self.callers, again).await;
+            };
+            tokio::join!(biased; self.waiting.next(&other), come).0.map_or(0, |batch| batch.len())
+        }
+    }
+
+    #[tokio::test]
+    async fn beside_others_one_call_carries_all_that_come_again() {
+        assert_eq!(beside().next(10).await, 20);
+    }
+
+    #[tokio::test]
+    async fn beside_others_those_that_do_not_come_again_are_not_waited_for() {
+        let began = Instant::now();
+        assert_eq!(beside().next(9).await, 19);
+        assert!(began.elapsed() >= GATHERING);
+    }
+
+    #[tokio::test]
+    async fn where_all_that_were_gathered_give_up_the_next_one_is_sent() {
+        let Beside { queue, mut waiting, mut callers } = beside();
+        let other = OnItsWay::new(10);
+        let come = async {
+            Beside::come(&queue, &mut callers, 1).await;
+            tokio::task::yield_now().await;
+            callers.clear();
+            other.send_replace(0);
+            tokio::time::sleep(3 * GATHERING).await;
+            Beside::come(&queue, &mut callers, 1).await;
+        };
+        let (batch, ()) = tokio::join!(biased; waiting.next(&other), come);
+        assert_eq!(batch.map(|batch| batch.len()), Some(1));
+    }
+
+    #[tokio::test]
+    async fn beside_others_a_call_that_hangs_holds_nobody_up() {
+        let Beside { queue, mut waiting, mut callers } = beside();
+        let began = Instant::now();
+        Beside::come(&queue, &mut callers, 10).await;
+        let batch = waiting.next(&OnItsWay::new(10)).await;
+        assert_eq!(batch.map(|batch| batch.len()), Some(10));
+        assert!(began.elapsed() >= ALONE);
+    }
+
+    #[tokio::test]
+    async fn beside_others_a_few_keep_their_turn() {
+        let Beside { queue, mut waiting, mut callers } = beside();
+        Beside::come(&queue, &mut callers, 1).await;
+        let (other, deadline) = (OnItsWay::new(1), tokio::time::sleep(ALONE / 2));
+        let batch = tokio::select! {
+            biased;
+            batch = waiting.next(&other) => batch,
+            () = deadline => None,
+        };
+        assert_eq!(batch.map(|batch| batch.len()), Some(1));
+    }
 }
