@@ -240,6 +240,7 @@ pub(crate) fn kept_up(before: u64) -> String {
 }
 pub(crate) const HOT_CART: &str = "one hot cart";
 pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
+pub(crate) const REPORTED_PRODUCT: &str = "a new process, a product with one inventory change";
 pub(crate) fn popular_product(crowd: u64) -> String {
     format!("a new process, a product in {} carts", thousands(crowd))
 }
@@ -357,7 +358,7 @@ impl Crowd {
             (NEW_PRODUCT.to_owned(), ProductId::new()),
             (popular_product(self.size), self.popular),
             (counted_product(self.size), self.counted),
-            ("a new process, a product with one inventory change".to_owned(), self.reported),
+            (REPORTED_PRODUCT.to_owned(), self.reported),
         ]
     }
 

@@ -205,6 +205,11 @@ impl Report {
             let first = self.ratio((&log::first_command(&product), 1, Cartlog), (&log::first_command(new), 1, Cartlog));
             bar(format!("{product}, the first command on it, to a new product's"), first, 0.9, 1.0);
         }
+        // Both are told of a change by a conflict; what is compared is how many there were.
+        let counted = log::counted_product(sizes.crowd);
+        let (many, one) = (log::first_command(&counted), log::first_command(log::REPORTED_PRODUCT));
+        let flat = self.ratio((&many, 1, Cartlog), (&one, 1, Cartlog));
+        bar(format!("{counted}, the first command on it, to one change's"), flat, 0.9, 1.0);
         let one = (http::SCENARIO, loud, OneProcess);
         bar(format!("Add Item over HTTP, {loud} connections, to the INSERT"), self.ratio(one, (http::SCENARIO, loud, Floor)), 1.0, 2.0);
         bar("two cart-commands processes together, to one".to_owned(), self.ratio((http::SCENARIO, loud, TwoProcesses), one), 0.9, 1.0);
