@@ -269,7 +269,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             place,
             carts: one,
             products: shop,
-            contenders: all,
+            contenders: if place.rival.is_some() { all } else { &[Contender::Cartlog, Contender::Loading] },
             levels,
             upkeep: false,
         });

@@ -14,7 +14,10 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection, Row,
     postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot, watch},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -101,6 +104,7 @@ struct Waiting {
     first_in: VecDeque<Append>,
     max_batch: usize,
     others: Arc<Others>,
+    gathers: Gathers,
 }
 
 /// Whether other processes append much at this time: of the positions that the last calls found taken, at least one in five was not
@@ -146,8 +150,25 @@ const GATHERED: usize = 8;
 /// decide them; tokio's timer makes up to one millisecond more of it.
 const GATHERING: Duration = Duration::from_millis(1);
 
-/// Beside others, how long one call may take before another one goes behind it: a connection that hangs holds nobody up for longer.
-const ALONE: Duration = Duration::from_millis(20);
+/// How long a call may take before another one goes behind it, of however few: a connection that hangs holds nobody up for longer.
+const LATE: Duration = Duration::from_millis(20);
+
+/// Whether to gather at this time. Where those that are waited for do not come, as they come from outside at times of their own, or were
+/// refused, it is tried again only after so many calls, and twice as many each time.
+#[derive(Default)]
+struct Gathers {
+    /// In how many times running not all came.
+    in_vain: u32,
+    /// For so many calls more nobody is waited for.
+    paused: u32,
+}
+
+impl Gathers {
+    fn note(&mut self, all_came: bool) {
+        self.in_vain = if all_came { 0 } else { (self.in_vain + 1).min(6) };
+        self.paused = if all_came { 0 } else { 1 << self.in_vain };
+    }
+}
 
 /// How many appends the call carries that is on its way on the other connection; 0 where none is.
 type OnItsWay = watch::Sender<usize>;
@@ -158,7 +179,7 @@ pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, heads
         format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
     let others = Arc::<Others>::default();
     let (first_in, max_batch) = (VecDeque::new(), settings.settings.max_batch);
-    let waiting = Mutex::new(Waiting { queue, closed, first_in, max_batch, others: others.clone() });
+    let waiting = Mutex::new(Waiting { queue, closed, first_in, max_batch, others: others.clone(), gathers: Gathers::default() });
     let appender =
         || Appender { settings: settings.clone(), sql: sql.clone(), heads: heads.clone(), others: others.clone(), session: None };
     let (one, other) = (OnItsWay::default(), OnItsWay::default());
@@ -170,8 +191,10 @@ impl Waiting {
     /// The next batch, as soon as there is one to be sent; none any more: the store is closed.
     async fn next(&mut self, other: &OnItsWay) -> Option<Vec<Append>> {
         let mut ahead = other.subscribe();
-        // How many come again and again; and until when they are waited for.
-        let (mut expected, mut until) = (0, Instant::now() + ALONE);
+        // How many come again and again, and how many of them were on their way when last looked at.
+        let (mut expected, mut carried) = (0, *ahead.borrow());
+        let patience = time::sleep(LATE);
+        tokio::pin!(patience);
         loop {
             while self.first_in.len() < 4 * self.max_batch
                 && let Ok(append) = self.queue.try_recv()
@@ -180,21 +203,31 @@ impl Waiting {
             }
             // Its caller has given up: nobody would learn of it.
             self.first_in.retain(|append| !append.reply.is_closed());
-            let changed = ahead.has_changed().unwrap_or_default();
             let (here, ahead_of_it) = (self.first_in.len(), *ahead.borrow_and_update());
-            if changed {
-                until = Instant::now() + if ahead_of_it > 0 { ALONE } else { GATHERING };
-            }
             if ahead_of_it > 0 {
-                expected = here + ahead_of_it;
+                expected = (here + ahead_of_it).min(self.max_batch);
             }
+            if ahead_of_it != carried {
+                carried = ahead_of_it;
+                patience.as_mut().reset(time::Instant::now() + if carried > 0 { LATE } else { GATHERING });
+            }
+            let over = patience.deadline() <= time::Instant::now();
             let beside = expected >= GATHERED && self.others.append();
-            let gather = beside && Instant::now() < until;
-            let enough = if gather { ahead_of_it == 0 && here >= expected.min(self.max_batch) } else { here >= ahead_of_it };
+            let gather = beside && self.gathers.paused == 0;
+            let enough = match (gather, ahead_of_it) {
+                (true, 0) => over || here >= expected,
+                (true, _) => over,
+                (false, _) => over || here >= ahead_of_it,
+            };
             if here > 0 && enough {
-                // Alone, half of those that come again and again go with one call and half with the next: while the database works on the
-                // one, this process decides the other.
-                return Some(self.batch(if beside { here } else { (here + ahead_of_it).div_ceil(2) }));
+                if gather && ahead_of_it == 0 {
+                    self.gathers.note(here >= expected);
+                    return Some(self.batch(here));
+                }
+                self.gathers.paused = self.gathers.paused.saturating_sub(1);
+                // Half of those that come again and again go with one call and half with the next: while the database works on the one, this
+                // process decides the other.
+                return Some(self.batch((here + ahead_of_it).div_ceil(2)));
             }
             tokio::select! {
                 biased;
@@ -204,7 +237,7 @@ impl Waiting {
                     None => return Some(self.batch(here)),
                 },
                 _ = ahead.changed() => {}
-                () = tokio::time::sleep_until(until.into()), if gather && here > 0 => {}
+                () = patience.as_mut(), if here > 0 && !over => {}
                 () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
             }
         }
@@ -554,98 +587,136 @@ mod tests {
         assert!(others.append());
     }
 
-    fn append() -> (Append, oneshot::Receiver<Result<Appended, StoreError>>) {
-        let (reply, answer) = oneshot::channel();
-        let (id, metadata, queued) = (Uuid::nil(), String::new(), Instant::now());
-        (Append { id, conditions: vec![], events: vec![], metadata, epoch: 0, queued, reply }, answer)
-    }
+    type Caller = oneshot::Receiver<Result<Appended, StoreError>>;
 
-    struct Beside {
-        queue: mpsc::Sender<Append>,
-        waiting: Waiting,
-        callers: Vec<oneshot::Receiver<Result<Appended, StoreError>>>,
-    }
-
-    /// A process beside another one that writes as much.
-    fn beside() -> Beside {
+    /// A process, beside another one that writes as much or alone.
+    fn process(foreign: i64) -> (mpsc::Sender<Append>, Waiting) {
         let others = Arc::<Others>::default();
-        calls(&others, 0, 17, 50, 50);
+        calls(&others, 0, 17, foreign, 50);
         let (queue, appends) = mpsc::channel(1_000);
-        let (closed, first_in) = (CancellationToken::new(), VecDeque::new());
-        Beside { queue, waiting: Waiting { queue: appends, closed, first_in, max_batch: 256, others }, callers: vec![] }
+        let (closed, first_in, gathers) = (CancellationToken::new(), VecDeque::new(), Gathers::default());
+        (queue, Waiting { queue: appends, closed, first_in, max_batch: 256, others, gathers })
     }
 
-    impl Beside {
-        async fn come(queue: &mpsc::Sender<Append>, callers: &mut Vec<oneshot::Receiver<Result<Appended, StoreError>>>, times: usize) {
-            for _ in 0..times {
-                let (append, caller) = append();
-                callers.push(caller);
-                assert!(queue.send(append).await.is_ok());
+    async fn come(queue: &mpsc::Sender<Append>, times: usize) -> Vec<Caller> {
+        let mut callers = vec![];
+        for _ in 0..times {
+            let (reply, caller) = oneshot::channel();
+            let (id, metadata, queued) = (Uuid::nil(), String::new(), Instant::now());
+            let append = Append { id, conditions: vec![], events: vec![], metadata, epoch: 0, queued, reply };
+            assert!(queue.send(append).await.is_ok());
+            callers.push(caller);
+        }
+        callers
+    }
+
+    /// How many the next call carries, and when it is sent.
+    async fn next(waiting: &mut Waiting, other: &OnItsWay) -> (usize, time::Instant) {
+        (waiting.next(other).await.map_or(0, |batch| batch.len()), time::Instant::now())
+    }
+
+    /// While a call is on its way with ten, ten come, and so many more after it was answered. How many the next one carries, and how long
+    /// after the answer it is sent.
+    async fn ten_and_again(waiting: &mut Waiting, queue: &mpsc::Sender<Append>, again: usize) -> (usize, Duration) {
+        let other = OnItsWay::new(10);
+        let coming = async {
+            let mut callers = come(queue, 10).await;
+            time::sleep(Duration::from_millis(3)).await;
+            other.send_replace(0);
+            let answered = time::Instant::now();
+            // Not in the same moment: what is decided anew comes after the answers.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            callers.extend(come(queue, again).await);
+            (answered, callers)
+        };
+        let ((carried, sent), (answered, _callers)) = tokio::join!(next(waiting, &other), coming);
+        (carried, sent - answered)
+    }
+
+    fn just_after(after: Duration, least: Duration) {
+        assert!(after >= least && after <= least + Duration::from_millis(1), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_others_one_call_carries_all_that_come_again() {
+        let (queue, mut waiting) = process(50);
+        assert_eq!(ten_and_again(&mut waiting, &queue, 10).await.0, 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn alone_half_goes_with_the_next_call_as_soon_as_it_is_as_much_as_the_one_before() {
+        let (queue, mut waiting) = process(0);
+        let other = OnItsWay::new(10);
+        let began = time::Instant::now();
+        let ((carried, sent), _callers) = tokio::join!(next(&mut waiting, &other), come(&queue, 10));
+        assert_eq!((carried, sent), (10, began));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_others_those_that_do_not_come_again_are_waited_for_a_moment_and_then_for_some_calls_not_at_all() {
+        let (queue, mut waiting) = process(50);
+        for calls in [2, 4, 8] {
+            let (carried, after) = ten_and_again(&mut waiting, &queue, 9).await;
+            assert_eq!(carried, 19);
+            just_after(after, GATHERING);
+            for _ in 0..calls {
+                let (other, began) = (OnItsWay::new(10), time::Instant::now());
+                let ((carried, sent), _callers) = tokio::join!(next(&mut waiting, &other), come(&queue, 10));
+                assert_eq!((carried, sent), (10, began));
             }
         }
+        assert_eq!(ten_and_again(&mut waiting, &queue, 10).await.0, 20);
+        assert_eq!(ten_and_again(&mut waiting, &queue, 10).await.0, 20, "they come again");
+    }
 
-        /// What the next call carries: while the one before it is on its way with ten, ten come, and `again` when it was answered.
-        async fn next(&mut self, again: usize) -> usize {
-            let other = OnItsWay::new(10);
-            let come = async {
-                Self::come(&self.queue, &mut self.callers, 10).await;
-                tokio::task::yield_now().await;
-                other.send_replace(0);
-                tokio::task::yield_now().await;
-                Self::come(&self.queue, &mut self.callers, again).await;
-            };
-            tokio::join!(biased; self.waiting.next(&other), come).0.map_or(0, |batch| batch.len())
+    #[tokio::test(start_paused = true)]
+    async fn where_all_that_were_gathered_give_up_the_next_one_is_sent_at_once() {
+        let (queue, mut waiting) = process(50);
+        let other = OnItsWay::new(10);
+        let coming = async {
+            drop(come(&queue, 1).await);
+            time::sleep(Duration::from_millis(3)).await;
+            other.send_replace(0);
+            time::sleep(Duration::from_secs(1)).await;
+            (time::Instant::now(), come(&queue, 1).await)
+        };
+        let (sent, (came, _callers)) = tokio::join!(next(&mut waiting, &other), coming);
+        assert_eq!(sent, (1, came));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_holds_nobody_up() {
+        for foreign in [0, 50] {
+            let (queue, mut waiting) = process(foreign);
+            let (other, began) = (OnItsWay::new(10), time::Instant::now());
+            let ((carried, sent), _callers) = tokio::join!(next(&mut waiting, &other), come(&queue, 1));
+            assert_eq!(carried, 1);
+            just_after(sent - began, LATE);
         }
     }
 
-    #[tokio::test]
-    async fn beside_others_one_call_carries_all_that_come_again() {
-        assert_eq!(beside().next(10).await, 20);
-    }
-
-    #[tokio::test]
-    async fn beside_others_those_that_do_not_come_again_are_not_waited_for() {
-        let began = Instant::now();
-        assert_eq!(beside().next(9).await, 19);
-        assert!(began.elapsed() >= GATHERING);
-    }
-
-    #[tokio::test]
-    async fn where_all_that_were_gathered_give_up_the_next_one_is_sent() {
-        let Beside { queue, mut waiting, mut callers } = beside();
-        let other = OnItsWay::new(10);
-        let come = async {
-            Beside::come(&queue, &mut callers, 1).await;
-            tokio::task::yield_now().await;
-            callers.clear();
-            other.send_replace(0);
-            tokio::time::sleep(3 * GATHERING).await;
-            Beside::come(&queue, &mut callers, 1).await;
-        };
-        let (batch, ()) = tokio::join!(biased; waiting.next(&other), come);
-        assert_eq!(batch.map(|batch| batch.len()), Some(1));
-    }
-
-    #[tokio::test]
-    async fn beside_others_a_call_that_hangs_holds_nobody_up() {
-        let Beside { queue, mut waiting, mut callers } = beside();
-        let began = Instant::now();
-        Beside::come(&queue, &mut callers, 10).await;
-        let batch = waiting.next(&OnItsWay::new(10)).await;
-        assert_eq!(batch.map(|batch| batch.len()), Some(10));
-        assert!(began.elapsed() >= ALONE);
-    }
-
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn beside_others_a_few_keep_their_turn() {
-        let Beside { queue, mut waiting, mut callers } = beside();
-        Beside::come(&queue, &mut callers, 1).await;
-        let (other, deadline) = (OnItsWay::new(1), tokio::time::sleep(ALONE / 2));
-        let batch = tokio::select! {
-            biased;
-            batch = waiting.next(&other) => batch,
-            () = deadline => None,
+        let (queue, mut waiting) = process(50);
+        let (other, began) = (OnItsWay::new(1), time::Instant::now());
+        let (sent, _callers) = tokio::join!(next(&mut waiting, &other), come(&queue, 1));
+        assert_eq!(sent, (1, began));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_gathered_is_sent_when_the_store_is_closed() {
+        let (queue, mut waiting) = process(50);
+        let closed = waiting.closed.clone();
+        let (other, began) = (OnItsWay::new(10), time::Instant::now());
+        let coming = async {
+            let callers = come(&queue, 1).await;
+            tokio::task::yield_now().await;
+            closed.cancel();
+            callers
         };
-        assert_eq!(batch.map(|batch| batch.len()), Some(1));
+        let (sent, _callers) = tokio::join!(next(&mut waiting, &other), coming);
+        assert_eq!(sent, (1, began));
+        assert_eq!(next(&mut waiting, &other).await.0, 0);
     }
 }

@@ -175,7 +175,7 @@ pub(crate) fn known_bytes(bytes: impl Fn() -> Option<u64> + Send + Sync + 'stati
 }
 
 /// Has a store's connections counted whenever the metrics are read, by the semantic conventions' names: the pool's, without the
-/// one that the appender has besides.
+/// two that the appender has besides.
 pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Send + Sync + 'static) {
     let pool = |name: &'static str| KeyValue::new("db.client.connection.pool.name", name);
     let state = |word: &'static str| KeyValue::new("db.client.connection.state", word);

@@ -54,7 +54,7 @@ impl Default for StoreSettings {
         Self {
             max_connections: 10,
             decide_deadline: Duration::from_secs(10),
-            known_bytes: 32 << 20,
+            known_bytes: 32_000_000,
             connect_timeout: Duration::from_secs(2),
             max_batch: 256,
             announce_interval: Duration::from_millis(5),
