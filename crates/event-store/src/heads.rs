@@ -129,7 +129,9 @@ pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, clo
         // A lost announcement costs readers their poll interval and nothing else.
         let announced = in_time(async {
             let mut connection = Lent::from(&pool).await?;
-            sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
+            // Not flushed: what is announced is durable already, and an append would wait for the flush.
+            let sql = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
+            sqlx::query(sql).bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
             connection.done();
             Ok(())
         });
