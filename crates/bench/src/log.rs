@@ -100,8 +100,10 @@ impl Place {
             place.refill(Contender::Floor).await?;
             place.refill(Contender::Disintegrate).await?;
         }
-        // What was filled is not to be written to its files during the first measurement.
-        sqlx::raw_sql("CHECKPOINT").execute(&place.ours.pool).await?;
+        // What was filled is not to be looked through by autovacuum, or written to its files, during the first measurements.
+        for upkeep in ["VACUUM (ANALYZE) event", "CHECKPOINT"] {
+            sqlx::query(upkeep).execute(&place.ours.pool).await?;
+        }
         Ok(place)
     }
 
