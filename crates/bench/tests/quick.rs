@@ -9,6 +9,8 @@ use serde_json::Value;
 fn quick(subject: &str) -> (Value, String) {
     let from = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo dev test`, which sets it"));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{subject}"));
+    // What a run before has left is not this one's.
+    let _ = std::fs::remove_dir_all(&out);
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([subject, "--quick", "--out"])
         .arg(&out)

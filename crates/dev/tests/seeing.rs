@@ -105,6 +105,49 @@ async fn metrics_answer_what_an_operator_asks() {
     shop.stop().await;
 }
 
+#[tokio::test]
+async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
+    let mut shop = Shop::new("known").await;
+    let mut settings = shop.settings(COMMANDS, "cart-commands.log");
+    settings.environment.push(("CARTLOG_KNOWN_STATES_MEGABYTES".into(), "1".into()));
+    shop.launch(COMMANDS, settings);
+    shop.service(COMMANDS).until_ready(READY).await.unwrap();
+    let (hits, misses, evictions) = ("log_known_hits_total", "log_known_misses_total", "log_known_evictions_total");
+    // The size is a store's own, and there is but one.
+    let size = |metrics: &Metrics| metrics.sum("log_known_size_bytes", &[]).unwrap();
+    let metrics = Metrics::of(&shop, COMMANDS).await;
+    for counter in [hits, evictions] {
+        metrics.holds(counter, &[], |n| n == 0.0);
+    }
+    assert_eq!(size(&metrics), 0.0);
+
+    // Its states are the cart and the product.
+    let (cart, product) = (Uuid::now_v7(), Uuid::now_v7());
+    assert_eq!(shop.add(cart, product, "1.00").await.0, 200);
+    let metrics = Metrics::of(&shop, COMMANDS).await;
+    metrics.holds(misses, &[], |n| n == 2.0);
+    metrics.holds(hits, &[], |n| n == 0.0);
+    let of_one = size(&metrics);
+    assert!(of_one > 0.0);
+    assert_eq!(shop.add(cart, product, "1.00").await.0, 200);
+    let metrics = Metrics::of(&shop, COMMANDS).await;
+    metrics.holds(misses, &[], |n| n == 2.0);
+    metrics.holds(hits, &[], |n| n == 2.0);
+
+    // Until there is no more room.
+    for round in 1.. {
+        let adding = (0..100).map(|_| shop.add(Uuid::now_v7(), Uuid::now_v7(), "1.00"));
+        assert!(futures::future::join_all(adding).await.iter().all(|(status, _)| *status == 200));
+        let metrics = Metrics::of(&shop, COMMANDS).await;
+        assert!(size(&metrics) > of_one && size(&metrics) <= 1_000_000.0, "{} bytes", size(&metrics));
+        if metrics.sum(evictions, &[]) > Some(0.0) {
+            break;
+        }
+        assert!(round < 100, "{} bytes, and none was forgotten", size(&metrics));
+    }
+    shop.stop().await;
+}
+
 /// Takes what services export by OTLP over HTTP.
 struct Collector {
     endpoint: String,

@@ -32,20 +32,23 @@ fn works_on_the_log_when_another_test_asks_for_it() {
     test_support::histories::work_if_asked();
 }
 
-fn workers(database: &Database, seed: u64, known_bytes: usize) -> Workers {
-    workers_on(database.url_as("cartlog_commands"), seed, known_bytes)
+/// How many commands a process has under way at once: a few; and so many that beside the other processes one call carries all of its
+/// commands that come again, which wants 8 of them.
+const TASKS: [u32; 2] = [6, 16];
+
+fn workers(database: &Database, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
+    workers_on(database.url_as("cartlog_commands"), seed, known_bytes, tasks)
 }
 
-fn workers_on(database_url: String, seed: u64, known_bytes: usize) -> Workers {
-    let setup = Setup {
-        database_url,
-        seed,
-        processes: 3,
-        tasks: 6,
-        known_bytes,
-        worker: "histories::works_on_the_log_when_another_test_asks_for_it",
-    };
+fn workers_on(database_url: String, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
+    let setup =
+        Setup { database_url, seed, processes: 3, tasks, known_bytes, worker: "histories::works_on_the_log_when_another_test_asks_for_it" };
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
+}
+
+/// Every seed, and every number of tasks; also where there is one seed.
+fn seeds_and_tasks() -> impl Iterator<Item = (u64, u32)> {
+    seeds().into_iter().cycle().zip(TASKS).inspect(|(seed, tasks)| println!("seed {seed}, {tasks} tasks"))
 }
 
 /// Holds, for as long as it runs, that who sees an event sees all before it: positions are in commit order.
@@ -87,17 +90,24 @@ fn meant_something(summary: &Summary) {
     assert!(written > 150 && empty > 50 && refused > 80 && conflicts > 20, "{summary}");
 }
 
+/// The same, and of some calls it was looked up what became of them.
+#[track_caller]
+fn meant_something_and_lost_answers(summary: &Summary) {
+    meant_something(summary);
+    assert!(summary.looked_up > 0, "{summary}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_several_processes_decide_at_once_is_exact() {
-    for (seed, known_bytes) in seeds().into_iter().cycle().zip(KNOWN_BYTES) {
-        println!("seed {seed}, {known_bytes} bytes of states known");
+    for (seed, (known_bytes, tasks)) in seeds().into_iter().cycle().zip(KNOWN_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
+        println!("seed {seed}, {known_bytes} bytes of states known, {tasks} tasks");
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let store = EventStore::new(database.options(), StoreSettings::default());
         // More than one answer of the log holds.
         translate(&store, seed, 0, 1_000).await;
-        let mut workers = workers(&database, seed, known_bytes);
+        let mut workers = workers(&database, seed, known_bytes, tasks);
         for number in 1_000..1_030 {
             translate(&store, seed, number, number + 1).await;
             let all = workers.running();
@@ -110,16 +120,18 @@ async fn what_several_processes_decide_at_once_is_exact() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledged() {
-    let database = Database::create().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
-    for _ in 0..6 {
-        let all = workers.running();
-        workers.until_answered(20, &all).await;
-        workers.kill(all[0]).await;
-        workers.start_one();
+    for (seed, tasks) in seeds_and_tasks() {
+        let database = Database::create().await;
+        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        for _ in 0..6 {
+            let all = workers.running();
+            workers.until_answered(20, &all).await;
+            workers.kill(all[0]).await;
+            workers.start_one();
+        }
+        let summary = workers.check(&database.pool().await).await;
+        meant_something(&summary);
     }
-    let summary = workers.check(&database.pool().await).await;
-    meant_something(&summary);
 }
 
 const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
@@ -127,32 +139,36 @@ const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing_wrongly() {
-    let database = Database::create().await;
-    let pool = database.pool().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
-    let all = workers.running();
-    for _ in 0..15 {
-        workers.until_answered(8, &all).await;
-        let cut: i64 = sqlx::query_scalar(CUT).fetch_one(&pool).await.unwrap();
-        assert!(cut > 0);
+    for (seed, tasks) in seeds_and_tasks() {
+        let database = Database::create().await;
+        let pool = database.pool().await;
+        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        let all = workers.running();
+        for _ in 0..15 {
+            workers.until_answered(8, &all).await;
+            let cut: i64 = sqlx::query_scalar(CUT).fetch_one(&pool).await.unwrap();
+            assert!(cut > 0);
+        }
+        meant_something_and_lost_answers(&workers.check(&pool).await);
     }
-    meant_something(&workers.check(&pool).await);
 }
 
 /// A server that ends a connection seldom does so between commit and answer. Here each cut is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
-    let database = Database::create().await;
-    let proxy = Proxy::before(&database.options()).await;
-    let port = |port: u16| format!(":{port}/");
-    let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
-    let mut workers = workers_on(database_url, seeds()[0], KNOWN_BYTES[2]);
-    let all = workers.running();
-    for _ in 0..15 {
-        workers.until_answered(8, &all).await;
-        proxy.lose_answers();
+    for (seed, tasks) in seeds_and_tasks() {
+        let database = Database::create().await;
+        let proxy = Proxy::before(&database.options()).await;
+        let port = |port: u16| format!(":{port}/");
+        let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
+        let mut workers = workers_on(database_url, seed, KNOWN_BYTES[2], tasks);
+        let all = workers.running();
+        for _ in 0..15 {
+            workers.until_answered(8, &all).await;
+            proxy.lose_answers();
+        }
+        meant_something_and_lost_answers(&workers.check(&database.pool().await).await);
     }
-    meant_something(&workers.check(&database.pool().await).await);
 }
 
 /// What the others may be delayed by a process that is frozen at the worst moment. A promise, and so the one bound on time here.
@@ -160,32 +176,34 @@ const FROZEN_DELAYS: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_it_is_thawed() {
-    let database = Database::create().await;
-    let pool = database.pool().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
-    let all = workers.running();
-    for round in 0..12 {
-        workers.until_answered(5, &all).await;
-        // Every other time while it looks up, under the lock, what became of its append.
-        if round % 2 == 0 {
-            sqlx::query(CUT).execute(&pool).await.unwrap();
+    for (seed, tasks) in seeds_and_tasks() {
+        let database = Database::create().await;
+        let pool = database.pool().await;
+        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        let all = workers.running();
+        for round in 0..12 {
+            workers.until_answered(5, &all).await;
+            // Every other time while it looks up, under the lock, what became of its append.
+            if round % 2 == 0 {
+                sqlx::query(CUT).execute(&pool).await.unwrap();
+            }
+            let frozen = all[round % all.len()];
+            workers.freeze(frozen);
+            let others: Vec<_> = all.iter().copied().filter(|process| *process != frozen).collect();
+            let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &others)).await;
+            assert!(going_on.is_ok(), "the others stand still");
+            workers.thaw(frozen);
+            workers.until_answered(5, &[frozen]).await;
         }
-        let frozen = all[round % all.len()];
-        workers.freeze(frozen);
-        let others: Vec<_> = all.iter().copied().filter(|process| *process != frozen).collect();
-        let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &others)).await;
-        assert!(going_on.is_ok(), "the others stand still");
-        workers.thaw(frozen);
-        workers.until_answered(5, &[frozen]).await;
+        meant_something_and_lost_answers(&workers.check(&pool).await);
     }
-    meant_something(&workers.check(&pool).await);
 }
 
 /// The worst moment: the server holds the lock, has begun to answer an append, and nobody takes what it sends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_frozen_while_a_large_answer_comes_to_it_lets_the_others_go_on() {
     let database = Database::create().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2]);
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
     let all = workers.running();
     workers.until_answered(10, &all).await;
     let mut frozen = sqlx::PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();

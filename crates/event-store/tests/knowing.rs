@@ -28,8 +28,8 @@ impl<D: Decision> Decision for Counted<'_, D> {
     }
 }
 
-/// Reads that the database answered for the commands' role: every one asks for the matching events.
-async fn reads(log: &TestLog<DomainEvent>) -> i64 {
+/// Calls of event_append that the server has counted. Reads are not among them: the function that they use is a part of their statement.
+async fn appends(log: &TestLog<DomainEvent>) -> i64 {
     let pool = log.store.pool();
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(pool).await.unwrap();
     sqlx::query_scalar("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'event_append'")
@@ -310,7 +310,29 @@ async fn a_warm_command_is_one_call_to_the_log() {
         store.decide(&Always(Add::to(&cart))).await.unwrap();
     }
     store.close().await;
-    test_support::eventually("the server has counted", || async { (reads(&log).await == 50).then_some(()) }).await;
+    test_support::eventually("the server has counted", || async { (appends(&log).await == 50).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_written_reads_nothing_and_one_that_missed_something_is_told_it_with_the_conflict() {
+    let log = TestLog::<DomainEvent>::create().await;
+    // Who cannot call this cannot read; event_append can, as it runs as the owner.
+    sqlx::query("REVOKE EXECUTE ON FUNCTION event_matching FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
+    let [store, other] =
+        [(); 2].map(|()| EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default()));
+    let (cart, decided) = (Shopping::new(), AtomicUsize::new(0));
+    let add = async |store: &EventStore<DomainEvent>| {
+        decided.store(0, Ordering::SeqCst);
+        let at = store.decide(&Counted(Always(Add::to(&cart)), &decided)).await.unwrap();
+        (at, decided.load(Ordering::SeqCst))
+    };
+    assert_eq!(add(&store).await, (Position(1), 1), "a new cart");
+    assert_eq!(add(&store).await, (Position(2), 1), "a known cart");
+    assert_eq!(add(&other).await, (Position(3), 2), "a new cart to this process, which missed both");
+    assert_eq!(add(&store).await, (Position(4), 2), "a known cart, of which the other's event was missed");
+    // A refusal does read.
+    let refused = format!("{:?}", store.decide(&Emptied(Add::to(&cart))).await.unwrap_err());
+    assert!(refused.contains("permission denied for function event_matching"), "{refused}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]

@@ -165,7 +165,7 @@ impl State for Cart {
 mod specifications {
     use std::sync::Arc;
 
-    use event_store::DecideError;
+    use event_store::{DecideError, StoreSettings};
     use test_support::{Meanwhile, TestLog, blocking, given};
 
     use super::*;
@@ -235,6 +235,23 @@ mod specifications {
         assert_eq!(refused, Refused::OutOfStock(cart.product(0)));
         assert!(add.decided() > 1);
         assert_eq!(log.store.head().await.unwrap(), Position(2), "the change of inventory is the last event, and there is no cart");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_an_inventory_that_changed_a_thousand_times_the_newest_change_alone_is_read() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        let newest = log.append((1..1_000).map(|_| cart.inventory(0, 7)).chain([cart.inventory(0, 0)])).await;
+        // Whoever is given another one says that it cannot be read.
+        sqlx::query("UPDATE event SET payload = '' WHERE event_id < $1").bind(newest.0).execute(log.store.pool()).await.unwrap();
+        // Who keeps nothing reads before deciding; who keeps something is told with the conflict.
+        for known_bytes in [0, 1 << 20] {
+            let settings = StoreSettings { known_bytes, ..StoreSettings::default() };
+            let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), settings);
+            let refused = store.decide(&add_item(&cart, 0)).await.unwrap_err();
+            let out = matches!(refused, DecideError::Refused(Refused::OutOfStock(product)) if product == cart.product(0));
+            assert!(out, "{known_bytes}: {refused:?}");
+        }
     }
 
     #[test]

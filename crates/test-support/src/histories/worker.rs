@@ -12,6 +12,8 @@ use std::{
 };
 
 use event_store::{EventStore, StoreSettings};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 
@@ -33,6 +35,39 @@ pub(crate) struct Work {
     pub(crate) tasks: u32,
     pub(crate) known_bytes: usize,
     pub(crate) records: PathBuf,
+    /// Where it writes a [`Counted`], when it has stopped in order.
+    pub(crate) counted: PathBuf,
+}
+
+/// What a process has counted, of its metrics.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Counted {
+    /// Calls whose connection was lost before their answer, so that what became of them was looked up.
+    pub(crate) looked_up: usize,
+    /// Calls that carried more than half of its commands.
+    pub(crate) gathered: usize,
+}
+
+impl Counted {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "what is counted is whole")]
+    fn of(metrics: &Registry, tasks: u32) -> Self {
+        let mut counted = Self::default();
+        for family in metrics.gather() {
+            for metric in family.get_metric() {
+                match family.name() {
+                    "log_unknown_outcomes_total" => counted.looked_up += metric.get_counter().get_value() as usize,
+                    "log_append_batch" => {
+                        let calls = metric.get_histogram();
+                        let half = calls.get_bucket().iter().find(|bucket| bucket.upper_bound() >= f64::from(tasks) / 2.0);
+                        let smaller = half.map_or(0, |bucket| bucket.cumulative_count());
+                        counted.gathered += (calls.get_sample_count() - smaller) as usize;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        counted
+    }
 }
 
 /// A store that keeps so many bytes of the states it folded; with 0, none.
@@ -47,8 +82,20 @@ pub fn settings(known_bytes: usize) -> StoreSettings {
 pub fn work_if_asked() {
     let Ok(work) = std::env::var(WORK) else { return };
     let work: Work = serde_json::from_str(&work).expect("the work is what the test wrote");
+    let metrics = metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be made");
+    let (tasks, counted) = (work.tasks, work.counted.clone());
     runtime.block_on(run(work));
+    let counts = serde_json::to_vec(&Counted::of(&metrics, tasks)).expect("counts can be written");
+    std::fs::write(counted, counts).expect("counts can be written");
+}
+
+/// The metrics of this process, as a service installs them.
+fn metrics() -> Registry {
+    let metrics = Registry::new();
+    let reader = opentelemetry_prometheus::exporter().with_registry(metrics.clone()).build().expect("metrics can be read");
+    opentelemetry::global::set_meter_provider(SdkMeterProvider::builder().with_reader(reader).build());
+    metrics
 }
 
 async fn run(work: Work) {

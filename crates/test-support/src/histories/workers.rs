@@ -22,7 +22,7 @@ use super::{
     command::{CommandId, Decides, Spec, TRANSLATOR},
     domain::Happened,
     record::Record,
-    worker::{WORK, Work},
+    worker::{Counted, WORK, Work},
 };
 use crate::eventually;
 
@@ -81,6 +81,7 @@ impl Workers {
             tasks: self.setup.tasks,
             known_bytes: self.setup.known_bytes,
             records: self.records(process),
+            counted: self.counted(process),
         };
         let output = fs::File::create(self.directory.join(format!("{process}.log"))).expect("a log can be made");
         let child = Command::new(std::env::current_exe().expect("this program has a path"))
@@ -98,6 +99,10 @@ impl Workers {
 
     fn records(&self, process: u32) -> PathBuf {
         self.directory.join(format!("{process}.jsonl"))
+    }
+
+    fn counted(&self, process: u32) -> PathBuf {
+        self.directory.join(format!("{process}.counted.json"))
     }
 
     /// How many commands of a process were answered and recorded.
@@ -190,7 +195,14 @@ impl Workers {
     pub async fn check(mut self, log: &PgPool) -> Summary {
         self.stop().await;
         let mut records: Vec<Record> = vec![];
+        let (mut looked_up, mut gathered) = (0, 0);
         for process in 0..self.started {
+            // One that was killed has written none.
+            if let Ok(counted) = fs::read(self.counted(process)) {
+                let counted: Counted = serde_json::from_slice(&counted).expect("counts can be read");
+                looked_up += counted.looked_up;
+                gathered += counted.gathered;
+            }
             let lines = fs::read_to_string(self.records(process)).unwrap_or_default();
             // A process that was killed may not have ended its last line.
             let whole = lines.rfind('\n').map_or("", |end| lines.get(..end).unwrap_or_default());
@@ -200,7 +212,7 @@ impl Workers {
         match check(seed, &log, &records) {
             Ok(summary) => {
                 fs::remove_dir_all(&self.directory).expect("the records can be removed");
-                summary
+                Summary { looked_up, gathered, ..summary }
             }
             Err(violations) => {
                 let first: Vec<_> = violations.iter().take(5).collect();
