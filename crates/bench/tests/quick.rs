@@ -61,7 +61,7 @@ fn log() {
     assert!(svg.contains("a new cart each") && svg.ends_with("</svg>\n"));
     // Four products, for a while and their first command alone; and upkeep.
     assert_eq!(figures.len(), 4 * 2 * 4 + 4 + 4 + 1);
-    assert_eq!(measured(&report), 3 + 4 + 1);
+    assert_eq!(measured(&report), 3 + 5 + 1);
     assert!(report["machine"]["postgres"].as_str().unwrap().starts_with("PostgreSQL 18"));
 }
 

@@ -65,7 +65,11 @@ pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreE
 /// Where the database is away, or the migrations are missing; where somebody reads its tables for longer than this session may wait.
 pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    // With its checkpoints, for which this waits until the batch in hand is written: nobody writes a row after that.
+    // Its checkpoints first, as a batch has them: who took the build first would wait for a batch that waits for the build.
+    sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
+        .fetch_all(&mut *transaction)
+        .await?;
+    // With its checkpoints, for which this has waited until the batch in hand was written: nobody writes a row after that.
     let dropped = sqlx::query_scalar!(
         "DELETE FROM projection WHERE name = $1 AND build = $2 AND status <> 'serving' AND build <> 'automation' RETURNING tables",
         name,
