@@ -29,7 +29,7 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
         database_url: postgres.url(COMMANDS.role, database::NAME),
         seed: seeds()[0],
         processes: 3,
-        // So many that beside the other processes one call carries all that come again, which wants 8 of them.
+        // More than a few.
         tasks: 16,
         known_bytes: 16 << 20,
         worker: "works_on_the_log_when_another_test_asks_for_it",

@@ -32,8 +32,8 @@ fn works_on_the_log_when_another_test_asks_for_it() {
     test_support::histories::work_if_asked();
 }
 
-/// How many commands a process has under way at once: a few; and so many that beside the other processes one call carries all of its
-/// commands that come again, which wants 8 of them.
+/// How many commands a process has under way at once: a few, and more than a few. (So much stands in the way of so much else here that
+/// no call comes to carry half of them.)
 const TASKS: [u32; 2] = [6, 16];
 
 fn workers(database: &Database, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
