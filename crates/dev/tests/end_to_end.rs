@@ -427,7 +427,7 @@ async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
     let (client, product) = (reqwest::Client::new(), Uuid::now_v7());
     let load = |url: String| {
         let answers = Arc::new(AtomicUsize::new(0));
-        // So many that beside the other process one call carries all that come again, which wants 8 of them.
+        // More than a few.
         let tasks: Vec<_> = (0..16)
             .map(|_| {
                 let (client, url, answers) = (client.clone(), url.clone(), answers.clone());
