@@ -32,8 +32,7 @@ fn works_on_the_log_when_another_test_asks_for_it() {
     test_support::histories::work_if_asked();
 }
 
-/// How many commands a process has under way at once: a few, and more than a few. (So much stands in the way of so much else here that
-/// no call comes to carry half of them.)
+/// How many commands a process has under way at once: a few, and more than a few.
 const TASKS: [u32; 2] = [6, 16];
 
 fn workers(database: &Database, seed: u64, known_bytes: usize, tasks: u32) -> Workers {

@@ -88,20 +88,18 @@ pub struct Summary {
     pub unacknowledged: usize,
     /// How often a command had to decide again, as others had been faster.
     pub conflicts: usize,
-    /// Calls of the log whose connection was lost before their answer, so that what became of them was looked up. Here and below, of the
-    /// processes that were not killed.
+    /// Calls of the log whose connection was lost before their answer, so that what became of them was looked up; of the processes that
+    /// were not killed.
     pub looked_up: usize,
-    /// Calls of the log that carried more than half of a process's commands: those that beside other processes carry all that come again.
-    pub gathered: usize,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { events, written, empty, refused, undone, unknown, unacknowledged, conflicts, looked_up, gathered } = self;
+        let Self { events, written, empty, refused, undone, unknown, unacknowledged, conflicts, looked_up } = self;
         write!(
             f,
             "{events} events; {written} commands written after {conflicts} conflicts, {empty} empty, {refused} refused, {undone} not done, \
-             {unknown} unknown; {unacknowledged} appends unacknowledged; {looked_up} calls looked up, {gathered} of all gathered"
+             {unknown} unknown; {unacknowledged} appends unacknowledged; {looked_up} calls looked up"
         )
     }
 }
