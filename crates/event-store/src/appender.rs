@@ -223,6 +223,7 @@ impl Waiting {
             if here > 0 && enough {
                 if gather && ahead_of_it == 0 {
                     self.gathers.note(here >= expected);
+                    METRICS.gathered.add(1, &[]);
                     return Some(self.batch(here));
                 }
                 self.gathers.paused = self.gathers.paused.saturating_sub(1);

@@ -32,8 +32,8 @@ fn works_on_the_log_when_another_test_asks_for_it() {
     test_support::histories::work_if_asked();
 }
 
-/// How many commands a process has under way at once: a few, and more than a few.
-const TASKS: [u32; 2] = [6, 16];
+/// How many commands a process has under way at once: a few, and so many that it gathers them.
+const TASKS: [u32; 2] = [6, 48];
 
 fn workers(database: &Database, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
     workers_on(database.url_as("cartlog_commands"), seed, known_bytes, tasks)
@@ -83,16 +83,17 @@ impl CommitOrder {
 
 /// The history was one in which something could go wrong.
 #[track_caller]
-fn meant_something(summary: &Summary) {
+fn meant_something(summary: &Summary, tasks: u32) {
     println!("{summary}");
-    let Summary { written, empty, refused, conflicts, .. } = *summary;
+    let Summary { written, empty, refused, conflicts, gathered, .. } = *summary;
     assert!(written > 150 && empty > 50 && refused > 80 && conflicts > 20, "{summary}");
+    assert!(gathered > 0 || tasks < TASKS[1], "{summary}");
 }
 
 /// The same, and of some calls it was looked up what became of them.
 #[track_caller]
-fn meant_something_and_lost_answers(summary: &Summary) {
-    meant_something(summary);
+fn meant_something_and_lost_answers(summary: &Summary, tasks: u32) {
+    meant_something(summary, tasks);
     assert!(summary.looked_up > 0, "{summary}");
 }
 
@@ -113,7 +114,7 @@ async fn what_several_processes_decide_at_once_is_exact() {
             workers.until_answered(2, &all).await;
         }
         order.held().await;
-        meant_something(&workers.check(&pool).await);
+        meant_something(&workers.check(&pool).await, tasks);
     }
 }
 
@@ -129,7 +130,7 @@ async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledge
             workers.start_one();
         }
         let summary = workers.check(&database.pool().await).await;
-        meant_something(&summary);
+        meant_something(&summary, tasks);
     }
 }
 
@@ -148,7 +149,7 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
             let cut: i64 = sqlx::query_scalar(CUT).fetch_one(&pool).await.unwrap();
             assert!(cut > 0);
         }
-        meant_something_and_lost_answers(&workers.check(&pool).await);
+        meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
 }
 
@@ -166,7 +167,7 @@ async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
             workers.until_answered(8, &all).await;
             proxy.lose_answers();
         }
-        meant_something_and_lost_answers(&workers.check(&database.pool().await).await);
+        meant_something_and_lost_answers(&workers.check(&database.pool().await).await, tasks);
     }
 }
 
@@ -194,7 +195,7 @@ async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_
             workers.thaw(frozen);
             workers.until_answered(5, &[frozen]).await;
         }
-        meant_something_and_lost_answers(&workers.check(&pool).await);
+        meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
 }
 

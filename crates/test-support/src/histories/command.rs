@@ -58,6 +58,10 @@ const SHAPES: [Shape; 8] = [
     Shape::CartThenCountThenItems,
 ];
 
+/// So many tasks of each process are about the same carts and products. Those after them are each about its own, but for what is hot:
+/// where all wait for each other, a process never has much to append at once.
+const TOGETHER: u32 = 6;
+
 /// A command.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -120,7 +124,11 @@ impl Spec {
         let era = id.number / 8;
         // A translator writes mostly about what is hot: those states become larger than one answer of the log.
         let hot = |one_in: u32| if id.process == TRANSLATOR { 2 } else { one_in };
-        let mut near = |hot_one_in: u32, others: u32| if chance.one_in(hot(hot_one_in)) { 0 } else { 1 + era * 2 + chance.below(others) };
+        let apart = if id.task < TOGETHER { 0 } else { 10_000 * (1_000 * id.process + id.task) };
+        let mut near = |hot_one_in: u32, others: u32| {
+            let hot_one_in = if apart == 0 { hot_one_in } else { 4 * hot_one_in };
+            if chance.one_in(hot(hot_one_in)) { 0 } else { apart + 1 + era * 2 + chance.below(others) }
+        };
         let (cart, item, product) = (near(8, 4), near(12, 6), near(6, 4));
         let shape = match chance.below(20) {
             _ if id.process == TRANSLATOR => Shape::Nothing,

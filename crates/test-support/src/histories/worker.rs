@@ -35,14 +35,26 @@ pub(crate) struct Work {
     pub(crate) tasks: u32,
     pub(crate) known_bytes: usize,
     pub(crate) records: PathBuf,
-    /// Where it writes how many calls it looked up, when it has stopped in order.
+    /// Where it writes its [`Calls`], when it has stopped in order.
     pub(crate) counted: PathBuf,
 }
 
-/// How often this process lost a connection before a call was answered, and looked up what became of it: by its metrics.
-fn looked_up(metrics: &Registry) -> usize {
+/// What a process counted of its calls of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Calls {
+    /// Whose connection was lost before they were answered, so that what became of them was looked up.
+    pub(crate) looked_up: usize,
+    /// Which carried all that come again and again, as other processes append as well.
+    pub(crate) gathered: usize,
+}
+
+fn calls(metrics: &Registry) -> Calls {
+    Calls { looked_up: count(metrics, "log_unknown_outcomes_total"), gathered: count(metrics, "log_append_gathered_total") }
+}
+
+fn count(metrics: &Registry, counter: &str) -> usize {
     let families = metrics.gather();
-    let counters = families.iter().filter(|family| family.name() == "log_unknown_outcomes_total").flat_map(|family| family.get_metric());
+    let counters = families.iter().filter(|family| family.name() == counter).flat_map(|family| family.get_metric());
     let count: f64 = counters.map(|metric| metric.get_counter().get_value()).sum();
     #[allow(
         clippy::cast_possible_truncation,
@@ -69,7 +81,7 @@ pub fn work_if_asked() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be made");
     let counted = work.counted.clone();
     runtime.block_on(run(work));
-    std::fs::write(counted, looked_up(&metrics).to_string()).expect("the count can be written");
+    std::fs::write(counted, serde_json::to_vec(&calls(&metrics)).expect("counts can be written")).expect("the counts can be written");
 }
 
 /// The metrics of this process, as a service installs them.

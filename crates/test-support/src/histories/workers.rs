@@ -22,7 +22,7 @@ use super::{
     command::{CommandId, Decides, Spec, TRANSLATOR},
     domain::Happened,
     record::Record,
-    worker::{WORK, Work},
+    worker::{Calls, WORK, Work},
 };
 use crate::eventually;
 
@@ -195,11 +195,13 @@ impl Workers {
     pub async fn check(mut self, log: &PgPool) -> Summary {
         self.stop().await;
         let mut records: Vec<Record> = vec![];
-        let mut looked_up = 0;
+        let mut calls = Calls::default();
         for process in 0..self.started {
             // One that was killed has written none.
             if let Ok(counted) = fs::read_to_string(self.counted(process)) {
-                looked_up += counted.parse::<usize>().expect("the count is the number that the process wrote");
+                let counted: Calls = serde_json::from_str(&counted).expect("the counts are what the process wrote");
+                calls.looked_up += counted.looked_up;
+                calls.gathered += counted.gathered;
             }
             let lines = fs::read_to_string(self.records(process)).unwrap_or_default();
             // A process that was killed may not have ended its last line.
@@ -210,7 +212,8 @@ impl Workers {
         match check(seed, &log, &records) {
             Ok(summary) => {
                 fs::remove_dir_all(&self.directory).expect("the records can be removed");
-                Summary { looked_up, ..summary }
+                let Calls { looked_up, gathered } = calls;
+                Summary { looked_up, gathered, ..summary }
             }
             Err(violations) => {
                 let first: Vec<_> = violations.iter().take(5).collect();
