@@ -29,24 +29,24 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
         database_url: postgres.url(COMMANDS.role, database::NAME),
         seed: seeds()[0],
         processes: 3,
-        // More than a few.
-        tasks: 16,
+        // So many that it gathers them.
+        tasks: 48,
         known_bytes: 16 << 20,
         worker: "works_on_the_log_when_another_test_asks_for_it",
     };
     let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
     let all = workers.running();
     for _ in 0..3 {
-        workers.until_answered(40, &all).await;
+        workers.until_answered(120, &all).await;
         postgres.kill().await.unwrap();
         postgres.restart().await.unwrap();
     }
-    workers.until_answered(40, &all).await;
+    workers.until_answered(120, &all).await;
     let pool = database::connect(&owner).await.unwrap();
     let summary = workers.check(&pool).await;
     println!("{summary}");
-    let Summary { written, refused, undone, unknown, looked_up, .. } = summary;
-    assert!(written > 100 && refused > 50 && undone + unknown > 0 && looked_up > 0, "{summary}");
+    let Summary { written, refused, undone, unknown, looked_up, gathered, .. } = summary;
+    assert!(written > 100 && refused > 50 && undone + unknown > 0 && looked_up > 0 && gathered > 0, "{summary}");
     drop(pool);
     postgres.stop().await.unwrap();
 }

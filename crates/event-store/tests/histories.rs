@@ -125,7 +125,8 @@ async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledge
         let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
         for _ in 0..6 {
             let all = workers.running();
-            workers.until_answered(20, &all).await;
+            // Each task's second command and more: where there are many, they are gathered by then.
+            workers.until_answered(2 * tasks as usize + 20, &all).await;
             workers.kill(all[0]).await;
             workers.start_one();
         }
