@@ -286,8 +286,13 @@ async fn one_trace_leads_from_the_clients_request_to_the_published_message_and_t
     })
     .await;
 
-    // The request, up to the message.
-    assert_eq!(shop.add(cart, product, "9.99").await.0, 200);
+    // The request, up to the message. Again alone in its batch.
+    let (status, added) = shop.add(cart, product, "9.99").await;
+    assert_eq!(status, 200);
+    eventually("the read models have what was before", || async {
+        (shop.get(&format!("/cartswithproducts/{product}?min_position={}", added[1])).await.0 == 200).then_some(())
+    })
+    .await;
     let request = reqwest::Client::new().post(format!("{}/submitcart/{cart}", shop.url(COMMANDS)));
     let answer = request.header("traceparent", traceparent(SUBMITTED)).json(&json!({"cart_id": cart})).send().await.unwrap();
     assert_eq!(answer.status(), 200);

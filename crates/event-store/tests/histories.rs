@@ -90,7 +90,14 @@ fn meant_something(summary: &Summary, tasks: u32) {
     assert!(gathered > 0 || tasks < TASKS[1], "{summary}");
 }
 
-/// The same, and of some calls it was looked up what became of them.
+/// The same, and every command that was answered was told what became of it.
+#[track_caller]
+fn meant_something_and_answered_all(summary: &Summary, tasks: u32) {
+    meant_something(summary, tasks);
+    assert_eq!((summary.undone, summary.unknown), (0, 0), "{summary}");
+}
+
+/// It was one in which something could go wrong, and of some calls it was looked up what became of them.
 #[track_caller]
 fn meant_something_and_lost_answers(summary: &Summary, tasks: u32) {
     meant_something(summary, tasks);
@@ -114,7 +121,7 @@ async fn what_several_processes_decide_at_once_is_exact() {
             workers.until_answered(2, &all).await;
         }
         order.held().await;
-        meant_something(&workers.check(&pool).await, tasks);
+        meant_something_and_answered_all(&workers.check(&pool).await, tasks);
     }
 }
 
@@ -130,8 +137,7 @@ async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledge
             workers.kill(all[0]).await;
             workers.start_one();
         }
-        let summary = workers.check(&database.pool().await).await;
-        meant_something(&summary, tasks);
+        meant_something_and_answered_all(&workers.check(&database.pool().await).await, tasks);
     }
 }
 
