@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -304,6 +304,68 @@ async fn projections_that_are_behind_go_one_after_the_other_while_commands_appen
     // Not none: on a machine that stands still for a second it looks as if nobody appended. Nor all: each has its own pauses.
     let (appended, idle) = (share_beside(true).await, share_beside(false).await);
     assert!(appended < 0.2 && idle > 0.4, "{appended} {idle}");
+}
+
+/// Keeps the sizes of its batches, each of which takes some time.
+struct Sized(Arc<Mutex<Vec<usize>>>);
+
+#[async_trait]
+impl Projection for Sized {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "cart_items";
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(_: &CartStream) -> Option<Uuid> {
+        None
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        self.0.lock().unwrap().push(batch.len());
+        sqlx::query("SELECT pg_sleep(0.002)").execute(transaction).await.map(drop)
+    }
+}
+
+/// The sizes of the first batches of a projection that is 6,000 events behind and takes 60 at the most, until they are such as are waited
+/// for. Meanwhile so many events are appended at a time, a moment after each other.
+async fn sizes(appended: usize, such: impl Fn(&[usize]) -> bool) -> Vec<usize> {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    for _ in 0..10 {
+        log.append((0..600).map(|_| cart.cleared())).await;
+    }
+    let (done, sizes) = (CancellationToken::new(), Arc::<Mutex<Vec<usize>>>::default());
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    let settings = Settings { batch: 60, ..Settings::default() };
+    let running = tokio::spawn(projection::run(store, Sized(sizes.clone()), settings, Arc::default(), done.clone()));
+    eventually("its batches are such", || async {
+        if appended > 0 {
+            log.append((0..appended).map(|_| cart.cleared())).await;
+        }
+        such(&sizes.lock().unwrap()).then_some(())
+    })
+    .await;
+    done.cancel();
+    running.await.unwrap().unwrap();
+    let sizes = sizes.lock().unwrap();
+    sizes.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_that_is_behind_takes_little_at_a_time_while_commands_append_and_else_as_much_as_it_can() {
+    // Those at the beginning it makes before it knows of anyone who appends.
+    let of = |size: usize, sizes: &[usize]| sizes.iter().filter(|it| **it == size).count();
+    sizes(0, |sizes| of(60, sizes) > 40).await;
+    let appended = sizes(1, |sizes| sizes.len() > 200).await;
+    assert!(of(3, &appended) > 100, "{appended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_that_falls_back_takes_as_much_as_it_can_whoever_appends() {
+    // Some 60 a millisecond: with 3 at a time it would never come to the end.
+    let mut all = sizes(600, |sizes| sizes.len() > 100 && sizes.iter().skip(100).filter(|size| **size == 60).count() > 20).await;
+    let little = all.drain(..100).filter(|size| *size <= 3).count();
+    assert!(little > 20, "it gave way before: {little}");
 }
 
 struct Asking;
