@@ -215,6 +215,9 @@ impl Report {
         bar("two cart-commands processes together, to one".to_owned(), self.ratio((http::SCENARIO, loud, TwoProcesses), one), 0.9, 1.0);
         let translated = self.ratio((kafka::SCENARIO, 1, Cartlog), (kafka::SCENARIO, 1, Floor));
         bar("inventory messages in from Kafka, to the INSERT at one connection".to_owned(), translated, 5.0, 20.0);
+        let listener = (projections::SCENARIO, 1, Disintegrate);
+        let caught_up = self.ratio((projections::SCENARIO, 1, Cartlog), listener);
+        bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
         for (what, most) in [(http::IDLE.to_owned(), 50.0), (http::after_carts(sizes.carts), 200.0)] {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
             bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
@@ -270,18 +273,19 @@ impl Report {
             let Key { tasks, contender, .. } = &figure.key;
             let _ = writeln!(text, "  {tasks:>4}  {contender:<22}  {:>9.0} /s  {range:<20}  {failed:<14}  {p99:>10}", rate.median);
         }
-        if let Some(ratio) = self.ratio((projections::SCENARIO, 1, Contender::Cartlog), (projections::SCENARIO, 1, Contender::Disintegrate))
-        {
-            let _ = writeln!(text, "  to disintegrate-postgres: {}", times(&ratio));
+        let _ = writeln!(text);
+        for failure in self.failures() {
+            let _ = writeln!(text, "{failure}");
         }
         let beside = |scenario| (scenario, self.sizes.loud(), Contender::Cartlog);
         if let Some(ratio) = self.ratio(beside(projections::BESIDE), beside(projections::ALONE)) {
-            let _ = writeln!(text, "  Add Item beside read models that catch up, to without, on the same cores: {}", times(&ratio));
+            let _ =
+                writeln!(text, "{}, to the same on one that nobody projects, on the same cores: {}", projections::BESIDE, times(&ratio));
         }
-        for failure in self.failures() {
-            let _ = writeln!(text, "  {failure}");
+        let _ = writeln!(text, "\nthe bars (and, in brackets, what lies beyond them)");
+        if self.sizes.quick {
+            let _ = writeln!(text, "  This was quick: it shows that everything works, and no figure of it means anything.");
         }
-        let _ = writeln!(text, "\nthe bars");
         let width = self.bars.iter().map(|bar| bar.what.chars().count()).max().unwrap_or_default();
         for bar in &self.bars {
             let _ = writeln!(text, "  {:<width$}  {}", bar.what, bar.verdict());

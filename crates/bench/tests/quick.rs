@@ -97,6 +97,6 @@ fn projections() {
         ("from a change of price to the last item archived", 1, "cartlog"),
     ];
     assert_eq!(figures(&report), all.map(of));
-    // Four bars of latencies, and one of idling.
-    assert_eq!(measured(&report), 5);
+    // One of catching up, four of latencies, and one of idling.
+    assert_eq!(measured(&report), 6);
 }

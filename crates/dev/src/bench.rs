@@ -1,7 +1,9 @@
 //! `cargo dev bench`: the program `bench`, on a stack of its own.
 
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
+use clap::{Args, FromArgMatches, ValueEnum, value_parser};
 use tokio::process::Command;
 
 use crate::cargo;
@@ -13,35 +15,179 @@ use crate::test_stack::{self, TestStack};
 
 const PROGRAM: &str = "bench";
 
-/// Runs the benchmarks with `arguments`, optimised, and answers how they ended.
+/// What is measured, and how much. Said here and not where it is measured: it is answered and refused before anything is built for it.
+#[derive(Debug, Clone, Args)]
+pub struct Arguments {
+    /// What is measured [default: all]
+    #[arg(value_enum)]
+    pub subjects: Vec<Subject>,
+    /// Rounds; what is compared is measured in each [default: 5]
+    #[arg(long, value_parser = value_parser!(u16).range(1..=1_000))]
+    pub rounds: Option<u16>,
+    /// Seconds that a measurement takes, 0.05 to 600 [default: 3]
+    #[arg(long, value_parser = seconds)]
+    pub seconds: Option<f64>,
+    /// Tasks, or connections, at once; 1 to 300, as the server takes no more connections [default: 1,16,64,256]
+    #[arg(long, value_delimiter = ',', value_parser = value_parser!(u16).range(1..=300))]
+    pub levels: Option<Vec<u16>>,
+    /// Events in the log before, the fewest of them first; the bar for a large log is one of 10k,10m [default: 10k,1m]
+    #[arg(long, value_delimiter = ',', value_parser = count)]
+    pub before: Option<Vec<u64>>,
+    /// Carts that one product is in, and times that another one's inventory changed [default: 1m]
+    #[arg(long, value_parser = count)]
+    pub crowd: Option<u64>,
+    /// Carts after which the memory of cart-commands is measured [default: 1m]
+    #[arg(long, value_parser = count)]
+    pub carts: Option<u64>,
+    /// Kafka messages that are translated in a round [default: 200k]
+    #[arg(long, value_parser = count)]
+    pub messages: Option<u64>,
+    /// Events that are projected in a round [default: 1m]
+    #[arg(long, value_parser = count)]
+    pub events: Option<u64>,
+    /// Only sees whether everything works: one round of a moment, on small logs. Its figures mean nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// Where report.json and chart.svg go [default: target/bench; of a part or quickly, a folder of its own in there]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// A part of the benchmarks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// Add Item through `event-store`
+    Log,
+    /// Add Item over HTTP, and the memory of cart-commands
+    Http,
+    /// Inventories in from Kafka
+    Kafka,
+    /// Cart Items, made from a log that is there; and how soon events, messages and archivings follow
+    Projections,
+}
+
+/// Events, carts and messages: 1000, 10k or 1m; of 1000 and more the figures are something, and 100m take a day.
+fn count(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1_000),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1_000_000),
+        _ => (text, 1),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let right = number.filter(|number| (1_000..=100_000_000).contains(number));
+    right.ok_or_else(|| "a whole number from 1k to 100m, as 1000, 10k or 1m".to_owned())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let right = text.parse::<f64>().ok().filter(|seconds| (0.05..=600.0).contains(seconds));
+    right.ok_or_else(|| "a number from 0.05 to 600".to_owned())
+}
+
+impl Arguments {
+    /// Where the report goes. A whole one is overwritten by another whole one only.
+    fn folder(&self, layout: &Layout) -> PathBuf {
+        let mut folder = layout.target().join(PROGRAM);
+        let parts = self.subjects.iter().filter_map(ValueEnum::to_possible_value).map(|part| part.get_name().to_owned());
+        let name = self.quick.then(|| "quick".to_owned()).into_iter().chain(parts).collect::<Vec<_>>().join("-");
+        if !name.is_empty() {
+            folder.push(name);
+        }
+        self.out.clone().unwrap_or(folder)
+    }
+}
+
+/// What the arguments say.
+///
+/// # Errors
+/// What clap has to answer to them, also where help is asked for.
+fn parse(arguments: &[String]) -> Result<Arguments, clap::Error> {
+    let name = "cargo dev bench";
+    let about = "Measures Cartlog beside its rivals: disintegrate-postgres, itself without its cache, and PostgreSQL's plain INSERT";
+    let command = Arguments::augment_args(clap::Command::new(name).bin_name(name)).about(about);
+    Arguments::from_arg_matches(&command.try_get_matches_from(std::iter::once(name).chain(arguments.iter().map(String::as_str)))?)
+}
+
+/// Runs the benchmarks with `arguments`, optimised, and answers how they ended. Where the arguments are wrong, or ask for help, says so and
+/// ends this process.
 ///
 /// # Errors
 /// Something does not compile, or the stack does not come up.
 pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Result<ExitStatus, Error> {
-    report.say("building the services and the bench, optimised");
+    let folder = parse(arguments).unwrap_or_else(|answer| answer.exit()).folder(layout);
+    report.say("building the services and the bench, optimised: the first time, this takes minutes");
     let mut names = services::ALL.map(|service| service.name).to_vec();
     names.push(PROGRAM);
     let programs = cargo::build(layout, &names, true).await?;
-    let mut command = Command::new(programs.join(PROGRAM));
-    command.stdin(Stdio::null());
-    if arguments.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h")) {
-        command.arg("--help");
-        return test_stack::supervise(PROGRAM, command).await;
-    }
     let stack = TestStack::start(layout, report).await?;
     report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.logs().display()));
+    let mut command = Command::new(programs.join(PROGRAM));
     command
+        .stdin(Stdio::null())
         .args(["--database-url", &stack.database_url(), "--kafka", &stack.bootstrap_servers()])
         .arg("--programs")
         .arg(&programs)
         .arg("--logs")
         .arg(stack.logs())
-        .arg("--out")
-        .arg(layout.target().join("bench"))
         .args(arguments);
+    if !arguments.iter().any(|argument| argument == "--out" || argument.starts_with("--out=")) {
+        command.arg("--out").arg(folder);
+    }
     let measured = test_stack::supervise(PROGRAM, command).await;
     let ended = stack.end().await;
     let status = measured?;
     ended?;
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Arguments, String> {
+        let arguments: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+        parse(&arguments).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn counts_may_be_written_short() {
+        assert_eq!(["1000", "10k", "1m"].map(count), [Ok(1_000), Ok(10_000), Ok(1_000_000)]);
+        for wrong in ["", "k", "0", "7", "1.5m", "-1", "101m", "99999999999999999999m", "18446744073709551615k"] {
+            assert!(count(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn help_and_what_is_wrong_are_answered_before_anything_is_built() {
+        let help = parsed("--help").unwrap_err();
+        assert!(
+            help.starts_with("Measures Cartlog beside its rivals")
+                && help.contains("Usage: cargo dev bench [OPTIONS] [SUBJECTS]...")
+                && help.contains("--before <BEFORE>"),
+            "{help}"
+        );
+        for (line, says) in [
+            ("--quikc", "unexpected argument '--quikc'"),
+            ("lgo", "[possible values: log, http, kafka, projections]"),
+            ("--rounds 0", "0 is not in 1..=1000"),
+            ("--levels 1,450", "450 is not in 1..=300"),
+            ("log --before abc", "a whole number from 1k to 100m"),
+            ("--events 0", "a whole number from 1k to 100m"),
+            ("--seconds=-1", "a number from 0.05 to 600"),
+            ("--seconds nan", "a number from 0.05 to 600"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.contains(says), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_part_and_a_quick_look_leave_the_whole_report_where_it_is() {
+        let layout = Layout::discover().unwrap();
+        let folder = |line: &str| parsed(line).unwrap().folder(&layout);
+        let whole = layout.target().join("bench");
+        assert_eq!(folder("--rounds 3"), whole);
+        assert_eq!(folder("log kafka"), whole.join("log-kafka"));
+        assert_eq!(folder("--quick"), whole.join("quick"));
+        assert_eq!(folder("log --out here"), PathBuf::from("here"));
+    }
 }

@@ -14,15 +14,18 @@ use crate::services;
 #[must_use]
 pub fn command(layout: &Layout) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What the outer cargo says about *this* package would make build scripts that look at it run anew.
     for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+        if is_of_this_package(&name.to_string_lossy()) {
             command.env_remove(&name);
         }
     }
     command.current_dir(layout.checkout());
     command
+}
+
+/// What the outer cargo says about *this* package: build scripts that look at it would run anew, there and back, with each command.
+fn is_of_this_package(variable: &str) -> bool {
+    variable == "OUT_DIR" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| variable.starts_with(of_package))
 }
 
 /// Builds the four services, with cargo's own progress on the screen, and answers the directory they are in.
@@ -78,4 +81,19 @@ pub fn failed(command: &str, status: ExitStatus) -> Error {
 #[derive(Deserialize)]
 struct Message {
     executable: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_told_nothing_of_this_package_by_the_cargo_that_runs_it() {
+        for variable in ["OUT_DIR", "CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"] {
+            assert!(is_of_this_package(variable), "{variable}");
+        }
+        for variable in ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_INCREMENTAL"] {
+            assert!(!is_of_this_package(variable), "{variable}");
+        }
+    }
 }

@@ -66,9 +66,9 @@ enum Task {
         arguments: Vec<String>,
     },
     /// Measure Cartlog beside its rivals, on a PostgreSQL and a Kafka of their own, and write a report
-    #[command(trailing_var_arg = true)]
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
     Bench {
-        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; and what `cargo dev bench -- --help` names
+        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; and what `cargo dev bench --help` names
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -18,6 +18,7 @@ use crate::orphans;
 use crate::postgres::{self, Postgres};
 use crate::report::Report;
 use crate::services;
+use crate::signals::Signals;
 
 /// What tests run, and the chaos.
 pub(crate) const PROGRAMS: [&str; 5] =
@@ -55,6 +56,22 @@ impl TestStack {
         };
         let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
         Ok(Self { postgres, kafka, layout: layout.clone(), directory, _lock: lock })
+    }
+
+    /// The same, while something is built. A signal ends both, and leaves no server behind.
+    ///
+    /// # Errors
+    /// One does not come up, the building's, and that a signal came.
+    pub(crate) async fn start_beside<T>(
+        layout: &Layout,
+        report: &Report,
+        building: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(T, Self), Error> {
+        let mut signals = Signals::listen()?;
+        tokio::select! {
+            both = async { tokio::try_join!(building, Self::start(layout, report)) } => both,
+            () = signals.next() => Err(Error::Interrupted),
+        }
     }
 
     /// The superuser's URL of the database `postgres`.
@@ -124,7 +141,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
             Ok(layout.target().join(if selection.release { "release" } else { "debug" }))
         }
     };
-    let (programs, stack) = tokio::try_join!(build, TestStack::start(layout, report))?;
+    let (programs, stack) = TestStack::start_beside(layout, report, build).await?;
     report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.logs().display()));
 
     let mut command = cargo::command(layout);

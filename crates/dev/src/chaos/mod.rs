@@ -68,7 +68,7 @@ pub async fn run(layout: &Layout, subject: Subject, minutes: f64, seed: Option<u
     report.say(format!("seed {seed}: `{again}` draws the same schedule"));
     let length = Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| Error::Refused(format!("--minutes: {error}")))?;
     report.say("building the services");
-    let (programs, mut stack) = tokio::try_join!(cargo::build(layout, &PROGRAMS, false), TestStack::start(layout, report))?;
+    let (programs, mut stack) = TestStack::start_beside(layout, report, cargo::build(layout, &PROGRAMS, false)).await?;
     let (kafka, logs) = (stack.bootstrap_servers(), stack.logs());
     let mut signals = Signals::listen()?;
     let outcome = tokio::select! {
