@@ -32,6 +32,8 @@ pub(crate) const SCENARIO: &str = "Cart Items, caught up";
 pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
 pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
 const DEADLINE: Duration = Duration::from_secs(600);
+/// So long that read models that give way to appends have found out whether they catch up so.
+const BESIDE_FOR: Duration = Duration::from_secs(5);
 /// How much longer than another measurement disintegrate's takes. It need not come to the end.
 const LENGTHS: u32 = 5;
 
@@ -91,7 +93,8 @@ async fn appending(bench: &Bench, projected: bool) -> Result<Sample> {
         services.push(bench.start(PROJECTIONS, "beside", &database, vec![]).await?);
     }
     let work = Work::one_item_each(Products::Many(1_000), bench.sizes.loud());
-    let sample = log::cartlog(&database, Contender::Cartlog, work, bench.sizes.loud(), bench.sizes.length).await?;
+    let length = if bench.sizes.quick { bench.sizes.length } else { bench.sizes.length.max(BESIDE_FOR) };
+    let sample = log::cartlog(&database, Contender::Cartlog, work, bench.sizes.loud(), length).await?;
     if projected {
         let behind = "SELECT coalesce(min(position), 0) < $1 FROM checkpoint WHERE name = 'cart_items'";
         let behind: bool = sqlx::query_scalar(behind).bind(head).fetch_one(pool).await?;

@@ -49,7 +49,7 @@ pub struct Arguments {
     #[arg(long)]
     pub quick: bool,
     /// Where report.json and chart.svg go [default: target/bench; of a part or quickly, a folder of its own in there]
-    #[arg(long)]
+    #[arg(long, overrides_with = "out")]
     pub out: Option<PathBuf>,
 }
 
@@ -84,10 +84,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Arguments {
-    /// Where the report goes. A whole one is overwritten by another whole one only.
+    /// Where the report goes. One of everything is not overwritten by that of a part, nor by a quick look.
     fn folder(&self, layout: &Layout) -> PathBuf {
         let mut folder = layout.target().join(PROGRAM);
-        let parts = self.subjects.iter().filter_map(ValueEnum::to_possible_value).map(|part| part.get_name().to_owned());
+        let chosen: Vec<_> = Subject::value_variants().iter().filter(|subject| self.subjects.contains(subject)).collect();
+        let parts = if chosen.len() == Subject::value_variants().len() { vec![] } else { chosen };
+        let parts = parts.into_iter().filter_map(ValueEnum::to_possible_value).map(|part| part.get_name().to_owned());
         let name = self.quick.then(|| "quick".to_owned()).into_iter().chain(parts).collect::<Vec<_>>().join("-");
         if !name.is_empty() {
             folder.push(name);
@@ -118,7 +120,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     let mut names = services::ALL.map(|service| service.name).to_vec();
     names.push(PROGRAM);
     let programs = cargo::build(layout, &names, true).await?;
-    let stack = TestStack::start(layout, report).await?;
+    let ((), stack) = TestStack::start_beside(layout, report, async { Ok(()) }).await?;
     report.say(format!("PostgreSQL and Kafka are up; their logs are in {}", stack.logs().display()));
     let mut command = Command::new(programs.join(PROGRAM));
     command
@@ -128,10 +130,9 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
         .arg(&programs)
         .arg("--logs")
         .arg(stack.logs())
+        .arg("--out")
+        .arg(folder)
         .args(arguments);
-    if !arguments.iter().any(|argument| argument == "--out" || argument.starts_with("--out=")) {
-        command.arg("--out").arg(folder);
-    }
     let measured = test_stack::supervise(PROGRAM, command).await;
     let ended = stack.end().await;
     let status = measured?;
@@ -186,8 +187,9 @@ mod tests {
         let folder = |line: &str| parsed(line).unwrap().folder(&layout);
         let whole = layout.target().join("bench");
         assert_eq!(folder("--rounds 3"), whole);
-        assert_eq!(folder("log kafka"), whole.join("log-kafka"));
+        assert_eq!(folder("log kafka projections http"), whole);
+        assert_eq!(["log kafka", "kafka log log"].map(folder), [(); 2].map(|()| whole.join("log-kafka")));
         assert_eq!(folder("--quick"), whole.join("quick"));
-        assert_eq!(folder("log --out here"), PathBuf::from("here"));
+        assert_eq!(["log --out here", "--out there --out here"].map(folder), [(); 2].map(|()| PathBuf::from("here")));
     }
 }

@@ -4,7 +4,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use dev::error::{Error, chain};
+use dev::error::{Context, Error, chain};
 use dev::layout::Layout;
 use dev::report::{self, Report};
 use dev::settings::Settings;
@@ -84,7 +84,7 @@ enum Task {
         #[arg(value_enum)]
         subject: chaos::Subject,
         /// For how long
-        #[arg(long, default_value_t = 5.0)]
+        #[arg(long, default_value_t = 5.0, value_parser = minutes)]
         minutes: f64,
         /// The schedule to repeat [default: another one each time, which is printed]
         #[arg(long)]
@@ -98,16 +98,23 @@ enum Task {
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn minutes(text: &str) -> Result<f64, String> {
+    let right = text.parse::<f64>().ok().filter(|minutes| (0.1..=1_440.0).contains(minutes));
+    right.ok_or_else(|| "a number from 0.1 to 1440".to_owned())
+}
+
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments.task).await {
-        Ok(code) => code,
-        Err(error) => {
-            report::complain(format!("error: {}", chain(&error)));
-            ExitCode::FAILURE
-        }
-    }
+    let done = tokio::runtime::Runtime::new().context(|| "start".to_owned()).and_then(|runtime| {
+        let done = runtime.block_on(run(arguments.task));
+        // Who is interrupted waits for no lock or archive that a thread is at.
+        runtime.shutdown_background();
+        done
+    });
+    done.unwrap_or_else(|error| {
+        report::complain(format!("error: {}", chain(&error)));
+        ExitCode::FAILURE
+    })
 }
 
 async fn run(task: Task) -> Result<ExitCode, Error> {

@@ -167,22 +167,23 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     Ok(status)
 }
 
-/// Waits for the command to end. A Ctrl-C reaches it from the terminal, as it does us; a SIGTERM is passed on.
+/// Waits for the command to end. A Ctrl-C reaches it from the terminal, as it does us; a SIGTERM and a SIGHUP end it.
 pub(crate) async fn supervise(name: &str, mut command: tokio::process::Command) -> Result<ExitStatus, Error> {
     let listen = |kind| signal(kind).context(|| "listen for signals".to_owned());
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
     let mut child = command.kill_on_drop(true).spawn().context(|| format!("run {name}"))?;
     loop {
         tokio::select! {
             status = child.wait() => return status.context(|| format!("wait for {name}")),
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {
-                if let Some(pid) = child.id() {
-                    let sent = nix::sys::signal::kill(identity::process(pid), Signal::SIGTERM);
-                    sent.context(|| format!("stop {name}"))?;
-                }
-            }
+            _ = interrupt.recv() => continue,
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        if let Some(pid) = child.id() {
+            let sent = nix::sys::signal::kill(identity::process(pid), Signal::SIGTERM);
+            sent.context(|| format!("stop {name}"))?;
         }
     }
 }

@@ -254,3 +254,39 @@ fn anchor_of(line: &str) -> Option<String> {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
 }
+
+/// A bar of the benchmarks' report, as a row of the README's table.
+fn row(bar: &serde_json::Value) -> Option<String> {
+    let measured = bar["measured"].as_object()?;
+    let number = |name: &str| measured[name].as_f64().unwrap();
+    let times = |value: f64| if value >= 20.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    let (unit, median) = (bar["unit"].as_str().unwrap(), number("median"));
+    let (figure, unit) = match unit {
+        "times" => (format!("{} ({} to {})", times(median), times(number("min")), times(number("max"))), ""),
+        "MB" => (format!("{median:.0} MB"), " MB"),
+        "ms" => (format!("{median:.1} ms"), " ms"),
+        _ => (format!("{median:.1}"), ""),
+    };
+    let bound = if bar["at_most"] == true { "at most" } else { "at least" };
+    let verdict = match (bar["reached"] == true, bar["reached_beyond"] == true) {
+        (_, true) => "beyond",
+        (true, false) => "reached",
+        (false, false) => "**not reached**",
+    };
+    Some(format!("| {} | {figure} | {bound} {}{unit} | {verdict} |", bar["what"].as_str().unwrap(), bar["bar"].as_f64().unwrap()))
+}
+
+#[test]
+fn the_figures_are_those_of_the_committed_report() {
+    let report: serde_json::Value = serde_json::from_str(&text("docs/bench/report.json")).unwrap();
+    let readme = text("README.md");
+    let rows: Vec<_> = report["bars"].as_array().unwrap().iter().filter_map(row).collect();
+    assert!(rows.len() > 20, "the committed report is a whole one");
+    let missing: Vec<_> = rows.iter().filter(|row| !readme.lines().any(|line| line == **row)).collect();
+    assert!(missing.is_empty(), "README.md has no such row:\n{missing:#?}");
+    let shown =
+        readme.lines().filter(|line| line.starts_with('|') && (line.contains("| at least ") || line.contains("| at most "))).count();
+    assert_eq!(shown, rows.len(), "README.md shows rows that the report has not");
+    let commit = report["machine"]["commit"].as_str().unwrap();
+    assert!(readme.contains(&format!("commit {commit}")), "README.md names another commit than {commit}");
+}

@@ -137,10 +137,10 @@ impl MinPosition {
     }
 
     fn behind(&self, what: &str, position: Position, wanted: Position) -> HttpError {
-        let bound = if self.draining.begun.is_cancelled() {
-            "before this process stops".to_owned()
-        } else {
-            format!("within {} seconds", self.timeout.as_secs())
+        let bound = match self.timeout.as_secs() {
+            _ if self.draining.begun.is_cancelled() => "before this process stops".to_owned(),
+            1 => "within a second".to_owned(),
+            seconds => format!("within {seconds} seconds"),
         };
         let message = format!("{what} has come to position {position}, and not to {wanted} {bound}; try again");
         HttpError::unavailable(message).code("behind").expected()

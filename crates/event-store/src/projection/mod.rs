@@ -7,6 +7,7 @@
 //! among themselves (`replica`, `worker`); what a replica holds it works as one: it reads the log once, writes a batch for all segments that
 //! stand at the same position in one transaction, and lets those that are behind catch up with the others first.
 
+mod courtesy;
 mod operating;
 mod pace;
 mod parking;

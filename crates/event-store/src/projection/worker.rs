@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use super::{
     Projection, Settings,
+    courtesy::Courtesy,
     parking::{self, Batch, Sorted},
     replica::{Alive, Build, Replica, Seen},
     segment::share,
@@ -91,7 +92,7 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         caught_up: false,
         limit: None,
         window: running.settings.batch,
-        gain: Gain { since: Instant::now(), lag: i64::MAX, gains: true },
+        courtesy: Courtesy::default(),
         ahead: None,
         stopped: BTreeMap::new(),
         retry_asked: false,
@@ -138,7 +139,7 @@ pub(super) struct Worker<'a, P: Projection> {
     limit: Option<Position>,
     /// Positions that the next batch takes at the most.
     window: i64,
-    gain: Gain,
+    courtesy: Courtesy,
     /// The batch after the one that is being written.
     ahead: Option<Ahead<P>>,
     /// Segments that stand before an event which cannot be applied, and for which no key can be parked.
@@ -153,28 +154,6 @@ pub(super) struct Worker<'a, P: Projection> {
 
 /// The pause after which it is tried again to take what somebody who is not alive has locked: the database ends such a transaction.
 pub(super) const LOCKED: Duration = Duration::from_millis(200);
-
-/// What a batch takes of its usual share of the log while commands append and the projection is further behind than that: the flush of
-/// an append waits for what its batch has to write, and is its turn again sooner. (While four read models were made from a million events
-/// on two cores, appends did 0.6 of what they do alone with a twentieth of 10,000 positions, and 0.3 with the whole; the read models came
-/// on at 0.4 of their speed.)
-const BESIDE_APPENDS: i64 = 20;
-
-/// Whether a projection that is behind comes nearer to the log's end, as seen once a second. One that gives way to appends and falls back
-/// by it does so no longer.
-struct Gain {
-    since: Instant,
-    lag: i64,
-    gains: bool,
-}
-
-impl Gain {
-    fn note(&mut self, lag: i64) {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self { since: Instant::now(), lag, gains: lag < self.lag };
-        }
-    }
-}
 
 struct Ahead<P: Projection> {
     from: Position,
@@ -462,22 +441,26 @@ impl<P: Projection> Worker<'_, P> {
         (to > from).then_some(from..=to)
     }
 
-    /// Further behind than a batch, while commands append.
-    fn gives_way(&self, from: Position, head: Position) -> bool {
-        from.0 + self.running.settings.batch < head.0 && self.running.store.heads().grows()
+    /// Further behind than a batch.
+    fn is_behind(&self, from: Position, head: Position) -> bool {
+        from.0 + self.running.settings.batch < head.0
     }
 
-    /// What a batch after this position takes at the most.
+    /// What a batch after this position takes at the most. Where others wait for this build to come to a position, all that it can.
     fn window_at(&self, from: Position, head: Position) -> i64 {
-        let beside = if self.gives_way(from, head) && self.gain.gains { BESIDE_APPENDS } else { 1 };
-        self.window.min((self.running.settings.batch / beside).max(1))
+        let waited_for = self.limit.is_some() || self.cut_into.is_some();
+        if !waited_for && self.is_behind(from, head) && self.courtesy.gives_way() {
+            self.window.min(Courtesy::share_of(self.running.settings.batch))
+        } else {
+            self.window
+        }
     }
 
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let begun = Instant::now();
         let (from, mut to) = range.into_inner();
-        self.gain.note(head.0 - from.0);
+        self.courtesy.look(head, from);
         let active: Vec<i32> = self.going().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to <= to => {
@@ -486,7 +469,8 @@ impl<P: Projection> Worker<'_, P> {
             }
             _ => parking::read::<P>(&self.running.store, &self.running.types, from, to).await?,
         };
-        // Where there is a whole batch more, it is read while this one is written. Where there is less it grows in that time.
+        self.courtesy.wrote(!batch.is_empty());
+        // Where there is as much again, it is read while this one is written. Where there is less it grows in that time.
         let after = Position(to.0 + self.window_at(to, head));
         if after <= head && active.len() == self.held.positions.len() && self.cut_into.is_none() {
             let (store, types) = (self.running.store.clone(), self.running.types.clone());
@@ -501,7 +485,8 @@ impl<P: Projection> Worker<'_, P> {
             let alone = to.0 - from.0 == 1;
             let applied = {
                 let store = &self.running.store;
-                let _turn = if self.gives_way(to, head) { store.replicas().turn_to_catch_up().await } else { None };
+                let waits = self.is_behind(to, head) && store.heads().grows();
+                let _turn = if waits { store.replicas().turn_to_catch_up().await } else { None };
                 self.apply(&mut batch, &active, from, to).await
             };
             match applied {
@@ -531,6 +516,10 @@ impl<P: Projection> Worker<'_, P> {
                 Ok(Applied::Refused(error)) | Err(error) => return Err(error),
             }
         }
+        // A size that was not tried is not known to be one that goes.
+        if to.0 - from.0 >= self.window {
+            self.window = (self.window * 2).min(self.running.settings.batch);
+        }
         self.reached(&active, to, written);
         if written {
             self.running.settings.slow_down(batch.events.len(), begun).await;
@@ -555,9 +544,6 @@ impl<P: Projection> Worker<'_, P> {
                     at.stored = to;
                 }
             }
-        }
-        if self.window < self.running.settings.batch {
-            self.window = (self.window * 2).min(self.running.settings.batch);
         }
         self.tell();
         if written && self.held.serving {

@@ -124,7 +124,7 @@ impl Spec {
         let era = id.number / 8;
         // A translator writes mostly about what is hot: those states become larger than one answer of the log.
         let hot = |one_in: u32| if id.process == TRANSLATOR { 2 } else { one_in };
-        let apart = if id.task < TOGETHER { 0 } else { 10_000 * (1_000 * id.process + id.task) };
+        let apart = if id.task < TOGETHER || id.process == TRANSLATOR { 0 } else { 10_000 * (1_000 * id.process + id.task) };
         let mut near = |hot_one_in: u32, others: u32| {
             let hot_one_in = if apart == 0 { hot_one_in } else { 4 * hot_one_in };
             if chance.one_in(hot(hot_one_in)) { 0 } else { apart + 1 + era * 2 + chance.below(others) }
