@@ -61,7 +61,6 @@ struct Program {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sizes {
     /// Whether everything works, and no more.
-    #[serde(default)]
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
     /// Of a measurement.

@@ -259,13 +259,14 @@ fn anchor_of(line: &str) -> Option<String> {
 fn row(bar: &serde_json::Value) -> Option<String> {
     let measured = bar["measured"].as_object()?;
     let number = |name: &str| measured[name].as_f64().unwrap();
-    let times = |value: f64| if value >= 20.0 { format!("{value:.0}") } else { format!("{value:.2}") };
     let (unit, median) = (bar["unit"].as_str().unwrap(), number("median"));
+    let digits = if median >= 20.0 { 0 } else { 2 };
+    let times = |value: f64| format!("{value:.digits$}");
     let (figure, unit) = match unit {
         "times" => (format!("{} ({} to {})", times(median), times(number("min")), times(number("max"))), ""),
         "MB" => (format!("{median:.0} MB"), " MB"),
         "ms" => (format!("{median:.1} ms"), " ms"),
-        _ => (format!("{median:.1}"), ""),
+        _ => (format!("{median:.1} {unit}"), ""),
     };
     let bound = if bar["at_most"] == true { "at most" } else { "at least" };
     let verdict = match (bar["reached"] == true, bar["reached_beyond"] == true) {

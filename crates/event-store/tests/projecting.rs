@@ -307,10 +307,10 @@ async fn projections_that_are_behind_go_one_after_the_other_while_commands_appen
 }
 
 /// Keeps the sizes of its batches, each of which takes some time.
-struct Sized(Arc<Mutex<Vec<usize>>>);
+struct Sizes(Arc<Mutex<Vec<usize>>>);
 
 #[async_trait]
-impl Projection for Sized {
+impl Projection for Sizes {
     type Log = DomainEvent;
     type Event = CartStream;
     const NAME: &'static str = "cart_items";
@@ -337,7 +337,7 @@ async fn sizes(appended: usize, such: impl Fn(&[usize]) -> bool) -> Vec<usize> {
     let (done, sizes) = (CancellationToken::new(), Arc::<Mutex<Vec<usize>>>::default());
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let settings = Settings { batch: 100, ..Settings::default() };
-    let running = tokio::spawn(projection::run(store, Sized(sizes.clone()), settings, Arc::default(), done.clone()));
+    let running = tokio::spawn(projection::run(store, Sizes(sizes.clone()), settings, Arc::default(), done.clone()));
     eventually("its batches are such", || async {
         if appended > 0 {
             log.append((0..appended).map(|_| cart.cleared())).await;
@@ -354,7 +354,7 @@ async fn sizes(appended: usize, such: impl Fn(&[usize]) -> bool) -> Vec<usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projection_that_is_behind_takes_little_at_a_time_while_commands_append_much_and_else_as_much_as_it_can() {
     let of = |size: usize, sizes: &[usize]| sizes.iter().filter(|it| **it == size).count();
-    // Nobody appends, and somebody some twenty positions a second; a hundred batches take a while.
+    // Nobody appends, or somebody fewer than a hundred positions a second.
     for appended in [0, 1] {
         let all = sizes(appended, |sizes| sizes.len() > 100).await;
         assert!(of(100, &all) > 90, "{all:?}");
