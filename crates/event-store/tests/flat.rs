@@ -38,16 +38,54 @@ fn lookups(product: &str, after: i64) -> String {
     )
 }
 
-fn append(product: &str, after: i64) -> String {
+/// Lookups by every other choice of ids. The one by none reads what came after its position, so it is there with the newest alone.
+fn other_lookups(product: &str, after: i64) -> String {
+    let (cart, item, product) = ("uuidv7()", "uuidv7()", format!("'{product}'::uuid"));
+    let mut all = vec![
+        ("ItemAdded,ItemRemoved", cart, item, "NULL"),
+        ("ItemAdded,CartCreated", cart, "NULL", product.as_str()),
+        ("ItemAdded,CartCreated", cart, item, product.as_str()),
+        ("ItemAdded,ItemRemoved", "NULL", item, "NULL"),
+        ("ItemAdded,ItemRemoved", "NULL", item, product.as_str()),
+        ("PriceChanged,ItemArchived", "NULL", "NULL", product.as_str()),
+    ];
+    if after == EVENTS {
+        all.push(("PriceChanged", "NULL", "NULL", "NULL"));
+    }
+    let list = |of: fn(&(&str, &str, &str, &str)) -> String| all.iter().map(of).collect::<Vec<_>>().join(", ");
     format!(
-        "SELECT * FROM event_append(ARRAY[0, 0], {}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'], ARRAY[uuidv7()],
-         ARRAY[uuidv7()], ARRAY['{product}'::uuid])",
-        lookups(product, after)
+        "ARRAY[{}], ARRAY[{}]::bigint[], ARRAY[{}], ARRAY[{}]::uuid[], ARRAY[{}]::uuid[], ARRAY[{}]::uuid[]",
+        list(|it| format!("'{}'", it.0)),
+        vec![after.to_string(); all.len()].join(", "),
+        vec!["false"; all.len()].join(", "),
+        list(|it| it.1.to_owned()),
+        list(|it| it.2.to_owned()),
+        list(|it| it.3.to_owned()),
     )
+}
+
+fn appended(product: &str, lookups: &str) -> String {
+    // All of them are of one append; those that are too many are nobody's.
+    format!(
+        "SELECT * FROM event_append(array_fill(0, ARRAY[10]), {lookups}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'],
+         ARRAY[uuidv7()], ARRAY[uuidv7()], ARRAY['{product}'::uuid])"
+    )
+}
+
+fn append(product: &str, after: i64) -> String {
+    appended(product, &lookups(product, after))
 }
 
 fn matching(product: &str, after: i64) -> String {
     format!("SELECT * FROM event_matching({})", lookups(product, after))
+}
+
+fn append_otherwise(product: &str, after: i64) -> String {
+    appended(product, &other_lookups(product, after))
+}
+
+fn matching_otherwise(product: &str, after: i64) -> String {
+    format!("SELECT * FROM event_matching({})", other_lookups(product, after))
 }
 
 /// Pages that a statement touches, the most of several runs: a function keeps its plan from the sixth on.
@@ -73,7 +111,7 @@ async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever
     let mut sessions = vec![];
     for product in [NEW, POPULAR, CHANGING] {
         for known in [false, true] {
-            for kind in [append, matching] {
+            for kind in [append, matching, append_otherwise, matching_otherwise] {
                 let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
                 pages(&mut session, &kind(product, 0)).await;
                 sessions.push((session, product, known, kind));
