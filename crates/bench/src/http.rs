@@ -15,7 +15,7 @@ use crate::{
     add_item::AddItem,
     database::Products,
     log::{Place, Work, rotated, warmed_up},
-    measure::{Until, measure},
+    measure::{Load, Until, measure},
     report::{Contender, Key, Report, thousands},
 };
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
                     services.push(start(bench, &place, name).await?);
                 }
                 let (clients, work) = (Clients::connect(&services, connections).await?, Arc::new(work));
-                let sample = warmed_up(connections, bench.sizes.length, move |task| {
+                let sample = warmed_up(Load::Tasks(connections), bench.sizes.length, move |task| {
                     let (clients, command) = (clients.clone(), work.next(task));
                     async move { clients.add_item(task, &command?).await }
                 })

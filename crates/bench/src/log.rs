@@ -21,7 +21,7 @@ use crate::{
     add_item::AddItem,
     database::{Database, FLOOR, LOG, Products, RIVAL, Rival, Table},
     floor::Floor,
-    measure::{Sample, Spread, Until, measure},
+    measure::{Load, Sample, Spread},
     report::{Contender, Key, Report, thousands},
 };
 
@@ -136,11 +136,11 @@ impl Place {
         self.again(contender).await?;
         let work = Arc::new(work);
         match contender {
-            Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, tasks, length).await,
+            Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, Load::Tasks(tasks), length).await,
             Contender::Disintegrate => {
                 let (_, store) = self.rival.as_ref().ok_or_else(|| anyhow!("disintegrate's log was not made"))?;
                 let maker = decision_maker(store.clone(), NoSnapshot);
-                Ok(warmed_up(tasks, length, move |task| {
+                Ok(warmed_up(Load::Tasks(tasks), length, move |task| {
                     let (maker, command) = (maker.clone(), work.next(task));
                     async move { maker.make(command?).await.map(drop).map_err(|error| format!("{error:?}")) }
                 })
@@ -149,7 +149,7 @@ impl Place {
             _ => {
                 let floor = Floor::connect(&self.ours, tasks).await?;
                 let of_operation = floor.clone();
-                let sample = warmed_up(tasks, length, move |task| {
+                let sample = warmed_up(Load::Tasks(tasks), length, move |task| {
                     let (floor, command) = (of_operation.clone(), work.next(task));
                     async move { floor.insert(task, &command?).await }
                 })
@@ -166,13 +166,13 @@ pub(crate) async fn cartlog(
     database: &Database,
     contender: Contender,
     work: impl Into<Arc<Work>>,
-    tasks: usize,
+    load: Load,
     length: Duration,
 ) -> Result<Sample> {
     let options = database.options_as("cartlog_commands")?.disable_statement_logging();
     let store = EventStore::<DomainEvent>::new(options, settings(contender));
     let (of_operation, work) = (store.clone(), work.into());
-    let sample = warmed_up(tasks, length, move |task| {
+    let sample = warmed_up(load, length, move |task| {
         let (store, command) = (of_operation.clone(), work.next(task));
         async move { store.decide(&command?).await.map(drop).map_err(|error| format!("{error:?}")) }
     })
@@ -216,13 +216,13 @@ impl Upkeep {
 }
 
 /// Measures after a tenth of the time that does not count.
-pub(crate) async fn warmed_up<O, F>(tasks: usize, length: Duration, operation: O) -> Sample
+pub(crate) async fn warmed_up<O, F>(load: Load, length: Duration, operation: O) -> Sample
 where
     O: Fn(usize) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<(), String>> + Send,
+    F: Future<Output = Result<(), String>> + Send + 'static,
 {
-    measure(tasks, Until::Elapsed(length / 10), operation.clone()).await;
-    measure(tasks, Until::Elapsed(length), operation).await
+    load.put(length / 10, operation.clone()).await;
+    load.put(length, operation).await
 }
 
 struct Scenario<'a> {

@@ -166,10 +166,15 @@ async fn main() -> Result<()> {
         () = signals.next() => Err(dev::Error::Interrupted.into()),
     };
     let dropped = bench.server.drop_all().await;
+    report.judge();
+    if measured.is_err() && !report.figures.is_empty() {
+        let unfinished = out.join("unfinished.json");
+        files::write_atomically(&unfinished, &serde_json::to_vec_pretty(&report)?)?;
+        bench.say(format!("what was measured until then is in {}", unfinished.display()));
+    }
     measured?;
     dropped?;
 
-    report.judge();
     let (json, svg) = (out.join("report.json"), out.join("chart.svg"));
     files::write_atomically(&json, &serde_json::to_vec_pretty(&report)?)?;
     files::write_atomically(&svg, chart::svg(&report).as_bytes())?;

@@ -5,11 +5,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
 
 /// What one measurement came to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +52,29 @@ pub(crate) enum Until {
     Elapsed(Duration),
     /// After so many, of all tasks together.
     Done(u64),
+}
+
+/// How an operation comes to be done again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Load {
+    /// By each of so many tasks, whenever it has ended.
+    Tasks(usize),
+    /// So many times a second, whether or not those before have ended.
+    Offered(u32),
+}
+
+impl Load {
+    /// For so long.
+    pub(crate) async fn put<O, F>(self, length: Duration, operation: O) -> Sample
+    where
+        O: Fn(usize) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        match self {
+            Self::Tasks(tasks) => measure(tasks, Until::Elapsed(length), operation).await,
+            Self::Offered(per_second) => offer(per_second, length, operation).await,
+        }
+    }
 }
 
 /// Runs `operation`, which is told the number of its task, over and over in each of so many tasks.
@@ -101,6 +127,43 @@ where
     Sample { failed_per_second: failed as f64 / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
 }
 
+/// Begins `operation` so many times a second, whether or not those before it have ended, as those do who do not know of each other. Timed
+/// from when each was due, so that a generator that was held up hides nothing; counted over the time until the last has ended.
+async fn offer<O, F>(per_second: u32, length: Duration, operation: O) -> Sample
+where
+    O: Fn(usize) -> F,
+    F: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let started = Instant::now();
+    let (mut running, mut begun) = (JoinSet::new(), 0_u32);
+    // Timers have no finer grain.
+    let mut ticks = interval(Duration::from_millis(1));
+    while started.elapsed() < length {
+        ticks.tick().await;
+        loop {
+            let due = started + Duration::from_secs(1) * begun / per_second;
+            if due > Instant::now() {
+                break;
+            }
+            let doing = operation(begun as usize);
+            running.spawn(async move { doing.await.map(|()| due.elapsed()) });
+            begun += 1;
+        }
+    }
+    let (mut times, mut failed, mut first_failure) = (vec![], 0, None);
+    while let Some(ended) = running.join_next().await {
+        match ended.map_err(|error| error.to_string()).flatten() {
+            Ok(time) => times.push(time),
+            Err(reason) => {
+                failed += 1;
+                first_failure.get_or_insert(reason);
+            }
+        }
+    }
+    let elapsed = started.elapsed();
+    Sample { failed_per_second: f64::from(failed) / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
+}
+
 /// Of sorted times, in milliseconds.
 fn quantile(times: &[Duration], part: f64) -> Option<f64> {
     times.get((times.len().saturating_sub(1) as f64 * part) as usize).map(|time| time.as_secs_f64() * 1_000.0)
@@ -129,6 +192,20 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_offered_begins_when_it_is_due_and_is_timed_from_then_however_long_others_take() {
+        let sample = offer(100, Duration::from_secs(1), |n| async move {
+            tokio::time::sleep(Duration::from_millis(if n < 50 { 700 } else { 200 })).await;
+            if n == 7 { Err("seven".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        let took = sample.per_second * 1.19;
+        assert!((98.0..102.0).contains(&took), "{sample:?}");
+        assert_eq!(sample.first_failure.as_deref(), Some("seven"));
+        let (half, most) = (sample.p50_ms.unwrap_or_default(), sample.p99_ms.unwrap_or_default());
+        assert!((200.0..202.0).contains(&half) && (700.0..702.0).contains(&most), "{sample:?}");
+    }
 
     #[tokio::test]
     async fn what_is_done_and_what_fails_is_counted_apart() {

@@ -23,7 +23,7 @@ use crate::{
     database::{LOG, Products, RIVAL},
     http::kill,
     log::{self, Work, rotated},
-    measure::Sample,
+    measure::{Load, Sample},
     report::{Contender, Key, Report, thousands},
 };
 
@@ -31,8 +31,14 @@ pub(crate) const SCENARIO: &str = "Cart Items, caught up";
 /// Add Item beside nothing, and beside read models that are being made from the same log.
 pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
 pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
+/// The same beside read models that have caught up and follow.
+pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the log";
+/// Add Item where the load is not all that can be, but what is offered.
+pub(crate) const OFFERED_ALONE: &str = "Add Item, 5,000 a second, on a log that nobody projects";
+pub(crate) const OFFERED_BESIDE: &str = "Add Item, 5,000 a second, while the read models catch up with the log";
+const OFFERED: u32 = 5_000;
 const DEADLINE: Duration = Duration::from_secs(600);
-/// So long that read models that give way to appends have found out whether they catch up so.
+/// So long that the first moments do not count for much.
 const BESIDE_FOR: Duration = Duration::from_secs(5);
 /// How much longer than another measurement disintegrate's takes. It need not come to the end.
 const LENGTHS: u32 = 5;
@@ -44,9 +50,16 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             let sample = if *contender == Contender::Cartlog { ours(bench).await? } else { theirs(bench).await? };
             report.add(Key::new("projections", SCENARIO, 1, *contender), sample);
         }
-        for scenario in rotated(&[ALONE, BESIDE], round) {
-            let sample = appending(bench, *scenario == BESIDE).await?;
-            report.add(Key::new("projections", *scenario, bench.sizes.loud(), Contender::Cartlog), sample);
+        let loud = Load::Tasks(bench.sizes.loud());
+        let offered = Load::Offered(OFFERED);
+        let beside = [(ALONE, loud), (BESIDE, loud), (FOLLOWING, loud), (OFFERED_ALONE, offered), (OFFERED_BESIDE, offered)];
+        for (scenario, load) in rotated(&beside, round) {
+            let sample = appending(bench, scenario, *load).await?;
+            let tasks = match load {
+                Load::Tasks(tasks) => *tasks,
+                Load::Offered(_) => 1,
+            };
+            report.add(Key::new("projections", *scenario, tasks, Contender::Cartlog), sample);
         }
     }
     Ok(())
@@ -61,18 +74,7 @@ async fn ours(bench: &Bench) -> Result<Sample> {
     let head = LOG.head(pool).await?;
     let started = Instant::now();
     let service = bench.start(PROJECTIONS, "bench", &database, vec![]).await?;
-    let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)
-                   WHERE name = 'cart_items' AND status = 'serving'";
-    loop {
-        let position: i64 = sqlx::query_scalar(reached).fetch_one(pool).await?;
-        if position >= head {
-            break;
-        }
-        if started.elapsed() > DEADLINE {
-            bail!("after {} s, Cart Items was at position {position} of {head}", DEADLINE.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    reached(pool, head).await?;
     let elapsed = started.elapsed();
     let build: String =
         sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'").fetch_one(pool).await?;
@@ -82,8 +84,26 @@ async fn ours(bench: &Bench) -> Result<Sample> {
     Ok(Sample::of_whole(head as f64, elapsed))
 }
 
-/// Add Item on a log of as many events, which are projected at the same time, or are not.
-async fn appending(bench: &Bench, projected: bool) -> Result<Sample> {
+/// Until Cart Items has come to a position.
+async fn reached(pool: &PgPool, head: i64) -> Result<()> {
+    let started = Instant::now();
+    let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)
+                   WHERE name = 'cart_items' AND status = 'serving'";
+    loop {
+        let position: i64 = sqlx::query_scalar(reached).fetch_one(pool).await?;
+        if position >= head {
+            return Ok(());
+        }
+        if started.elapsed() > DEADLINE {
+            bail!("after {} s, Cart Items was at position {position} of {head}", DEADLINE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Add Item on a log of as many events, which are projected at the same time, or have been, or are not.
+async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<Sample> {
+    let projected = ![ALONE, OFFERED_ALONE].contains(&scenario);
     let database = bench.server.log().await?;
     let pool = &database.pool;
     LOG.add_carts(pool, bench.sizes.events / 2, Products::Many(1_000)).await?;
@@ -91,11 +111,14 @@ async fn appending(bench: &Bench, projected: bool) -> Result<Sample> {
     let mut services = vec![];
     if projected {
         services.push(bench.start(PROJECTIONS, "beside", &database, vec![]).await?);
+        if scenario == FOLLOWING {
+            reached(pool, head).await?;
+        }
     }
     let work = Work::one_item_each(Products::Many(1_000), bench.sizes.loud());
     let length = if bench.sizes.quick { bench.sizes.length } else { bench.sizes.length.max(BESIDE_FOR) };
-    let sample = log::cartlog(&database, Contender::Cartlog, work, bench.sizes.loud(), length).await?;
-    if projected {
+    let sample = log::cartlog(&database, Contender::Cartlog, work, load, length).await?;
+    if projected && scenario != FOLLOWING {
         let behind = "SELECT coalesce(min(position), 0) < $1 FROM checkpoint WHERE name = 'cart_items'";
         let behind: bool = sqlx::query_scalar(behind).bind(head).fetch_one(pool).await?;
         if !behind {

@@ -158,6 +158,12 @@ impl Report {
         Spread::of(pairs.map(|(ours, rival)| ours.per_second / rival.per_second))
     }
 
+    /// How many times as long half of ours took at most, round by round.
+    fn medians(&self, ours: (&str, usize, Contender), rival: (&str, usize, Contender)) -> Option<Spread> {
+        let pairs = self.rounds(ours).iter().zip(self.rounds(rival));
+        Spread::of(pairs.filter_map(|(ours, rival)| Some(ours.p50_ms? / rival.p50_ms?)))
+    }
+
     /// Holds what was measured against what was promised.
     pub(crate) fn judge(&mut self) {
         // What is compared stands together, in the order of the levels, whatever the order of the measurements.
@@ -277,10 +283,17 @@ impl Report {
         for failure in self.failures() {
             let _ = writeln!(text, "{failure}");
         }
-        let beside = |scenario| (scenario, self.sizes.loud(), Contender::Cartlog);
-        if let Some(ratio) = self.ratio(beside(projections::BESIDE), beside(projections::ALONE)) {
-            let _ =
-                writeln!(text, "{}, to the same on one that nobody projects, on the same cores: {}", projections::BESIDE, times(&ratio));
+        let (loud, offered) = (self.sizes.loud(), 1);
+        for (beside, alone, tasks) in [
+            (projections::BESIDE, projections::ALONE, loud),
+            (projections::FOLLOWING, projections::ALONE, loud),
+            (projections::OFFERED_BESIDE, projections::OFFERED_ALONE, offered),
+        ] {
+            let (beside, alone) = ((beside, tasks, Contender::Cartlog), (alone, tasks, Contender::Cartlog));
+            if let (Some(done), Some(took)) = (self.ratio(beside, alone), self.medians(beside, alone)) {
+                let (done, took) = (times(&done), times(&took));
+                let _ = writeln!(text, "{}, to alone on the same cores: {done} done, a median that takes {took}", beside.0);
+            }
         }
         let _ = writeln!(text, "\nthe bars (and, in brackets, what lies beyond them)");
         if self.sizes.quick {

@@ -22,10 +22,10 @@ pub struct Arguments {
     #[arg(value_enum)]
     pub subjects: Vec<Subject>,
     /// Rounds; what is compared is measured in each [default: 5]
-    #[arg(long, value_parser = value_parser!(u16).range(1..=1_000))]
+    #[arg(long, allow_negative_numbers = true, value_parser = value_parser!(u16).range(1..=1_000))]
     pub rounds: Option<u16>,
     /// Seconds that a measurement takes, 0.05 to 600 [default: 3]
-    #[arg(long, value_parser = seconds)]
+    #[arg(long, allow_negative_numbers = true, value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Tasks, or connections, at once; 1 to 300, as the server takes no more connections [default: 1,16,64,256]
     #[arg(long, value_delimiter = ',', value_parser = value_parser!(u16).range(1..=300))]
@@ -170,10 +170,11 @@ mod tests {
             ("--quikc", "unexpected argument '--quikc'"),
             ("lgo", "[possible values: log, http, kafka, projections]"),
             ("--rounds 0", "0 is not in 1..=1000"),
+            ("--rounds -1", "-1 is not in 1..=1000"),
             ("--levels 1,450", "450 is not in 1..=300"),
             ("log --before abc", "a whole number from 1k to 100m"),
             ("--events 0", "a whole number from 1k to 100m"),
-            ("--seconds=-1", "a number from 0.05 to 600"),
+            ("--seconds -1", "a number from 0.05 to 600"),
             ("--seconds nan", "a number from 0.05 to 600"),
         ] {
             let error = parsed(line).unwrap_err();

@@ -322,46 +322,68 @@ impl Projection for Sizes {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         self.0.lock().unwrap().push(batch.len());
-        sqlx::query("SELECT pg_sleep(0.002)").execute(transaction).await.map(drop)
+        sqlx::query("SELECT pg_sleep(0.01)").execute(transaction).await.map(drop)
     }
 }
 
-/// The sizes of the first batches of a projection that is far behind and takes 100 at the most, until they are such as are waited for.
-/// Meanwhile so many events are appended at a time, a moment after each other.
-async fn sizes(appended: usize, such: impl Fn(&[usize]) -> bool) -> Vec<usize> {
+/// Whether it has come, by the sizes of the batches and how many events were appended.
+type Moment<'a> = &'a dyn Fn(&[usize], i64) -> bool;
+
+/// Of a projection that is far behind and takes 100 positions at the most, while so many events are appended every 10 ms: the sizes of its
+/// batches, and how many were appended, at each moment of these that it comes to.
+async fn catching_up(appended: usize, moments: &[Moment<'_>]) -> Vec<(Vec<usize>, i64)> {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
+    let mut before = Position::START;
     for _ in 0..60 {
-        log.append((0..1_000).map(|_| cart.cleared())).await;
+        before = log.append((0..1_000).map(|_| cart.cleared())).await;
     }
     let (done, sizes) = (CancellationToken::new(), Arc::<Mutex<Vec<usize>>>::default());
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let settings = Settings { batch: 100, ..Settings::default() };
     let running = tokio::spawn(projection::run(store, Sizes(sizes.clone()), settings, Arc::default(), done.clone()));
-    eventually("its batches are such", || async {
-        if appended > 0 {
-            log.append((0..appended).map(|_| cart.cleared())).await;
+    let mut head = before;
+    let mut came = vec![];
+    for moment in moments {
+        while !moment(&sizes.lock().unwrap(), head.0 - before.0) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if appended > 0 {
+                head = log.append((0..appended).map(|_| cart.cleared())).await;
+            }
+            assert!(!running.is_finished());
         }
-        such(&sizes.lock().unwrap()).then_some(())
-    })
-    .await;
+        came.push((sizes.lock().unwrap().clone(), head.0 - before.0));
+    }
     done.cancel();
     running.await.unwrap().unwrap();
-    let sizes = sizes.lock().unwrap();
-    sizes.clone()
+    came
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_is_behind_takes_little_at_a_time_while_commands_append_much_and_else_as_much_as_it_can() {
-    let of = |size: usize, sizes: &[usize]| sizes.iter().filter(|it| **it == size).count();
+async fn a_projection_that_is_behind_takes_all_that_it_can_where_little_is_appended() {
     // Nobody appends, or somebody fewer than a hundred positions a second.
     for appended in [0, 1] {
-        let all = sizes(appended, |sizes| sizes.len() > 100).await;
-        assert!(of(100, &all) > 90, "{all:?}");
+        let whole = |sizes: &[usize], _: i64| sizes.len() >= 100 && sizes.iter().rev().take(50).all(|size| *size == 100);
+        catching_up(appended, &[&whole]).await;
     }
-    // As much as in a second is first to be seen. Then it gives way, and as it does not catch up so, takes all again.
-    let all = sizes(50, |sizes| of(10, sizes) > 20 && sizes.last() == Some(&100)).await;
-    assert!(of(100, &all) > 20, "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_that_is_behind_takes_no_more_than_gains_on_the_log_while_commands_append() {
+    // At most 400 a second, where it could apply 900 in batches of 10. What comes first is for it to see how much is appended.
+    let came = catching_up(4, &[&|_, appended| appended >= 400, &|_, appended| appended >= 1_600]).await;
+    let [(first, appended_first), (then, appended_then)] = &came[..] else { panic!("{came:?}") };
+    let applied: usize = then[first.len()..].iter().sum();
+    let for_each_appended = applied as f64 / (appended_then - appended_first) as f64;
+    assert!((1.0..1.8).contains(&for_each_appended), "{for_each_appended}: {then:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_that_is_behind_takes_as_much_at_a_time_as_it_needs_to_gain_on_the_log() {
+    // A hundred batches a second would have to be of more than 10.
+    let grown = |sizes: &[usize], _: i64| sizes.iter().rev().take(20).filter(|size| **size > 10).count() >= 15;
+    let came = catching_up(200, &[&grown]).await;
+    assert!(came[0].0.contains(&10), "it began with little: {came:?}");
 }
 
 struct Asking;

@@ -92,7 +92,7 @@ pub(super) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, bui
         caught_up: false,
         limit: None,
         window: running.settings.batch,
-        courtesy: Courtesy::default(),
+        courtesy: Courtesy::new(running.settings.batch),
         ahead: None,
         stopped: BTreeMap::new(),
         retry_asked: false,
@@ -449,18 +449,15 @@ impl<P: Projection> Worker<'_, P> {
     /// What a batch after this position takes at the most. Where others wait for this build to come to a position, all that it can.
     fn window_at(&self, from: Position, head: Position) -> i64 {
         let waited_for = self.limit.is_some() || self.cut_into.is_some();
-        if !waited_for && self.is_behind(from, head) && self.courtesy.gives_way() {
-            self.window.min(Courtesy::share_of(self.running.settings.batch))
-        } else {
-            self.window
-        }
+        let takes = if waited_for || !self.is_behind(from, head) { None } else { self.courtesy.takes() };
+        takes.map_or(self.window, |little| self.window.min(little))
     }
 
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let begun = Instant::now();
         let (from, mut to) = range.into_inner();
-        self.courtesy.look(head, from);
+        self.courtesy.look(head);
         let active: Vec<i32> = self.going().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to <= to => {
@@ -487,7 +484,13 @@ impl<P: Projection> Worker<'_, P> {
                 let store = &self.running.store;
                 let waits = self.is_behind(to, head) && store.heads().grows();
                 let _turn = if waits { store.replicas().turn_to_catch_up().await } else { None };
-                self.apply(&mut batch, &active, from, to).await
+                let writing = Instant::now();
+                let applied = self.apply(&mut batch, &active, from, to).await;
+                // Together with its turn: who works while another rests leaves nothing to the commands.
+                if waits && self.limit.is_none() && self.cut_into.is_none() {
+                    sleep(self.courtesy.rest(to.0 - from.0, writing.elapsed())).await;
+                }
+                applied
             };
             match applied {
                 Ok(Applied::Whole) => {}
@@ -523,6 +526,9 @@ impl<P: Projection> Worker<'_, P> {
         self.reached(&active, to, written);
         if written {
             self.running.settings.slow_down(batch.events.len(), begun).await;
+            if self.limit.is_none() && self.cut_into.is_none() && !self.is_behind(to, head) {
+                sleep(self.courtesy.gathers()).await;
+            }
         }
         Ok(())
     }
