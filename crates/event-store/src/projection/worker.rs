@@ -446,10 +446,14 @@ impl<P: Projection> Worker<'_, P> {
         from.0 + self.running.settings.batch < head.0
     }
 
-    /// What a batch after this position takes at the most. Where others wait for this build to come to a position, all that it can.
+    /// Others wait for this build to come to a position.
+    fn is_waited_for(&self) -> bool {
+        self.limit.is_some() || self.cut_into.is_some()
+    }
+
+    /// What a batch after this position takes at the most. Where it is waited for, all that it can.
     fn window_at(&self, from: Position, head: Position) -> i64 {
-        let waited_for = self.limit.is_some() || self.cut_into.is_some();
-        let takes = if waited_for || !self.is_behind(from, head) { None } else { self.courtesy.takes() };
+        let takes = if self.is_waited_for() || !self.is_behind(from, head) { None } else { self.courtesy.takes() };
         takes.map_or(self.window, |little| self.window.min(little))
     }
 
@@ -477,21 +481,21 @@ impl<P: Projection> Worker<'_, P> {
         // What is none of this projection's moves no checkpoint: the heartbeat writes that down. What is another segment's does, for who
         // waits for all segments would wait for the heartbeat.
         let written = !batch.is_empty();
+        let mut turn = None;
+        let mut rest = Duration::ZERO;
         if written {
             batch.keep::<P>(&active, self.held.segments);
             let alone = to.0 - from.0 == 1;
-            let applied = {
-                let store = &self.running.store;
-                let waits = self.is_behind(to, head) && store.heads().grows();
-                let _turn = if waits { store.replicas().turn_to_catch_up().await } else { None };
-                let writing = Instant::now();
-                let applied = self.apply(&mut batch, &active, from, to).await;
-                // Together with its turn: who works while another rests leaves nothing to the commands.
-                if waits && self.limit.is_none() && self.cut_into.is_none() {
-                    sleep(self.courtesy.rest(to.0 - from.0, writing.elapsed())).await;
-                }
-                applied
-            };
+            let (behind, store) = (self.is_behind(to, head), &self.running.store);
+            let gives_way = behind && store.heads().grows();
+            turn = if gives_way { store.replicas().turn_to_catch_up().await } else { None };
+            let writing = Instant::now();
+            let applied = self.apply(&mut batch, &active, from, to).await;
+            if gives_way {
+                rest = self.courtesy.rest(to.0 - from.0, writing.elapsed());
+            } else if !behind {
+                rest = self.courtesy.gathers();
+            }
             match applied {
                 Ok(Applied::Whole) => {}
                 Ok(Applied::Lost) => {
@@ -514,6 +518,7 @@ impl<P: Projection> Worker<'_, P> {
                 }
                 Ok(Applied::Refused(error)) if !error.is_unavailable() => {
                     self.ahead = None;
+                    drop(turn);
                     return self.cannot_apply(&batch, &active, from, to, error).await;
                 }
                 Ok(Applied::Refused(error)) | Err(error) => return Err(error),
@@ -525,10 +530,12 @@ impl<P: Projection> Worker<'_, P> {
         }
         self.reached(&active, to, written);
         if written {
-            self.running.settings.slow_down(batch.events.len(), begun).await;
-            if self.limit.is_none() && self.cut_into.is_none() && !self.is_behind(to, head) {
-                sleep(self.courtesy.gathers()).await;
+            if !self.is_waited_for() {
+                // Within its turn: who works while another rests leaves nothing to the commands.
+                sleep(rest).await;
             }
+            drop(turn);
+            self.running.settings.slow_down(batch.events.len(), begun).await;
         }
         Ok(())
     }
