@@ -169,8 +169,10 @@ async fn main() -> Result<()> {
     report.judge();
     if measured.is_err() && !report.figures.is_empty() {
         let unfinished = out.join("unfinished.json");
-        files::write_atomically(&unfinished, &serde_json::to_vec_pretty(&report)?)?;
-        bench.say(format!("what was measured until then is in {}", unfinished.display()));
+        bench.say(match files::write_atomically(&unfinished, &serde_json::to_vec_pretty(&report)?) {
+            Ok(()) => format!("what was measured until then is in {}", unfinished.display()),
+            Err(error) => format!("what was measured until then could not be written: {error}"),
+        });
     }
     measured?;
     dropped?;

@@ -142,7 +142,7 @@ where
         ticks.tick().await;
         loop {
             let due = started + Duration::from_secs(1) * begun / per_second;
-            if due > Instant::now() {
+            if due > Instant::now() || due >= started + length {
                 break;
             }
             let doing = operation(begun as usize);

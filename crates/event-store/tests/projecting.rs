@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::common::Add;
@@ -322,38 +322,43 @@ impl Projection for Sizes {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         self.0.lock().unwrap().push(batch.len());
-        sqlx::query("SELECT pg_sleep(0.01)").execute(transaction).await.map(drop)
+        sqlx::query("SELECT pg_sleep(0.005)").execute(transaction).await.map(drop)
     }
 }
 
 /// Whether it has come, by the sizes of the batches and how many events were appended.
 type Moment<'a> = &'a dyn Fn(&[usize], i64) -> bool;
 
-/// Of a projection that is far behind and takes 100 positions at the most, while so many events are appended every 10 ms: the sizes of its
-/// batches, and how many were appended, at each moment of these that it comes to.
-async fn catching_up(appended: usize, moments: &[Moment<'_>]) -> Vec<(Vec<usize>, i64)> {
+/// How many there are that a projection is behind by.
+const BEHIND: usize = 60_000;
+
+/// Of a projection that is far behind and takes 100 positions at the most, while so many events are appended a second: the sizes of its
+/// batches, and how many were appended, at each of these moments.
+async fn catching_up(per_second: u32, moments: &[Moment<'_>]) -> Vec<(Vec<usize>, i64)> {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
-    let mut before = Position::START;
-    for _ in 0..60 {
-        before = log.append((0..1_000).map(|_| cart.cleared())).await;
+    for _ in 0..BEHIND / 1_000 {
+        log.append((0..1_000).map(|_| cart.cleared())).await;
     }
     let (done, sizes) = (CancellationToken::new(), Arc::<Mutex<Vec<usize>>>::default());
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let settings = Settings { batch: 100, ..Settings::default() };
     let running = tokio::spawn(projection::run(store, Sizes(sizes.clone()), settings, Arc::default(), done.clone()));
-    let mut head = before;
-    let mut came = vec![];
+    let (started, mut appended, mut came) = (Instant::now(), 0, vec![]);
     for moment in moments {
-        while !moment(&sizes.lock().unwrap(), head.0 - before.0) {
+        while !moment(&sizes.lock().unwrap(), appended) {
+            assert!(started.elapsed() < Duration::from_secs(30), "it never came: {appended} {:?}", sizes.lock().unwrap());
             tokio::time::sleep(Duration::from_millis(10)).await;
-            if appended > 0 {
-                head = log.append((0..appended).map(|_| cart.cleared())).await;
+            let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as i64;
+            if due > appended {
+                log.append((appended..due).map(|_| cart.cleared())).await;
+                appended = due;
             }
-            assert!(!running.is_finished());
         }
-        came.push((sizes.lock().unwrap().clone(), head.0 - before.0));
+        came.push((sizes.lock().unwrap().clone(), appended));
     }
+    let applied: usize = sizes.lock().unwrap().iter().sum();
+    assert!(applied < BEHIND, "it was still behind");
     done.cancel();
     running.await.unwrap().unwrap();
     came
@@ -361,17 +366,16 @@ async fn catching_up(appended: usize, moments: &[Moment<'_>]) -> Vec<(Vec<usize>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projection_that_is_behind_takes_all_that_it_can_where_little_is_appended() {
-    // Nobody appends, or somebody fewer than a hundred positions a second.
-    for appended in [0, 1] {
-        let whole = |sizes: &[usize], _: i64| sizes.len() >= 100 && sizes.iter().rev().take(50).all(|size| *size == 100);
-        catching_up(appended, &[&whole]).await;
+    for per_second in [0, 50] {
+        let whole = |sizes: &[usize], _: i64| sizes.iter().rev().take_while(|size| **size == 100).count() >= 50;
+        catching_up(per_second, &[&whole]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projection_that_is_behind_takes_no_more_than_gains_on_the_log_while_commands_append() {
-    // At most 400 a second, where it could apply 900 in batches of 10. What comes first is for it to see how much is appended.
-    let came = catching_up(4, &[&|_, appended| appended >= 400, &|_, appended| appended >= 1_600]).await;
+    // It could apply three times as many in batches of 10. The first second is for it to see how much is appended.
+    let came = catching_up(500, &[&|_, appended| appended >= 500, &|_, appended| appended >= 2_000]).await;
     let [(first, appended_first), (then, appended_then)] = &came[..] else { panic!("{came:?}") };
     let applied: usize = then[first.len()..].iter().sum();
     let for_each_appended = applied as f64 / (appended_then - appended_first) as f64;
@@ -380,9 +384,9 @@ async fn a_projection_that_is_behind_takes_no_more_than_gains_on_the_log_while_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projection_that_is_behind_takes_as_much_at_a_time_as_it_needs_to_gain_on_the_log() {
-    // A hundred batches a second would have to be of more than 10.
+    // More than in batches of 10, and less than in those of 100.
     let grown = |sizes: &[usize], _: i64| sizes.iter().rev().take(20).filter(|size| **size > 10).count() >= 15;
-    let came = catching_up(200, &[&grown]).await;
+    let came = catching_up(5_000, &[&grown]).await;
     assert!(came[0].0.contains(&10), "it began with little: {came:?}");
 }
 

@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use crate::Position;
 
-/// A projection that is behind takes little at a time while commands append much, and rests after it, for as long as it still gains on the
-/// log: where it falls behind in a minute, it has caught up after four. What it needs for that it takes. Once it is at the log's end and
-/// there comes very much, it lets some gather: many small batches cost more than a few.
+/// A projection that is behind takes little at a time while commands append much, and rests after it, as long as it gains on the log all the
+/// same: what it lost in a minute it has made good in four at the most, where it can. What it needs for that it takes. Once it is at the
+/// log's end and there comes very much, it lets some gather: many small batches cost more than a few.
 ///
 /// (64 tasks that append without a pause, four read models, two cores for all, to what the tasks do alone: 0.46 while a million events
 /// were caught up with in whole batches, or in small ones without a rest, and 0.45 while the read models followed and let nothing gather;
@@ -44,7 +44,7 @@ impl Courtesy {
     const RESTS: u32 = 3;
     /// The next turn is not waited for much longer: see [`super::replica::Replicas::turn_to_catch_up`].
     const LONGEST: Duration = Duration::from_millis(200);
-    /// What was applied too slowly for longer than this is not made good.
+    /// What was applied too slowly for longer than this is not made good by going without a rest.
     const OWED: Duration = Duration::from_secs(1);
     /// The part of a batch that is little.
     const LITTLE: i64 = 20;
@@ -64,17 +64,25 @@ impl Courtesy {
     /// Where the log ends.
     pub(super) fn look(&mut self, head: Position) {
         let now = Instant::now();
-        let first = self.head == Position::START;
-        if !first && now - self.looked < Self::LOOK {
+        // Not looked yet, or another log than before, or an older one.
+        if self.head == Position::START || head < self.head {
+            self.appended = None;
+        } else if now - self.looked < Self::LOOK {
             return;
+        } else {
+            let appended = (head.0 - self.head.0) as f64 / (now - self.looked).as_secs_f64();
+            // A disk that stands still for a moment, or an announcement that comes late, is no reason to put all on it.
+            self.appended = Some(self.appended.map_or(appended, |before| appended.max(before / 2.0)));
         }
-        self.appended = (!first).then(|| (head.0 - self.head.0) as f64 / (now - self.looked).as_secs_f64());
         (self.looked, self.head) = (now, head);
     }
 
-    /// Whether the batch that was read has something to write. One that has not makes nobody wait.
+    /// Whether the batch that was read has something to write. One that has not makes nobody wait, and goes as far for nothing.
     pub(super) fn wrote(&mut self, something: bool) {
         self.wrote = something;
+        if !something {
+            self.due = Instant::now();
+        }
     }
 
     /// So many positions are little, where it is to give way.
@@ -82,11 +90,14 @@ impl Courtesy {
         (self.wrote && self.appended.is_none_or(|appended| appended >= Self::MUCH)).then_some(self.little)
     }
 
-    /// For how long to rest after a batch of so many positions that took so long to write. Where there is no time for that, more is taken
-    /// at once, which is less work; where there is much, less is, so that nobody waits for long.
+    /// For how long to rest after a batch of so many positions that took so long to write, of a projection that gives way. Where there is no
+    /// time for that, more is taken at once, which is less work; where there is much, less is, so that nobody waits for long.
     pub(super) fn rest(&mut self, positions: i64, writing: Duration) -> Duration {
-        let Some(little) = self.takes() else { return Duration::ZERO };
         let now = Instant::now();
+        let Some(little) = self.takes() else {
+            self.due = now;
+            return Duration::ZERO;
+        };
         let owed = now.checked_sub(Self::OWED).map_or(self.due, |longest| self.due.max(longest));
         let has = |appended| Duration::from_secs_f64(positions as f64 / (appended * Self::GAINS));
         let due = owed + self.appended.map_or(Self::LONGEST + Self::OWED, has);
@@ -99,6 +110,11 @@ impl Courtesy {
         let rest = left.min(writing * Self::RESTS).min(Self::LONGEST);
         self.due = due.min(now + rest);
         rest
+    }
+
+    /// It need not give way.
+    pub(super) fn owes_nothing(&mut self) {
+        self.due = Instant::now();
     }
 
     /// For how long to rest after a batch that came to the log's end, for more than a few events to be there for the next.
@@ -195,6 +211,42 @@ mod tests {
         time::advance(Courtesy::LOOK).await;
         courtesy.look(Position(1_000_000));
         assert_eq!(courtesy.takes(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_in_which_nothing_is_seen_to_come_does_not_end_it_and_another_log_is_looked_at_anew() {
+        let mut courtesy = Courtesy::new(10_000);
+        courtesy.wrote(true);
+        let mut look = async |head| {
+            time::advance(Courtesy::LOOK).await;
+            courtesy.look(Position(head));
+            courtesy.takes().is_some()
+        };
+        // At 1,000 a second.
+        assert!(look(1_000).await && look(1_250).await);
+        let still = [look(1_250).await, look(1_250).await, look(1_250).await];
+        assert_eq!(still, [true, true, false]);
+        assert!(!look(1_251).await && look(100).await, "an older one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_it_went_without_giving_way_is_not_owed() {
+        let mut courtesy = Courtesy::new(10_000);
+        courtesy.look(Position(1));
+        time::advance(Courtesy::LOOK).await;
+        courtesy.look(Position(2_501));
+        courtesy.wrote(true);
+        // 10,000 a second: 625 positions have 50 ms.
+        let writing = Duration::from_millis(40);
+        let owed = |courtesy: &mut Courtesy| courtesy.rest(625, writing).is_zero();
+        assert!(owed(&mut courtesy), "250 ms are");
+        courtesy.owes_nothing();
+        assert_eq!(courtesy.rest(625, writing), Duration::from_millis(50));
+        time::advance(Duration::from_secs(1)).await;
+        assert!(owed(&mut courtesy), "a second is");
+        courtesy.wrote(false);
+        courtesy.wrote(true);
+        assert!(!owed(&mut courtesy));
     }
 
     #[tokio::test(start_paused = true)]

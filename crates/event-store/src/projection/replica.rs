@@ -143,7 +143,7 @@ struct Shared {
     now: Notify,
     /// Locked for as long as a heartbeat is on its way.
     heart: tokio::sync::Mutex<()>,
-    /// Locked for as long as a batch of a projection that is behind is applied.
+    /// Locked for as long as a projection that is behind applies a batch and rests after it.
     catching_up: tokio::sync::Mutex<()>,
 }
 
@@ -190,7 +190,7 @@ impl Replicas {
         self.0.running().replicas.values().cloned().collect()
     }
 
-    /// The turn of a projection that is behind to apply a batch while commands append. Those of this process go one after the other then, so
+    /// The turn of a projection that is behind to apply a batch, and to rest after it, while commands append. Those of this process go one after the other then, so
     /// that however many are made anew, the database has one such transaction of each process to write beside what is appended. Who has come
     /// to the log's end waits for none of them, and where nobody appends they go side by side. None where the turn does not come soon: who
     /// waits hands nothing back meanwhile, and one batch that is stuck is not to hold up the others.

@@ -436,7 +436,12 @@ impl<P: Projection> Worker<'_, P> {
         let joined = self.going().map(|(_, position)| position).filter(|position| *position > from).min().unwrap_or(end);
         // What stands is tried with the event before which it does.
         let stands = self.going().any(|(segment, position)| position == from && self.stopped.contains_key(&segment));
-        let window = if stands { 1 } else { self.window_at(from, head) };
+        let window = match &self.ahead {
+            _ if stands => 1,
+            // It is read already.
+            Some(ahead) if ahead.from == from => ahead.to.0 - from.0,
+            _ => self.window_at(from, head),
+        };
         let to = Position((from.0 + window).min(joined.0).min(end.0));
         (to > from).then_some(from..=to)
     }
@@ -486,18 +491,18 @@ impl<P: Projection> Worker<'_, P> {
         if written {
             batch.keep::<P>(&active, self.held.segments);
             let alone = to.0 - from.0 == 1;
-            let (behind, store) = (self.is_behind(to, head), &self.running.store);
-            let gives_way = behind && store.heads().grows();
+            let store = &self.running.store;
+            let gives_way = !self.is_waited_for() && self.is_behind(to, head) && store.heads().grows();
             turn = if gives_way { store.replicas().turn_to_catch_up().await } else { None };
             let writing = Instant::now();
-            let applied = self.apply(&mut batch, &active, from, to).await;
-            if gives_way {
-                rest = self.courtesy.rest(to.0 - from.0, writing.elapsed());
-            } else if !behind {
-                rest = self.courtesy.gathers();
-            }
-            match applied {
-                Ok(Applied::Whole) => {}
+            match self.apply(&mut batch, &active, from, to).await {
+                Ok(Applied::Whole) if gives_way => rest = self.courtesy.rest(to.0 - from.0, writing.elapsed()),
+                Ok(Applied::Whole) => {
+                    self.courtesy.owes_nothing();
+                    if to >= head {
+                        rest = self.courtesy.gathers();
+                    }
+                }
                 Ok(Applied::Lost) => {
                     self.lost();
                     return Ok(());
@@ -530,10 +535,8 @@ impl<P: Projection> Worker<'_, P> {
         }
         self.reached(&active, to, written);
         if written {
-            if !self.is_waited_for() {
-                // Within its turn: who works while another rests leaves nothing to the commands.
-                sleep(rest).await;
-            }
+            // Within its turn: who works while another rests leaves nothing to the commands.
+            sleep(rest).await;
             drop(turn);
             self.running.settings.slow_down(batch.events.len(), begun).await;
         }
