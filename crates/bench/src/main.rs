@@ -140,6 +140,9 @@ impl Bench {
     }
 }
 
+/// What was measured by a run that did not come to its end.
+const UNFINISHED: &str = "unfinished.json";
+
 // One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core. The
 // rivals were no slower for it at 1 and at 64 tasks.
 #[tokio::main(worker_threads = 1)]
@@ -168,7 +171,7 @@ async fn main() -> Result<()> {
     let dropped = bench.server.drop_all().await;
     report.judge();
     if measured.is_err() && !report.figures.is_empty() {
-        let unfinished = out.join("unfinished.json");
+        let unfinished = out.join(UNFINISHED);
         bench.say(match files::write_atomically(&unfinished, &serde_json::to_vec_pretty(&report)?) {
             Ok(()) => format!("what was measured until then is in {}", unfinished.display()),
             Err(error) => format!("what was measured until then could not be written: {error}"),
@@ -176,6 +179,8 @@ async fn main() -> Result<()> {
     }
     measured?;
     dropped?;
+    // That of an earlier run.
+    let _ = std::fs::remove_file(out.join(UNFINISHED));
 
     let (json, svg) = (out.join("report.json"), out.join("chart.svg"));
     files::write_atomically(&json, &serde_json::to_vec_pretty(&report)?)?;

@@ -264,7 +264,7 @@ async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_is_bounded_and_what_was_forgotten_is_decided_on_all_the_same() {
+async fn what_was_forgotten_is_decided_on_all_the_same() {
     let log = TestLog::<DomainEvent>::create().await;
     let settings = StoreSettings { known_bytes: 20_000, ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);

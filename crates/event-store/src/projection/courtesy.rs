@@ -70,9 +70,10 @@ impl Courtesy {
         } else if now - self.looked < Self::LOOK {
             return;
         } else {
+            let looks = (now - self.looked).div_duration_f64(Self::LOOK);
             let appended = (head.0 - self.head.0) as f64 / (now - self.looked).as_secs_f64();
             // A disk that stands still for a moment, or an announcement that comes late, is no reason to put all on it.
-            self.appended = Some(self.appended.map_or(appended, |before| appended.max(before / 2.0)));
+            self.appended = Some(self.appended.map_or(appended, |before| appended.max(before * 0.5_f64.powf(looks))));
         }
         (self.looked, self.head) = (now, head);
     }
@@ -226,7 +227,11 @@ mod tests {
         assert!(look(1_000).await && look(1_250).await);
         let still = [look(1_250).await, look(1_250).await, look(1_250).await];
         assert_eq!(still, [true, true, false]);
-        assert!(!look(1_251).await && look(100).await, "an older one");
+        assert!(look(2_250).await);
+        // Nor does it last, whenever that is looked at.
+        time::advance(Courtesy::LOOK * 20).await;
+        assert!(!look(2_251).await);
+        assert!(!look(2_252).await && look(100).await, "an older one");
     }
 
     #[tokio::test(start_paused = true)]

@@ -446,19 +446,15 @@ impl<P: Projection> Worker<'_, P> {
         (to > from).then_some(from..=to)
     }
 
-    /// Further behind than a batch.
-    fn is_behind(&self, from: Position, head: Position) -> bool {
-        from.0 + self.running.settings.batch < head.0
+    /// Somebody appends, this build is further behind than a batch, and nobody waits for it to come to a position.
+    fn gives_way(&self, from: Position, head: Position) -> bool {
+        let is_waited_for = self.limit.is_some() || self.cut_into.is_some();
+        !is_waited_for && from.0 + self.running.settings.batch < head.0 && self.running.store.heads().grows()
     }
 
-    /// Others wait for this build to come to a position.
-    fn is_waited_for(&self) -> bool {
-        self.limit.is_some() || self.cut_into.is_some()
-    }
-
-    /// What a batch after this position takes at the most. Where it is waited for, all that it can.
+    /// What a batch after this position takes at the most.
     fn window_at(&self, from: Position, head: Position) -> i64 {
-        let takes = if self.is_waited_for() || !self.is_behind(from, head) { None } else { self.courtesy.takes() };
+        let takes = if self.gives_way(from, head) { self.courtesy.takes() } else { None };
         takes.map_or(self.window, |little| self.window.min(little))
     }
 
@@ -491,9 +487,8 @@ impl<P: Projection> Worker<'_, P> {
         if written {
             batch.keep::<P>(&active, self.held.segments);
             let alone = to.0 - from.0 == 1;
-            let store = &self.running.store;
-            let gives_way = !self.is_waited_for() && self.is_behind(to, head) && store.heads().grows();
-            turn = if gives_way { store.replicas().turn_to_catch_up().await } else { None };
+            let gives_way = self.gives_way(to, head);
+            turn = if gives_way { self.running.store.replicas().turn_to_catch_up().await } else { None };
             let writing = Instant::now();
             match self.apply(&mut batch, &active, from, to).await {
                 Ok(Applied::Whole) if gives_way => rest = self.courtesy.rest(to.0 - from.0, writing.elapsed()),
