@@ -18,7 +18,7 @@ const PROGRAM: &str = "bench";
 /// What is measured, and how much. Said here and not where it is measured: it is answered and refused before anything is built for it.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
-    /// What is measured [default: all]
+    /// What is measured [default: all of these]
     #[arg(value_enum)]
     pub subjects: Vec<Subject>,
     /// Rounds; what is compared is measured in each [default: 5]
