@@ -109,6 +109,14 @@ where
             }
         });
     }
+    together(running, started).await
+}
+
+/// How long each took that was done, how many failed, and why the first of these did.
+type Ended = (Vec<Duration>, u64, Option<String>);
+
+/// What all of them came to since they were begun.
+async fn together(mut running: JoinSet<Ended>, started: Instant) -> Sample {
     let (mut times, mut failed, mut first_failure) = (vec![], 0, None);
     while let Some(ended) = running.join_next().await {
         match ended {
@@ -146,22 +154,16 @@ where
                 break;
             }
             let doing = operation(begun as usize);
-            running.spawn(async move { doing.await.map(|()| due.elapsed()) });
+            running.spawn(async move {
+                match doing.await {
+                    Ok(()) => (vec![due.elapsed()], 0, None),
+                    Err(reason) => (vec![], 1, Some(reason)),
+                }
+            });
             begun += 1;
         }
     }
-    let (mut times, mut failed, mut first_failure) = (vec![], 0, None);
-    while let Some(ended) = running.join_next().await {
-        match ended.map_err(|error| error.to_string()).flatten() {
-            Ok(time) => times.push(time),
-            Err(reason) => {
-                failed += 1;
-                first_failure.get_or_insert(reason);
-            }
-        }
-    }
-    let elapsed = started.elapsed();
-    Sample { failed_per_second: f64::from(failed) / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
+    together(running, started).await
 }
 
 /// Of sorted times, in milliseconds.

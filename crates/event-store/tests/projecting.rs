@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    cell::Cell,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -344,18 +345,18 @@ async fn catching_up(per_second: u32, moments: &[Moment<'_>]) -> Vec<(Vec<usize>
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let settings = Settings { batch: 100, ..Settings::default() };
     let running = tokio::spawn(projection::run(store, Sizes(sizes.clone()), settings, Arc::default(), done.clone()));
-    let (started, mut appended, mut came) = (Instant::now(), 0, vec![]);
+    let (started, appended, mut came) = (Instant::now(), Cell::new(0), vec![]);
     for moment in moments {
-        while !moment(&sizes.lock().unwrap(), appended) {
-            assert!(started.elapsed() < Duration::from_secs(30), "it never came: {appended} {:?}", sizes.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        let so_far = eventually("the moment has come", || async {
             let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as i64;
-            if due > appended {
-                log.append((appended..due).map(|_| cart.cleared())).await;
-                appended = due;
+            if due > appended.get() {
+                log.append((appended.get()..due).map(|_| cart.cleared())).await;
+                appended.set(due);
             }
-        }
-        came.push((sizes.lock().unwrap().clone(), appended));
+            let sizes = sizes.lock().unwrap();
+            moment(&sizes, due).then(|| (sizes.clone(), due))
+        });
+        came.push(so_far.await);
     }
     let applied: usize = sizes.lock().unwrap().iter().sum();
     assert!(applied < BEHIND, "it was still behind");

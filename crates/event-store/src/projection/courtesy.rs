@@ -82,7 +82,7 @@ impl Courtesy {
     pub(super) fn wrote(&mut self, something: bool) {
         self.wrote = something;
         if !something {
-            self.due = Instant::now();
+            self.owes_nothing();
         }
     }
 
@@ -94,11 +94,11 @@ impl Courtesy {
     /// For how long to rest after a batch of so many positions that took so long to write, of a projection that gives way. Where there is no
     /// time for that, more is taken at once, which is less work; where there is much, less is, so that nobody waits for long.
     pub(super) fn rest(&mut self, positions: i64, writing: Duration) -> Duration {
-        let now = Instant::now();
         let Some(little) = self.takes() else {
-            self.due = now;
+            self.owes_nothing();
             return Duration::ZERO;
         };
+        let now = Instant::now();
         let owed = now.checked_sub(Self::OWED).map_or(self.due, |longest| self.due.max(longest));
         let has = |appended| Duration::from_secs_f64(positions as f64 / (appended * Self::GAINS));
         let due = owed + self.appended.map_or(Self::LONGEST + Self::OWED, has);
@@ -146,10 +146,10 @@ mod tests {
         let (started, mut courtesy) = (Instant::now(), Courtesy::new(10_000));
         let (mut applied, mut wrote, mut positions) = (0, Duration::ZERO, 0);
         while started.elapsed() < Duration::from_secs(60) {
-            courtesy.look(Position(10_000_000 + appended * i64::try_from(started.elapsed().as_millis()).unwrap() / 1_000));
+            courtesy.look(Position(10_000_000 + (appended as f64 * started.elapsed().as_secs_f64()) as i64));
             courtesy.wrote(true);
             positions = courtesy.takes().unwrap_or(10_000);
-            let writing = Duration::from_micros(2_000 + microseconds * u64::try_from(positions).unwrap());
+            let writing = Duration::from_millis(2) + Duration::from_micros(microseconds).mul_f64(positions as f64);
             time::advance(Duration::from_millis(others) + writing).await;
             (applied, wrote) = (applied + positions, wrote + writing);
             time::advance(courtesy.rest(positions, writing)).await;

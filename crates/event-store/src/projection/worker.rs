@@ -461,14 +461,11 @@ impl<P: Projection> Worker<'_, P> {
     /// Applies what is between two positions to the segments that stand at the first of them.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let begun = Instant::now();
-        let (from, mut to) = range.into_inner();
+        let (from, to) = range.into_inner();
         self.courtesy.look(head);
         let active: Vec<i32> = self.going().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
-            Some(ahead) if ahead.from == from && ahead.to <= to => {
-                to = ahead.to;
-                ahead.reading.await.unwrap_or(Err(StoreError::Closed))?
-            }
+            Some(ahead) if ahead.from == from && ahead.to == to => ahead.reading.await.unwrap_or(Err(StoreError::Closed))?,
             _ => parking::read::<P>(&self.running.store, &self.running.types, from, to).await?,
         };
         self.courtesy.wrote(!batch.is_empty());
