@@ -18,6 +18,7 @@ mod report;
 
 use std::{
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -146,7 +147,18 @@ const UNFINISHED: &str = "unfinished.json";
 // One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core. The
 // rivals were no slower for it at 1 and at 64 tasks.
 #[tokio::main(worker_threads = 1)]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
+    match run().await {
+        // Whoever did it knows where from, and needs no backtrace.
+        Err(error) if matches!(error.downcast_ref(), Some(dev::Error::Interrupted)) => {
+            dev::report::Report::terminal().say(&error);
+            Ok(ExitCode::FAILURE)
+        }
+        ended => ended.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+async fn run() -> Result<()> {
     let program = Program::parse();
     let sizes = Sizes::of(&program.chosen)?;
     let out = program.chosen.out.unwrap_or_else(|| PathBuf::from("target/bench"));

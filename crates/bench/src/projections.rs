@@ -34,14 +34,14 @@ pub(crate) const BESIDE: &str = "Add Item while the read models catch up with th
 /// The same beside read models that have caught up and follow.
 pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the log";
 /// Add Item where the load is not all that can be, but what is offered.
-pub(crate) const OFFERED_ALONE: &str = "Add Item, 5,000 a second, on a log that nobody projects";
-pub(crate) const OFFERED_BESIDE: &str = "Add Item, 5,000 a second, while the read models catch up with the log";
-const OFFERED: u32 = 5_000;
+pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that nobody projects";
+pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
+const OFFERED: u32 = 10_000;
 /// Whoever is more than a batch behind catches up, and does not follow: cart-projections' `projection_batch`.
 const BATCH: i64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
-/// So long that the first moments do not count for much.
-const BESIDE_FOR: Duration = Duration::from_secs(5);
+/// So long that the first second does not count, in which read models that nobody had to wait for find that somebody appends.
+const BESIDE_FOR: Duration = Duration::from_secs(10);
 /// How much longer than another measurement disintegrate's takes. It need not come to the end.
 const LENGTHS: u32 = 5;
 

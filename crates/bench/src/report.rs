@@ -224,6 +224,9 @@ impl Report {
         let listener = (projections::SCENARIO, 1, Disintegrate);
         let caught_up = self.ratio((projections::SCENARIO, 1, Cartlog), listener);
         bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
+        let (beside, alone) = ((projections::OFFERED_BESIDE, 1, Cartlog), (projections::OFFERED_ALONE, 1, Cartlog));
+        bar(format!("{}, done, to alone", beside.0), self.ratio(beside, alone), 0.99, 1.0);
+        bars.push(Bar::new(format!("{}, median time, to alone", beside.0), self.medians(beside, alone), 1.5, 1.25, true, "times"));
         for (what, most) in [(http::IDLE.to_owned(), 50.0), (http::after_carts(sizes.carts), 200.0)] {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
             bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
@@ -283,16 +286,10 @@ impl Report {
         for failure in self.failures() {
             let _ = writeln!(text, "{failure}");
         }
-        let (loud, offered) = (self.sizes.loud(), 1);
-        for (beside, alone, tasks) in [
-            (projections::BESIDE, projections::ALONE, loud),
-            (projections::FOLLOWING, projections::ALONE, loud),
-            (projections::OFFERED_BESIDE, projections::OFFERED_ALONE, offered),
-        ] {
-            let (beside, alone) = ((beside, tasks, Contender::Cartlog), (alone, tasks, Contender::Cartlog));
-            if let (Some(done), Some(took)) = (self.ratio(beside, alone), self.medians(beside, alone)) {
-                let (done, took) = (times(&done), times(&took));
-                let _ = writeln!(text, "{}, to alone on the same cores: {done} done, a median that takes {took}", beside.0);
+        let loud = self.sizes.loud();
+        for beside in [projections::BESIDE, projections::FOLLOWING] {
+            if let Some(done) = self.ratio((beside, loud, Contender::Cartlog), (projections::ALONE, loud, Contender::Cartlog)) {
+                let _ = writeln!(text, "{beside}, {loud} tasks, to alone on the same cores: {}", times(&done));
             }
         }
         let _ = writeln!(text, "\nthe bars (and, in brackets, what lies beyond them)");
@@ -300,8 +297,12 @@ impl Report {
             let _ = writeln!(text, "  This was quick: it shows that everything works, and no figure of it means anything.");
         }
         let width = self.bars.iter().map(|bar| bar.what.chars().count()).max().unwrap_or_default();
-        for bar in &self.bars {
+        let (measured, others): (Vec<_>, Vec<_>) = self.bars.iter().partition(|bar| bar.measured.is_some());
+        for bar in measured {
             let _ = writeln!(text, "  {:<width$}  {}", bar.what, bar.verdict());
+        }
+        if !others.is_empty() {
+            let _ = writeln!(text, "  and {} more, which this run did not measure", others.len());
         }
         text
     }
