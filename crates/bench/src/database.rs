@@ -78,6 +78,13 @@ impl Server {
 }
 
 impl Database {
+    /// What was changed until now is in the files: nothing of it is written there beside what is measured next, and every contender is the
+    /// first to change its pages after that.
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
+        sqlx::query("CHECKPOINT").execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// The same, for a service's role.
     pub(crate) fn url_as(&self, role: &str) -> Result<String> {
         database::for_role(&self.url, role).context("the database URL has no place for a user")

@@ -100,10 +100,8 @@ impl Place {
             place.refill(Contender::Floor).await?;
             place.refill(Contender::Disintegrate).await?;
         }
-        // What was filled is not to be looked through by autovacuum, or written to its files, during the first measurements.
-        for upkeep in ["VACUUM (ANALYZE) event", "CHECKPOINT"] {
-            sqlx::query(upkeep).execute(&place.ours.pool).await?;
-        }
+        // What was filled is not to be looked through by autovacuum during the first measurements.
+        sqlx::query("VACUUM (ANALYZE) event").execute(&place.ours.pool).await?;
         Ok(place)
     }
 
@@ -134,6 +132,7 @@ impl Place {
     /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
     pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
         self.again(contender).await?;
+        self.ours.checkpoint().await?;
         let work = Arc::new(work);
         match contender {
             Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, Load::Tasks(tasks), length).await,

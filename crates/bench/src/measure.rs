@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, interval},
 };
 
@@ -109,30 +109,36 @@ where
             }
         });
     }
-    together(running, started).await
+    Together::default().of_all(running, started).await
 }
 
 /// How long each took that was done, how many failed, and why the first of these did.
 type Ended = (Vec<Duration>, u64, Option<String>);
 
-/// What all of them came to since they were begun.
-async fn together(mut running: JoinSet<Ended>, started: Instant) -> Sample {
-    let (mut times, mut failed, mut first_failure) = (vec![], 0, None);
-    while let Some(ended) = running.join_next().await {
-        match ended {
-            Ok((its_times, its_failed, its_first)) => {
-                times.extend(its_times);
-                failed += its_failed;
-                first_failure = first_failure.or(its_first);
-            }
-            Err(error) => {
-                failed += 1;
-                first_failure.get_or_insert_with(|| error.to_string());
-            }
-        }
+/// What all of them came to.
+#[derive(Default)]
+struct Together {
+    times: Vec<Duration>,
+    failed: u64,
+    first_failure: Option<String>,
+}
+
+impl Together {
+    fn add(&mut self, ended: Result<Ended, JoinError>) {
+        let (times, failed, first_failure) = ended.unwrap_or_else(|error| (vec![], 1, Some(error.to_string())));
+        self.times.extend(times);
+        self.failed += failed;
+        self.first_failure = self.first_failure.take().or(first_failure);
     }
-    let elapsed = started.elapsed();
-    Sample { failed_per_second: failed as f64 / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
+
+    /// Since they were begun, until the last of them has ended.
+    async fn of_all(mut self, mut running: JoinSet<Ended>, started: Instant) -> Sample {
+        while let Some(ended) = running.join_next().await {
+            self.add(ended);
+        }
+        let (Self { times, failed, first_failure }, elapsed) = (self, started.elapsed());
+        Sample { failed_per_second: failed as f64 / elapsed.as_secs_f64(), first_failure, ..Sample::of_each(times, elapsed) }
+    }
 }
 
 /// Begins `operation` so many times a second, whether or not those before it have ended, as those do who do not know of each other. Timed
@@ -143,7 +149,7 @@ where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let started = Instant::now();
-    let (mut running, mut begun) = (JoinSet::new(), 0_u32);
+    let (mut running, mut begun, mut together) = (JoinSet::new(), 0_u32, Together::default());
     // Timers have no finer grain.
     let mut ticks = interval(Duration::from_millis(1));
     while started.elapsed() < length {
@@ -162,8 +168,12 @@ where
             });
             begun += 1;
         }
+        // Not all at the end, when it would be time in which nothing is done.
+        while let Some(ended) = running.try_join_next() {
+            together.add(ended);
+        }
     }
-    together(running, started).await
+    together.of_all(running, started).await
 }
 
 /// Of sorted times, in milliseconds.

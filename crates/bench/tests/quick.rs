@@ -93,13 +93,15 @@ fn projections() {
         ("Add Item on a log that nobody projects", 4, "cartlog"),
         ("Add Item while the read models catch up with the log", 4, "cartlog"),
         ("Add Item while the read models follow the log", 4, "cartlog"),
-        ("Add Item, 5,000 a second, on a log that nobody projects", 1, "cartlog"),
-        ("Add Item, 5,000 a second, while the read models catch up with the log", 1, "cartlog"),
+        ("Add Item, 10,000 a second, on a log that nobody projects", 1, "cartlog"),
+        ("Add Item, 10,000 a second, while the read models catch up with the log", 1, "cartlog"),
         ("from a commit to the read model, at 1,000 events a second", 1, "cartlog"),
         ("from Submit Cart's answer to the message", 1, "cartlog"),
         ("from a change of price to the last item archived", 1, "cartlog"),
     ];
     assert_eq!(figures(&report), all.map(of));
-    // One of catching up, four of latencies, and one of idling.
-    assert_eq!(measured(&report), 6);
+    // One of catching up, three of what is done beside it, four of latencies, and one of idling.
+    assert_eq!(measured(&report), 9);
+    // How far behind they were, each time beside them.
+    assert_eq!(report["values"].as_array().unwrap().len(), 3 + 1);
 }

@@ -88,6 +88,29 @@ fn matching_otherwise(product: &str, after: i64) -> String {
     format!("SELECT * FROM event_matching({})", other_lookups(product, after))
 }
 
+/// As the store reads: prepared, so with one plan for whatever is looked up from the sixth time on.
+fn reading(product: &str, after: i64) -> String {
+    format!("EXECUTE reading({})", lookups(product, after))
+}
+
+fn reading_otherwise(product: &str, after: i64) -> String {
+    format!("EXECUTE reading({})", other_lookups(product, after))
+}
+
+async fn session(database: &Database) -> PgConnection {
+    let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+    sqlx::raw_sql(
+        "PREPARE reading (text[], bigint[], boolean[], uuid[], uuid[], uuid[]) AS
+         SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more
+         FROM event e
+         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM event_matching($1, $2, $3, $4, $5, $6)",
+    )
+    .execute(&mut session)
+    .await
+    .unwrap();
+    session
+}
+
 /// Pages that a statement touches, the most of several runs: a function keeps its plan from the sixth on.
 async fn pages(connection: &mut PgConnection, statement: &str) -> i64 {
     let mut most = 0;
@@ -111,8 +134,8 @@ async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever
     let mut sessions = vec![];
     for product in [NEW, POPULAR, CHANGING] {
         for known in [false, true] {
-            for kind in [append, matching, append_otherwise, matching_otherwise] {
-                let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+            for kind in [append, matching, reading, append_otherwise, matching_otherwise, reading_otherwise] {
+                let mut session = session(&database).await;
                 pages(&mut session, &kind(product, 0)).await;
                 sessions.push((session, product, known, kind));
             }
@@ -133,7 +156,7 @@ async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever
             "now" => drop(sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap()),
             _ => {
                 for (session, ..) in &mut sessions {
-                    *session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
+                    *session = self::session(&database).await;
                 }
             }
         }

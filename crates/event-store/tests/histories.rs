@@ -45,9 +45,9 @@ fn workers_on(database_url: String, seed: u64, known_bytes: usize, tasks: u32) -
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
-/// Every seed, and every number of tasks; also where there is one seed.
+/// Every seed with every number of tasks.
 fn seeds_and_tasks() -> impl Iterator<Item = (u64, u32)> {
-    seeds().into_iter().cycle().zip(TASKS).inspect(|(seed, tasks)| println!("seed {seed}, {tasks} tasks"))
+    seeds().into_iter().flat_map(|seed| TASKS.map(|tasks| (seed, tasks))).inspect(|(seed, tasks)| println!("seed {seed}, {tasks} tasks"))
 }
 
 /// Holds, for as long as it runs, that who sees an event sees all before it: positions are in commit order.
@@ -136,6 +136,8 @@ async fn what_several_processes_decide_at_once_is_exact() {
 async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledged() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
+        let pool = database.pool().await;
+        let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
         for _ in 0..6 {
             until_gathered(&mut workers, tasks).await;
@@ -143,7 +145,8 @@ async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledge
             workers.kill(all[0]).await;
             workers.start_one();
         }
-        meant_something_and_answered_all(&workers.check(&database.pool().await).await, tasks);
+        order.held().await;
+        meant_something_and_answered_all(&workers.check(&pool).await, tasks);
     }
 }
 
@@ -155,6 +158,7 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
+        let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
         let all = workers.running();
         for _ in 0..15 {
@@ -163,6 +167,7 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
             assert!(cut > 0);
         }
         until_gathered(&mut workers, tasks).await;
+        order.held().await;
         meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
 }
@@ -172,6 +177,8 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
 async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
+        let pool = database.pool().await;
+        let order = CommitOrder::watch(pool.clone());
         let proxy = Proxy::before(&database.options()).await;
         let port = |port: u16| format!(":{port}/");
         let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
@@ -182,7 +189,8 @@ async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
             proxy.lose_answers();
         }
         until_gathered(&mut workers, tasks).await;
-        meant_something_and_lost_answers(&workers.check(&database.pool().await).await, tasks);
+        order.held().await;
+        meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
 }
 
@@ -194,6 +202,7 @@ async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
+        let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
         let all = workers.running();
         for round in 0..12 {
@@ -211,6 +220,7 @@ async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_
             workers.until_answered(5, &[frozen]).await;
         }
         until_gathered(&mut workers, tasks).await;
+        order.held().await;
         meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
 }

@@ -10,7 +10,7 @@ use crate::common::{Add, Meanwhile, blocking};
 use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreSettings, View};
-use test_support::TestLog;
+use test_support::{TestLog, eventually};
 
 /// Counts how often a decision was taken.
 struct Counted<'a, D>(D, &'a AtomicUsize);
@@ -190,6 +190,34 @@ async fn many_commands_on_one_cart_at_once_go_one_after_the_other_without_a_conf
     // Once on what was known when it came, and once more on what the one before it left.
     let decided = decided.load(Ordering::SeqCst);
     assert!(decided <= 600, "decided {decided} times");
+}
+
+/// Each process has a queue of its own for the cart, and they meet in the log alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep_another_cart_from_nothing() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let store = || EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    let (stores, cart) = ([store(), store()], Shopping::new());
+    let tasks: Vec<_> = (0..400)
+        .map(|number| {
+            let (store, add) = (stores[number % 2].clone(), Always(Add::to(&cart)));
+            tokio::spawn(async move { store.decide(&add).await.unwrap() })
+        })
+        .collect();
+    eventually("both are at it", || async { (log.store.head().await.unwrap() >= Position(2)).then_some(()) }).await;
+    for store in &stores {
+        let position = store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
+        assert!(position < Position(402), "it came last of all");
+    }
+    let mut written = vec![];
+    for task in tasks {
+        written.push(task.await.unwrap());
+    }
+    assert_eq!(log.store.head().await.unwrap(), Position(402));
+    // Neither waits until the other has ended.
+    let last = |of: usize| written.iter().skip(of).step_by(2).max();
+    let first = |of: usize| written.iter().skip(of).step_by(2).min();
+    assert!(first(0) < last(1) && first(1) < last(0), "one after the other");
 }
 
 #[tokio::test(flavor = "multi_thread")]

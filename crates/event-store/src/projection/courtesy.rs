@@ -10,9 +10,9 @@ use crate::Position;
 /// same: what it lost in a minute it has made good in four at the most, where it can. What it needs for that it takes. Once it is at the
 /// log's end and there comes very much, it lets some gather: many small batches cost more than a few.
 ///
-/// (`cargo dev bench projections`, two cores for all: 64 tasks that append without a pause do 0.60 of what they do alone while four read
-/// models catch up so, and 0.46 where these apply whole batches, or small ones without a rest. Without the gathering they did 0.45 beside
-/// read models that follow, and with it 0.49 to 0.59.)
+/// (`cargo dev bench projections`, two cores for all: 64 tasks that append without a pause do 0.60 to 0.63 of what they do alone while four
+/// read models catch up so, and 0.46 where these apply whole batches, or small ones without a rest. Without the gathering they did 0.45
+/// beside read models that follow, and with it 0.49 to 0.59.)
 pub(super) struct Courtesy {
     /// Positions that one batch takes at the most.
     batch: i64,
