@@ -169,3 +169,18 @@ async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever
         }
     }
 }
+
+/// The rows that ANALYZE looks at are 300 times the largest target of a column.
+#[tokio::test]
+async fn analyze_looks_at_three_thousand_events_however_many_there_are() {
+    let database = Database::create().await;
+    let mut owner = PgConnection::connect_with(&database.options()).await.unwrap();
+    let more: Vec<String> = sqlx::query_scalar(
+        "SELECT attname::text FROM pg_attribute
+         WHERE attrelid = 'event'::regclass AND attnum > 0 AND NOT attisdropped AND coalesce(attstattarget, 100) > 10",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert!(more.is_empty(), "of {more:?} it looks at more");
+}

@@ -1,0 +1,12 @@
+-- ANALYZE of the log looks at a tenth of the events that it would, and at no payload: no statement's plan hangs on statistics of this table
+-- (0001_log.sql says why), and ANALYZE takes a core. With 25 million events it took 2.2 s, and takes 0.2 s; beside one that is begun again
+-- and again, 10,000 Add Items a second on two cores had a median of 4.1 ms where they have 1.8 ms alone, and have 2.2 ms.
+ALTER TABLE event
+    ALTER event_id    SET STATISTICS 10,
+    ALTER event_type  SET STATISTICS 10,
+    ALTER payload     SET STATISTICS 0,
+    ALTER inserted_at SET STATISTICS 0,
+    ALTER cart_id     SET STATISTICS 10,
+    ALTER item_id     SET STATISTICS 10,
+    ALTER product_id  SET STATISTICS 10,
+    ALTER metadata    SET STATISTICS 0;
