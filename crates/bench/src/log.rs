@@ -100,8 +100,6 @@ impl Place {
             place.refill(Contender::Floor).await?;
             place.refill(Contender::Disintegrate).await?;
         }
-        // What was filled is not to be looked through by autovacuum during the first measurements.
-        sqlx::query("VACUUM (ANALYZE) event").execute(&place.ours.pool).await?;
         Ok(place)
     }
 
@@ -111,14 +109,15 @@ impl Place {
         table.add_carts(pool, self.before / 2, Products::Many(1_000)).await
     }
 
-    /// The log as it was when it was filled. A very large one keeps what measurements add, some hundredths of it: what was removed from its
-    /// end would have to be skipped there, which is nothing that happens to a log.
+    /// The log as it was when it was filled, after a checkpoint. A very large one keeps what measurements add, some hundredths of it: what was
+    /// removed from its end would have to be skipped there, which is nothing that happens to a log.
     pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
         match self.table(contender) {
-            _ if self.before > RIVALS_UP_TO => Ok(()),
-            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await,
-            _ => self.refill(contender).await,
+            _ if self.before > RIVALS_UP_TO => {}
+            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await?,
+            _ => self.refill(contender).await?,
         }
+        self.ours.checkpoint().await
     }
 
     fn table(&self, contender: Contender) -> Option<(&PgPool, Table)> {
@@ -132,7 +131,6 @@ impl Place {
     /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
     pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
         self.again(contender).await?;
-        self.ours.checkpoint().await?;
         let work = Arc::new(work);
         match contender {
             Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, Load::Tasks(tasks), length).await,
