@@ -31,6 +31,9 @@ const RIVALS_UP_TO: u64 = 1_000_000;
 const FILLED_ANEW: u64 = 100_000;
 /// Commands on the hot cart, until another takes its place: its items stay in its history, and a cart does not have thousands.
 const HOT_CART_COMMANDS: u32 = 300;
+/// Where the load is not all that can be, but what is offered: Add Items a second.
+pub(crate) const OFFERED: u32 = 10_000;
+const UPKEEP_FOR: Duration = Duration::from_secs(5);
 /// Fresh processes that each ask for products which they do not know.
 const FIRST_COMMANDS: usize = 40;
 
@@ -205,10 +208,12 @@ impl Upkeep {
         Self { stop, running }
     }
 
-    async fn end(self) -> Result<()> {
+    /// How often it was done.
+    async fn end(self) -> Result<u32> {
         self.stop.store(true, Ordering::Relaxed);
-        ensure!(self.running.await?? > 0, "nothing was vacuumed meanwhile");
-        Ok(())
+        let times = self.running.await??;
+        ensure!(times > 0, "nothing was vacuumed meanwhile");
+        Ok(times)
     }
 }
 
@@ -235,15 +240,19 @@ struct Scenario<'a> {
     products: Products,
     contenders: &'static [Contender],
     levels: &'a [usize],
-    upkeep: bool,
 }
 
 /// The names of scenarios that the bars speak of.
 pub(crate) fn one_item(before: u64) -> String {
     format!("a new cart each, {} events before", thousands(before))
 }
-pub(crate) fn kept_up(before: u64) -> String {
-    format!("{}, while VACUUM and ANALYZE run", one_item(before))
+/// With as many tasks as the bars speak of, or with what is offered; while it is vacuumed and analysed, or is not.
+pub(crate) fn upkeep_scenario(before: u64, load: Load, beside: bool) -> String {
+    let beside = if beside { "while VACUUM and ANALYZE run" } else { "with neither VACUUM nor ANALYZE" };
+    match load {
+        Load::Tasks(_) => format!("{}, {beside}", one_item(before)),
+        Load::Offered(rate) => format!("Add Item, {} a second, {} events before, {beside}", thousands(rate.into()), thousands(before)),
+    }
 }
 pub(crate) const HOT_CART: &str = "one hot cart";
 pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
@@ -278,23 +287,18 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             products: shop,
             contenders: if place.rival.is_some() { all } else { &[Contender::Cartlog, Contender::Loading] },
             levels,
-            upkeep: false,
         });
     }
     if let Some(place) = places.first() {
         let variants =
             [("three items a cart", Carts::Own { items: 3 }, shop), (HOT_CART, Carts::Hot, shop), ("one product", one, Products::Many(1))];
         for (name, carts, products) in variants {
-            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels, upkeep: false });
+            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels });
         }
     }
     for (name, product) in crowd.products() {
         let (place, products) = (&crowd.place, Products::One(product));
-        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud, upkeep: false });
-    }
-    if let Some(place) = places.last() {
-        let (name, contenders) = (kept_up(place.before), &[Contender::Cartlog]);
-        scenarios.push(Scenario { name, place, carts: one, products: shop, contenders, levels: &loud, upkeep: true });
+        scenarios.push(Scenario { name, place, carts: one, products, contenders: &[Contender::Cartlog], levels: &loud });
     }
 
     if let Some(place) = places.first() {
@@ -308,16 +312,37 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             for scenario in rotated(&scenarios, round).filter(|scenario| scenario.levels.contains(tasks)) {
                 for contender in rotated(scenario.contenders, round) {
                     let work = Work::new(scenario.carts, scenario.products, *tasks);
-                    let upkeep = scenario.upkeep.then(|| Upkeep::begin(scenario.place.ours.pool.clone()));
                     let sample = scenario.place.measure(*contender, work, *tasks, sizes.length).await?;
-                    if let Some(upkeep) = upkeep {
-                        upkeep.end().await?;
-                    }
                     report.add(Key::new("log", &scenario.name, *tasks, *contender), sample);
                 }
             }
         }
         crowd.first_commands(round, report).await?;
+        if let Some(place) = places.last() {
+            beside_upkeep(bench, place, round, report).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Add Item on the largest log, which is vacuumed and analysed at the same time, or is not.
+async fn beside_upkeep(bench: &Bench, place: &Place, round: usize, report: &mut Report) -> Result<()> {
+    let sizes = &bench.sizes;
+    bench.say(format!("log: round {} of {}, beside VACUUM and ANALYZE", round + 1, sizes.rounds));
+    // One of them takes some tenths of a second on a log that large: several are to fall into each measurement.
+    let length = if sizes.quick { sizes.length } else { sizes.length.max(UPKEEP_FOR) };
+    let (loud, offered) = (Load::Tasks(sizes.loud()), Load::Offered(OFFERED));
+    for (load, beside) in rotated(&[(loud, false), (loud, true), (offered, false), (offered, true)], round) {
+        place.again(Contender::Cartlog).await?;
+        let upkeep = beside.then(|| Upkeep::begin(place.ours.pool.clone()));
+        let work = Work::one_item_each(Products::Many(1_000), sizes.loud());
+        let sample = cartlog(&place.ours, Contender::Cartlog, work, *load, length).await?;
+        if let Some(upkeep) = upkeep {
+            let times = upkeep.end().await?;
+            let scenario = upkeep_scenario(place.before, *load, true);
+            report.value(format!("{scenario}, round {}: VACUUM and ANALYZE ran", round + 1), times.into(), "times");
+        }
+        report.add(Key::new("log", upkeep_scenario(place.before, *load, *beside), load.tasks(), Contender::Cartlog), sample);
     }
     Ok(())
 }

@@ -64,6 +64,14 @@ pub(crate) enum Load {
 }
 
 impl Load {
+    /// As the report has it, where what is offered counts as one task.
+    pub(crate) const fn tasks(self) -> usize {
+        match self {
+            Self::Tasks(tasks) => tasks,
+            Self::Offered(_) => 1,
+        }
+    }
+
     /// For so long.
     pub(crate) async fn put<O, F>(self, length: Duration, operation: O) -> Sample
     where

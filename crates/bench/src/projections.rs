@@ -22,7 +22,7 @@ use crate::{
     Bench,
     database::{LOG, Products, RIVAL},
     http::kill,
-    log::{self, Work, rotated},
+    log::{self, OFFERED, Work, rotated},
     measure::{Load, Sample},
     report::{Contender, Key, Report, thousands},
 };
@@ -36,7 +36,6 @@ pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the lo
 /// Add Item where the load is not all that can be, but what is offered.
 pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that nobody projects";
 pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
-const OFFERED: u32 = 10_000;
 /// Whoever is more than a batch behind catches up, and does not follow: cart-projections' `projection_batch`.
 const BATCH: i64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -60,11 +59,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             if let Some(behind) = behind {
                 report.value(format!("{scenario}, round {}: at the end Cart Items was behind by", round + 1), behind as f64, "positions");
             }
-            let tasks = match load {
-                Load::Tasks(tasks) => *tasks,
-                Load::Offered(_) => 1,
-            };
-            report.add(Key::new("projections", *scenario, tasks, Contender::Cartlog), sample);
+            report.add(Key::new("projections", *scenario, load.tasks(), Contender::Cartlog), sample);
         }
     }
     Ok(())

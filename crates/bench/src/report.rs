@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Sizes, floor, http, kafka, latency, log,
     machine::Machine,
-    measure::{Sample, Spread},
+    measure::{Load, Sample, Spread},
     projections,
 };
 
@@ -198,11 +198,11 @@ impl Report {
             let what = format!("{loud} tasks with {} events before, to {}", thousands(*before), thousands(first));
             bar(what, self.ratio((&log::one_item(*before), loud, Cartlog), ours), 0.85, 0.95);
         }
-        if let Some(last) = sizes.before.last() {
-            let (kept_up, left_alone) = (log::kept_up(*last), log::one_item(*last));
-            let what = format!("{loud} tasks with {} events before, while VACUUM and ANALYZE run, to without", thousands(*last));
-            bar(what, self.ratio((&kept_up, loud, Cartlog), (&left_alone, loud, Cartlog)), 0.85, 0.95);
-        }
+        let last = sizes.before.last().copied().unwrap_or_default();
+        let upkeep = |load: Load| [true, false].map(|beside| log::upkeep_scenario(last, load, beside));
+        let [kept_up, left_alone] = upkeep(Load::Tasks(loud));
+        let what = format!("{loud} tasks with {} events before, while VACUUM and ANALYZE run, to without", thousands(last));
+        bar(what, self.ratio((&kept_up, loud, Cartlog), (&left_alone, loud, Cartlog)), 0.85, 0.95);
         let new = log::NEW_PRODUCT;
         for product in [log::popular_product(sizes.crowd), log::counted_product(sizes.crowd)] {
             bar(
@@ -227,13 +227,16 @@ impl Report {
         let listener = (projections::SCENARIO, 1, Disintegrate);
         let caught_up = self.ratio((projections::SCENARIO, 1, Cartlog), listener);
         bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
-        let (beside, alone) = ((projections::OFFERED_BESIDE, 1, Cartlog), (projections::OFFERED_ALONE, 1, Cartlog));
-        bar(format!("{}, done, to alone", beside.0), self.ratio(beside, alone), 0.99, 1.0);
         let half: Of = |sample| sample.p50_ms;
         let most: Of = |sample| sample.p99_ms;
-        for (which, of, at_most) in [("median", half, 1.5), ("99 of 100", most, 5.0)] {
-            let what = format!("{}, {which}, to alone", beside.0);
-            bars.push(Bar::new(what, self.times_as_long(beside, alone, of), at_most, at_most / 2.0 + 0.5, true, "times"));
+        let [kept_up, left_alone] = upkeep(Load::Offered(log::OFFERED));
+        for (beside, alone) in [(kept_up.as_str(), left_alone.as_str()), (projections::OFFERED_BESIDE, projections::OFFERED_ALONE)] {
+            let (beside, alone) = ((beside, 1, Cartlog), (alone, 1, Cartlog));
+            bars.push(Bar::new(format!("{}, done, to alone", beside.0), self.ratio(beside, alone), 0.99, 1.0, false, "times"));
+            for (which, of, at_most) in [("median", half, 1.5), ("99 of 100", most, 5.0)] {
+                let what = format!("{}, {which}, to alone", beside.0);
+                bars.push(Bar::new(what, self.times_as_long(beside, alone, of), at_most, at_most / 2.0 + 0.5, true, "times"));
+            }
         }
         for (what, most) in [(http::IDLE.to_owned(), 50.0), (http::after_carts(sizes.carts), 200.0)] {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
