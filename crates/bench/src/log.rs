@@ -33,6 +33,7 @@ const FILLED_ANEW: u64 = 100_000;
 const HOT_CART_COMMANDS: u32 = 300;
 /// Where the load is not all that can be, but what is offered: Add Items a second.
 pub(crate) const OFFERED: u32 = 10_000;
+/// At the least, beside VACUUM and ANALYZE and beside nothing: several of them are to fall into it.
 const UPKEEP_FOR: Duration = Duration::from_secs(5);
 /// Fresh processes that each ask for products which they do not know.
 const FIRST_COMMANDS: usize = 40;
@@ -329,7 +330,6 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 async fn beside_upkeep(bench: &Bench, place: &Place, round: usize, report: &mut Report) -> Result<()> {
     let sizes = &bench.sizes;
     bench.say(format!("log: round {} of {}, beside VACUUM and ANALYZE", round + 1, sizes.rounds));
-    // One of them takes some tenths of a second on a log that large: several are to fall into each measurement.
     let length = if sizes.quick { sizes.length } else { sizes.length.max(UPKEEP_FOR) };
     let (loud, offered) = (Load::Tasks(sizes.loud()), Load::Offered(OFFERED));
     for (load, beside) in rotated(&[(loud, false), (loud, true), (offered, false), (offered, true)], round) {
