@@ -11,7 +11,7 @@ use std::{
 
 use rand::Rng;
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, Row,
+    ConnectOptions, Executor, FromRow, PgConnection, Row,
     postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
 use tokio::{
@@ -409,11 +409,12 @@ impl Appender {
         tracing::warn!(error = %lost, appends = batch.len(), "the connection was lost during an append: looking up what became of it");
         let Some(session) = self.session.take() else { return batch };
         let (backend, known) = (session.backend.clone(), session.head);
+        let appends: Vec<_> = batch.iter().map(|append| append.id).collect();
         drop(session);
         let deadline = Instant::now() + self.settings.settings.decide_deadline;
         let mut pause = Duration::from_millis(20);
         let written = loop {
-            match self.look_up(&backend, known).await {
+            match self.look_up(&backend, &appends, known).await {
                 Ok(written) => break written,
                 Err(error) if Instant::now() >= deadline => {
                     tracing::error!(error = &error as &dyn std::error::Error, "what became of an append could not be looked up");
@@ -447,22 +448,23 @@ impl Appender {
         unwritten
     }
 
-    /// The appends written after a position, by id. The lost connection's server process is ended first: while it lives, it may still
+    /// Those of these appends that were written after a position, and where. The lost connection's server process is ended first: while it lives, it may still
     /// read the call from its socket and commit it.
-    async fn look_up(&mut self, backend: &Backend, known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
+    async fn look_up(&mut self, backend: &Backend, appends: &[Uuid], known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
         let mut session = self.connect().await?;
-        let rows = in_time(Self::written_since(&mut session.connection, backend, known)).await?;
+        let rows = in_time(Self::written_since(&mut session.connection, backend, appends, known)).await?;
         let Some(rows) = rows else { return Err(StoreError::Busy) };
         self.session = Some(session);
-        Ok(rows.into_iter().filter_map(|(id, last)| Some((id?, Position(last)))).collect())
+        Ok(rows.into_iter().map(|(id, last)| (id, Position(last))).collect())
     }
 
     /// `None`: the server process does not end yet.
     async fn written_since(
         connection: &mut PgConnection,
         backend: &Backend,
+        appends: &[Uuid],
         known: i64,
-    ) -> Result<Option<Vec<(Option<Uuid>, i64)>>, sqlx::Error> {
+    ) -> Result<Option<Vec<(Uuid, i64)>>, sqlx::Error> {
         let gone: Option<bool> =
             sqlx::query_scalar("SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2")
                 .bind(backend.pid)
@@ -472,14 +474,18 @@ impl Appender {
         if gone == Some(false) {
             return Ok(None);
         }
-        let mut transaction = connection.begin().await?;
-        sqlx::query("SELECT event_lock()").execute(&mut *transaction).await?;
-        let rows = sqlx::query_as("SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event WHERE event_id > $1 GROUP BY 1")
-            .bind(known)
-            .fetch_all(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(rows))
+        // One message, which is one transaction, and an answer that the socket takes whole: once it is sent, the lock is released again
+        // without this process, should it be frozen here. With a transaction of several messages, its two connections could hold the lock
+        // one after the other, each until the server ends those that are idle.
+        let appends: Vec<_> = appends.iter().map(Uuid::to_string).collect();
+        let sql = format!(
+            "DO $$ BEGIN PERFORM event_lock(); END $$; \
+             SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event \
+             WHERE event_id > {known} AND (metadata->>'append_id')::uuid = ANY('{{{}}}') GROUP BY 1",
+            appends.join(",")
+        );
+        let rows = connection.fetch_all(sql.as_str()).await?;
+        rows.iter().map(FromRow::from_row).collect::<Result<_, _>>().map(Some)
     }
 
     async fn connect(&mut self) -> Result<Session, StoreError> {

@@ -18,7 +18,7 @@ use event_store::{Decided, Decision, EventStore, Position, State, StoreSettings,
 use futures::TryStreamExt;
 use sqlx::{Connection, PgPool};
 use test_support::{
-    Database, Proxy, TestLog, blocking,
+    Database, Proxy, TestLog, blocking, eventually,
     histories::{CommandId, Happened, Outcome, Setup, Spec, Summary, Workers, read_log, seeds, settings, translate},
 };
 use tokio::task::JoinHandle;
@@ -223,6 +223,39 @@ async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_
         order.held().await;
         meant_something_and_lost_answers(&workers.check(&pool).await, tasks);
     }
+}
+
+/// What became of a call is looked up under the lock, on each of a process's two connections: it is released without the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_frozen_while_both_its_connections_look_up_what_became_of_their_calls_lets_the_others_go_on() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
+    let all = workers.running();
+    until_gathered(&mut workers, TASKS[1]).await;
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    let wait_for_the_lock = async |in_what: &str| {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database() \
+                AND wait_event = 'advisory' AND query {in_what} '%event_append%'"
+        );
+        eventually(in_what, || async {
+            let waiting: i64 = sqlx::query_scalar(&sql).fetch_one(&pool).await.unwrap();
+            (waiting >= 2 * all.len() as i64).then_some(())
+        })
+        .await;
+    };
+    wait_for_the_lock("LIKE").await;
+    sqlx::query(CUT).execute(&pool).await.unwrap();
+    wait_for_the_lock("NOT LIKE").await;
+    workers.freeze(all[0]);
+    holding.rollback().await.unwrap();
+    let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &all[1..])).await;
+    assert!(going_on.is_ok(), "the others stand still");
+    workers.thaw(all[0]);
+    until_gathered(&mut workers, TASKS[1]).await;
+    meant_something_and_lost_answers(&workers.check(&pool).await, TASKS[1]);
 }
 
 /// The worst moment: the server holds the lock, has begun to answer an append, and nobody takes what it sends.
