@@ -235,8 +235,8 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
 /// Where the log cannot be read.
 pub async fn parked_queue<E: LogEvent>(store: &EventStore<E>, of: &Parked, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM event WHERE event_id IN (
-             SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4)
+        "SELECT {COLUMNS} FROM event WHERE event_id = ANY (ARRAY(
+             SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4))
          ORDER BY event_id"
     );
     entries(store, sqlx::query_as(&sql).bind(&of.projection).bind(&of.build).bind(of.key).bind(count)).await

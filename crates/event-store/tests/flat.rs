@@ -1,9 +1,17 @@
 //! What a command costs does not grow with the log, and hangs on no statistics: counted in pages, as times say nothing on a busy machine.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+use std::{collections::BTreeMap, path::Path};
+
+use cart_events::DomainEvent;
+use event_store::{
+    EventStore, Position, StoreSettings,
+    operate::{self, Which},
+};
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
-use test_support::Database;
+use sqlx::{Connection, Executor, PgConnection, Row, types::Json};
+use test_support::{Database, eventually};
+use uuid::Uuid;
 
 /// In 50,000 carts, so in as many ItemAdded.
 const POPULAR: &str = "01980000-0000-7000-8000-00000000000a";
@@ -168,6 +176,154 @@ async fn a_command_touches_as_few_pages_in_a_long_log_as_in_a_short_one_whenever
             assert!(pages < 100, "{pages} pages for {statement}, analysed {analysed}");
         }
     }
+}
+
+/// The statements on the log that the macros of sqlx know, by the file that holds each.
+fn statements_on_the_log() -> BTreeMap<String, String> {
+    let all = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.sqlx")).unwrap().map(|file| {
+        let file = file.unwrap();
+        let query: Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+        (file.file_name().into_string().unwrap(), query["query"].as_str().unwrap().to_owned())
+    });
+    let on_the_log = |sql: &str| {
+        let words: Vec<_> = sql.split_whitespace().collect();
+        words.windows(2).any(|pair| ["FROM", "JOIN"].contains(&pair[0]) && pair[1].trim_end_matches([')', ',', ';']) == "event")
+    };
+    all.filter(|(_, sql)| on_the_log(sql)).collect()
+}
+
+/// How a plan gets at the log: each of its scans, by what, and for what.
+fn scans(plan: &Value, found: &mut Vec<String>) {
+    match plan {
+        Value::Array(several) => several.iter().for_each(|plan| scans(plan, found)),
+        Value::Object(node) => {
+            if node.get("Relation Name").is_some_and(|relation| relation == "event") {
+                let of = |what: &str| node.get(what).and_then(Value::as_str).unwrap_or("none").to_owned();
+                let scan = ["Node Type", "Index Name", "Scan Direction", "Index Cond"].map(of).join(", ");
+                assert!(["Index Scan,", "Index Only Scan,"].iter().any(|kind| scan.starts_with(kind)), "{scan}");
+                found.push(scan);
+            }
+            node.values().for_each(|value| scans(value, found));
+        }
+        _ => {}
+    }
+}
+
+/// What each statement's plan is for each role that may run it.
+async fn plans(database: &Database, statements: &BTreeMap<String, String>) -> BTreeMap<(String, &'static str), Vec<String>> {
+    let mut plans = BTreeMap::new();
+    for role in ["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher", "cartlog_operator"] {
+        let mut session = PgConnection::connect_with(&database.options_as(role)).await.unwrap();
+        for (file, sql) in statements {
+            let explained = session.fetch_one(format!("EXPLAIN (GENERIC_PLAN, FORMAT JSON) {sql}").as_str()).await;
+            match explained {
+                Ok(row) => {
+                    let mut found = vec![];
+                    scans(&row.get::<Json<Value>, _>(0), &mut found);
+                    assert!(!found.is_empty(), "{file} reads nothing of the log");
+                    plans.insert((file.clone(), role), found);
+                }
+                Err(error) if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42501") => {}
+                Err(error) => panic!("{file}, {role}: {error}"),
+            }
+        }
+    }
+    for file in statements.keys() {
+        assert!(plans.keys().any(|(planned, _)| planned == file), "{file} is nobody's");
+    }
+    plans
+}
+
+/// The states of statistics that a plan may meet, with what the planner learns besides: how long the log is at that time.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_plan_of_a_statement_on_the_log_depends_on_when_it_was_analysed() {
+    let database = Database::create().await;
+    let mut owner = PgConnection::connect_with(&database.options()).await.unwrap();
+    sqlx::query("ALTER TABLE event SET (autovacuum_enabled = off)").execute(&mut owner).await.unwrap();
+    let statements = statements_on_the_log();
+    assert!(statements.len() >= 7, "{statements:?}");
+    let never = plans(&database, &statements).await;
+    assert!(never.keys().any(|(_, role)| *role == "cartlog_operator"));
+    for (state, steps) in [
+        ("long and never analysed", &["fill"] as &[_]),
+        ("long and analysed", &["ANALYZE event"]),
+        ("long and vacuumed", &["VACUUM event"]),
+        ("empty and analysed", &["TRUNCATE event", "ANALYZE event"]),
+        ("empty and vacuumed", &["VACUUM event"]),
+        ("long and analysed when it was empty", &["fill"]),
+    ] {
+        for step in steps {
+            match *step {
+                "fill" => fill(&mut owner, 1, EVENTS).await,
+                sql => drop(sqlx::query(sql).execute(&mut owner).await.unwrap()),
+            }
+        }
+        for (of, plan) in plans(&database, &statements).await {
+            assert_eq!(never[&of], plan, "{state}: {of:?}");
+        }
+    }
+}
+
+/// What cartctl asks with statements that are put together, of which the macros know nothing.
+async fn ask_as_the_operator(database: &Database) {
+    let store = EventStore::<DomainEvent>::new(database.options_as("cartlog_operator"), StoreSettings::default());
+    let uuid = |id: &str| id.parse::<Uuid>().unwrap();
+    let of = |id, value: &str| Which::Of { id, value: uuid(value) };
+    let whichs = [
+        Which::All,
+        Which::At(Position(EVENTS / 2)),
+        of("product_id", CHANGING),
+        of("product_id", NEW),
+        of("cart_id", NEW),
+        of("item_id", NEW),
+    ];
+    for which in whichs {
+        operate::newest(&store, which, 10).await.unwrap();
+    }
+    operate::after(&store, Position(EVENTS / 2), 10).await.unwrap();
+    store.head().await.unwrap();
+    drop(store);
+}
+
+/// Entries read of each index of the log by the operator's statements, which never walk it.
+async fn read_by_the_operator(database: &Database, owner: &mut PgConnection) -> BTreeMap<String, i64> {
+    sqlx::query("SELECT pg_stat_reset()").execute(&mut *owner).await.unwrap();
+    ask_as_the_operator(database).await;
+    let pool = database.pool().await;
+    // What a session has counted is told when it ends.
+    eventually("its sessions are gone", || async {
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_operator' AND datname = current_database()";
+        (sqlx::query_scalar::<_, i64>(sessions).fetch_one(&pool).await.unwrap() == 0).then_some(())
+    })
+    .await;
+    let walked: i64 = sqlx::query_scalar("SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'event'::regclass")
+        .fetch_one(&mut *owner)
+        .await
+        .unwrap();
+    assert_eq!(walked, 0, "the log was walked");
+    let read = "SELECT indexrelname::text, idx_tup_read FROM pg_stat_user_indexes WHERE relid = 'event'::regclass";
+    let mut read: BTreeMap<_, _> = sqlx::query_as(read).fetch_all(owner).await.unwrap().into_iter().collect();
+    // Some more or less: the head is looked up now and then, and the planner looks at the ends of an index.
+    let by_position = read.remove("event_pkey");
+    assert!(by_position.is_some_and(|read| (1..1_000).contains(&read)), "{by_position:?} by position");
+    read
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operator_asks_reads_the_same_of_the_same_indexes_whenever_the_log_was_analysed() {
+    let database = Database::create().await;
+    let mut owner = PgConnection::connect_with(&database.options()).await.unwrap();
+    sqlx::query("ALTER TABLE event SET (autovacuum_enabled = off)").execute(&mut owner).await.unwrap();
+    fill(&mut owner, 1, EVENTS).await;
+    let never = read_by_the_operator(&database, &mut owner).await;
+    // A product of 50,000 events is looked for, among others.
+    assert_eq!(never["event_product_id"], EVENTS / 2);
+    sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap();
+    assert_eq!(never, read_by_the_operator(&database, &mut owner).await, "analysed");
+    sqlx::query("TRUNCATE event").execute(&mut owner).await.unwrap();
+    sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap();
+    fill(&mut owner, 1, EVENTS).await;
+    assert_eq!(never, read_by_the_operator(&database, &mut owner).await, "analysed when it was empty");
 }
 
 /// The rows that ANALYZE looks at are 300 times the largest target of a column.

@@ -458,11 +458,12 @@ impl<P: Projection> Worker<'_, P> {
             sqlx::query!("SELECT FROM parked WHERE name = $1 AND build = $2 AND key = $3 FOR UPDATE", leases.name, leases.build, key)
                 .execute(&mut *transaction)
                 .await?;
+            // An array: as a join, which it becomes where the log was last analysed when it was empty, it would begin at the log's first event.
             let rows = sqlx::query_as!(
                 Row,
                 r#"SELECT event_id, payload, inserted_at, metadata AS "metadata?: Json<Metadata>" FROM event
-                   WHERE event_id IN (
-                       SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4)
+                   WHERE event_id = ANY (ARRAY(
+                       SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4))
                    ORDER BY event_id"#,
                 leases.name,
                 leases.build,

@@ -302,10 +302,12 @@ async fn as_far(
     position: Position,
     types: &[String],
 ) -> Result<bool, sqlx::Error> {
+    // OFFSET 0: once a segment, from its position on. As a join, which it becomes where the log was last analysed when it was empty, it would
+    // begin at the log's first event.
     sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (
                SELECT FROM checkpoint c WHERE c.name = $1 AND c.build = $2 AND c.position < $3
-                  AND EXISTS (SELECT FROM event e WHERE e.event_id > c.position AND e.event_id <= $3 AND e.event_type = ANY ($4))
+                  AND EXISTS (SELECT FROM event e WHERE e.event_id > c.position AND e.event_id <= $3 AND e.event_type = ANY ($4) OFFSET 0)
            ) AS "yes!""#,
         name,
         build,
