@@ -134,6 +134,8 @@ async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
     let metrics = Metrics::of(&shop, COMMANDS).await;
     metrics.holds(misses, &[], |n| n == 2.0);
     metrics.holds(hits, &[], |n| n == 2.0);
+    // What is known anew takes the place of what was known.
+    metrics.holds(evictions, &[], |n| n == 0.0);
 
     // Until there is no more room.
     for round in 1.. {

@@ -12,7 +12,7 @@ use std::{
 use rand::Rng;
 use sqlx::{
     ConnectOptions, Executor, FromRow, PgConnection, Row,
-    postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
+    postgres::{PgConnectOptions, PgRow},
 };
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::{
     Criteria, Heads, Position, StoreError,
     batch::Batch,
+    error::ends_the_connection,
     lookup::{Lookup, LookupColumns, placeholders},
     metrics::METRICS,
     read::Answer,
@@ -442,6 +443,8 @@ impl Appender {
                 }
                 // Its caller was told that the outcome is not known: now it is, and stays so.
                 None if append.reply.is_closed() => {}
+                // It was looked for in another log than the one it was sent to.
+                None if append.epoch != self.heads.epoch() => refuse(vec![append], || StoreError::OutcomeUnknown),
                 None => unwritten.push(append),
             }
         }
@@ -477,9 +480,13 @@ impl Appender {
         // One message, which is one transaction, and an answer that the socket takes whole: once it is sent, the lock is released again
         // without this process, should it be frozen here. With a transaction of several messages, its two connections could hold the lock
         // one after the other, each until the server ends those that are idle.
+        //
+        // It writes something, for its own commit to wait for what an append's waits for: where a synchronous standby is missing, the
+        // server that ended the append's process left its events in the log without the standby's having them, and they would be lost
+        // with the primary. And a standby, where not all of the log may be yet, refuses.
         let appends: Vec<_> = appends.iter().map(Uuid::to_string).collect();
         let sql = format!(
-            "DO $$ BEGIN PERFORM event_lock(); END $$; \
+            "DO $$ BEGIN PERFORM event_lock(), pg_logical_emit_message(true, 'cartlog', ''); END $$; \
              SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event \
              WHERE event_id > {known} AND (metadata->>'append_id')::uuid = ANY('{{{}}}') GROUP BY 1",
             appends.join(",")
@@ -517,10 +524,9 @@ impl Appender {
 }
 
 /// Whether the server itself answered that the call failed, and goes on serving the connection: then nothing of it was written. An end of
-/// the connection (severity FATAL) says nothing of the kind: it may come after the commit.
+/// the connection says nothing of the kind: it may come after the commit.
 fn rolled_back(error: &sqlx::Error) -> bool {
-    let answered = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    answered.is_some_and(|error| matches!(error.severity(), PgSeverity::Error))
+    error.as_database_error().is_some_and(|error| !ends_the_connection(error))
 }
 
 /// Answers a whole batch with an error.

@@ -1,5 +1,10 @@
 //! What can go wrong with the log itself. A decision's own refusal is not among these.
 
+use sqlx::{
+    error::DatabaseError,
+    postgres::{PgDatabaseError, PgSeverity},
+};
+
 use crate::Position;
 
 /// A fault of the store.
@@ -63,11 +68,19 @@ impl StoreError {
     }
 }
 
+/// Whether the server has ended the connection with this error.
+pub(crate) fn ends_the_connection(error: &dyn DatabaseError) -> bool {
+    let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(database) => match database.code().as_deref() {
                 Some("CL001") => Self::Reset(database.message().to_owned()),
+                // FATAL or PANIC, whatever it was: the connection is gone with it.
+                _ if ends_the_connection(database.as_ref()) => Self::Unavailable(error),
                 // Connection exceptions, insufficient resources, operator intervention (shutdown, terminated), timeouts, missing objects
                 // (migrations not applied), read-only (a standby).
                 Some(code)

@@ -114,7 +114,13 @@ impl Known {
         }
         let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (held(initial) + held(state))) as u64;
         let folded = Arc::new(Folded { state: state.clone(), criteria: criteria.clone(), position });
-        states.insert(Key { hash, initial: Arc::new(initial.clone()) }, Entry { folded, position, bytes, epoch });
+        let mut evicted = Evicted { by: hash, others: 0 };
+        states.insert_with_lifecycle(
+            Key { hash, initial: Arc::new(initial.clone()) },
+            Entry { folded, position, bytes, epoch },
+            &mut evicted,
+        );
+        METRICS.known_evictions.add(evicted.others, &[]);
     }
 
     fn hash<S: State>(&self, initial: &S) -> u64 {
@@ -200,11 +206,18 @@ impl Weighter<Key, Entry> for Bytes {
 #[derive(Clone)]
 struct Evictions;
 
-impl Lifecycle<Key, Entry> for Evictions {
-    type RequestState = ();
+/// What an entry takes the room of. The cache says so of the state that it replaces as well, which is no eviction.
+#[derive(Default)]
+struct Evicted {
+    by: u64,
+    others: u64,
+}
 
-    fn on_evict(&self, (): &mut (), _: Key, _: Entry) {
-        METRICS.known_evictions.add(1, &[]);
+impl Lifecycle<Key, Entry> for Evictions {
+    type RequestState = Evicted;
+
+    fn on_evict(&self, evicted: &mut Evicted, key: Key, _: Entry) {
+        evicted.others += u64::from(key.hash != evicted.by);
     }
 }
 

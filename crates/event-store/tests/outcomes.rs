@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::common::{Add, Meanwhile, blocking};
 use cart_events::{DomainEvent, examples::Shopping};
 use event_store::{DecideError, EventStore, Metadata, Position, StoreError, StoreSettings};
+use sqlx::Connection;
 use test_support::{TestLog, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,4 +91,67 @@ async fn a_log_that_cannot_be_read_in_time_is_busy_and_nothing_was_sent() {
     holding.rollback().await.unwrap();
     eventually("it goes on", || async { store.decide(&Add::to(&Shopping::new())).await.ok() }).await;
     assert_eq!(log.store.head().await.unwrap(), Position(1));
+}
+
+const CUT: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()";
+
+/// As a restore leaves it: of the same length, with another past.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_known_of_a_log_that_another_one_took_the_place_of_is_forgotten() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    let (cart, other) = (Shopping::new(), Shopping::new());
+    for cart in [&other, &cart, &cart] {
+        commands.decide(&Add::to(cart)).await.unwrap();
+    }
+    // In this one, the cart is full.
+    let mut restored = log.store.pool().begin().await.unwrap();
+    sqlx::query("UPDATE event SET cart_id = $1 WHERE event_id = 1").bind(cart.cart_id.uuid()).execute(&mut *restored).await.unwrap();
+    sqlx::query("UPDATE event_log SET id = gen_random_uuid()").execute(&mut *restored).await.unwrap();
+    restored.commit().await.unwrap();
+    sqlx::query(CUT).execute(log.store.pool()).await.unwrap();
+    let answer = eventually("its answer", || async {
+        match commands.decide(&Add::to(&cart)).await {
+            Err(DecideError::Store(error)) if error.is_unavailable() => None,
+            answer => Some(answer),
+        }
+    })
+    .await;
+    assert!(matches!(answer, Err(DecideError::Refused(3))), "{answer:?}");
+    assert_eq!(log.store.head().await.unwrap(), Position(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_an_append_is_not_learned_from_a_log_that_another_one_took_the_place_of() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    commands.decide(&Add::to(&Shopping::new())).await.unwrap();
+    let mut holding = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    let store = commands.clone();
+    let deciding = tokio::spawn(async move { store.decide(&Add::to(&Shopping::new())).await });
+    eventually("it is on its way", || async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'advisory'";
+        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(log.store.pool()).await.unwrap() == 1).then_some(())
+    })
+    .await;
+    sqlx::query("UPDATE event_log SET id = gen_random_uuid()").execute(log.store.pool()).await.unwrap();
+    sqlx::query(CUT).execute(log.store.pool()).await.unwrap();
+    // Whoever is the first to see that it is another log, the appender or a connection that reads: nobody knows what the one before holds.
+    let read_first = eventually("another connection sees it", || async { commands.head().await.ok() });
+    let (outcome, _) = tokio::join!(deciding, read_first);
+    let outcome = outcome.unwrap();
+    assert!(matches!(outcome, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{outcome:?}");
+    holding.rollback().await.unwrap();
+    eventually("it goes on", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+}
+
+#[tokio::test]
+async fn an_error_that_ends_the_connection_is_no_answer_whatever_it_was() {
+    let options = test_support::Database::create().await.options().options([("no_such_setting", "1")]);
+    let error = sqlx::PgConnection::connect_with(&options).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42704");
+    assert!(matches!(StoreError::from(error), StoreError::Unavailable(_)));
 }
