@@ -12,7 +12,8 @@ use crate::{Criteria, CriteriaError, Known, LogEvent, Position, known::Folded};
 /// consistency boundary. `Eq` and `Hash`, as it is kept for the next decision that starts from the same value; what it hashes is also
 /// taken for what it holds.
 pub trait State: StateQuery + Eq + Hash + 'static {
-    /// The newest matching event suffices, as for a product's inventory: only that one is read, however many there are.
+    /// The newest matching event suffices, as for a product's inventory: only that one is read, however many there are. (The index of a
+    /// product has the event's type; a cart's and an item's events of other types are walked over, and with no id the log's from its head.)
     const NEWEST_SUFFICES: bool = false;
 
     /// Takes an event of the query in. `at` is the event's position.

@@ -46,26 +46,30 @@ fn lookups(product: &str, after: i64) -> String {
     )
 }
 
+/// Events of which the newest suffices, of an item and of no id.
+const NEWEST: [(&str, &str, bool); 2] = [("ItemAdded,ItemRemoved", "uuidv7()", true), ("ItemAdded,PriceChanged", "NULL", true)];
+
 /// Lookups by every other choice of ids. The one by none reads what came after its position, so it is there with the newest alone.
-fn other_lookups(product: &str, after: i64) -> String {
+fn other_lookups(product: &str, after: i64, more: &[(&'static str, &'static str, bool)]) -> String {
     let (cart, item, product) = ("uuidv7()", "uuidv7()", format!("'{product}'::uuid"));
     let mut all = vec![
-        ("ItemAdded,ItemRemoved", cart, item, "NULL"),
-        ("ItemAdded,CartCreated", cart, "NULL", product.as_str()),
-        ("ItemAdded,CartCreated", cart, item, product.as_str()),
-        ("ItemAdded,ItemRemoved", "NULL", item, "NULL"),
-        ("ItemAdded,ItemRemoved", "NULL", item, product.as_str()),
-        ("PriceChanged,ItemArchived", "NULL", "NULL", product.as_str()),
+        ("ItemAdded,ItemRemoved", cart, item, "NULL", false),
+        ("ItemAdded,CartCreated", cart, "NULL", product.as_str(), false),
+        ("ItemAdded,CartCreated", cart, item, product.as_str(), false),
+        ("ItemAdded,ItemRemoved", "NULL", item, "NULL", false),
+        ("ItemAdded,ItemRemoved", "NULL", item, product.as_str(), false),
+        ("PriceChanged,ItemArchived", "NULL", "NULL", product.as_str(), false),
     ];
     if after == EVENTS {
-        all.push(("PriceChanged", "NULL", "NULL", "NULL"));
+        all.push(("PriceChanged", "NULL", "NULL", "NULL", false));
     }
-    let list = |of: fn(&(&str, &str, &str, &str)) -> String| all.iter().map(of).collect::<Vec<_>>().join(", ");
+    all.extend(more.iter().map(|(types, item, newest)| (*types, "NULL", *item, "NULL", *newest)));
+    let list = |of: fn(&(&str, &str, &str, &str, bool)) -> String| all.iter().map(of).collect::<Vec<_>>().join(", ");
     format!(
         "ARRAY[{}], ARRAY[{}]::bigint[], ARRAY[{}], ARRAY[{}]::uuid[], ARRAY[{}]::uuid[], ARRAY[{}]::uuid[]",
         list(|it| format!("'{}'", it.0)),
         vec![after.to_string(); all.len()].join(", "),
-        vec!["false"; all.len()].join(", "),
+        list(|it| it.4.to_string()),
         list(|it| it.1.to_owned()),
         list(|it| it.2.to_owned()),
         list(|it| it.3.to_owned()),
@@ -89,11 +93,11 @@ fn matching(product: &str, after: i64) -> String {
 }
 
 fn append_otherwise(product: &str, after: i64) -> String {
-    appended(product, &other_lookups(product, after))
+    appended(product, &other_lookups(product, after, &[]))
 }
 
 fn matching_otherwise(product: &str, after: i64) -> String {
-    format!("SELECT * FROM event_matching({})", other_lookups(product, after))
+    format!("SELECT * FROM event_matching({})", other_lookups(product, after, &NEWEST))
 }
 
 /// As the store reads: prepared, so with one plan for whatever is looked up from the sixth time on.
@@ -102,7 +106,7 @@ fn reading(product: &str, after: i64) -> String {
 }
 
 fn reading_otherwise(product: &str, after: i64) -> String {
-    format!("EXECUTE reading({})", other_lookups(product, after))
+    format!("EXECUTE reading({})", other_lookups(product, after, &NEWEST))
 }
 
 async fn session(database: &Database) -> PgConnection {

@@ -363,3 +363,56 @@ async fn an_announcement_of_what_is_not_there_is_not_believed() {
     // Announcements come in order: when this one was heard, that one was too.
     append_and_hear().await;
 }
+
+#[tokio::test]
+async fn what_is_answered_under_the_lock_is_bounded_and_each_lookup_is_told_that_there_is_more() {
+    let pool = Database::create().await.pool().await;
+    // Two hundred kilobytes each: two of them are what a lookup's answer holds.
+    sqlx::query(
+        "INSERT INTO event (event_id, event_type, payload, metadata, cart_id)
+         SELECT n, 'ItemAdded', convert_to(repeat('x', 200000), 'UTF8'), '{}', '01980000-0000-7000-8000-00000000000a' FROM generate_series(1, 3) n",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let lookups = 40;
+    let append = "SELECT lookup, octet_length(payload), more FROM event_append(
+        array_fill(0, ARRAY[$1]), array_fill('ItemAdded'::text, ARRAY[$1]), array_fill(0::bigint, ARRAY[$1]), array_fill(false, ARRAY[$1]),
+        array_fill('01980000-0000-7000-8000-00000000000a'::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]),
+        '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
+    let answer: Vec<(Option<i32>, Option<i32>, bool)> = sqlx::query_as(append).bind(lookups).fetch_all(&pool).await.unwrap();
+    let bytes: i64 = answer.iter().filter_map(|(_, bytes, _)| bytes.map(i64::from)).sum();
+    assert!(((4 << 20)..(4 << 20) + 40 * 200_000).contains(&bytes), "{bytes}");
+    let of = |lookup: i32| answer.iter().filter(move |row| row.0 == Some(lookup)).map(|(.., more)| *more).collect::<Vec<_>>();
+    let cut = (0..lookups).find(|lookup| of(*lookup).len() == 1).unwrap();
+    for lookup in 0..lookups {
+        // In each, the last row says that there is more.
+        assert_eq!(of(lookup), if lookup < cut { vec![false, true] } else { vec![true] }, "lookup {lookup}, cut at {cut}");
+    }
+}
+
+#[tokio::test]
+async fn where_the_newest_event_suffices_it_alone_is_read_whatever_is_asked_for() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let cart = Shopping::new();
+    log.append([cart.added(0), cart.inventory(0, 1), cart.removed(0), cart.price_changed(0)]).await;
+    let (cart_id, item_id, product_id) = (cart.cart_id.uuid(), cart.item(0).uuid(), cart.product(0).uuid());
+    let pool = log.store.pool();
+    for (cart_id, item_id, product_id, newest) in [
+        (Some(cart_id), None, None, 3),
+        (Some(cart_id), Some(item_id), None, 3),
+        (None, Some(item_id), None, 3),
+        (None, Some(item_id), Some(product_id), 1),
+        (None, None, Some(product_id), 4),
+        (None, None, None, 4),
+    ] {
+        let all = "ItemAdded,ItemRemoved,InventoryChanged,PriceChanged";
+        let matching =
+            "SELECT event_id, more FROM event_matching(ARRAY[$1], ARRAY[0]::bigint[], ARRAY[$2], ARRAY[$3], ARRAY[$4], ARRAY[$5])";
+        let matching =
+            |only: bool| sqlx::query_as::<_, (i64, bool)>(matching).bind(all).bind(only).bind(cart_id).bind(item_id).bind(product_id);
+        let every = matching(false).fetch_all(pool).await.unwrap();
+        assert_eq!(every.last(), Some(&(newest, false)));
+        assert_eq!(matching(true).fetch_all(pool).await.unwrap(), [(newest, false)], "{cart_id:?}, {item_id:?}, {product_id:?}");
+    }
+}

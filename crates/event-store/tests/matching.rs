@@ -24,12 +24,35 @@ macro_rules! seen {
         }
     };
 }
+macro_rules! seen_last {
+    ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }) => {
+        /// Which position it was given last.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
+        #[state_query($stream)]
+        struct $name {
+            $(#[id] $id: $type,)*
+            seen: Option<i64>,
+        }
+
+        impl State for $name {
+            const NEWEST_SUFFICES: bool = true;
+
+            fn mutate(&mut self, _: $stream, at: Position) {
+                self.seen = Some(at.0);
+            }
+        }
+    };
+}
 seen!(OfCart, CartStream, { cart_id: CartId });
 seen!(OfItem, CartStream, { cart_id: CartId, item_id: ItemId });
 seen!(OfItemAnywhere, ArchivingStream, { item_id: ItemId });
 seen!(OfProduct, ArchivingStream, { product_id: ProductId });
 seen!(OfAll, ArchivingStream, { cart_id: CartId, item_id: ItemId, product_id: ProductId });
 seen!(OfTypes, ArchivingStream, {});
+seen_last!(LastOfCart, CartStream, { cart_id: CartId });
+seen_last!(LastOfItem, ArchivingStream, { item_id: ItemId });
+seen_last!(LastOfProduct, ArchivingStream, { product_id: ProductId });
+seen_last!(LastOfTypes, ArchivingStream, {});
 
 /// A few carts and products, so that ids meet.
 fn event(carts: &[Shopping], (kind, cart, n): (u8, usize, usize)) -> DomainEvent {
@@ -76,6 +99,10 @@ fn what_matches_in_memory_matches_in_sql() {
             same!(OfProduct { product_id, seen: seen.clone() });
             same!(OfAll { cart_id, item_id, product_id, seen: seen.clone() });
             same!(OfTypes { seen: seen.clone() });
+            same!(LastOfCart { cart_id, seen: None });
+            same!(LastOfItem { item_id, seen: None });
+            same!(LastOfProduct { product_id, seen: None });
+            same!(LastOfTypes { seen: None });
             Ok(())
         })
         .unwrap();
