@@ -1,6 +1,6 @@
 -- Of an item, and of no id, the newest event alone is read where it suffices, as of a cart and of a product: the same function (0001_log.sql
 -- says what it answers, and why it is written so) with two more branches. Binaries of the release before, which asked for no such thing,
--- call it as well.
+-- call it as well. Measured in the server alone, the lookups of an Add Item take 61 us where they took 53 (21 times 1,000 in turn).
 CREATE OR REPLACE FUNCTION event_matching(
     l_types text[], l_after bigint[], l_newest boolean[], l_cart_id uuid[], l_item_id uuid[], l_product_id uuid[]
 ) RETURNS TABLE (lookup integer, event_id bigint, event_type text, payload bytea, more boolean)
