@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{SemaphorePermit, oneshot};
@@ -70,6 +70,9 @@ pub enum DecideError<R> {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+/// So many conflicts of one command, and so many more, are told to other processes.
+const LOSING: u32 = 4;
 
 impl<E: LogEvent> EventStore<E> {
     /// Runs a decision: lets it decide on what is known of what it asks for, appends, and where events came in between, decides again on
@@ -137,6 +140,9 @@ impl<E: LogEvent> EventStore<E> {
             let events = with_ids(events, &self.shared.ids)?;
             if place.is_none() {
                 let (turn, in_line) = self.take_turn(&mut stages, &events).await;
+                if in_line {
+                    self.let_others_in().await;
+                }
                 let (among, queued) = self.be_admitted().await?;
                 place = Some((turn, among));
                 // What others have left meanwhile, or were told that they missed, is known by now.
@@ -169,6 +175,9 @@ impl<E: LogEvent> EventStore<E> {
                 }
             }
             conflicts += 1;
+            if conflicts % LOSING == 0 {
+                self.heads().loses();
+            }
             if conflicts > 2 {
                 tokio::time::sleep(jittered(conflicts)).await;
             }
@@ -179,6 +188,17 @@ impl<E: LogEvent> EventStore<E> {
         let criteria: Vec<_> = parts(stages).iter().map(|part| part.criteria().clone()).collect();
         let lookups = criteria.iter().flat_map(|criteria| criteria.lookups.iter());
         self.shared.turns.take(lookups, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
+    }
+
+    /// Of two processes with many commands on one cart, the one that is a step ahead stays so: while the log tells the other what it
+    /// missed, the next is on its way. So where somebody keeps losing, the turn stays empty now and then, for long enough that one who is
+    /// told what it missed, and has paused at random, comes first: the other one is then a step ahead.
+    async fn let_others_in(&self) {
+        const EVERY: usize = 16;
+        const FOR: Duration = Duration::from_millis(3);
+        if self.heads().somebody_loses() && self.shared.in_line.fetch_add(1, Ordering::Relaxed) % EVERY == EVERY - 1 {
+            tokio::time::sleep(FOR).await;
+        }
     }
 
     /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows

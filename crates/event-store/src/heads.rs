@@ -23,6 +23,9 @@ use crate::{
 
 const CHANNEL: &str = "event_head";
 
+/// Announced in place of a head by a process whose commands keep losing to another's. Binaries that do not know it see no head in it.
+const LOSING: &str = "losing";
+
 /// The newest position that this process knows of.
 #[derive(Clone)]
 pub struct Heads {
@@ -32,6 +35,10 @@ pub struct Heads {
     written: Arc<watch::Sender<Position>>,
     /// When the newest position was last seen to move.
     grew: Arc<Mutex<Option<Instant>>>,
+    /// How often a command of this process has lost again and again: to be announced.
+    lost: Arc<watch::Sender<u64>>,
+    /// When a process last announced that its commands keep losing.
+    losing: Arc<Mutex<Option<Instant>>>,
     /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
     epoch: Arc<AtomicU64>,
     /// The log that the last connection was to.
@@ -44,6 +51,8 @@ impl Heads {
             newest: Arc::new(watch::Sender::new(Position::START)),
             written: Arc::new(watch::Sender::new(Position::START)),
             grew: Arc::default(),
+            lost: Arc::default(),
+            losing: Arc::default(),
             epoch: Arc::default(),
             log_id: Arc::default(),
         }
@@ -78,6 +87,16 @@ impl Heads {
     /// Whether somebody appends at this time: within the last second, a new position was seen.
     pub(crate) fn grows(&self) -> bool {
         self.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
+    }
+
+    /// A command of this process was overtaken by others' again and again.
+    pub(crate) fn loses(&self) {
+        self.lost.send_modify(|times| *times += 1);
+    }
+
+    /// Whether a process has announced within the last second that its commands keep losing.
+    pub(crate) fn somebody_loses(&self) -> bool {
+        self.losing.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|losing| losing.elapsed() < Duration::from_secs(1))
     }
 
     /// This process has committed up to a position.
@@ -117,25 +136,26 @@ impl Heads {
     }
 }
 
-/// Announces what this process has written, in a transaction of its own and at most once in an interval.
+/// Announces what this process has written, and that its commands keep losing, in a transaction of its own and at most once in an interval.
 pub(crate) async fn announce(pool: PgPool, heads: Heads, interval: Duration, closed: CancellationToken) {
-    let mut written = heads.written.subscribe();
+    let (mut written, mut lost) = (heads.written.subscribe(), heads.lost.subscribe());
     loop {
-        tokio::select! {
+        let announced = tokio::select! {
             () = closed.cancelled() => return,
-            changed = written.changed() => if changed.is_err() { return },
-        }
-        let head = *written.borrow_and_update();
+            changed = written.changed() => changed.map(|()| written.borrow_and_update().to_string()),
+            changed = lost.changed() => changed.map(|()| LOSING.to_owned()),
+        };
+        let Ok(announced) = announced else { return };
         // A lost announcement costs readers their poll interval and nothing else.
-        let announced = in_time(async {
+        let announcing = in_time(async {
             let mut connection = Lent::from(&pool).await?;
             // Not flushed: what is announced is durable already, and an append would wait for the flush.
             let sql = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
-            sqlx::query(sql).bind(CHANNEL).bind(head.to_string()).execute(&mut *connection).await?;
+            sqlx::query(sql).bind(CHANNEL).bind(&announced).execute(&mut *connection).await?;
             connection.done();
             Ok(())
         });
-        if let Err(error) = announced.await {
+        if let Err(error) = announcing.await {
             tracing::debug!(%error, "the head could not be announced");
         }
         tokio::time::sleep(interval).await;
@@ -183,6 +203,9 @@ async fn listen_once(pool: &PgPool, heads: &Heads, poll: Duration) -> Result<(),
         let deadline = tokio::time::Instant::now() + poll;
         loop {
             match tokio::time::timeout_at(deadline, listener.try_recv()).await {
+                Ok(Ok(Some(announced))) if announced.payload() == LOSING => {
+                    *heads.losing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                }
                 Ok(Ok(Some(announced))) => {
                     // It is told, and not believed: anybody may notify, and who was just disconnected may tell of another log.
                     if announced.payload().parse().is_ok_and(|head| Position(head) > heads.newest()) {

@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) waiting_reads: Reads,
     /// Commands that are on their way to the log.
     pub(crate) admitted: Semaphore,
+    /// Commands that waited for their turn while somebody kept losing.
+    pub(crate) in_line: AtomicUsize,
     /// How many of them there may be at once.
     pub(crate) places: AtomicUsize,
     pub(crate) heads: Heads,
@@ -281,6 +283,7 @@ impl<E: LogEvent> EventStore<E> {
             known: Known::new(settings.known_bytes, heads.clone()),
             turns: Turns::default(),
             admitted: Semaphore::new(settings.max_batch),
+            in_line: AtomicUsize::default(),
             places: AtomicUsize::new(settings.max_batch),
             settings,
             appends,
