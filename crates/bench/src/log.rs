@@ -278,23 +278,19 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let crowd = Crowd::fill(bench).await?;
     let loud = [sizes.loud()];
 
-    let (one, shop, all, levels) = (Carts::Own { items: 1 }, Products::Many(1_000), &Contender::OF_THE_LOG[..], &sizes.levels[..]);
+    let (one, shop, levels) = (Carts::Own { items: 1 }, Products::Many(1_000), &sizes.levels[..]);
+    let contenders = |place: &Place| -> &'static [_] {
+        if place.rival.is_some() { &Contender::OF_THE_LOG } else { &[Contender::Cartlog, Contender::Loading] }
+    };
     let mut scenarios = vec![];
     for place in &places {
-        scenarios.push(Scenario {
-            name: one_item(place.before),
-            place,
-            carts: one,
-            products: shop,
-            contenders: if place.rival.is_some() { all } else { &[Contender::Cartlog, Contender::Loading] },
-            levels,
-        });
+        scenarios.push(Scenario { name: one_item(place.before), place, carts: one, products: shop, contenders: contenders(place), levels });
     }
     if let Some(place) = places.first() {
         let variants =
             [("three items a cart", Carts::Own { items: 3 }, shop), (HOT_CART, Carts::Hot, shop), ("one product", one, Products::Many(1))];
         for (name, carts, products) in variants {
-            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: all, levels });
+            scenarios.push(Scenario { name: name.to_owned(), place, carts, products, contenders: contenders(place), levels });
         }
     }
     for (name, product) in crowd.products() {
@@ -303,7 +299,8 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     }
 
     if let Some(place) = places.first() {
-        let floor = Floor::connect(&place.ours, sizes.loud()).await?;
+        // With both at it, PostgreSQL has no more connections than for this.
+        let floor = Floor::connect(&place.ours, sizes.loud().min(64)).await?;
         report.pgbench = floor.against_pgbench(&place.ours, sizes.length).await?.map(Into::into);
         floor.close().await;
     }
