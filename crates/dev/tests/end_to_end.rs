@@ -697,7 +697,7 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
     let answer = answer.unwrap().unwrap();
     assert_eq!(answer.status(), 503);
     let body: Value = answer.json().await.unwrap();
-    assert_eq!(body["code"], "behind");
+    assert_eq!(body["code"], "behind", "{body}");
     let message = body["message"].as_str().unwrap();
     assert!(message.ends_with(", and not to 1000000 before this process stops; try again"), "{message}");
     shop.stop().await;

@@ -14,7 +14,10 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -77,6 +80,8 @@ impl<E> Clone for EventStore<E> {
 
 pub(crate) struct Shared {
     pub(crate) pool: PgPool,
+    /// Where the store was made.
+    pub(crate) runtime: Handle,
     pub(crate) settings: StoreSettings,
     pub(crate) appends: mpsc::Sender<Append>,
     /// Reads for commands and queries take turns here, for as long as their caller waits, and not at the pool: its short timeout is for a
@@ -237,8 +242,15 @@ impl Drop for Shared {
 
 impl<E: LogEvent> EventStore<E> {
     /// A connection for one piece of work, see [`Lent`].
+    ///
+    /// It is made on the store's runtime, whoever asks: a connection ends with the runtime it was made on, and an HTTP worker has one of its
+    /// own, which ends as soon as there is nothing in hand for that worker when the process is asked to stop.
     pub(crate) async fn lend(&self) -> Result<Lent, sqlx::Error> {
-        Lent::from(self.pool()).await
+        if Handle::current().id() == self.shared.runtime.id() {
+            return Lent::from(self.pool()).await;
+        }
+        let pool = self.pool().clone();
+        self.shared.runtime.spawn(async move { Lent::from(&pool).await }).await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
     /// A store on this database. Connects when it is first needed and whenever it has to again: a database that is away shows in
@@ -276,6 +288,7 @@ impl<E: LogEvent> EventStore<E> {
             read_sql: crate::read::sql(ids.len()),
             append_from_sql: crate::translate::sql(ids.len()),
             pool,
+            runtime: Handle::current(),
             replicas: Replicas::default(),
             // The listener has one connection, and the announcer now and then another.
             reads: Arc::new(Semaphore::new(settings.max_connections.saturating_sub(2).max(1) as usize)),

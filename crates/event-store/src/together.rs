@@ -68,9 +68,9 @@ impl<E: LogEvent> EventStore<E> {
                 break;
             }
             let with_ours = together.iter().any(|asked| asked.ticket == ticket);
-            // A task of its own: should this caller go, the others still want their answers.
+            // A task of its own, where connections are made: should this caller go, the others still want their answers.
             let shared = self.shared.clone();
-            tokio::spawn(async move {
+            self.shared.runtime.spawn(async move {
                 shared.read_together(together).await;
                 drop(turn);
             });

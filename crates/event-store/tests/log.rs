@@ -416,3 +416,17 @@ async fn where_the_newest_event_suffices_it_alone_is_read_whatever_is_asked_for(
         assert_eq!(matching(true).fetch_all(pool).await.unwrap(), [(newest, false)], "{cart_id:?}, {item_id:?}, {product_id:?}");
     }
 }
+
+/// As an HTTP worker's, which ends as soon as it has nothing in hand when the process is asked to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_does_not_end_with_the_runtime_of_those_who_first_needed_it() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    let others = store.clone();
+    let ended = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { futures::future::try_join_all((0..8).map(|_| others.head())).await.unwrap() });
+    });
+    ended.await.unwrap();
+    futures::future::try_join_all((0..8).map(|_| store.head())).await.unwrap();
+}
