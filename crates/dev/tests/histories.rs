@@ -1,4 +1,5 @@
 //! Whether the log is exact when PostgreSQL itself is killed under it; as `event-store`'s own histories, on a server of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{path::Path, time::Duration};
 
@@ -21,15 +22,21 @@ fn works_on_the_log_when_another_test_asks_for_it() {
     test_support::histories::work_if_asked();
 }
 
-#[tokio::test]
-async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_is_exact() {
+/// A log on a server of the test's own, and its owner's URL.
+async fn log(name: &str) -> (Postgres, String) {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
-    let directory = layout.scratch("postgres-killed-under-load").unwrap();
-    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
+    let directory = layout.scratch(name).unwrap();
+    let postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
     database::create(&postgres.url("postgres", "postgres"), database::NAME).await.unwrap();
     let owner = postgres.url("postgres", database::NAME);
     database::migrate(&owner).await.unwrap();
+    (postgres, owner)
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_is_exact() {
+    let (mut postgres, owner) = log("postgres-killed-under-load").await;
     let setup = Setup {
         database_url: postgres.url(COMMANDS.role, database::NAME),
         seed: seeds()[0],
@@ -72,13 +79,7 @@ impl Decision for Appends {
 /// What the primary alone has is lost with it, so nobody is told that it was done.
 #[tokio::test]
 async fn where_the_synchronous_standby_is_missing_nothing_is_acknowledged_also_when_connections_are_cut() {
-    let layout = Layout::discover().unwrap();
-    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
-    let directory = layout.scratch("standby-is-missing").unwrap();
-    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
-    database::create(&postgres.url("postgres", "postgres"), database::NAME).await.unwrap();
-    let owner = postgres.url("postgres", database::NAME);
-    database::migrate(&owner).await.unwrap();
+    let (mut postgres, owner) = log("standby-is-missing").await;
     let pool = database::connect(&owner).await.unwrap();
     let settings = StoreSettings { decide_deadline: Duration::from_secs(3), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(postgres.url(COMMANDS.role, database::NAME).parse().unwrap(), settings);

@@ -451,8 +451,8 @@ impl Appender {
         unwritten
     }
 
-    /// Those of these appends that were written after a position, and where. The lost connection's server process is ended first: while it lives, it may still
-    /// read the call from its socket and commit it.
+    /// Those of these appends that were written after a position, and where. The lost connection's server process is ended first: while it
+    /// lives, it may still read the call from its socket and commit it.
     async fn look_up(&mut self, backend: &Backend, appends: &[Uuid], known: i64) -> Result<HashMap<Uuid, Position>, StoreError> {
         let mut session = self.connect().await?;
         let rows = in_time(Self::written_since(&mut session.connection, backend, appends, known)).await?;

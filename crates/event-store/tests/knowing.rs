@@ -1,5 +1,4 @@
 //! Deciding on what is known: what it saves, and that it changes no answer.
-#![allow(clippy::print_stdout, reason = "what a history was is told where a test fails")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::{
@@ -224,8 +223,7 @@ async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep
     order.sort_unstable();
     let mut streaks: Vec<_> = order.chunk_by(|one, next| one.1 == next.1).map(<[_]>::len).collect();
     streaks.pop();
-    println!("in a row: {streaks:?}");
-    assert!(streaks.len() >= 8, "one went after the other");
+    assert!(streaks.len() >= 8, "one went after the other, in a row: {streaks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

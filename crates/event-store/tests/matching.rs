@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use test_support::TestLog;
 
 macro_rules! seen {
-    ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }) => {
-        /// Which positions it was given.
+    ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }, newest: $newest:literal) => {
+        /// Which positions it was given: all, or the last.
         #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
         #[state_query($stream)]
         struct $name {
@@ -18,41 +18,27 @@ macro_rules! seen {
         }
 
         impl State for $name {
+            const NEWEST_SUFFICES: bool = $newest;
+
             fn mutate(&mut self, _: $stream, at: Position) {
+                if $newest {
+                    self.seen.clear();
+                }
                 self.seen.push(at.0);
             }
         }
     };
 }
-macro_rules! seen_last {
-    ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }) => {
-        /// Which position it was given last.
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
-        #[state_query($stream)]
-        struct $name {
-            $(#[id] $id: $type,)*
-            seen: Option<i64>,
-        }
-
-        impl State for $name {
-            const NEWEST_SUFFICES: bool = true;
-
-            fn mutate(&mut self, _: $stream, at: Position) {
-                self.seen = Some(at.0);
-            }
-        }
-    };
-}
-seen!(OfCart, CartStream, { cart_id: CartId });
-seen!(OfItem, CartStream, { cart_id: CartId, item_id: ItemId });
-seen!(OfItemAnywhere, ArchivingStream, { item_id: ItemId });
-seen!(OfProduct, ArchivingStream, { product_id: ProductId });
-seen!(OfAll, ArchivingStream, { cart_id: CartId, item_id: ItemId, product_id: ProductId });
-seen!(OfTypes, ArchivingStream, {});
-seen_last!(LastOfCart, CartStream, { cart_id: CartId });
-seen_last!(LastOfItem, ArchivingStream, { item_id: ItemId });
-seen_last!(LastOfProduct, ArchivingStream, { product_id: ProductId });
-seen_last!(LastOfTypes, ArchivingStream, {});
+seen!(OfCart, CartStream, { cart_id: CartId }, newest: false);
+seen!(OfItem, CartStream, { cart_id: CartId, item_id: ItemId }, newest: false);
+seen!(OfItemAnywhere, ArchivingStream, { item_id: ItemId }, newest: false);
+seen!(OfProduct, ArchivingStream, { product_id: ProductId }, newest: false);
+seen!(OfAll, ArchivingStream, { cart_id: CartId, item_id: ItemId, product_id: ProductId }, newest: false);
+seen!(OfTypes, ArchivingStream, {}, newest: false);
+seen!(LastOfCart, CartStream, { cart_id: CartId }, newest: true);
+seen!(LastOfItem, ArchivingStream, { item_id: ItemId }, newest: true);
+seen!(LastOfProduct, ArchivingStream, { product_id: ProductId }, newest: true);
+seen!(LastOfTypes, ArchivingStream, {}, newest: true);
 
 /// A few carts and products, so that ids meet.
 fn event(carts: &[Shopping], (kind, cart, n): (u8, usize, usize)) -> DomainEvent {
@@ -99,10 +85,10 @@ fn what_matches_in_memory_matches_in_sql() {
             same!(OfProduct { product_id, seen: seen.clone() });
             same!(OfAll { cart_id, item_id, product_id, seen: seen.clone() });
             same!(OfTypes { seen: seen.clone() });
-            same!(LastOfCart { cart_id, seen: None });
-            same!(LastOfItem { item_id, seen: None });
-            same!(LastOfProduct { product_id, seen: None });
-            same!(LastOfTypes { seen: None });
+            same!(LastOfCart { cart_id, seen: seen.clone() });
+            same!(LastOfItem { item_id, seen: seen.clone() });
+            same!(LastOfProduct { product_id, seen: seen.clone() });
+            same!(LastOfTypes { seen: seen.clone() });
             Ok(())
         })
         .unwrap();
