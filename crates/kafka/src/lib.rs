@@ -4,21 +4,21 @@
 //! and the partition's next offset go into the log in one step. What cannot be read becomes a dead letter. [`Publisher`] sends
 //! messages, and answers only when the broker has them. [`Operator`] shows dead letters and sends them back.
 
-mod config;
-mod dead_letter;
-mod error;
-mod input;
-mod message;
-mod metrics;
+mod client;
+mod ingest;
 mod operate;
-mod output;
-mod producer;
-mod refusal;
-mod traceparent;
+mod publish;
 
-pub use config::{Brokers, PublisherSettings, Security, TranslatorSettings};
-pub use error::{Poison, SendError, StartError, TranslatorError};
-pub use input::{Translation, Translator, TranslatorStatus};
-pub use message::{Message, json};
+pub use client::{
+    brokers::{Brokers, Security},
+    error::{SendError, StartError},
+};
+pub use ingest::{
+    config::TranslatorSettings,
+    error::{Poison, TranslatorError},
+    message::{Message, json},
+    translation::Translation,
+    translator::{Translator, TranslatorStatus},
+};
 pub use operate::{DeadLetter, LagError, Letter, OperateError, Operator, Place, TopicLag, lags};
-pub use output::{CloudEvent, Publisher};
+pub use publish::{CloudEvent, Publisher, PublisherSettings};

@@ -20,9 +20,13 @@ use rdkafka::{
 };
 
 use crate::{
-    Brokers, SendError, StartError,
-    dead_letter::{OFFSET, PARTITION, REASON, SUFFIX, TOPIC, topic_of},
-    producer::{Logs, Outgoing, Producer},
+    client::{
+        brokers::Brokers,
+        context::Logs,
+        error::{SendError, StartError},
+        producer::{Outgoing, Producer},
+    },
+    ingest::dead_letter::{OFFSET, PARTITION, REASON, SUFFIX, TOPIC, topic_of},
 };
 
 /// How long the brokers may take to answer.

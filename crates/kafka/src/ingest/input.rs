@@ -11,10 +11,10 @@ use rdkafka::{
 };
 use tokio::sync::mpsc;
 
-use super::{Source, Status};
-use crate::{
-    metrics::{METRICS, is_connected},
-    producer,
+use super::{source::Source, status::Status};
+use crate::client::{
+    context,
+    metrics::{connection, is_connected},
 };
 
 /// What the group decided.
@@ -59,12 +59,12 @@ impl ConsumerContext for Group {
 
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        producer::log(level, facility, message);
+        context::log(level, facility, message);
         self.status.logged(message);
     }
 
     fn stats(&self, statistics: Statistics) {
-        METRICS.connection("consumer", &statistics);
+        connection("consumer", &statistics);
         self.status.connected(is_connected(&statistics));
         let ends: HashMap<_, _> = statistics
             .topics

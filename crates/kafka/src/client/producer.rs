@@ -3,19 +3,15 @@
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::{
-    ClientConfig, ClientContext, Statistics,
-    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    ClientConfig,
+    config::FromClientConfigAndContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{FutureProducer, FutureRecord, Producer as _},
     util::Timeout,
 };
 
-use crate::{
-    Brokers, SendError,
-    metrics::{METRICS, is_connected},
-    refusal::Refusal,
-};
+use super::{brokers::Brokers, context::Logs, error::SendError};
 
 /// Idempotent: what it sends again by itself, as the first try's answer was lost, is written once, and a key's messages keep their order.
 pub(crate) struct Producer {
@@ -81,58 +77,4 @@ impl Producer {
             Err(error) => tracing::error!(%error, "a new producer could not be made; trying again with the next message"),
         }
     }
-}
-
-/// librdkafka's words, in the process's log.
-#[derive(Clone)]
-pub(crate) struct Logs(Refusal);
-
-impl Logs {
-    pub(crate) fn of(brokers: &Brokers) -> Self {
-        Self(brokers.refusal.clone())
-    }
-}
-
-impl ClientContext for Logs {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
-        self.0.logged(message);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        METRICS.connection("producer", &statistics);
-        if is_connected(&statistics) {
-            self.0.let_in();
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.heard(&error, reason);
-    }
-}
-
-pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        // It asks until the broker, which may be just starting, gives it an id.
-        _ if facility == "GETPID" => tracing::info!(target: "librdkafka", facility, "{message}"),
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
-            tracing::warn!(target: "librdkafka", facility, "{message}");
-        }
-        // Of each connection, as each broker comes and goes.
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info if facility == "FAIL" => {
-            tracing::debug!(target: "librdkafka", facility, "{message}");
-        }
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(target: "librdkafka", facility, "{message}"),
-        RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
-    }
-}
-
-/// Whether a topic exists, asked of the brokers; blocks for up to the timeout.
-pub(crate) fn topic_exists<C: ClientContext>(
-    client: &rdkafka::client::Client<C>,
-    topic: &str,
-    timeout: std::time::Duration,
-) -> Result<bool, KafkaError> {
-    let metadata = client.fetch_metadata(Some(topic), timeout)?;
-    Ok(metadata.topics().iter().any(|found| found.name() == topic && found.error().is_none() && !found.partitions().is_empty()))
 }

@@ -1,16 +1,13 @@
-//! What translator and publisher count, through the globally installed OpenTelemetry meter.
+//! What a translator counts, through the globally installed OpenTelemetry meter.
 
 use std::sync::{LazyLock, Weak};
 
 use opentelemetry::{
     KeyValue, global,
-    metrics::{AsyncInstrument, Counter, Gauge, Histogram, Meter},
+    metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 
-use rdkafka::Statistics;
-use time::OffsetDateTime;
-
-use crate::{SendError, input::Status};
+use super::status::Status;
 
 pub(crate) struct Metrics {
     pub(crate) messages: Counter<u64>,
@@ -18,32 +15,6 @@ pub(crate) struct Metrics {
     pub(crate) batch: Histogram<u64>,
     pub(crate) fenced: Counter<u64>,
     pub(crate) faults: Counter<u64>,
-    connected: Gauge<u64>,
-    publications: Histogram<f64>,
-}
-
-impl Metrics {
-    /// What a client's statistics say, which come every second.
-    pub(crate) fn connection(&self, client: &'static str, statistics: &Statistics) {
-        self.connected.record(u64::from(is_connected(statistics)), &[KeyValue::new("client", client)]);
-    }
-
-    /// A message about what happened at that time was sent, or not.
-    pub(crate) fn sent(&self, topic: &str, happened: OffsetDateTime, outcome: &Result<(), SendError>) {
-        let word = match outcome {
-            Ok(()) => "acknowledged",
-            Err(error) if error.is_permanent() => "refused",
-            Err(_) => "unacknowledged",
-        };
-        // By two clocks, which may differ.
-        let seconds = (OffsetDateTime::now_utc() - happened).as_seconds_f64().max(0.0);
-        self.publications.record(seconds, &[KeyValue::new("topic", topic.to_owned()), KeyValue::new("outcome", word)]);
-    }
-}
-
-/// Whether any broker is connected.
-pub(crate) fn is_connected(statistics: &Statistics) -> bool {
-    statistics.brokers.values().any(|broker| broker.state == "UP")
 }
 
 fn meter() -> Meter {
@@ -71,19 +42,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         faults: meter
             .u64_counter("translation.faults")
             .with_description("Batches that could not be written at once; tried again, by topic.")
-            .build(),
-        connected: meter
-            .u64_gauge("broker.connected")
-            .with_description("1 where this process's client (consumer or producer) is connected to a broker, else 0.")
-            .build(),
-        publications: meter
-            .f64_histogram("publication.duration")
-            .with_unit("s")
-            .with_description(
-                "From what a message tells of to the end of an attempt to send it, by topic and outcome: acknowledged; unacknowledged, and \
-                 tried again; refused, and given up.",
-            )
-            .with_boundaries(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0])
             .build(),
     }
 });

@@ -1,6 +1,6 @@
 //! An offset that its partition does not have: a fault, and never a jump.
 
-use super::Source;
+use super::source::Source;
 
 /// Where to read on stands outside of what the partition holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,13 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    Source,
-    batch::{Outcome, Worker},
-    group::{Group, Rebalance},
+    config::TranslatorSettings,
+    error::TranslatorError,
+    input::{Group, Rebalance},
+    metrics::METRICS,
+    out_of_range::OutOfRange,
+    output::{Outcome, Worker},
     partition::Partition,
-    range::OutOfRange,
+    source::Source,
 };
-use crate::{TranslatorError, TranslatorSettings, error::causes, metrics::METRICS, producer::topic_exists, traceparent};
+use crate::client::{error::causes, topics::topic_exists, traceparent};
 
 /// How often the loop looks after what nobody tells it.
 const TICK: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
-use crate::Poison;
+use super::error::Poison;
 
 /// A message that has a value, of a length that is read.
 #[derive(Debug, Clone, Copy)]

@@ -1,27 +1,11 @@
-//! What can go wrong between Kafka and the log.
+//! What can go wrong with a client of Kafka.
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
-
-/// Why a message can never be translated. It becomes a dead letter, and the partition goes on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Poison(pub String);
 
 /// A client could not be made from its settings.
 #[derive(Debug, thiserror::Error)]
 #[error("the Kafka client cannot be made from these settings")]
 pub struct StartError(#[from] KafkaError);
-
-/// The translator cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum TranslatorError {
-    /// The consumer failed for good.
-    #[error("the consumer failed for good")]
-    Consumer(#[source] KafkaError),
-    /// A part of it died.
-    #[error("a part of the translator died")]
-    Died(#[from] tokio::task::JoinError),
-}
 
 /// A message was not sent, or it is not known whether it was.
 #[derive(Debug, thiserror::Error)]

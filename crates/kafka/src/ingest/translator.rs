@@ -1,44 +1,15 @@
-//! From Kafka into the log, each message once.
-//!
-//! One consumer reads all topics of the process. What it reads of a partition gathers while a batch of that partition is on its way into
-//! the log; each batch is one call, which appends the events and moves the partition's stored offset from where this consumer was reading,
-//! or does neither. Partitions do not wait for each other.
+//! A translator, as services start it.
 
-mod batch;
-mod group;
-mod partition;
-mod range;
-mod run;
-mod status;
-
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use event_store::{EventStore, LogEvent};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Message, Poison, StartError, TranslatorError, TranslatorSettings,
-    dead_letter::{self, DeadLetters},
-    metrics,
+use super::{
+    config::TranslatorSettings, dead_letter::DeadLetters, error::TranslatorError, metrics, output::Worker, run, status::Status,
+    translation::Translation,
 };
-use batch::Worker;
-pub(crate) use status::Status;
-
-/// Makes an event of a message. Pure: a message that is delivered again, or whose batch is tried again, is translated again.
-type Translate<E> = fn(&Message<'_>) -> Result<E, Poison>;
-
-/// How the messages of a topic become events.
-pub struct Translation<E> {
-    topic: String,
-    translate: Translate<E>,
-}
-
-impl<E> Translation<E> {
-    /// The messages of this topic by this function. What the function refuses becomes a dead letter in the topic `<topic>.dead-letters`.
-    pub fn new(topic: impl Into<String>, translate: fn(&Message<'_>) -> Result<E, Poison>) -> Self {
-        Self { topic: topic.into(), translate }
-    }
-}
+use crate::client::error::StartError;
 
 /// Translates topics into the log.
 pub struct Translator<E> {
@@ -91,33 +62,5 @@ impl TranslatorStatus {
     /// What is waited for, as words for an operator.
     pub fn ready(&self) -> Result<(), String> {
         self.0.ready()
-    }
-}
-
-impl<E> Worker<E> {
-    /// The topics that are read, and those that take their dead letters.
-    fn topics(&self) -> Vec<String> {
-        let mut topics: Vec<_> = self.translations.keys().flat_map(|topic| [topic.clone(), dead_letter::topic_of(topic)]).collect();
-        topics.sort_unstable();
-        topics
-    }
-}
-
-/// A partition of a topic.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Source {
-    pub(crate) topic: Arc<str>,
-    pub(crate) partition: i32,
-}
-
-impl Source {
-    pub(crate) fn new(topic: &str, partition: i32) -> Self {
-        Self { topic: topic.into(), partition }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
     }
 }

@@ -7,8 +7,8 @@ use std::{
 
 use rdkafka::error::KafkaError;
 
-use super::Source;
-use crate::Brokers;
+use super::source::Source;
+use crate::client::brokers::Brokers;
 
 /// Written by the translator's parts, read by readiness and metrics.
 pub(crate) struct Status {

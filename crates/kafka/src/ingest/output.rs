@@ -9,8 +9,19 @@ use rand::Rng;
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio_util::sync::CancellationToken;
 
-use super::{Source, Status, Translate};
-use crate::{Message, Poison, SendError, dead_letter::DeadLetters, error::causes, metrics::METRICS, traceparent};
+use super::{
+    dead_letter::{self, DeadLetters},
+    error::Poison,
+    message::Message,
+    metrics::METRICS,
+    source::Source,
+    status::Status,
+    translation::Translate,
+};
+use crate::client::{
+    error::{SendError, causes},
+    traceparent,
+};
 
 /// What a call to the log may take before its answer is no longer waited for.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -58,6 +69,15 @@ enum Settled {
     As(Outcome),
     /// The log does not take these data.
     Refused(StoreError),
+}
+
+impl<E> Worker<E> {
+    /// The topics that are read, and those that take their dead letters.
+    pub(crate) fn topics(&self) -> Vec<String> {
+        let mut topics: Vec<_> = self.translations.keys().flat_map(|topic| [topic.clone(), dead_letter::topic_of(topic)]).collect();
+        topics.sort_unstable();
+        topics
+    }
 }
 
 impl<E: LogEvent> Worker<E> {

@@ -6,8 +6,9 @@ use rdkafka::{
     message::{Header, OwnedHeaders, OwnedMessage},
 };
 
-use crate::{
-    Brokers, SendError,
+use crate::client::{
+    brokers::Brokers,
+    error::SendError,
     producer::{Outgoing, Producer},
 };
 

@@ -1,25 +1,65 @@
 //! From here to Kafka: messages as CloudEvents, sent once the broker says so.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use event_store::trace;
+use opentelemetry::{KeyValue, global, metrics::Histogram};
 use rdkafka::{
+    ClientConfig,
     message::{Header, OwnedHeaders},
     producer::Producer as _,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{Instrument, Span, field::Empty};
 
-use crate::{
-    Brokers, PublisherSettings, SendError, StartError,
-    error::causes,
-    metrics::METRICS,
-    producer::{Outgoing, Producer, topic_exists},
+use crate::client::{
+    brokers::Brokers,
+    error::{SendError, StartError, causes},
+    producer::{Outgoing, Producer},
+    topics::topic_exists,
     traceparent,
 };
 
 /// How long a readiness check asks the broker.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Made at first use, which is after the service has installed its meter.
+static PUBLICATIONS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    global::meter("kafka")
+        .f64_histogram("publication.duration")
+        .with_unit("s")
+        .with_description(
+            "From what a message tells of to the end of an attempt to send it, by topic and outcome: acknowledged; unacknowledged, and \
+             tried again; refused, and given up.",
+        )
+        .with_boundaries(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0])
+        .build()
+});
+
+/// How a [`Publisher`](crate::Publisher) behaves.
+#[derive(Debug, Clone)]
+pub struct PublisherSettings {
+    /// Where the brokers are.
+    pub brokers: Brokers,
+    /// For how long one send tries, while the broker is away, before it answers that it could not.
+    pub message_timeout: Duration,
+}
+
+impl PublisherSettings {
+    /// The settings with 5 seconds for a send.
+    pub fn new(brokers: Brokers) -> Self {
+        Self { brokers, message_timeout: Duration::from_secs(5) }
+    }
+}
+
+impl PublisherSettings {
+    pub(crate) fn producer(&self) -> ClientConfig {
+        self.brokers.producer(self.message_timeout)
+    }
+}
 
 /// A message, in the binary mode of CloudEvents' Kafka binding: the value is the data, the attributes are headers.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +126,7 @@ impl Publisher {
         };
         let outcome = sending.instrument(span).await;
         if let Some(happened) = event.time {
-            METRICS.sent(topic, happened, &outcome);
+            count(topic, happened, &outcome);
         }
         outcome
     }
@@ -106,6 +146,18 @@ impl Publisher {
             Err(error) => Err(causes(&error)),
         }
     }
+}
+
+/// A message about what happened at that time was sent, or not.
+fn count(topic: &str, happened: OffsetDateTime, outcome: &Result<(), SendError>) {
+    let word = match outcome {
+        Ok(()) => "acknowledged",
+        Err(error) if error.is_permanent() => "refused",
+        Err(_) => "unacknowledged",
+    };
+    // By two clocks, which may differ.
+    let seconds = (OffsetDateTime::now_utc() - happened).as_seconds_f64().max(0.0);
+    PUBLICATIONS.record(seconds, &[KeyValue::new("topic", topic.to_owned()), KeyValue::new("outcome", word)]);
 }
 
 fn headers(event: &CloudEvent<'_>) -> OwnedHeaders {

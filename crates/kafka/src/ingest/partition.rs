@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use rdkafka::{Message as _, Offset, message::OwnedMessage};
 
-use super::range::OutOfRange;
+use super::out_of_range::OutOfRange;
 
 /// What one call carries at the most.
 const BATCH_MESSAGES: usize = 1_000;
