@@ -12,7 +12,7 @@ use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Fault, HttpError, settings::Common};
+use crate::{Fault, http::error::HttpError, settings::Common};
 
 /// The time a single check has. Container platforms give a probe 4 seconds here.
 const CHECK_DEADLINE: Duration = Duration::from_secs(3);

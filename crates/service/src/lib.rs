@@ -4,37 +4,30 @@
 //! gets the settings and a [`Service`], to which it adds what readiness waits for ([`Service::ready_when`]) and what
 //! works beside the requests ([`Service::background`]), and ends by serving its routes ([`Service::serve`]).
 
-mod body;
-mod command;
-mod cors;
-mod edge;
-mod error;
-mod expectation;
 mod health;
+mod http;
 mod log;
-mod log_format;
-mod path;
-mod position;
-mod refused_head;
 mod run;
-mod server;
-mod slow_client;
+mod service;
 mod supervise;
 mod telemetry;
 
-pub mod lag;
-pub mod openapi;
 pub mod settings;
-pub mod trace;
 
-pub use body::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
-pub use command::command;
-pub use error::{ErrorBody, HttpError};
-pub use log::{Answer, Refusal, open_log};
-pub use path::{PathValue, agree};
-pub use position::{At, MinPosition};
-pub use run::{Arguments, Service, run, run_with_kafka};
+pub use http::{
+    body::{IgnoredBody, JsonBody, MAX_BODY_BYTES},
+    command::command,
+    error::{ErrorBody, HttpError},
+    lag, openapi,
+    path::{PathValue, agree},
+    position::{At, MinPosition},
+    refusal::{Answer, Refusal},
+};
+pub use log::open_log;
+pub use run::{Arguments, run, run_with_kafka};
+pub use service::Service;
 pub use settings::Validate;
+pub use telemetry::trace;
 
 /// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.
 pub use anyhow::Error as Fault;

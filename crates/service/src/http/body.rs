@@ -13,7 +13,8 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use crate::{HttpError, expectation};
+use super::error::HttpError;
+use crate::settings::expectation;
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;

@@ -5,7 +5,7 @@ use std::{sync::LazyLock, time::Instant};
 use event_store::{DecideError, Position, StoreError};
 use opentelemetry::{KeyValue, global, metrics::Histogram};
 
-use crate::Refusal;
+use super::refusal::Refusal;
 
 /// Seconds. A command is a round trip or two to the database, and a queue where many come at once.
 const BOUNDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];

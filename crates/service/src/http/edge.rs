@@ -14,7 +14,8 @@ use opentelemetry::{KeyValue, global, metrics::Histogram, propagation::Extractor
 use tracing::{Span, field::Empty};
 use tracing_actix_web::RootSpanBuilder;
 
-use crate::{HttpError, openapi::Routes, trace};
+use super::{error::HttpError, openapi::Routes};
+use crate::telemetry::trace;
 
 /// The most that all headers together may have, names included, in bytes.
 pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;

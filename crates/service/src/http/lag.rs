@@ -14,7 +14,7 @@ use futures::future::{BoxFuture, FutureExt};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{ErrorBody, HttpError};
+use super::error::{ErrorBody, HttpError};
 
 /// An answer is given again for so long.
 const FRESH: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{OpenApi as Document, PathItem},
 };
 
-use crate::{ErrorBody, HttpError};
+use super::error::{ErrorBody, HttpError};
 
 /// The environment variable that makes [`assert_committed`] write the file instead.
 const UPDATE_VARIABLE: &str = "UPDATE_OPENAPI";
@@ -21,7 +21,7 @@ struct CommonRoutes;
 /// Declarations for the document alone: the routes themselves are in `server.rs`.
 #[allow(dead_code, reason = "read by the derive of CommonRoutes")]
 mod common {
-    use crate::ErrorBody;
+    use crate::http::error::ErrorBody;
 
     /// Whether the process is alive
     #[utoipa::path(get, path = "/healthcheck", tag = "operations",

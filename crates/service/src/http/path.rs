@@ -4,7 +4,8 @@ use std::{fmt::Display, future::Ready, str::FromStr};
 
 use actix_web::{Error, FromRequest, HttpRequest, dev::Payload, web::Path};
 
-use crate::{HttpError, expectation};
+use super::error::HttpError;
+use crate::settings::expectation;
 
 /// The one parameter of a route's path, read into `T`. It goes before the body: what is wrong in both is the path's fault.
 ///

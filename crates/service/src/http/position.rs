@@ -17,7 +17,7 @@ use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use crate::HttpError;
+use super::error::HttpError;
 
 /// Seconds that a query waits where it does not say for how long, and at the most.
 const TIMEOUT: u64 = 5;

@@ -20,7 +20,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::{
+use super::{
     body::{DISCARD_DEADLINE, MAX_DISCARDED_BYTES},
     edge::{MAX_HEADER_BYTES, MAX_URI_BYTES},
     error::ErrorBody,

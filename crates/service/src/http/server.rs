@@ -16,17 +16,16 @@ use actix_web::{
 use tracing_actix_web::TracingLogger;
 use utoipa::openapi::OpenApi;
 
-use crate::{
-    HttpError, cors,
+use super::{
+    cors,
     edge::{self, RequestSpan},
-    health::Readiness,
+    error::HttpError,
     openapi::{self, Routes},
     position::Draining,
     refused_head::Connection,
-    settings::Common,
     slow_client::{Patience, Watched},
-    telemetry::Metrics,
 };
+use crate::{health::Readiness, settings::Common, telemetry::Metrics};
 
 /// The time a client has for the head of a request.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);

@@ -10,8 +10,7 @@ use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::{SettingsError, Validate, environment_variable};
-use crate::expectation;
+use super::{SettingsError, Validate, environment_variable, expectation};
 
 const COMMON_DEFAULTS: &str = include_str!("../settings.toml");
 const BUILT_IN: &str = "built in";

@@ -7,6 +7,7 @@
 
 mod common;
 mod error;
+pub(crate) mod expectation;
 mod kafka;
 mod layers;
 mod types;

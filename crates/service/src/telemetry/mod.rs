@@ -1,5 +1,8 @@
 //! Logs, traces and metrics of the process.
 
+mod log_format;
+pub mod trace;
+
 use std::{io::IsTerminal, time::Duration};
 
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
@@ -22,10 +25,10 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    log_format::Json,
     settings::{Common, LogFormat},
     supervise,
 };
+use log_format::Json;
 
 /// Targets that log at `error` what is a client's doing, or what we log ourselves. `log_filter` may name them again.
 const QUIET: &str = "actix_http::h1=off,tracing_actix_web=off,actix_server=warn";

@@ -1,0 +1,15 @@
+//! HTTP: the server and its limits, what requests are read into, and what is answered.
+
+pub(crate) mod body;
+pub(crate) mod command;
+mod cors;
+mod edge;
+pub(crate) mod error;
+pub mod lag;
+pub mod openapi;
+pub(crate) mod path;
+pub(crate) mod position;
+pub(crate) mod refusal;
+mod refused_head;
+pub(crate) mod server;
+mod slow_client;
