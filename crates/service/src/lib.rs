@@ -19,7 +19,7 @@ pub use http::{
     command::command,
     error::{ErrorBody, HttpError},
     lag, openapi,
-    path::{PathValue, agree},
+    path::{PathValue, ensure_path_matches_body},
     position::{At, MinPosition},
     refusal::{Answer, Refusal},
 };

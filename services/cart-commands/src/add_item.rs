@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, P
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 use uuid::Uuid;
 
 use crate::stock::Stock;
@@ -27,7 +27,7 @@ pub(crate) async fn route(
     JsonBody(command): JsonBody<AddItem>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &cart_id, &command.cart_id)?;
+    ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, service::command("add_item", log.decide(&command)).await?)))
 }
 

@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, DomainEvent, ItemId};
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
 /// Removes an item from a cart.
 #[utoipa::path(
@@ -24,7 +24,7 @@ pub(crate) async fn route(
     JsonBody(command): JsonBody<RemoveItem>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &cart_id, &command.cart_id)?;
+    ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, service::command("remove_item", log.decide(&command)).await?)))
 }
 

@@ -5,7 +5,7 @@ use cart_events::{CartId, CartStream, DomainEvent, ItemId, OrderedProduct, Produ
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State, Then};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
 use crate::stock::Stock;
 
@@ -26,7 +26,7 @@ pub(crate) async fn route(
     JsonBody(command): JsonBody<SubmitCart>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
-    agree("cart_id", &cart_id, &command.cart_id)?;
+    ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
     Ok(web::Json((command.cart_id, service::command("submit_cart", log.decide(&command)).await?)))
 }
 

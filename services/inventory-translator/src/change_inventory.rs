@@ -5,7 +5,7 @@ use cart_events::{DomainEvent, Inventory, ProductId};
 use event_store::{Decided, Decision, EventStore};
 use kafka::{Message, Poison};
 use serde::Deserialize;
-use service::{Answer, HttpError, JsonBody, PathValue, Refusal, agree};
+use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
 /// A message of the topic `inventories`, keyed by product_uuid, so that a product's messages keep their order over several partitions.
 #[derive(Debug, Deserialize)]
@@ -33,7 +33,7 @@ pub(crate) async fn route(
     JsonBody(command): JsonBody<ChangeInventory>,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<ProductId>, HttpError> {
-    agree("product_id", &product_id, &command.product_id)?;
+    ensure_path_matches_body("product_id", &product_id, &command.product_id)?;
     Ok(web::Json((command.product_id, service::command("change_inventory", log.decide(&command)).await?)))
 }
 

@@ -17,11 +17,6 @@ use tracing_actix_web::RootSpanBuilder;
 use super::{error::HttpError, openapi::Routes};
 use crate::telemetry::trace;
 
-/// The most that all headers together may have, names included, in bytes.
-pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The most that path and query may have, in bytes.
-pub(crate) const MAX_URI_BYTES: usize = 8 * 1024;
-
 /// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
 const DURATION_BOUNDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -157,24 +152,6 @@ pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpRespo
         response.headers_mut().insert(header::ALLOW, methods);
     }
     response
-}
-
-/// Refuses heads that are larger than any honest client's.
-pub(crate) async fn refuse_large_heads(
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI_BYTES) {
-        let message = format!("path and query must have at most {MAX_URI_BYTES} bytes");
-        return Ok(request.error_response(HttpError::refusal(StatusCode::URI_TOO_LONG, "uri_too_long", message)));
-    }
-    let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if size > MAX_HEADER_BYTES {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        let message = format!("the headers must have at most {MAX_HEADER_BYTES} bytes together");
-        return Ok(request.error_response(HttpError::refusal(status, "headers_too_large", message)));
-    }
-    Ok(next.call(request).await?.map_into_boxed_body())
 }
 
 /// HEAD is GET without the body, which the connection leaves out.

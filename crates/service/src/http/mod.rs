@@ -10,6 +10,4 @@ pub mod openapi;
 pub(crate) mod path;
 pub(crate) mod position;
 pub(crate) mod refusal;
-mod refused_head;
 pub(crate) mod server;
-mod slow_client;

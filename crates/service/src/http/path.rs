@@ -5,11 +5,10 @@ use std::{fmt::Display, future::Ready, str::FromStr};
 use actix_web::{Error, FromRequest, HttpRequest, dev::Payload, web::Path};
 
 use super::error::HttpError;
-use crate::settings::expectation;
 
-/// The one parameter of a route's path, read into `T`. It goes before the body: what is wrong in both is the path's fault.
+/// The one parameter of a route's path, read into `T`. List it before the body, so that the path's error comes first.
 ///
-/// What cannot be read is refused with 400 `invalid_path` and a message that names the parameter and what it should be.
+/// A value that cannot be read is refused with 400 `invalid_path`; the message names the parameter.
 #[derive(Debug, Clone, Copy)]
 pub struct PathValue<T>(pub T);
 
@@ -24,21 +23,19 @@ where
         let text = Path::<String>::from_request(request, payload).into_inner();
         std::future::ready(text.and_then(|text| {
             let name = request.match_info().iter().next().map_or("the value", |(name, _)| name);
-            let refused =
-                |error| HttpError::bad_request("invalid_path", format!("{name} in the path: {}", expectation::must(&format!("{error}"))));
-            text.parse().map(Self).map_err(|error| refused(error).into())
+            text.parse().map(Self).map_err(|error| HttpError::bad_request("invalid_path", format!("{name} in the path: {error}")).into())
         }))
     }
 }
 
-/// Holds a body against the path it was sent to.
+/// Checks that a body repeats the id in the path.
 ///
 /// # Errors
-/// 400 `path_body_mismatch` where the two differ.
-pub fn agree<T: PartialEq + Display>(name: &str, path: &T, body: &T) -> Result<(), HttpError> {
+/// 400 `path_body_mismatch` if the two differ.
+pub fn ensure_path_matches_body<T: PartialEq + Display>(name: &str, path: &T, body: &T) -> Result<(), HttpError> {
     if path == body {
         return Ok(());
     }
-    let message = format!("{name}: the path says {path}, the body says {body}; they must agree");
+    let message = format!("{name} is {path} in the path and {body} in the body; they must be equal");
     Err(HttpError::bad_request("path_body_mismatch", message))
 }

@@ -2,15 +2,11 @@
 
 use std::{io, net::TcpListener, time::Duration};
 
-use actix_http::HttpService;
-use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, HttpRequest, HttpResponse,
-    dev::AppConfig,
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::Server,
     http::header::ContentType,
     middleware::from_fn,
-    rt::net::TcpStream,
     web::{self, Data, PathConfig, QueryConfig, ServiceConfig},
 };
 use tracing_actix_web::TracingLogger;
@@ -22,23 +18,16 @@ use super::{
     error::HttpError,
     openapi::{self, Routes},
     position::Draining,
-    refused_head::Connection,
-    slow_client::{Patience, Watched},
 };
 use crate::{health::Readiness, settings::Common, telemetry::Metrics};
 
-/// The time a client has for the head of a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// The time a connection may stay open between requests. Above what load balancers commonly keep, so that it is they
-/// who close, and never we while a request is on its way.
+/// How long a client may take to send the head of its first request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may stay idle. Load balancers commonly keep connections for a minute: they must close first, because a request
+/// that is on its way to a closed connection is lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// The time in which a client that was answered early may finish sending.
-const DISCONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// The time in which a client must take some more of its answer.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// How long clients are waited for where actix-http waits for ever. It closes what is idle by itself, a little before.
-const PATIENCE: Patience =
-    Patience { head: HEAD_DEADLINE, idle: KEEP_ALIVE.saturating_add(Duration::from_secs(5)), answer: ANSWER_DEADLINE };
+/// How long a client may go on sending after it was answered.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the common routes answer from.
 #[derive(Clone)]
@@ -68,18 +57,8 @@ where
     let document = Document(document.to_json().map_err(StartError::Document)?);
     let origins = settings.cors_origins.clone();
 
-    let mut server = Server::build()
-        .disable_signals()
-        // In whole seconds, rounded up: the caller ends the wait to the moment.
-        .shutdown_timeout(drain_deadline.as_secs() + 1)
-        .max_concurrent_connections(settings.http_max_connections.as_usize());
-    if settings.http_workers.get() > 0 {
-        server = server.workers(settings.http_workers.as_usize());
-    }
-    let stopping = server.graceful_shutdown_signal();
-
-    let http = move || {
-        let app = App::new()
+    let app = move || {
+        App::new()
             .app_data(table.clone())
             .app_data(Data::new(operations.clone()))
             .app_data(Data::new(document.clone()))
@@ -95,32 +74,26 @@ where
             .configure(common_routes)
             .configure(routes.clone())
             .default_service(web::to(|request: HttpRequest| async move { edge::no_route(&request) }))
-            .wrap(from_fn(edge::refuse_large_heads))
             .wrap(from_fn(edge::answer_head_as_get))
             .wrap(cors::allow(&origins))
             .wrap(from_fn(edge::answer_errors_in_json))
             .wrap(from_fn(edge::observe))
-            .wrap(TracingLogger::<RequestSpan>::new());
-        let app = app.into_factory().map_err(|error: actix_web::Error| error.error_response());
-        let stopping = stopping.clone();
-        let http = HttpService::build()
-            .graceful_shutdown_signal(move || {
-                let stopping = stopping.clone();
-                async move { stopping.notified().await }
-            })
-            .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEAD_DEADLINE)
-            .client_disconnect_timeout(DISCONNECT_DEADLINE)
-            .h1(map_config(app, |()| AppConfig::default()));
-        fn_service(|io: TcpStream| async move {
-            let peer = io.peer_addr().ok();
-            // Answers are small and written at once: waiting for more to send helps nobody.
-            let _ = io.set_nodelay(true);
-            Ok((Connection::new(Watched::new(io, PATIENCE)), peer))
-        })
-        .and_then(http)
+            .wrap(TracingLogger::<RequestSpan>::new())
     };
-    Ok(server.listen("http", listener, http).map_err(StartError::Listen)?.run())
+    let mut server = HttpServer::new(app)
+        .disable_signals()
+        // In whole seconds, rounded up: the caller ends the wait to the moment.
+        .shutdown_timeout(drain_deadline.as_secs() + 1)
+        .max_connections(settings.http_max_connections.as_usize())
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+        // Answers are small and written at once, so waiting for more to send only delays them.
+        .tcp_nodelay(true);
+    if settings.http_workers.get() > 0 {
+        server = server.workers(settings.http_workers.as_usize());
+    }
+    Ok(server.listen(listener).map_err(StartError::Listen)?.run())
 }
 
 /// A server that cannot start.

@@ -26,11 +26,6 @@ pub(crate) fn of(message: &str) -> String {
     }
 }
 
-/// What was expected, as a sentence: "must be …", unless it says what must be already.
-pub(crate) fn must(expected: &str) -> String {
-    if expected.starts_with("must ") { expected.to_owned() } else { format!("must be {expected}") }
-}
-
 /// Without serde_json's ` at line 1 column 2`.
 pub(crate) fn without_position(message: &str) -> &str {
     match message.rsplit_once(" at line ") {
