@@ -260,37 +260,55 @@ fn nothing_is_scaled_beyond_what_can_share_the_work() {
     }
 }
 
-#[test]
-fn the_gateway_routes_what_the_proxy_routes() {
-    let proxy = text("deploy/proxy/haproxy.cfg");
-    let gateway = objects("deploy/kubernetes/components/gateway/gateway.yaml");
-    let rules = of_kind(&gateway, "HTTPRoute")["spec"]["rules"].as_array().unwrap().clone();
-    // A route of a service's own goes to it, by a prefix or an expression, and is in the proxy's words too.
-    for service in ALL {
-        for path in own_routes(service) {
-            let path = path.replace("{cart_id}", "ID").replace("{product_id}", "ID");
-            let rule = rules.iter().find(|rule| rule["matches"].as_array().unwrap().iter().any(|one| matches(&one["path"], &path)));
-            let rule = rule.unwrap_or_else(|| panic!("the gateway has no way for {path}"));
-            assert_eq!(rule["backendRefs"], json!([{"name": service.name, "port": service.default_port}]), "{path}");
-            let word = path.trim_start_matches("/ID").split('/').nth(1).unwrap();
-            assert!(proxy.contains(word), "the proxy has no way for {path}");
-        }
-    }
-    for within in ["/ready", "/healthcheck", "/metrics", "/lag", "/", "/openapi.json"] {
-        assert!(!rules.iter().any(|rule| rule["matches"].as_array().unwrap().iter().any(|one| matches(&one["path"], within))), "{within}");
-    }
+/// A route, by its service and the expression that the proxy's line of it has.
+type Route = (String, String);
+
+fn documented_routes() -> BTreeSet<Route> {
+    let expression = |path: String| {
+        let parts: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "[^/]+" } else { part }).collect();
+        format!("^{}$", parts.join("/"))
+    };
+    let of_service = |service: Kind| own_routes(service).into_iter().map(move |path| (service.name.to_owned(), expression(path)));
+    ALL.into_iter().flat_map(of_service).collect()
 }
 
-/// Whether a Gateway takes the path so. Of its expressions, those of one place between slashes and words to choose from are known.
-fn matches(by: &Value, path: &str) -> bool {
-    let value = by["value"].as_str().unwrap();
-    match by["type"].as_str().unwrap() {
-        "Exact" => path == value,
-        "PathPrefix" => path == value || path.starts_with(&format!("{value}/")),
-        _ => {
-            let words = value.strip_prefix("^/[^/]+/(").and_then(|rest| rest.strip_suffix(")$")).unwrap_or_else(|| panic!("{value}"));
-            let parts: Vec<_> = path.split('/').collect();
-            parts.len() == 3 && !parts[1].is_empty() && words.split('|').any(|word| word == parts[2])
+fn assert_routes(file: &str, found: &BTreeSet<Route>) {
+    let documented = documented_routes();
+    let missing: Vec<_> = documented.difference(found).collect();
+    let unknown: Vec<_> = found.difference(&documented).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "{file} lacks {missing:#?}, and has beyond the documents {unknown:#?}");
+}
+
+#[test]
+fn the_proxy_routes_what_the_documents_have() {
+    let route = |line: &str| {
+        let (service, expression) = line.trim().strip_prefix("use_backend ")?.split_once(" if { path_reg ")?;
+        Some((service.trim().to_owned(), expression.strip_suffix(" }")?.to_owned()))
+    };
+    let file = "deploy/proxy/haproxy.cfg";
+    assert_routes(file, &text(file).lines().filter_map(route).collect());
+}
+
+#[test]
+fn the_gateway_routes_what_the_documents_have() {
+    let file = "deploy/kubernetes/components/gateway/gateway.yaml";
+    let gateway = objects(file);
+    let mut found = BTreeSet::new();
+    for rule in of_kind(&gateway, "HTTPRoute")["spec"]["rules"].as_array().unwrap() {
+        let service = rule["backendRefs"][0]["name"].as_str().unwrap();
+        for path in rule["matches"].as_array().unwrap().iter().map(|one| &one["path"]) {
+            let value = path["value"].as_str().unwrap();
+            match path["type"].as_str().unwrap() {
+                "PathPrefix" => found.insert((service.to_owned(), format!("^{value}/[^/]+$"))),
+                "RegularExpression" => found.insert((service.to_owned(), value.to_owned())),
+                _ => {
+                    assert_eq!(value, format!("/{service}/openapi.json"), "{file}");
+                    true
+                }
+            };
         }
+        let kind = ALL.into_iter().find(|kind| kind.name == service).unwrap();
+        assert_eq!(rule["backendRefs"], json!([{"name": service, "port": kind.default_port}]), "{file}");
     }
+    assert_routes(file, &found);
 }
