@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::{
-    http, kafka, log, projections,
-    report::{Contender, Figure, Report, thousands},
+    report::{Contender, Figure, Report},
+    scenarios::{CAUGHT_UP, HOT_CART, HTTP, KAFKA_IN, one_item, thousands},
 };
 
 const WIDTH: f64 = 860.0;
@@ -22,8 +22,8 @@ const STYLE: &str =
 
 /// What says the most; the rest is in the JSON.
 pub(crate) fn svg(report: &Report) -> String {
-    let main = log::one_item(report.sizes.before.first().copied().unwrap_or_default());
-    let mut scenarios = vec![main.as_str(), log::HOT_CART, http::SCENARIO, kafka::SCENARIO, projections::SCENARIO];
+    let main = one_item(report.sizes.before.first().copied().unwrap_or_default());
+    let mut scenarios = vec![main.as_str(), HOT_CART, HTTP, KAFKA_IN, CAUGHT_UP];
     scenarios.retain(|scenario| report.figures.iter().any(|figure| figure.key.scenario == *scenario));
     let height = scenarios.len() as f64 * PANEL + MARGIN;
     let mut svg = format!(
@@ -54,9 +54,9 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
     }
 
     let what = match scenario {
-        http::SCENARIO => "commands a second",
-        kafka::SCENARIO => "messages, or INSERTs, a second",
-        projections::SCENARIO => "events a second",
+        HTTP => "commands a second",
+        KAFKA_IN => "messages, or INSERTs, a second",
+        CAUGHT_UP => "events a second",
         _ => "Add Items a second",
     };
     let _ = writeln!(svg, r#"<text class="title" x="{MARGIN}" y="{}">{scenario}: {what}</text>"#, top + 12.0);
@@ -95,8 +95,8 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
         }
         let unit = match (scenario, tasks) {
             // One process does it all.
-            (kafka::SCENARIO | projections::SCENARIO, _) => continue,
-            (http::SCENARIO, _) => "connections",
+            (KAFKA_IN | CAUGHT_UP, _) => continue,
+            (HTTP, _) => "connections",
             (_, 1) => "task",
             _ => "tasks",
         };

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use cart_events::{DomainEvent, ProductId};
-use dev::database;
 use disintegrate::serde::json::Json;
 use disintegrate_postgres::PgEventStore;
+use embedded::database;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use url::Url;
 use uuid::Uuid;

@@ -3,28 +3,20 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use dev::services::{COMMANDS, Service};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::Mutex,
-};
+use shop::services::{COMMANDS, Service};
+use tokio::sync::Mutex;
 
 use crate::{
-    Bench,
     add_item::AddItem,
+    bench::{Bench, kill},
+    client::Client,
     database::Products,
-    log::{Place, Work, rotated, warmed_up},
     measure::{Load, Until, measure},
-    report::{Contender, Key, Report, thousands},
+    place::{Place, rotated, warmed_up},
+    report::{Contender, Key, Report},
+    scenarios::{COMMANDS_IDLE, HTTP, commands_after, thousands},
+    work::Work,
 };
-
-/// What the bars speak of.
-pub(crate) const SCENARIO: &str = "Add Item over HTTP";
-pub(crate) const IDLE: &str = "cart-commands, idle";
-pub(crate) fn after_carts(carts: u64) -> String {
-    format!("cart-commands, after {} carts", thousands(carts))
-}
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let connections = bench.sizes.loud();
@@ -51,7 +43,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
                 kill(services).await?;
                 sample
             };
-            report.add(Key::new("http", SCENARIO, connections, *contender), sample);
+            report.add(Key::new("http", HTTP, connections, *contender), sample);
         }
     }
     memory(bench, &place, report).await
@@ -63,7 +55,7 @@ async fn memory(bench: &Bench, place: &Place, report: &mut Report) -> Result<()>
     bench.say(format!("http: {} carts, for the memory of cart-commands", thousands(carts)));
     place.again(Contender::Cartlog).await?;
     let mut service = start(bench, place, "memory").await?;
-    report.value(IDLE, resident(&mut service)?, "MB");
+    report.value(COMMANDS_IDLE, resident(&mut service)?, "MB");
     let clients = Clients::connect(std::slice::from_ref(&service), connections).await?;
     let work = Arc::new(Work::one_item_each(Products::Many(1_000), connections));
     let sample = measure(connections, Until::Done(carts), move |task| {
@@ -72,20 +64,12 @@ async fn memory(bench: &Bench, place: &Place, report: &mut Report) -> Result<()>
     })
     .await;
     ensure!(sample.first_failure.is_none(), "Add Item over HTTP failed: {:?}", sample.first_failure);
-    report.value(after_carts(carts), resident(&mut service)?, "MB");
+    report.value(commands_after(carts), resident(&mut service)?, "MB");
     kill(vec![service]).await
 }
 
 async fn start(bench: &Bench, place: &Place, name: &str) -> Result<Service> {
     bench.start(COMMANDS, name, &place.ours, vec![]).await
-}
-
-/// Their database is filled anew, so there is nothing to be finished.
-pub(crate) async fn kill(services: Vec<Service>) -> Result<()> {
-    for mut service in services {
-        service.kill().await?;
-    }
-    Ok(())
 }
 
 /// The resident memory of a service's process, in MB.
@@ -103,11 +87,6 @@ fn resident(service: &mut Service) -> Result<f64> {
 #[derive(Clone)]
 struct Clients(Arc<Vec<Mutex<Client>>>);
 
-pub(crate) struct Client {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
 impl Clients {
     async fn connect(services: &[Service], count: usize) -> Result<Self> {
         let mut made = vec![];
@@ -120,65 +99,5 @@ impl Clients {
     async fn add_item(&self, task: usize, command: &AddItem) -> Result<(), String> {
         let mut client = self.0[task % self.0.len()].lock().await;
         client.post(&format!("/additem/{}", command.cart_id), &command.json()).await.map(drop)
-    }
-}
-
-impl Client {
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
-        let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, read: vec![] })
-    }
-
-    pub(crate) async fn get(&mut self, path: &str) -> Result<&[u8], String> {
-        self.exchange(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await
-    }
-
-    pub(crate) async fn post(&mut self, path: &str, body: &str) -> Result<&[u8], String> {
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.exchange(request.as_bytes()).await
-    }
-
-    /// Answers the body of an answer that is 200.
-    async fn exchange(&mut self, request: &[u8]) -> Result<&[u8], String> {
-        let failed = |error: std::io::Error| error.to_string();
-        self.stream.write_all(request).await.map_err(failed)?;
-        self.read.clear();
-        loop {
-            if self.stream.read_buf(&mut self.read).await.map_err(failed)? == 0 {
-                return Err("the connection was closed".to_owned());
-            }
-            if let Some(body) = body(&self.read) {
-                let body = self.read.len() - body.len();
-                let good = self.read.starts_with(b"HTTP/1.1 200 ");
-                return if good { Ok(&self.read[body..]) } else { Err(String::from_utf8_lossy(&self.read).into_owned()) };
-            }
-        }
-    }
-}
-
-/// What stands behind the head, once there are as many bytes of it as the head says. Our services say it always.
-fn body(answer: &[u8]) -> Option<&[u8]> {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-    let body = &answer[end + 4..];
-    (body.len() >= length.unwrap_or_default()).then_some(body)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_whole_with_its_last_byte() {
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nx: y\r\n\r\nabc";
-        assert_eq!(body(answer), Some(&b"abc"[..]));
-        for end in 0..answer.len() {
-            assert_eq!(body(&answer[..end]), None, "{end}");
-        }
     }
 }

@@ -4,27 +4,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cart_events::ProductId;
-use dev::{
-    kafka::{Topic, create_topics},
-    services::TRANSLATOR,
-};
+use embedded::kafka::{Topic, create_topics};
 use rdkafka::{
     ClientConfig,
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
 };
+use shop::services::TRANSLATOR;
 use uuid::Uuid;
 
 use crate::{
-    Bench,
+    bench::{Bench, kill},
     database::{LOG, Products},
-    http::kill,
-    log::{Place, Work, rotated},
     measure::Sample,
-    report::{Contender, Key, Report, thousands},
+    place::{Place, rotated},
+    report::{Contender, Key, Report},
+    scenarios::{KAFKA_IN, thousands},
+    work::Work,
 };
 
-pub(crate) const SCENARIO: &str = "inventory messages in from Kafka";
 const DEADLINE: Duration = Duration::from_secs(300);
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -38,7 +36,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
                 place.again(*contender).await?;
                 translate(bench, &place).await?
             };
-            report.add(Key::new("kafka", SCENARIO, 1, *contender), sample);
+            report.add(Key::new("kafka", KAFKA_IN, 1, *contender), sample);
         }
     }
     Ok(())

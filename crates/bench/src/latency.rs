@@ -8,16 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cart_events::{CartId, DomainEvent, ProductId};
-use dev::{
-    kafka::{Topic, create_topics},
-    services::{COMMANDS, PROJECTIONS, PUBLISHER, Service, TRANSLATOR},
-};
+use embedded::kafka::{Topic, create_topics};
 use event_store::{EventStore, Position, StoreSettings};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{Consumer, StreamConsumer},
 };
 use serde_json::json;
+use shop::services::{COMMANDS, Kind, PROJECTIONS, PUBLISHER, Service, TRANSLATOR};
 use sqlx::ConnectOptions;
 use tokio::{
     task::JoinSet,
@@ -26,18 +24,14 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    Bench,
     add_item::AddItem,
+    bench::{Bench, kill},
+    client::Client,
     database::{Database, LOG, Products},
-    http::{Client, kill},
     measure::Sample,
     report::{Contender, Key, Report},
+    scenarios::{ARCHIVED, PUBLISHED, SERVICES_IDLE, VISIBLE},
 };
-
-pub(crate) const VISIBLE: &str = "from a commit to the read model, at 1,000 events a second";
-pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message";
-pub(crate) const ARCHIVED: &str = "from a change of price to the last item archived";
-pub(crate) const IDLE: &str = "the four services, idle";
 
 /// A new cart with an item is two events.
 const PACE: Duration = Duration::from_millis(2);
@@ -59,7 +53,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         report.add(Key::new("projections", PUBLISHED, 1, Contender::Cartlog), system.published(bench.sizes.length).await?);
         report.add(Key::new("projections", ARCHIVED, 1, Contender::Cartlog), system.archived(bench.sizes.length).await?);
     }
-    report.value(IDLE, system.idle(bench).await?, "queries a second");
+    report.value(SERVICES_IDLE, system.idle(bench).await?, "queries a second");
     system.store.close().await;
     kill(system.services.into()).await
 }
@@ -111,7 +105,7 @@ impl System {
         Ok(Self { store, database, consumer, services })
     }
 
-    fn url(&self, kind: dev::services::Kind) -> Result<String> {
+    fn url(&self, kind: Kind) -> Result<String> {
         let service = self.services.iter().find(|service| service.kind() == kind);
         Ok(service.with_context(|| format!("{} does not run", kind.name))?.url())
     }

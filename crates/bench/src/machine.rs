@@ -6,8 +6,6 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{log::settings, report::Contender};
-
 /// The machine, PostgreSQL, ourselves. What cannot be found out is empty.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Machine {
@@ -30,7 +28,7 @@ impl Machine {
         let memory = line_of("/proc/meminfo", "MemTotal:");
         let memory_kb: f64 = memory.trim_end_matches("kB").trim().parse().unwrap_or_default();
         let names = ["fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "wal_buffers", "max_wal_size", "max_connections"];
-        let ours: StoreSettings = settings(Contender::Cartlog);
+        let ours = StoreSettings::default();
         Ok(Self {
             date: OffsetDateTime::now_utc().format(&Rfc3339)?,
             commit: commit().unwrap_or_default(),

@@ -12,30 +12,22 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use async_trait::async_trait;
 use cart_events::CartStream;
-use dev::services::PROJECTIONS;
 use disintegrate::{EventListener, PersistedEvent, StreamQuery, query};
 use disintegrate_postgres::{PgEventListener, PgEventListenerConfig};
+use shop::services::PROJECTIONS;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
 use crate::{
-    Bench,
+    bench::{Bench, kill},
     database::{LOG, Products, RIVAL},
-    http::kill,
-    log::{self, OFFERED, Work, rotated},
     measure::{Load, Sample},
-    report::{Contender, Key, Report, thousands},
+    place::{cartlog, rotated},
+    report::{Contender, Key, Report},
+    scenarios::{ALONE, BESIDE, CAUGHT_UP, FOLLOWING, OFFERED, OFFERED_ALONE, OFFERED_BESIDE, thousands},
+    work::Work,
 };
 
-pub(crate) const SCENARIO: &str = "Cart Items, caught up";
-/// Add Item beside nothing, and beside read models that are being made from the same log.
-pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
-pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
-/// The same beside read models that have caught up and follow.
-pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the log";
-/// Add Item where the load is not all that can be, but what is offered.
-pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that nobody projects";
-pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
 /// Whoever is more than a batch behind catches up, and does not follow: cart-projections' `projection_batch`.
 const BATCH: i64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -49,7 +41,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         bench.say(format!("projections: round {} of {}, {} events", round + 1, bench.sizes.rounds, thousands(bench.sizes.events)));
         for contender in rotated(&[Contender::Cartlog, Contender::Disintegrate], round) {
             let sample = if *contender == Contender::Cartlog { ours(bench).await? } else { theirs(bench).await? };
-            report.add(Key::new("projections", SCENARIO, 1, *contender), sample);
+            report.add(Key::new("projections", CAUGHT_UP, 1, *contender), sample);
         }
         let loud = Load::Tasks(bench.sizes.loud());
         let offered = Load::Offered(OFFERED);
@@ -123,7 +115,7 @@ async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<(Sample,
     }
     let work = Work::one_item_each(Products::Many(1_000), bench.sizes.loud());
     let length = if bench.sizes.quick { bench.sizes.length } else { bench.sizes.length.max(BESIDE_FOR) };
-    let sample = log::cartlog(&database, Contender::Cartlog, work, load, length).await?;
+    let sample = cartlog(&database, Contender::Cartlog, work, load, length).await?;
     let mut behind = None;
     if projected {
         let position = "SELECT coalesce(min(position), 0) FROM checkpoint WHERE name = 'cart_items'";

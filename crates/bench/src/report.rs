@@ -5,10 +5,11 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Sizes, floor, http, kafka, latency, log,
+    floor,
     machine::Machine,
     measure::{Load, Sample, Spread},
-    projections,
+    scenarios::{self, thousands},
+    sizes::Sizes,
 };
 
 /// Who is measured.
@@ -184,7 +185,7 @@ impl Report {
         use Contender::{Cartlog, Disintegrate, Floor, OneProcess, TwoProcesses};
         let sizes = self.sizes.clone();
         let (loud, first) = (sizes.loud(), sizes.before.first().copied().unwrap_or_default());
-        let main = log::one_item(first);
+        let main = scenarios::one_item(first);
         let ours = (main.as_str(), loud, Cartlog);
         let mut bars = vec![];
         let mut bar = |what: String, measured, bar, beyond| bars.push(Bar::new(what, measured, bar, beyond, false, "times"));
@@ -196,41 +197,41 @@ impl Report {
         bar("one task, to the INSERT at one connection".to_owned(), self.ratio((&main, 1, Cartlog), (&main, 1, Floor)), 0.5, 0.8);
         for before in sizes.before.iter().skip(1) {
             let what = format!("{loud} tasks with {} events before, to {}", thousands(*before), thousands(first));
-            bar(what, self.ratio((&log::one_item(*before), loud, Cartlog), ours), 0.85, 0.95);
+            bar(what, self.ratio((&scenarios::one_item(*before), loud, Cartlog), ours), 0.85, 0.95);
         }
         let last = sizes.before.last().copied().unwrap_or_default();
-        let upkeep = |load: Load| [true, false].map(|beside| log::upkeep_scenario(last, load, beside));
+        let upkeep = |load: Load| [true, false].map(|beside| scenarios::upkeep_scenario(last, load, beside));
         let [kept_up, left_alone] = upkeep(Load::Tasks(loud));
         let what = format!("{loud} tasks with {} events before, while VACUUM and ANALYZE run, to without", thousands(last));
         bar(what, self.ratio((&kept_up, loud, Cartlog), (&left_alone, loud, Cartlog)), 0.85, 0.95);
-        let new = log::NEW_PRODUCT;
-        for product in [log::popular_product(sizes.crowd), log::counted_product(sizes.crowd)] {
+        let new = scenarios::NEW_PRODUCT;
+        for product in [scenarios::popular_product(sizes.crowd), scenarios::counted_product(sizes.crowd)] {
             bar(
                 format!("{product}, {loud} tasks, to a new product"),
                 self.ratio((&product, loud, Cartlog), (new, loud, Cartlog)),
                 0.9,
                 1.0,
             );
-            let first = self.ratio((&log::first_command(&product), 1, Cartlog), (&log::first_command(new), 1, Cartlog));
+            let first = self.ratio((&scenarios::first_command(&product), 1, Cartlog), (&scenarios::first_command(new), 1, Cartlog));
             bar(format!("{product}, the first command on it, to a new product's"), first, 0.9, 1.0);
         }
         // Both are told of a change by a conflict; what is compared is how many there were.
-        let counted = log::counted_product(sizes.crowd);
-        let (many, one) = (log::first_command(&counted), log::first_command(log::REPORTED_PRODUCT));
+        let counted = scenarios::counted_product(sizes.crowd);
+        let (many, one) = (scenarios::first_command(&counted), scenarios::first_command(scenarios::REPORTED_PRODUCT));
         let flat = self.ratio((&many, 1, Cartlog), (&one, 1, Cartlog));
         bar(format!("{counted}, the first command on it, to one change's"), flat, 0.9, 1.0);
-        let one = (http::SCENARIO, loud, OneProcess);
-        bar(format!("Add Item over HTTP, {loud} connections, to the INSERT"), self.ratio(one, (http::SCENARIO, loud, Floor)), 1.0, 2.0);
-        bar("two cart-commands processes together, to one".to_owned(), self.ratio((http::SCENARIO, loud, TwoProcesses), one), 0.9, 1.0);
-        let translated = self.ratio((kafka::SCENARIO, 1, Cartlog), (kafka::SCENARIO, 1, Floor));
+        let one = (scenarios::HTTP, loud, OneProcess);
+        bar(format!("Add Item over HTTP, {loud} connections, to the INSERT"), self.ratio(one, (scenarios::HTTP, loud, Floor)), 1.0, 2.0);
+        bar("two cart-commands processes together, to one".to_owned(), self.ratio((scenarios::HTTP, loud, TwoProcesses), one), 0.9, 1.0);
+        let translated = self.ratio((scenarios::KAFKA_IN, 1, Cartlog), (scenarios::KAFKA_IN, 1, Floor));
         bar("inventory messages in from Kafka, to the INSERT at one connection".to_owned(), translated, 5.0, 20.0);
-        let listener = (projections::SCENARIO, 1, Disintegrate);
-        let caught_up = self.ratio((projections::SCENARIO, 1, Cartlog), listener);
+        let listener = (scenarios::CAUGHT_UP, 1, Disintegrate);
+        let caught_up = self.ratio((scenarios::CAUGHT_UP, 1, Cartlog), listener);
         bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
         let half: Of = |sample| sample.p50_ms;
         let most: Of = |sample| sample.p99_ms;
-        let [kept_up, left_alone] = upkeep(Load::Offered(log::OFFERED));
-        for (beside, alone) in [(kept_up.as_str(), left_alone.as_str()), (projections::OFFERED_BESIDE, projections::OFFERED_ALONE)] {
+        let [kept_up, left_alone] = upkeep(Load::Offered(scenarios::OFFERED));
+        for (beside, alone) in [(kept_up.as_str(), left_alone.as_str()), (scenarios::OFFERED_BESIDE, scenarios::OFFERED_ALONE)] {
             let (beside, alone) = ((beside, 1, Cartlog), (alone, 1, Cartlog));
             bars.push(Bar::new(format!("{}, done, to alone", beside.0), self.ratio(beside, alone), 0.99, 1.0, false, "times"));
             for (which, of, at_most) in [("median", half, 1.5), ("99 of 100", most, 5.0)] {
@@ -238,22 +239,22 @@ impl Report {
                 bars.push(Bar::new(what, self.times_as_long(beside, alone, of), at_most, at_most / 2.0 + 0.5, true, "times"));
             }
         }
-        for (what, most) in [(http::IDLE.to_owned(), 50.0), (http::after_carts(sizes.carts), 200.0)] {
+        for (what, most) in [(scenarios::COMMANDS_IDLE.to_owned(), 50.0), (scenarios::commands_after(sizes.carts), 200.0)] {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
             bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
         }
         let latencies: [(&str, &str, Of, f64); 4] = [
-            (latency::VISIBLE, "median", half, 20.0),
-            (latency::VISIBLE, "99 of 100", most, 60.0),
-            (latency::PUBLISHED, "median", half, 30.0),
-            (latency::ARCHIVED, "median", half, 30.0),
+            (scenarios::VISIBLE, "median", half, 20.0),
+            (scenarios::VISIBLE, "99 of 100", most, 60.0),
+            (scenarios::PUBLISHED, "median", half, 30.0),
+            (scenarios::ARCHIVED, "median", half, 30.0),
         ];
         for (scenario, which, of, most) in latencies {
             let measured = Spread::of(self.rounds((scenario, 1, Cartlog)).iter().filter_map(of));
             bars.push(Bar::new(format!("{scenario}, {which}"), measured, most, most / 2.0, true, "ms"));
         }
-        let idle = self.values.iter().find(|value| value.what == latency::IDLE).and_then(|value| Spread::of([value.value]));
-        bars.push(Bar::new(latency::IDLE.to_owned(), idle, 10.0, 5.0, true, "queries a second"));
+        let idle = self.values.iter().find(|value| value.what == scenarios::SERVICES_IDLE).and_then(|value| Spread::of([value.value]));
+        bars.push(Bar::new(scenarios::SERVICES_IDLE.to_owned(), idle, 10.0, 5.0, true, "queries a second"));
         self.bars = bars;
     }
 
@@ -295,8 +296,8 @@ impl Report {
             let _ = writeln!(text, "{failure}");
         }
         let loud = self.sizes.loud();
-        for beside in [projections::BESIDE, projections::FOLLOWING] {
-            if let Some(done) = self.ratio((beside, loud, Contender::Cartlog), (projections::ALONE, loud, Contender::Cartlog)) {
+        for beside in [scenarios::BESIDE, scenarios::FOLLOWING] {
+            if let Some(done) = self.ratio((beside, loud, Contender::Cartlog), (scenarios::ALONE, loud, Contender::Cartlog)) {
                 let _ = writeln!(text, "{beside}, {loud} tasks, to alone on the same cores: {}", times(&done));
             }
         }
@@ -352,14 +353,6 @@ fn times(ratio: &Spread) -> String {
     format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max)
 }
 
-/// A number as people read it.
-pub(crate) fn thousands(number: u64) -> String {
-    match number {
-        0..1_000 => number.to_string(),
-        _ => format!("{},{:03}", thousands(number / 1_000), number % 1_000),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,10 +366,5 @@ mod tests {
         assert_eq!([51.0, 50.0, 25.0].map(|value| at_most(value).reached), [Some(false), Some(true), Some(true)]);
         assert_eq!([51.0, 50.0, 25.0].map(|value| at_most(value).reached_beyond), [Some(false), Some(false), Some(true)]);
         assert_eq!(Bar::new(String::new(), None, 1.0, 2.0, false, "times").verdict(), "not measured");
-    }
-
-    #[test]
-    fn thousands_are_set_apart() {
-        assert_eq!([0, 999, 1_000, 10_050_000].map(thousands), ["0", "999", "1,000", "10,050,000"]);
     }
 }

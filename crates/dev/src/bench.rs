@@ -7,11 +7,12 @@ use clap::{Args, FromArgMatches, ValueEnum, value_parser};
 use tokio::process::Command;
 
 use crate::cargo;
-use crate::error::Error;
-use crate::layout::Layout;
-use crate::report::Report;
-use crate::services;
-use crate::test_stack::{self, TestStack};
+use crate::supervise::supervise;
+use embedded::error::Error;
+use embedded::layout::Layout;
+use embedded::report::Report;
+use embedded::test_stack::TestStack;
+use shop::services;
 
 const PROGRAM: &str = "bench";
 
@@ -137,7 +138,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARTLOG_")) {
         command.env_remove(name);
     }
-    let measured = test_stack::supervise(PROGRAM, command).await;
+    let measured = supervise(PROGRAM, command).await;
     let ended = stack.end().await;
     let status = measured?;
     ended?;

@@ -6,9 +6,13 @@ use std::process::{ExitStatus, Stdio};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::error::{Context, Error};
-use crate::layout::Layout;
-use crate::services;
+use embedded::error::{Context, Error};
+use embedded::layout::Layout;
+use shop::services;
+
+/// What tests run, and the chaos.
+pub(crate) const PROGRAMS: [&str; 5] =
+    [services::COMMANDS.name, services::TRANSLATOR.name, services::PROJECTIONS.name, services::PUBLISHER.name, "cartctl"];
 
 /// Cargo in the workspace's root.
 #[must_use]

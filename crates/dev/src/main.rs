@@ -4,12 +4,13 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use dev::error::{Context, Error, chain};
-use dev::layout::Layout;
-use dev::report::{self, Report};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{bench, chaos, database, demo, queries, table, test_stack, up};
+use dev::{bench, chaos, demo, queries, table, testing, up};
+use embedded::database;
+use embedded::error::{Context, Error, chain};
+use embedded::layout::Layout;
+use embedded::report::{self, Report};
 
 #[derive(Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
@@ -146,7 +147,7 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         Task::Chaos { subject, minutes, seed } => chaos::run(&layout, subject, minutes, seed, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
-        Task::Test { arguments } => return Ok(code(test_stack::run(&layout, &arguments, &report).await?)),
+        Task::Test { arguments } => return Ok(code(testing::run(&layout, &arguments, &report).await?)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::time::SystemTime;
 
 use crate::cargo;
-use crate::database;
-use crate::error::{Context, Error};
-use crate::files;
-use crate::layout::Layout;
-use crate::report::Report;
-use crate::test_stack::{self, TestStack};
+use crate::supervise::supervise;
+use embedded::database;
+use embedded::error::{Context, Error};
+use embedded::files;
+use embedded::layout::Layout;
+use embedded::report::Report;
+use embedded::test_stack::TestStack;
 
 /// Where the slices' SQL finds tables without a schema.
 const SEARCH_PATH: &str = "options=-c%20search_path%3Dprojection_a%2Cautomation%2Cpublic";
@@ -70,7 +71,7 @@ async fn make(layout: &Layout, stack: &TestStack, report: &Report) -> Result<Pat
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &made)
         .stdin(Stdio::null());
-    let status = test_stack::supervise("cargo check", command).await?;
+    let status = supervise("cargo check", command).await?;
     if status.success() { Ok(made) } else { Err(cargo::failed("cargo check", status)) }
 }
 

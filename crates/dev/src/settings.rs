@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
-use crate::ports;
-use crate::services::{self, Kind};
+use embedded::error::Error;
+use embedded::ports;
+use shop::services::{self, Kind};
 
 /// The development stack's settings.
 #[derive(Debug, Clone)]

@@ -8,20 +8,20 @@ use futures::future::{join_all, select_all, try_join_all};
 use serde::{Deserialize, Serialize};
 
 use crate::cargo;
-use crate::database;
-use crate::distribution;
-use crate::error::{Context, Error};
-use crate::files;
-use crate::kafka::{self, Kafka};
-use crate::layout::Layout;
-use crate::ports;
-use crate::postgres::Postgres;
-use crate::process::Process;
-use crate::report::Report;
-use crate::services::{self, Kind, Service};
 use crate::settings::Settings;
 use crate::state::{Up, UpServer, UpService};
-use crate::topics;
+use embedded::database;
+use embedded::distribution;
+use embedded::error::{Context, Error};
+use embedded::files;
+use embedded::kafka::{self, Kafka};
+use embedded::layout::Layout;
+use embedded::ports;
+use embedded::postgres::Postgres;
+use embedded::process::Process;
+use embedded::report::Report;
+use shop::services::{self, Kind, Service};
+use shop::topics;
 
 /// A service may have to wait for its turn on a machine that is busy.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -214,7 +214,7 @@ async fn start_database(
 
 /// A server that the environment names cannot be used.
 fn given(variable: &str, error: &Error) -> Error {
-    let error = crate::error::chain(error);
+    let error = embedded::error::chain(error);
     Error::Refused(format!(
         "{error}; {variable} is set in the environment, so that server is used: unset it, and one of its own is started"
     ))

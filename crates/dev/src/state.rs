@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Error};
-use crate::files;
-use crate::identity::Identity;
-use crate::layout::Layout;
+use embedded::error::{Context, Error};
+use embedded::files;
+use embedded::identity::Identity;
+use embedded::layout::Layout;
 
 /// The state file: who supervises the stack, and where it is once it is ready.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use uuid::Uuid;
 
-use crate::database;
-use crate::services::{COMMANDS, PROJECTIONS};
 use crate::state::Up;
+use embedded::database;
+use shop::services::{COMMANDS, PROJECTIONS};
 
 /// The table of addresses and logs, and three commands to try with fresh ids.
 #[must_use]

@@ -8,19 +8,19 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
-use crate::error::{Context, Error};
-use crate::files;
-use crate::identity::Identity;
-use crate::layout::Layout;
-use crate::orphans;
-use crate::postgres;
-use crate::process::POLL;
-use crate::report::Report;
 use crate::settings::Settings;
-use crate::signals::Signals;
 use crate::stack::Stack;
 use crate::state::{self, State, Up, UpServer};
 use crate::table;
+use embedded::error::{Context, Error};
+use embedded::files;
+use embedded::identity::Identity;
+use embedded::layout::Layout;
+use embedded::orphans;
+use embedded::postgres;
+use embedded::process::POLL;
+use embedded::report::Report;
+use embedded::signals::Signals;
 
 /// Starts the stack and stays until a signal stops it, or until something in it dies. Where it is up already, says so.
 ///
@@ -31,7 +31,7 @@ pub async fn foreground(layout: &Layout, release: bool, report: &Report) -> Resu
         return already_up(layout, report).await;
     };
     supervise(layout, release, report, lock, |up| {
-        crate::report::answer(table::of(up));
+        embedded::report::answer(table::of(up));
         report.say("all is ready; Ctrl-C stops it");
     })
     .await
@@ -135,7 +135,7 @@ async fn supervise(layout: &Layout, release: bool, report: &Report, lock: File, 
     match &ran {
         Ok(()) => {}
         Err(Error::Interrupted) => report.say("interrupted"),
-        Err(error) => report.say(format!("error: {}", crate::error::chain(error))),
+        Err(error) => report.say(format!("error: {}", embedded::error::chain(error))),
     }
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
@@ -169,7 +169,7 @@ async fn already_up(layout: &Layout, report: &Report) -> Result<(), Error> {
     while tokio::time::Instant::now() < deadline {
         if let Some(state) = State::read(layout)? {
             let up = until_ready(layout, &state.supervisor, report).await?;
-            crate::report::answer(table::of(&up));
+            embedded::report::answer(table::of(&up));
             return Ok(());
         }
         tokio::time::sleep(POLL).await;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use crate::error::{Error, chain};
-use crate::ports;
-use crate::services::{Kind, Service, Settings};
+use embedded::error::{Error, chain};
+use embedded::ports;
+use shop::services::{Kind, Service, Settings};
 
 /// Longer than a service takes for what is in hand.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);

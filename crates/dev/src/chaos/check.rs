@@ -5,10 +5,10 @@ use std::fmt::{Debug, Display};
 
 use sqlx::PgPool;
 
-use super::fold::{self, Event, Expected, Table};
-use super::load::Entries;
-use crate::demo::published::Received;
-use crate::error::{Context, Error};
+use embedded::error::{Context, Error};
+use shop::fold::{self, Event, Expected, Table};
+use shop::load::Entries;
+use shop::published::Received;
 
 /// A table, and how each of its rows reads: a key, and the rest.
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +92,11 @@ impl Evidence {
     /// What is not as the log says, beginning with the log itself.
     pub(super) fn differences(&self, expected: &Expected) -> Vec<String> {
         let mut found: Vec<String> = expected.faults.iter().map(|fault| format!("the log: {fault}")).collect();
-        for (name, table) in &expected.tables {
-            found.extend(of_table(name, table, self.tables.get(name).map_or(&[], Vec::as_slice)));
+        // A table that is empty is compared, too.
+        let empty = Table::new();
+        for name in TABLES.map(|table| table.name) {
+            let expected = expected.tables.get(name).unwrap_or(&empty);
+            found.extend(of_table(name, expected, self.tables.get(name).map_or(&[], Vec::as_slice)));
         }
         found.extend(self.waiting.iter().cloned());
         found.extend(self.of_messages(expected));
@@ -166,8 +169,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::chaos::load::Unseen;
-    use crate::demo::published::{Line, PublishedCart};
+    use shop::load::Unseen;
+    use shop::published::{Line, PublishedCart};
 
     struct Day {
         evidence: Evidence,

@@ -10,8 +10,8 @@ use indicatif::ProgressBar;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::error::Error;
-use crate::files;
+use embedded::error::Error;
+use embedded::files;
 
 /// An open journal.
 #[derive(Debug)]

@@ -3,9 +3,7 @@
 
 mod actor;
 mod check;
-mod fold;
 mod journal;
-mod load;
 mod schedule;
 
 use std::path::PathBuf;
@@ -23,22 +21,22 @@ use uuid::Uuid;
 
 use self::actor::Actor;
 use self::check::{Evidence, TABLES};
-use self::fold::Expected;
 use self::journal::Journal;
-use self::load::{Load, Ports, Told};
 use self::schedule::{REPLICAS, Step, Timed, VICTIMS};
-use crate::cargo;
-use crate::database;
-use crate::demo::published::Published;
-use crate::error::{Context, Error, chain};
-use crate::files;
-use crate::kafka::{Topic, create_topics};
-use crate::layout::Layout;
-use crate::postgres::{self, Postgres};
-use crate::report::{self, Report};
-use crate::services::{COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
-use crate::signals::Signals;
-use crate::test_stack::{PROGRAMS, TestStack};
+use crate::cargo::{self, PROGRAMS};
+use embedded::database;
+use embedded::error::{Context, Error, chain};
+use embedded::files;
+use embedded::kafka::{Topic, create_topics};
+use embedded::layout::Layout;
+use embedded::postgres::{self, Postgres};
+use embedded::report::{self, Report};
+use embedded::signals::Signals;
+use embedded::test_stack::TestStack;
+use shop::fold::Expected;
+use shop::load::{Load, Ports, Told};
+use shop::published::Published;
+use shop::services::{COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
 
 /// How long a service may take to be ready on a machine that is busy.
 const READY: Duration = Duration::from_secs(120);
@@ -217,7 +215,7 @@ impl<'a> Chaos<'a> {
         for actor in &mut actors {
             actor.until_ready(READY).await?;
         }
-        let projections = std::array::from_fn(|replica| actors[replica].port());
+        let projections = actors[..REPLICAS].iter().map(Actor::port).collect();
         let ports = Ports { commands: actors[VICTIMS].port(), projections };
         let published = Published::follow(&kafka, &published_carts).await?;
         report.say(format!("everything is up; {} says what is done to it", journal.path().display()));

@@ -1,20 +1,23 @@
 //! Where the shop is that the day is lived in.
 
-use crate::error::Error;
-use crate::services::{COMMANDS, Kind, PROJECTIONS};
 use crate::state::Up;
+use embedded::error::Error;
+use shop::services::{COMMANDS, Kind, PROJECTIONS};
 
 const DATABASE: &str = "DATABASE_URL";
 const KAFKA: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
 /// The addresses that the day needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Addresses {
-    pub(crate) commands: String,
-    pub(crate) projections: String,
+pub struct Addresses {
+    /// The URL of cart-commands, without a slash at the end.
+    pub commands: String,
+    /// The URL of cart-projections, without a slash at the end.
+    pub projections: String,
     /// The database, for its owner.
-    pub(crate) database: String,
-    pub(crate) kafka: String,
+    pub database: String,
+    /// Kafka's bootstrap servers.
+    pub kafka: String,
 }
 
 impl Addresses {

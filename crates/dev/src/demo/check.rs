@@ -6,11 +6,11 @@ use std::ops::RangeInclusive;
 
 use rust_decimal::Decimal;
 
-use super::catalogue::Catalogue;
-use super::ledger::Entries;
-use super::log::{Cart, Log, sum};
-use super::published::Received;
-use crate::error::Error;
+use embedded::error::Error;
+use shop::catalogue::Catalogue;
+use shop::ledger::Entries;
+use shop::log::{Cart, Log, sum};
+use shop::published::Received;
 
 /// The table at the end.
 #[derive(Debug, Default)]

@@ -8,32 +8,44 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Plan;
 use super::addresses::Addresses;
-use super::catalogue::Catalogue;
 use super::check::{Checks, Lost, Outcome};
-use super::ledger::Ledger;
-use super::log::{self, Log};
-use super::published::Published;
-use super::shop::Shop;
-use super::shopper;
-use super::supply::Supply;
-use crate::database;
-use crate::error::{Error, chain};
-use crate::report::Report;
-use crate::topics;
+use embedded::database;
+use embedded::error::{Error, chain};
+use embedded::report::Report;
+use shop::catalogue::Catalogue;
+use shop::client::Shop;
+use shop::ledger::Ledger;
+use shop::log::{self, Log};
+use shop::published::Published;
+use shop::shopper;
+use shop::supply::Supply;
+use shop::topics;
 
 /// How long the system may take to have digested what it was told.
 const SETTLED: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
+/// What kind of a day it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// How many shoppers come.
+    pub shoppers: u32,
+    /// The time over which they come.
+    pub over: Duration,
+    /// For how long a shopper tries again where the shop is away or busy.
+    pub patience: Duration,
+    /// Answers may be lost, because processes are killed meanwhile.
+    pub outages: bool,
+}
+
 /// Lives the day and compares its outcome with the log.
 pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> Result<Checks, Error> {
     let pool = database::connect(&addresses.database).await?;
     let day = Day {
-        shop: Shop::new(addresses, plan.patience)?,
+        shop: Shop::new(&addresses.commands, &addresses.projections, plan.patience)?,
         supply: Supply::new(&addresses.kafka)?,
-        catalogue: Arc::new(Catalogue::new()),
+        catalogue: Arc::new(Catalogue::draw()),
         ledger: Arc::new(Ledger::default()),
         published: Published::follow(&addresses.kafka, topics::PUBLISHED_CARTS).await?,
         began_at: log::head(&pool).await?,

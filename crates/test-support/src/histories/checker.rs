@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    command::{CommandId, Decides, Spec},
-    domain::{Folded, Happened, Key, Saw},
+    command::{Decides, Spec},
+    domain::{CommandId, Folded, Happened, Key, Saw},
     record::{Outcome, Record},
 };
 

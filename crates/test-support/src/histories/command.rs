@@ -3,29 +3,17 @@
 use std::sync::{Mutex, PoisonError};
 
 use event_store::{DecideError, Decided, Decision, EventStore, Position, States, StoreError, Then, View};
-use serde::{Deserialize, Serialize};
 
 use super::{
     domain::{
-        By, Folded, Happened, Key, Look, NewestCount, NewestOfCart, Of, OfCart, OfCartAndItem, OfCartAndProduct, OfItem, OfNotes,
-        OfProduct, Saw, id,
+        By, CommandId, Folded, Happened, Key, Look, NewestCount, NewestOfCart, Of, OfCart, OfCartAndItem, OfCartAndProduct, OfItem,
+        OfNotes, OfProduct, Saw, id,
     },
     record::Outcome,
 };
 
 /// The process number of who appends without a condition, as a translator does.
 pub const TRANSLATOR: u32 = u32::MAX;
-
-/// Which command of a history: with the seed, it says all about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct CommandId {
-    /// Of which process.
-    pub process: u32,
-    /// Of which of its tasks.
-    pub task: u32,
-    /// Which of the task's.
-    pub number: u32,
-}
 
 /// Which states a command asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

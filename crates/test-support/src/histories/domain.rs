@@ -9,7 +9,16 @@ use event_store::{Position, State};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::command::CommandId;
+/// Which command of a history: with the seed, it says all about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CommandId {
+    /// Of which process.
+    pub process: u32,
+    /// Of which of its tasks.
+    pub task: u32,
+    /// Which of the task's.
+    pub number: u32,
+}
 
 /// Which append an event came with. The first event of an append also says what its decision saw, so that the log itself tells
 /// whether its condition held, also where nobody lived to record the answer.

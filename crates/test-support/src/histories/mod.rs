@@ -12,8 +12,8 @@ mod worker;
 mod workers;
 
 pub use checker::{Summary, Violation, check};
-pub use command::{CommandId, Decides, Spec, TRANSLATOR};
-pub use domain::{By, Folded, Happened, Key, Of, Saw};
+pub use command::{Decides, Spec, TRANSLATOR};
+pub use domain::{By, CommandId, Folded, Happened, Key, Of, Saw};
 pub use record::{Outcome, Record};
 pub use worker::{settings, work_if_asked};
 pub use workers::{Setup, Workers, read_log, seeds, translate};

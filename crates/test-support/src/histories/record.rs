@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{command::CommandId, domain::Saw};
+use super::domain::{CommandId, Saw};
 
 /// A command that was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 
 use super::{
-    command::{CommandId, Spec},
-    domain::Happened,
+    command::Spec,
+    domain::{CommandId, Happened},
     record::Record,
 };
 

@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use super::{
     checker::{Summary, check},
-    command::{CommandId, Decides, Spec, TRANSLATOR},
-    domain::Happened,
+    command::{Decides, Spec, TRANSLATOR},
+    domain::{CommandId, Happened},
     record::Record,
     worker::{Calls, WORK, Work},
 };

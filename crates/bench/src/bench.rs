@@ -1,0 +1,58 @@
+//! What every scenario needs: a server, and services on databases of the bench's own.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use embedded::ports;
+use shop::services::{Kind, Service, Settings};
+
+use crate::{
+    database::{Database, Server},
+    sizes::Sizes,
+};
+
+/// What every scenario needs.
+pub(crate) struct Bench {
+    pub(crate) server: Server,
+    pub(crate) kafka: Option<String>,
+    pub(crate) sizes: Sizes,
+    pub(crate) programs: PathBuf,
+    pub(crate) logs: PathBuf,
+    pub(crate) screen: embedded::report::Report,
+}
+
+impl Bench {
+    pub(crate) fn say(&self, text: impl std::fmt::Display) {
+        self.screen.say(text);
+    }
+
+    /// A service as it is deployed, ready, on a database of ours.
+    pub(crate) async fn start(
+        &self,
+        kind: Kind,
+        name: &str,
+        database: &Database,
+        mut environment: Vec<(String, String)>,
+    ) -> Result<Service> {
+        let [port] = ports::free([None])?;
+        // As where nobody reads along.
+        environment.push(("CARTLOG_LOG_FORMAT".to_owned(), "json".to_owned()));
+        let settings = Settings {
+            database_url: database.url_as(kind.role)?,
+            environment,
+            log: self.logs.join(format!("bench-{}-{name}.log", kind.name)),
+            ..Settings::new(kind, &self.programs, &self.logs, port)
+        };
+        let mut service = Service::start(kind, settings)?;
+        service.until_ready(Duration::from_secs(60)).await?;
+        Ok(service)
+    }
+}
+
+/// Their database is filled anew, so there is nothing to be finished.
+pub(crate) async fn kill(services: Vec<Service>) -> Result<()> {
+    for mut service in services {
+        service.kill().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Logs to measure on, and one measurement of one contender.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Result, anyhow};
+use cart_events::DomainEvent;
+use disintegrate::NoSnapshot;
+use disintegrate_postgres::decision_maker;
+use event_store::{EventStore, StoreSettings};
+use sqlx::{ConnectOptions, PgPool};
+
+use crate::{
+    bench::Bench,
+    database::{Database, FLOOR, LOG, Products, RIVAL, Rival, Table},
+    floor::Floor,
+    measure::{Load, Sample},
+    report::Contender,
+    scenarios::thousands,
+    work::Work,
+};
+
+/// With more events before, Cartlog is measured alone, as a rival's log would take twenty minutes and as many gigabytes.
+pub(crate) const RIVALS_UP_TO: u64 = 1_000_000;
+/// Filling so many events anew is quicker than removing what a measurement adds.
+const FILLED_ANEW: u64 = 100_000;
+
+/// The settings of a service; without the cache, for a rival that has everything else as we have it.
+pub(crate) fn settings(contender: Contender) -> StoreSettings {
+    let ours = StoreSettings::default();
+    if contender == Contender::Loading { StoreSettings { known_bytes: 0, ..ours } } else { ours }
+}
+
+/// One log, the floor beside it, and disintegrate's log, all with as many events before.
+pub(crate) struct Place {
+    pub(crate) ours: Database,
+    pub(crate) rival: Option<(Database, Rival)>,
+    pub(crate) before: u64,
+    /// For each measurement, as it is small; else what was added is removed.
+    pub(crate) filled_anew: bool,
+}
+
+impl Place {
+    pub(crate) async fn fill(bench: &Bench, before: u64, with_rival: bool) -> Result<Self> {
+        bench.say(format!("filling a log with {} events", thousands(before)));
+        let rival = if with_rival { Some(bench.server.rival().await?) } else { None };
+        let place = Self { ours: bench.server.log().await?, rival, before, filled_anew: before <= FILLED_ANEW };
+        place.refill(Contender::Cartlog).await?;
+        if before <= RIVALS_UP_TO {
+            place.refill(Contender::Floor).await?;
+            place.refill(Contender::Disintegrate).await?;
+        }
+        Ok(place)
+    }
+
+    async fn refill(&self, contender: Contender) -> Result<()> {
+        let Some((pool, table)) = self.table(contender) else { return Ok(()) };
+        sqlx::raw_sql(&format!("TRUNCATE {}", table.name)).execute(pool).await?;
+        table.add_carts(pool, self.before / 2, Products::Many(1_000)).await
+    }
+
+    /// The log as it was when it was filled, after a checkpoint. A very large one keeps what measurements add, some hundredths of it: what was
+    /// removed from its end would have to be skipped there, which is nothing that happens to a log.
+    pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
+        match self.table(contender) {
+            _ if self.before > RIVALS_UP_TO => {}
+            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await?,
+            _ => self.refill(contender).await?,
+        }
+        self.ours.checkpoint().await
+    }
+
+    fn table(&self, contender: Contender) -> Option<(&PgPool, Table)> {
+        Some(match contender {
+            Contender::Disintegrate => (&self.rival.as_ref()?.0.pool, RIVAL),
+            Contender::Floor => (&self.ours.pool, FLOOR),
+            _ => (&self.ours.pool, LOG),
+        })
+    }
+
+    /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
+    pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
+        self.again(contender).await?;
+        let work = Arc::new(work);
+        match contender {
+            Contender::Cartlog | Contender::Loading => cartlog(&self.ours, contender, work, Load::Tasks(tasks), length).await,
+            Contender::Disintegrate => {
+                let (_, store) = self.rival.as_ref().ok_or_else(|| anyhow!("disintegrate's log was not made"))?;
+                let maker = decision_maker(store.clone(), NoSnapshot);
+                Ok(warmed_up(Load::Tasks(tasks), length, move |task| {
+                    let (maker, command) = (maker.clone(), work.next(task));
+                    async move { maker.make(command?).await.map(drop).map_err(|error| format!("{error:?}")) }
+                })
+                .await)
+            }
+            _ => {
+                let floor = Floor::connect(&self.ours, tasks).await?;
+                let of_operation = floor.clone();
+                let sample = warmed_up(Load::Tasks(tasks), length, move |task| {
+                    let (floor, command) = (of_operation.clone(), work.next(task));
+                    async move { floor.insert(task, &command?).await }
+                })
+                .await;
+                floor.close().await;
+                Ok(sample)
+            }
+        }
+    }
+}
+
+/// Add Item by a process of its own, on a log as it stands.
+pub(crate) async fn cartlog(
+    database: &Database,
+    contender: Contender,
+    work: impl Into<Arc<Work>>,
+    load: Load,
+    length: Duration,
+) -> Result<Sample> {
+    let options = database.options_as("cartlog_commands")?.disable_statement_logging();
+    let store = EventStore::<DomainEvent>::new(options, settings(contender));
+    let (of_operation, work) = (store.clone(), work.into());
+    let sample = warmed_up(load, length, move |task| {
+        let (store, command) = (of_operation.clone(), work.next(task));
+        async move { store.decide(&command?).await.map(drop).map_err(|error| format!("{error:?}")) }
+    })
+    .await;
+    store.close().await;
+    Ok(sample)
+}
+
+/// So long it takes until the pages that are used are in memory again, after another log was, and their first changes since a checkpoint are
+/// written: with 10 million events some thousand more pages than with 10 thousand. Seen there in steps of 250 ms: the first did 13 % less
+/// than those after it, of which none was better than another.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// Measures after a tenth of the time that does not count, and [`WARM_UP`] at the least.
+pub(crate) async fn warmed_up<O, F>(load: Load, length: Duration, operation: O) -> Sample
+where
+    O: Fn(usize) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<(), String>> + Send + 'static,
+{
+    // What is quick says nothing, and is no longer for it.
+    load.put((length / 10).max(WARM_UP.min(length)), operation.clone()).await;
+    load.put(length, operation).await
+}
+
+/// All of them, in each round from another one on.
+pub(crate) fn rotated<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
+    let (end, start) = all.split_at(round % all.len().max(1));
+    start.iter().chain(end)
+}

@@ -1,0 +1,70 @@
+//! The names of what is measured. The report and its drawing look figures up by them.
+
+use crate::measure::Load;
+
+/// Where the load is not all that can be, but what is offered: Add Items a second.
+pub(crate) const OFFERED: u32 = 10_000;
+pub(crate) fn one_item(before: u64) -> String {
+    format!("a new cart each, {} events before", thousands(before))
+}
+/// With as many tasks as the bars speak of, or with what is offered; while it is vacuumed and analysed, or is not.
+pub(crate) fn upkeep_scenario(before: u64, load: Load, beside: bool) -> String {
+    let beside = if beside { "while VACUUM and ANALYZE run" } else { "with neither VACUUM nor ANALYZE" };
+    match load {
+        Load::Tasks(_) => format!("{}, {beside}", one_item(before)),
+        Load::Offered(rate) => format!("Add Item, {} a second, {} events before, {beside}", thousands(rate.into()), thousands(before)),
+    }
+}
+pub(crate) const HOT_CART: &str = "one hot cart";
+pub(crate) const NEW_PRODUCT: &str = "a new process, a new product";
+pub(crate) const REPORTED_PRODUCT: &str = "a new process, a product with one inventory change";
+pub(crate) fn popular_product(crowd: u64) -> String {
+    format!("a new process, a product in {} carts", thousands(crowd))
+}
+pub(crate) fn counted_product(crowd: u64) -> String {
+    format!("a new process, a product with {} inventory changes", thousands(crowd))
+}
+/// The same, of which only the first command on that product counts.
+pub(crate) fn first_command(scenario: &str) -> String {
+    format!("{scenario}: the first command on it")
+}
+
+pub(crate) const HTTP: &str = "Add Item over HTTP";
+pub(crate) const COMMANDS_IDLE: &str = "cart-commands, idle";
+pub(crate) fn commands_after(carts: u64) -> String {
+    format!("cart-commands, after {} carts", thousands(carts))
+}
+pub(crate) const KAFKA_IN: &str = "inventory messages in from Kafka";
+
+pub(crate) const CAUGHT_UP: &str = "Cart Items, caught up";
+/// Add Item beside nothing, and beside read models that are being made from the same log.
+pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
+pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
+/// The same beside read models that have caught up and follow.
+pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the log";
+/// Add Item where the load is not all that can be, but what is offered.
+pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that nobody projects";
+pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
+
+pub(crate) const VISIBLE: &str = "from a commit to the read model, at 1,000 events a second";
+pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message";
+pub(crate) const ARCHIVED: &str = "from a change of price to the last item archived";
+pub(crate) const SERVICES_IDLE: &str = "the four services, idle";
+
+/// A number as people read it.
+pub(crate) fn thousands(number: u64) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        _ => format!("{},{:03}", thousands(number / 1_000), number % 1_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1_000, 10_050_000].map(thousands), ["0", "999", "1,000", "10,050,000"]);
+    }
+}

@@ -1,0 +1,93 @@
+//! Which process a pid meant when it was written down.
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error};
+
+/// A process, told apart from a later one that got the same pid by the moment it started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The process's number.
+    pub pid: u32,
+    /// When it started: on Linux the boot's id and the clock ticks since then, elsewhere the time as `ps` tells it.
+    pub started: String,
+}
+
+impl Identity {
+    /// The running process with this pid; none where there is none, or only its remains.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        Some(Self { pid, started: started(pid)? })
+    }
+
+    /// This very process still runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        started(self.pid).is_some_and(|started| started == self.started)
+    }
+
+    /// Sends a signal to this very process, where it still runs.
+    ///
+    /// # Errors
+    /// The operating system's refusal, for example for a process of another user.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        match kill(process(self.pid), signal) {
+            Err(Errno::ESRCH) => Ok(()),
+            result => result.context(|| format!("send {signal} to process {}", self.pid)),
+        }
+    }
+}
+
+/// A pid as the signal functions want it. One beyond their range names no process.
+#[must_use]
+pub fn process(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
+}
+
+#[cfg(target_os = "linux")]
+fn started(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in the second field may hold spaces and brackets: what counts begins behind its last one.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    // The start is the 22nd field, and the state that was just read the third.
+    let ticks = fields.nth(18)?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{}:{ticks}", boot.trim()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn started(pid: u32) -> Option<String> {
+    let output = std::process::Command::new("ps").args(["-o", "state=,lstart=", "-p", &pid.to_string()]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let (state, started) = text.trim().split_once(char::is_whitespace)?;
+    (!state.starts_with('Z')).then(|| started.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_itself_and_no_later_one_with_its_pid() {
+        let own = Identity::of(std::process::id()).unwrap();
+        assert!(own.is_running());
+        assert!(!Identity { started: "another".to_owned(), ..own }.is_running());
+    }
+
+    #[test]
+    fn a_process_that_ended_is_none() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        assert_eq!(Identity::of(pid), None);
+    }
+}

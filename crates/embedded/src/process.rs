@@ -1,0 +1,199 @@
+//! A child process with a name and a log file, that can be frozen, thawed, stopped and killed.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use crate::error::{Context, Error};
+use crate::files;
+use crate::identity::{self, Identity};
+
+/// How many of a log's last lines an error shows.
+pub(crate) const TAIL_LINES: usize = 15;
+/// The end of the name of the file, beside a process's log, that says which process writes the log.
+pub(crate) const SUFFIX: &str = "process";
+/// How often a condition is looked at that nobody announces.
+pub const POLL: Duration = Duration::from_millis(50);
+
+/// A running child process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    log: PathBuf,
+    child: Child,
+    identity: Identity,
+}
+
+impl Process {
+    /// Starts `command` with both outputs appended to `log`, in a process group of its own, so that a Ctrl-C in the
+    /// terminal reaches only us and we can stop things in order.
+    ///
+    /// # Errors
+    /// The program or the log file cannot be opened, or the process is gone at once.
+    pub fn spawn(name: impl Into<String>, mut command: Command, log: &Path) -> Result<Self, Error> {
+        let name = name.into();
+        let output = files::open_log(log)?;
+        let errors = output.try_clone().context(|| format!("open {} twice", log.display()))?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context(|| format!("start {name} ({})", command.as_std().get_program().display()))?;
+        let identity = child.id().and_then(Identity::of);
+        let Some(identity) = identity else {
+            // Only a process that ended has no identity, and its status can be had now.
+            let status = child.try_wait().ok().flatten().unwrap_or_default();
+            return Err(ended(&name, log, status));
+        };
+        // Should we die without stopping it, the next run finds it by this.
+        let note = serde_json::to_vec(&identity).map_err(std::io::Error::other);
+        files::write_atomically(&log.with_extension(SUFFIX), &note.context(|| format!("note down {name}"))?)?;
+        Ok(Self { name, log: log.to_owned(), child, identity })
+    }
+
+    /// The name it was started under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which process this is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where its outputs go.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Sends a signal; a process that has ended takes none.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        // The child is unreaped as long as its id is there, so the pid is still its own.
+        let Some(pid) = self.child.id() else {
+            return Ok(());
+        };
+        match kill(identity::process(pid), signal) {
+            Err(Errno::ESRCH) => Ok(()),
+            result => result.context(|| format!("send {signal} to {}", self.name)),
+        }
+    }
+
+    /// Freezes it: SIGSTOP.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen one go on: SIGCONT.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// How it ended, where it has.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
+        self.child.try_wait().context(|| format!("look after {}", self.name))
+    }
+
+    /// Waits until it ends. Safe to give up and call again.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        self.child.wait().await.context(|| format!("wait for {}", self.name))
+    }
+
+    /// Sends `signal` and waits until it has ended; one that takes longer than `deadline` is killed.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn stop(&mut self, signal: Signal, deadline: Duration) -> Result<ExitStatus, Error> {
+        self.signal(signal)?;
+        match tokio::time::timeout(deadline, self.wait()).await {
+            Ok(ended) => ended,
+            Err(_) => self.kill().await,
+        }
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub async fn kill(&mut self) -> Result<ExitStatus, Error> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait().await
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        files::tail(&self.log, TAIL_LINES)
+    }
+
+    /// The error that says that it ended.
+    #[must_use]
+    pub fn ended(&self, status: ExitStatus) -> Error {
+        ended(&self.name, &self.log, status)
+    }
+
+    /// Waits until `attempt` succeeds.
+    ///
+    /// # Errors
+    /// The process ended, or `deadline` passed: both with the log's last lines.
+    pub async fn until_ready<F>(&mut self, deadline: Duration, mut attempt: impl FnMut() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        let end = Instant::now() + deadline;
+        let mut reason = String::from("no answer");
+        loop {
+            if let Some(status) = self.exited()? {
+                return Err(self.ended(status));
+            }
+            // An attempt that hangs must neither outlive the deadline nor hide that the process has ended.
+            let left = end.saturating_duration_since(Instant::now());
+            let answer = tokio::time::timeout(left.min(Duration::from_secs(2)), attempt()).await;
+            match answer {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(said)) => reason = said,
+                // The last attempt may be cut short, and what was said before it tells more.
+                Err(_) => {}
+            }
+            if Instant::now() >= end {
+                return Err(Error::NotReady {
+                    name: self.name.clone(),
+                    seconds: deadline.as_secs(),
+                    reason,
+                    log: self.log.clone(),
+                    tail: self.tail(),
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+fn ended(name: &str, log: &Path, status: ExitStatus) -> Error {
+    Error::Ended { name: name.to_owned(), status, log: log.to_owned(), tail: files::tail(log, TAIL_LINES) }
+}

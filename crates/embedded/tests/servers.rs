@@ -1,0 +1,112 @@
+//! The embedded servers start, die, come back and keep what they were given.
+
+use std::time::Duration;
+
+use embedded::kafka::{self, Kafka, Topic};
+use embedded::layout::Layout;
+use embedded::postgres::Postgres;
+use embedded::process::Process;
+use embedded::report::Report;
+use embedded::{Error, database, distribution};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use tokio::process::Command;
+
+#[tokio::test]
+async fn postgres_that_was_killed_comes_back_with_what_was_committed() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let directory = layout.scratch("postgres-killed").unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "kept").await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), "kept").await.unwrap();
+    let pool = database::connect(&postgres.url("postgres", "kept")).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE word (word text); INSERT INTO word VALUES ('kept')").execute(&pool).await.unwrap();
+
+    postgres.kill().await.unwrap();
+    postgres.restart().await.unwrap();
+
+    let pool = database::connect(&postgres.url("postgres", "kept")).await.unwrap();
+    let word: String = sqlx::query_scalar("SELECT word FROM word").fetch_one(&pool).await.unwrap();
+    assert_eq!(word, "kept");
+    drop(pool);
+    postgres.stop().await.unwrap();
+    assert!(!database::lets_in(&postgres.url("postgres", "kept")).await);
+}
+
+#[tokio::test]
+async fn the_migrations_make_roles_that_get_in_without_a_password() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let directory = layout.scratch("postgres-migrated").unwrap();
+    let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), database::NAME).await.unwrap();
+    let owner = postgres.url("postgres", database::NAME);
+    database::migrate(&owner).await.unwrap();
+    database::migrate(&owner).await.unwrap();
+    let pool = database::connect(&owner).await.unwrap();
+    let roles: Vec<String> =
+        sqlx::query_scalar("SELECT rolname FROM pg_roles WHERE rolname LIKE 'cartlog%' AND rolcanlogin").fetch_all(&pool).await.unwrap();
+    pool.close().await;
+    assert!(roles.len() > 3, "{roles:?}");
+    for role in roles {
+        assert!(database::lets_in(&database::for_role(&owner, &role).unwrap()).await, "{role}");
+    }
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn kafka_that_was_killed_comes_back_with_what_was_acknowledged() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
+    let directory = layout.scratch("kafka-killed").unwrap();
+    let mut kafka = Kafka::start_on_free_ports(&distribution, &directory).await.unwrap();
+    let servers = kafka.bootstrap_servers();
+    let topic = Topic { name: "words", partitions: 2, max_message_bytes: Some(2_000_000) };
+    kafka::create_topics(&servers, std::slice::from_ref(&topic)).await.unwrap();
+    kafka::create_topics(&servers, &[topic]).await.unwrap();
+    let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", &servers).create().unwrap();
+    let record = FutureRecord::to("words").key("k").payload("kept").partition(1);
+    producer.send(record, Duration::from_secs(20)).await.unwrap();
+
+    kafka.kill().await.unwrap();
+    kafka.restart().await.unwrap();
+
+    let high = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &servers).create().unwrap();
+        consumer.fetch_watermarks("words", 1, Duration::from_secs(20)).unwrap().1
+    });
+    assert_eq!(high.await.unwrap(), 1);
+    kafka.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_ends_before_it_is_ready_is_an_error_with_its_last_words() {
+    let directory = Layout::discover().unwrap().scratch("process-ends").unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo out of tea; exit 3"]);
+    // Either it is gone at once, or before it is ready.
+    let error = match Process::spawn("kettle", command, &directory.join("kettle.log")) {
+        Err(error) => error,
+        Ok(mut kettle) => {
+            let never = || async { Err("not ready".to_owned()) };
+            kettle.until_ready(Duration::from_secs(20), never).await.unwrap_err()
+        }
+    };
+    assert!(matches!(&error, Error::Ended { .. }), "{error}");
+    assert!(error.to_string().contains("kettle") && error.to_string().contains("out of tea"), "{error}");
+}
+
+#[tokio::test]
+async fn a_frozen_process_goes_on_when_it_is_thawed() {
+    let directory = Layout::discover().unwrap().scratch("process-frozen").unwrap();
+    let mut command = Command::new("sleep");
+    command.arg("0.2");
+    let mut sleeper = Process::spawn("sleeper", command, &directory.join("sleeper.log")).unwrap();
+    sleeper.freeze().unwrap();
+    let frozen = tokio::time::timeout(Duration::from_millis(500), sleeper.wait()).await;
+    assert!(frozen.is_err(), "a frozen process ended");
+    sleeper.thaw().unwrap();
+    assert!(sleeper.wait().await.unwrap().success());
+}

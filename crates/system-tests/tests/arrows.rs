@@ -1,0 +1,133 @@
+//! The arrows between crates: those drawn in ARCHITECTURE.md are those of the manifests, and they go one way.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// `dev`, `build`, or none for a normal one.
+    kind: Option<String>,
+}
+
+impl Package {
+    fn is_service(&self) -> bool {
+        self.manifest_path.starts_with(root().join("services"))
+    }
+
+    fn depends_on(&self, kind: Option<&str>) -> BTreeSet<&str> {
+        self.dependencies.iter().filter(|one| one.kind.as_deref() == kind).map(|one| one.name.as_str()).collect()
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn workspace() -> BTreeMap<String, Package> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output =
+        Command::new(cargo).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).unwrap();
+    metadata.packages.into_iter().map(|package| (package.name.clone(), package)).collect()
+}
+
+/// What a crate of ours needs of ours, to be built.
+fn arrows(workspace: &BTreeMap<String, Package>) -> BTreeSet<(&str, &str)> {
+    let normal = |package: &'_ Package| -> Vec<_> {
+        [None, Some("build")].iter().flat_map(|kind| package.depends_on(*kind)).map(str::to_owned).collect()
+    };
+    workspace
+        .values()
+        .flat_map(|package| normal(package).into_iter().map(|dependency| (package.name.as_str(), dependency)))
+        .filter_map(|(from, to)| Some((from, workspace.get_key_value(&to)?.0.as_str())))
+        .collect()
+}
+
+#[test]
+fn the_arrows_are_those_that_architecture_md_draws() {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let drawing = text.split("```mermaid").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let drawn: BTreeSet<_> = drawing.lines().filter_map(|line| line.trim().split_once(" --> ")).collect();
+    let workspace = workspace();
+    let actual = arrows(&workspace);
+    let missing: Vec<_> = actual.difference(&drawn).collect();
+    let gone: Vec<_> = drawn.difference(&actual).collect();
+    assert!(missing.is_empty(), "the manifests have arrows that ARCHITECTURE.md does not draw: {missing:?}");
+    assert!(gone.is_empty(), "ARCHITECTURE.md draws arrows that the manifests do not have: {gone:?}");
+}
+
+#[test]
+fn no_service_depends_on_another_and_no_crate_on_a_service() {
+    let workspace = workspace();
+    for package in workspace.values() {
+        for dependency in package.dependencies.iter().filter_map(|one| workspace.get(&one.name)) {
+            assert!(!dependency.is_service(), "{} depends on the service {}", package.name, dependency.name);
+        }
+    }
+    assert_eq!(workspace.values().filter(|package| package.is_service()).count(), 4);
+}
+
+#[test]
+fn what_knows_no_cart_does_not_depend_on_what_does() {
+    let workspace = workspace();
+    let arrows = arrows(&workspace);
+    let needs = |name: &str| -> Vec<&str> { arrows.iter().filter(|(from, _)| *from == name).map(|(_, to)| *to).collect() };
+    assert!(needs("event-store").is_empty());
+    assert!(needs("cart-events").is_empty());
+    assert!(needs("version").is_empty());
+    assert!(needs("embedded").is_empty());
+    for name in ["kafka", "service", "test-support", "migrate"] {
+        let others: Vec<_> = needs(name).into_iter().filter(|needed| *needed != "version").collect();
+        assert_eq!(others, ["event-store"], "{name}");
+    }
+}
+
+#[test]
+fn cart_events_has_no_input_or_output() {
+    let workspace = workspace();
+    let needs = workspace["cart-events"].depends_on(None);
+    for io in ["actix-web", "rdkafka", "reqwest", "sqlx", "tokio"] {
+        assert!(!needs.contains(io), "cart-events depends on {io}");
+    }
+}
+
+#[test]
+fn nothing_depends_on_the_bench_the_system_tests_or_the_operators_command() {
+    for package in workspace().values() {
+        let dependency = package.dependencies.iter().find(|one| ["bench", "system-tests", "cartctl"].contains(&one.name.as_str()));
+        assert!(dependency.is_none(), "{} depends on {:?}", package.name, dependency.map(|one| &one.name));
+    }
+}
+
+#[test]
+fn disintegrate_postgres_reads_our_log_in_tests_and_nowhere_else() {
+    for package in workspace().values() {
+        for dependency in package.dependencies.iter().filter(|one| one.name == "disintegrate-postgres") {
+            let allowed = match package.name.as_str() {
+                "event-store" => dependency.kind.as_deref() == Some("dev"),
+                // As a rival.
+                "bench" => true,
+                _ => false,
+            };
+            assert!(allowed, "{} depends on disintegrate-postgres", package.name);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The images, docker-compose.yml and the manifests for Kubernetes know the services as they are. That they run, `deploy/check compose` and
+//! `deploy/check kubernetes` show.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use shop::services::{ALL, Kind, PROJECTIONS, PUBLISHER, TRANSLATOR};
+use shop::topics::{INVENTORIES, PRICE_CHANGES, PUBLISHED_CARTS};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The routes that a service has by itself, as its document has them.
+fn own_routes(service: Kind) -> Vec<String> {
+    let document: Value = serde_json::from_str(&text(&format!("services/{}/openapi.json", service.name))).unwrap();
+    let common = ["/healthcheck", "/ready", "/metrics", "/lag", "/openapi.json"];
+    document["paths"].as_object().unwrap().keys().filter(|path| !common.contains(&path.as_str())).cloned().collect()
+}
+
+#[test]
+fn every_service_has_an_image_that_asks_its_own_readiness_at_its_port() {
+    let dockerfile = text("deploy/Dockerfile");
+    for service in ALL {
+        let name = service.name;
+        let target = dockerfile.split(&format!("\nFROM service AS {name}\n")).nth(1).unwrap_or_else(|| panic!("no target {name}"));
+        let target = target.split("\nFROM ").next().unwrap();
+        for line in [
+            format!("COPY --from=build /cartlog/target/release/{name} /usr/local/bin/"),
+            format!("EXPOSE {}", service.default_port),
+            format!("CMD [\"{name}\", \"--healthcheck\"]"),
+            format!("ENTRYPOINT [\"{name}\"]"),
+        ] {
+            assert!(target.contains(&line), "{name} lacks {line}");
+        }
+        assert!(dockerfile.contains(&format!("--package {name} ")), "{name} is not built");
+    }
+}
+
+#[test]
+fn the_images_say_the_version_of_the_workspace() {
+    let line = format!("\nARG CARTLOG_VERSION={}\n", env!("CARGO_PKG_VERSION"));
+    assert!(text("deploy/Dockerfile").contains(&line), "deploy/Dockerfile has no line {line:?}");
+}
+
+#[test]
+fn the_proxy_finds_each_service_with_routes_at_its_port() {
+    let proxy = text("deploy/proxy/haproxy.cfg");
+    for service in ALL {
+        let line = format!("server-template {0}- 10 \"{0}${{REPLICAS_SUFFIX}}:{1}\"", service.name, service.default_port);
+        assert_eq!(proxy.contains(&line), !own_routes(service).is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn compose_makes_the_topics_that_are_used() {
+    let compose = text("docker-compose.yml");
+    for topic in [INVENTORIES, PRICE_CHANGES, PUBLISHED_CARTS] {
+        assert!(compose.contains(&format!("topic {topic} --partitions 6\n")), "{topic}");
+    }
+    for topic in [INVENTORIES, PRICE_CHANGES] {
+        assert!(compose.contains(&format!("topic {topic}.dead-letters --partitions 1 --config max.message.bytes=3145728\n")), "{topic}");
+    }
+}
+
+/// The documents of a file of Kubernetes' objects.
+fn objects(path: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    objects.iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// Every object that the base and what else is ours consists of, with its file.
+fn all_objects() -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    for directory in ["deploy/kubernetes/base", "deploy/kubernetes/overlays/dev", "deploy/proxy/kubernetes"] {
+        let mut files: Vec<_> = std::fs::read_dir(root().join(directory)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        for file in files.iter().filter(|file| *file != "kustomization.yaml") {
+            let path = format!("{directory}/{}", file.to_str().unwrap());
+            all.extend(objects(&path).into_iter().map(|object| (path.clone(), object)));
+        }
+    }
+    all
+}
+
+/// The pods that an object makes, where it makes some.
+fn pod(object: &Value) -> Option<&Value> {
+    match object["kind"].as_str().unwrap() {
+        "Deployment" | "StatefulSet" | "Job" => Some(&object["spec"]["template"]),
+        "CronJob" => Some(&object["spec"]["jobTemplate"]["spec"]["template"]),
+        _ => None,
+    }
+}
+
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainers", "containers"].into_iter().flat_map(|of| pod["spec"][of].as_array().map_or(&[][..], Vec::as_slice))
+}
+
+#[test]
+fn kubernetes_runs_each_service_as_it_is() {
+    for service in ALL {
+        let name = service.name;
+        let objects = objects(&format!("deploy/kubernetes/base/{name}.yaml"));
+        let deployment = of_kind(&objects, "Deployment");
+        let pod = &deployment["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        assert_eq!(container["image"], format!("cartlog/{name}"));
+        // The dashboards and the proxy find it by these.
+        assert_eq!(container["ports"], json!([{"name": "http", "containerPort": service.default_port}]), "{name}");
+        assert_eq!(deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"], name);
+        for (probe, path) in [("startupProbe", "/healthcheck"), ("livenessProbe", "/healthcheck"), ("readinessProbe", "/ready")] {
+            assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "http"}), "{name}, {probe}");
+        }
+        let url = container["env"].as_array().unwrap().iter().find(|one| one["name"] == "DATABASE_URL").unwrap();
+        assert_eq!(url["value"], format!("postgres://{}@$(DATABASE_ADDRESS)", service.role), "{name}");
+        let secret = service.role.replace('_', "-");
+        assert_eq!(pod["volumes"][0]["projected"]["sources"][0]["secret"]["name"], secret, "{name}");
+        let spec = &of_kind(&objects, "Service")["spec"];
+        assert_eq!(spec["ports"][0]["port"], service.default_port, "{name}");
+        assert_eq!(of_kind(&objects, "PodDisruptionBudget")["spec"]["selector"], deployment["spec"]["selector"], "{name}");
+
+        assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"], json!({"maxUnavailable": 0, "maxSurge": 1}), "{name}");
+        let settings = text("deploy/kubernetes/base/kustomization.yaml");
+        let delay = settings.lines().find_map(|line| line.trim().strip_prefix("- CARTLOG_SHUTDOWN_DELAY_SECONDS=")).unwrap();
+        // The deadline's default, and the last traces.
+        let longest = delay.parse::<u64>().unwrap() + 20;
+        assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > longest + 5, "{name} is killed before it has ended");
+    }
+}
+
+#[test]
+fn the_services_deployments_differ_in_what_is_theirs_only() {
+    let alike = |service: Kind| {
+        let role = service.role.trim_start_matches("cartlog_");
+        text(&format!("deploy/kubernetes/base/{}.yaml", service.name))
+            .replace(&format!("cartlog_{role}"), "ROLE")
+            .replace(&format!("cartlog-{role}"), "SECRET")
+            .replace(service.name, "NAME")
+            .replace(&service.default_port.to_string(), "PORT")
+            .replace("    cartlog/needs-kafka: \"true\"\n", "")
+    };
+    for service in ALL {
+        assert_eq!(alike(service), alike(ALL[0]), "{}", service.name);
+    }
+}
+
+#[test]
+fn every_container_in_kubernetes_is_confined_and_has_limits() {
+    let all = all_objects();
+    let pods: Vec<_> = all.iter().filter_map(|(path, object)| Some((path, pod(object)?))).collect();
+    assert!(pods.len() >= 9, "only {} kinds of pods are found", pods.len());
+    for (path, pod) in pods {
+        let spec = &pod["spec"];
+        assert_eq!(spec["automountServiceAccountToken"], false, "{path}");
+        assert_eq!(spec["enableServiceLinks"], false, "{path}");
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{path}");
+        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{path}");
+        for container in containers(pod) {
+            let name = container["name"].as_str().unwrap();
+            let confined = &container["securityContext"];
+            assert_eq!(confined["allowPrivilegeEscalation"], false, "{path}, {name}");
+            assert_eq!(confined["capabilities"], json!({"drop": ["ALL"]}), "{path}, {name}");
+            // Kafka's image writes its settings beside its programs.
+            assert!(
+                confined["readOnlyRootFilesystem"] == true || (name == "kafka" && confined["readOnlyRootFilesystem"].is_null()),
+                "{path}, {name}"
+            );
+            for of in ["requests", "limits"] {
+                for what in ["cpu", "memory"] {
+                    assert!(container["resources"][of][what].is_string(), "{path}, {name}: no {of} of {what}");
+                }
+            }
+        }
+    }
+}
+
+/// The roles that the deployments give passwords: of the services and of cartctl.
+#[test]
+fn every_role_has_a_password_and_cartctl_is_no_owner() {
+    let roles: Vec<_> = ALL.iter().map(|service| service.role).chain(["cartlog_operator"]).collect();
+    let (compose, migrate) = (text("docker-compose.yml"), text("deploy/kubernetes/base/migrate.yaml"));
+    for role in &roles {
+        let name = role.trim_start_matches("cartlog_");
+        assert!(text("deploy/passwords/passwords.sql").contains(&format!("ALTER ROLE {role} PASSWORD :'{name}';")), "{role}");
+        assert!(compose.contains(&format!("DATABASE_URL: postgres://{role}@postgres:5432/cartlog")), "{role}");
+        assert!(compose.contains(&format!("CARTLOG_DATABASE_PASSWORD_FILE: /run/secrets/{name}_password")), "{role}");
+        let secret = format!("- secret: {{ name: cartlog-{name}, items: [{{ key: password, path: {name} }}] }}");
+        assert!(migrate.contains(&secret), "{role}");
+    }
+    let names: Vec<_> = roles.iter().map(|role| role.trim_start_matches("cartlog_")).collect();
+    for file in [&compose, &migrate] {
+        assert_eq!(set(between(file, "for role in ", "; do")), set(&names.join(" ")));
+    }
+    assert_eq!(set(between(&text("deploy/kubernetes/make-secrets"), "for name in ", "; do")), set(&format!("owner {}", names.join(" "))));
+    let made = text("deploy/make-secrets");
+    assert_eq!(set(between(&made, "for name in ", "; do")), set(&format!("postgres grafana {}", names.join(" "))));
+
+    let cartctl = text("deploy/kubernetes/base/cartctl.yaml");
+    assert!(cartctl.contains("value: postgres://cartlog_operator@$(DATABASE_ADDRESS)\n"), "{cartctl}");
+    assert!(cartctl.contains("- secret: { name: cartlog-operator, items: [{ key: password, path: password }] }\n"), "{cartctl}");
+}
+
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    text.split(from).nth(1).and_then(|rest| rest.split(to).next()).unwrap_or_else(|| panic!("no {from:?} in {text}"))
+}
+
+fn set(words: &str) -> BTreeSet<&str> {
+    words.split(' ').collect()
+}
+
+#[test]
+fn no_password_is_in_a_manifest() {
+    for (path, object) in all_objects() {
+        assert_ne!(object["kind"], "Secret", "{path}");
+    }
+    for service in ALL {
+        let file = text(&format!("deploy/kubernetes/base/{}.yaml", service.name));
+        assert!(file.contains("value: /run/secrets/cartlog/password\n"), "{}", service.name);
+    }
+}
+
+#[test]
+fn kubernetes_makes_the_topics_that_are_used() {
+    let job = text("deploy/kubernetes/base/topics.yaml");
+    let resources = objects("deploy/kubernetes/components/operators/topics.yaml");
+    let resource =
+        |name: &str| &resources.iter().find(|object| object["metadata"]["name"] == name).unwrap_or_else(|| panic!("no {name}"))["spec"];
+    for topic in [INVENTORIES, PRICE_CHANGES, PUBLISHED_CARTS] {
+        assert!(job.contains(&format!("topic {topic} --partitions 6\n")), "{topic}");
+        assert_eq!(resource(topic)["partitions"], 6, "{topic}");
+    }
+    for topic in [INVENTORIES, PRICE_CHANGES] {
+        let dead = format!("{topic}.dead-letters");
+        assert!(job.contains(&format!("topic {dead} --partitions 1 --config max.message.bytes=3145728\n")), "{topic}");
+        assert_eq!(resource(&dead)["partitions"], 1, "{topic}");
+        assert_eq!(resource(&dead)["config"]["max.message.bytes"], 3_145_728, "{topic}");
+    }
+}
+
+#[test]
+fn nothing_is_scaled_beyond_what_can_share_the_work() {
+    let scaled = objects("deploy/kubernetes/components/keda/scaled.yaml");
+    for service in [PROJECTIONS, PUBLISHER, TRANSLATOR] {
+        let name = service.name;
+        let spec = &scaled.iter().find(|object| object["metadata"]["name"] == name).unwrap_or_else(|| panic!("no {name}"))["spec"];
+        // Segments, and partitions.
+        assert_eq!(spec["maxReplicaCount"], if name == TRANSLATOR.name { 6 } else { 8 }, "{name}");
+        for trigger in spec["triggers"].as_array().unwrap() {
+            assert_eq!(trigger["metadata"]["url"], format!("http://{name}.cartlog.svc:{}/lag", service.default_port), "{name}");
+        }
+    }
+}
+
+/// A route, by its service and the expression that the proxy's line of it has.
+type Route = (String, String);
+
+fn documented_routes() -> BTreeSet<Route> {
+    let expression = |path: String| {
+        let parts: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "[^/]+" } else { part }).collect();
+        format!("^{}$", parts.join("/"))
+    };
+    let of_service = |service: Kind| own_routes(service).into_iter().map(move |path| (service.name.to_owned(), expression(path)));
+    ALL.into_iter().flat_map(of_service).collect()
+}
+
+fn assert_routes(file: &str, found: &BTreeSet<Route>) {
+    let documented = documented_routes();
+    let missing: Vec<_> = documented.difference(found).collect();
+    let unknown: Vec<_> = found.difference(&documented).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "{file} lacks {missing:#?}, and has beyond the documents {unknown:#?}");
+}
+
+#[test]
+fn the_proxy_routes_what_the_documents_have() {
+    let route = |line: &str| {
+        let (service, expression) = line.trim().strip_prefix("use_backend ")?.split_once(" if { path_reg ")?;
+        Some((service.trim().to_owned(), expression.strip_suffix(" }")?.to_owned()))
+    };
+    let file = "deploy/proxy/haproxy.cfg";
+    assert_routes(file, &text(file).lines().filter_map(route).collect());
+}
+
+#[test]
+fn the_gateway_routes_what_the_documents_have() {
+    let file = "deploy/kubernetes/components/gateway/gateway.yaml";
+    let gateway = objects(file);
+    let mut found = BTreeSet::new();
+    for rule in of_kind(&gateway, "HTTPRoute")["spec"]["rules"].as_array().unwrap() {
+        let service = rule["backendRefs"][0]["name"].as_str().unwrap();
+        for path in rule["matches"].as_array().unwrap().iter().map(|one| &one["path"]) {
+            let value = path["value"].as_str().unwrap();
+            match path["type"].as_str().unwrap() {
+                "PathPrefix" => found.insert((service.to_owned(), format!("^{value}/[^/]+$"))),
+                "RegularExpression" => found.insert((service.to_owned(), value.to_owned())),
+                _ => {
+                    assert_eq!(value, format!("/{service}/openapi.json"), "{file}");
+                    true
+                }
+            };
+        }
+        let kind = ALL.into_iter().find(|kind| kind.name == service).unwrap();
+        assert_eq!(rule["backendRefs"], json!([{"name": service, "port": kind.default_port}]), "{file}");
+    }
+    assert_routes(file, &found);
+}

@@ -1,0 +1,113 @@
+//! Whether the log is exact when PostgreSQL itself is killed under it; as `event-store`'s own histories, on a server of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{path::Path, time::Duration};
+
+use cart_events::{DomainEvent, examples::Shopping};
+use embedded::database;
+use embedded::distribution;
+use embedded::layout::Layout;
+use embedded::postgres::Postgres;
+use embedded::report::Report;
+use event_store::{DecideError, Decided, Decision, EventStore, StoreError, StoreSettings};
+use shop::services::COMMANDS;
+use test_support::{
+    eventually,
+    histories::{Setup, Summary, Workers, seeds},
+};
+
+/// Not a test of its own: the processes of the other one run this alone.
+#[test]
+fn works_on_the_log_when_another_test_asks_for_it() {
+    test_support::histories::work_if_asked();
+}
+
+/// A log on a server of the test's own, and its owner's URL.
+async fn log(name: &str) -> (Postgres, String) {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let directory = layout.scratch(name).unwrap();
+    let postgres = Postgres::start_on_free_port(&layout, &distribution, &directory).await.unwrap();
+    database::create(&postgres.url("postgres", "postgres"), database::NAME).await.unwrap();
+    let owner = postgres.url("postgres", database::NAME);
+    database::migrate(&owner).await.unwrap();
+    (postgres, owner)
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_is_exact() {
+    let (mut postgres, owner) = log("postgres-killed-under-load").await;
+    let setup = Setup {
+        database_url: postgres.url(COMMANDS.role, database::NAME),
+        seed: seeds()[0],
+        processes: 3,
+        // So many that it gathers them.
+        tasks: 48,
+        known_bytes: 16 << 20,
+        worker: "works_on_the_log_when_another_test_asks_for_it",
+    };
+    let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let all = workers.running();
+    for _ in 0..3 {
+        workers.until_answered(120, &all).await;
+        postgres.kill().await.unwrap();
+        postgres.restart().await.unwrap();
+    }
+    workers.until_answered(120, &all).await;
+    let pool = database::connect(&owner).await.unwrap();
+    let summary = workers.check(&pool).await;
+    println!("{summary}");
+    let Summary { written, refused, undone, unknown, looked_up, gathered, .. } = summary;
+    assert!(written > 100 && refused > 50 && undone + unknown > 0 && looked_up > 0 && gathered > 0, "{summary}");
+    drop(pool);
+    postgres.stop().await.unwrap();
+}
+
+/// Appends, whatever there is.
+struct Appends(DomainEvent);
+
+impl Decision for Appends {
+    type Event = DomainEvent;
+    type StateQuery = ();
+    type Error = std::convert::Infallible;
+    fn state_query(&self) {}
+    fn process(&self, (): &()) -> Result<Decided<DomainEvent>, Self::Error> {
+        Ok(Decided::Events(vec![self.0.clone()]))
+    }
+}
+
+/// What the primary alone has is lost with it, so nobody is told that it was done.
+#[tokio::test]
+async fn where_the_synchronous_standby_is_missing_nothing_is_acknowledged_also_when_connections_are_cut() {
+    let (mut postgres, owner) = log("standby-is-missing").await;
+    let pool = database::connect(&owner).await.unwrap();
+    let settings = StoreSettings { decide_deadline: Duration::from_secs(3), ..StoreSettings::default() };
+    let store = EventStore::<DomainEvent>::new(postgres.url(COMMANDS.role, database::NAME).parse().unwrap(), settings);
+    let cart = Shopping::new();
+    store.decide(&Appends(cart.added(0))).await.unwrap();
+
+    let standbys = async |names: &str| {
+        // Nothing of its own waits for the standby.
+        let mut owner = pool.acquire().await.unwrap();
+        sqlx::query("SET synchronous_commit = local").execute(&mut *owner).await.unwrap();
+        sqlx::query(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).execute(&mut *owner).await.unwrap();
+        sqlx::query("SELECT pg_reload_conf()").execute(&mut *owner).await.unwrap();
+    };
+    standbys("missing").await;
+    let appending = tokio::spawn({
+        let (store, append) = (store.clone(), Appends(cart.added(1)));
+        async move { store.decide(&append).await }
+    });
+    let waiting = "FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND wait_event = 'SyncRep'";
+    eventually("the append waits for the standby", || async {
+        sqlx::query(&format!("SELECT pg_terminate_backend(pid) {waiting}")).fetch_optional(&pool).await.unwrap()
+    })
+    .await;
+    let outcome = appending.await.unwrap();
+    assert!(matches!(outcome, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{outcome:?}");
+    standbys("").await;
+    eventually("it goes on", || async { store.decide(&Appends(cart.added(2))).await.ok() }).await;
+    store.close().await;
+    drop((store, pool));
+    postgres.stop().await.unwrap();
+}
