@@ -7,11 +7,13 @@ use service::{Arguments, Fault, Service, trace};
 use utoipa::OpenApi;
 
 const DEFAULTS: &str = r#"
-# The port to listen at.
+# The port to listen on.
 port = 8080
 # The database.
 database_url = "postgres://nobody@127.0.0.1:5432/nothing"
-# The task to fail with: none, error or panic; or unready, for never being ready.
+# The time that a command may take, in milliseconds.
+command_timeout_milliseconds = 10000
+# How the background task fails: none, error or panic. unready: the service never becomes ready.
 failing = "none"
 "#;
 

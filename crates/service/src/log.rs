@@ -1,7 +1,5 @@
 //! The log, as services open it.
 
-use std::time::Duration;
-
 use event_store::{EventStore, LogEvent, StoreSettings};
 use sqlx::postgres::PgConnectOptions;
 
@@ -11,15 +9,15 @@ use crate::{Fault, settings::Common};
 ///
 /// # Errors
 /// Where the URL cannot be read; settings are validated before, so this does not happen.
-pub fn open_log<E: LogEvent>(common: &Common, decide_deadline: Duration) -> Result<EventStore<E>, Fault> {
+pub fn open_log<E: LogEvent>(common: &Common) -> Result<EventStore<E>, Fault> {
     let mut options: PgConnectOptions = common.database_url.expose().parse()?;
     if let Some(password) = common.database_password_file.expose() {
         options = options.password(password);
     }
     let settings = StoreSettings {
         max_connections: common.database_max_connections.as_u32(),
-        decide_deadline,
-        known_bytes: common.known_states_megabytes.as_u32() as usize * 1_000_000,
+        decide_deadline: common.command_timeout_milliseconds.milliseconds(),
+        known_bytes: common.state_cache_megabytes.as_u32() as usize * 1_000_000,
         ..StoreSettings::default()
     };
     Ok(EventStore::new(options, settings))

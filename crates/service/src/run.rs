@@ -148,7 +148,7 @@ where
 
 fn read_settings<S>(defaults: &[&str], read: impl FnOnce(&Layers) -> Result<S, SettingsError>) -> Result<(Common, S), SettingsError> {
     let file = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty());
-    let layers = Layers::load(defaults, file.map(Into::into), std::env::vars_os())?;
+    let layers = Layers::load(defaults, file.map(Into::into), |variable| std::env::var_os(variable))?;
     Ok((layers.read()?, read(&layers)?))
 }
 

@@ -170,28 +170,6 @@ fn environment_variable(key: &str) -> String {
     }
 }
 
-/// The names in a text that begin with CARTLOG_.
-fn variables(text: &str) -> BTreeSet<String> {
-    text.split(|other: char| !(other.is_ascii_uppercase() || other.is_ascii_digit() || other == '_'))
-        .filter(|word| word.strip_prefix("CARTLOG_").is_some_and(|rest| !rest.is_empty()))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[test]
-fn one_environment_may_serve_all_programs() {
-    let sources = [
-        "README.md",
-        ".env.example",
-        "docker-compose.yml",
-        "deploy/Dockerfile",
-        "deploy/passwords/passwords.sql",
-        "crates/dev/src/testing.rs",
-    ];
-    let used: BTreeSet<String> = sources.into_iter().flat_map(|path| variables(&text(path))).collect();
-    assert_eq!(variables(&text("crates/service/src/variables.txt")), used);
-}
-
 #[test]
 fn every_port_variable_of_the_stack_is_named() {
     let readme = text("README.md");

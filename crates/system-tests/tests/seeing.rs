@@ -108,7 +108,7 @@ async fn metrics_answer_what_an_operator_asks() {
 async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
     let mut shop = Shop::new("known").await;
     let mut settings = shop.settings(COMMANDS, "cart-commands.log");
-    settings.environment.push(("CARTLOG_KNOWN_STATES_MEGABYTES".into(), "1".into()));
+    settings.environment.push(("CARTLOG_STATE_CACHE_MEGABYTES".into(), "1".into()));
     shop.launch(COMMANDS, settings);
     shop.service(COMMANDS).until_ready(READY).await.unwrap();
     let (hits, misses, evictions) = ("log_known_hits_total", "log_known_misses_total", "log_known_evictions_total");

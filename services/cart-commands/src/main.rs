@@ -10,8 +10,7 @@ use std::process::ExitCode;
 
 use actix_web::web;
 use cart_events::DomainEvent;
-use serde::Deserialize;
-use service::{Arguments, Fault, Service, Validate, open_log, settings::Whole};
+use service::{Arguments, Fault, Service, open_log, settings::NoSettings};
 use utoipa::OpenApi;
 
 fn main() -> ExitCode {
@@ -19,15 +18,8 @@ fn main() -> ExitCode {
     service::run("cart-commands", &arguments, include_str!("settings.toml"), start)
 }
 
-#[derive(Debug, Deserialize)]
-struct Settings {
-    decide_deadline_milliseconds: Whole<10, 60_000>,
-}
-
-impl Validate for Settings {}
-
-async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+async fn start(_: NoSettings, service: Service) -> Result<(), Fault> {
+    let log = open_log::<DomainEvent>(service.settings())?;
     let ready = log.clone();
     service
         .ready_when("log", move || {

@@ -43,13 +43,12 @@ struct Settings {
     projection_batch: Whole<1, 100_000>,
     projection_lease_seconds: Whole<1, 60>,
     projection_throttle_events_per_second: Whole<0, 1_000_000>,
-    decide_deadline_milliseconds: Whole<10, 60_000>,
 }
 
 impl Validate for Settings {}
 
 async fn start(arguments: Arguments, settings: Settings, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let log = open_log::<DomainEvent>(service.settings())?;
     let projecting = projection::Settings {
         batch: i64::from(settings.projection_batch.as_u32()),
         lease: settings.projection_lease_seconds.seconds(),
@@ -57,7 +56,7 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
         ..projection::Settings::default()
     };
     // Longer than an attempt may take: nobody else takes a to-do up while one goes on.
-    let lease = settings.decide_deadline_milliseconds.milliseconds() + Duration::from_secs(3);
+    let lease = service.settings().command_timeout_milliseconds.milliseconds() + Duration::from_secs(3);
     let archived = Arc::new(watch::Sender::new(Position::START));
     let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
     let lag = service::lag::of(&log);

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 }
 
 async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let log = open_log::<DomainEvent>(service.settings())?;
     let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let topics = [&settings.inventories_topic, &settings.price_changes_topic].map(|topic| topic.to_string()).into();
     let lag = lag::of(&log, &brokers, &settings.consumer_group, topics);

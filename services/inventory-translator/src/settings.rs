@@ -14,7 +14,6 @@ pub(crate) struct Settings {
     pub(crate) price_changes_topic: TopicName,
     pub(crate) consumer_group: ConsumerGroup,
     pub(crate) session_timeout_seconds: Whole<6, 300>,
-    pub(crate) decide_deadline_milliseconds: Whole<10, 60_000>,
 }
 
 impl Validate for Settings {

@@ -31,13 +31,12 @@ struct Settings {
     published_carts_topic: TopicName,
     publish_deadline_seconds: Whole<1, 604_800>,
     publish_concurrency: Whole<1, 1_000>,
-    decide_deadline_milliseconds: Whole<10, 60_000>,
 }
 
 impl Validate for Settings {}
 
 async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings(), settings.decide_deadline_milliseconds.milliseconds())?;
+    let log = open_log::<DomainEvent>(service.settings())?;
     let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let sending = PublisherSettings::new(brokers);
     let publishing = Publishing {
@@ -46,7 +45,7 @@ async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(),
         topic: settings.published_carts_topic.to_string(),
         deadline: settings.publish_deadline_seconds.seconds(),
         message_timeout: sending.message_timeout,
-        decide_deadline: settings.decide_deadline_milliseconds.milliseconds(),
+        command_timeout: service.settings().command_timeout_milliseconds.milliseconds(),
     };
     let working = publishing.working(settings.publish_concurrency.as_usize());
     let projected = Arc::new(watch::Sender::new(Position::START));

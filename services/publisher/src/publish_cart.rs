@@ -97,7 +97,7 @@ pub(crate) struct Publishing {
     /// The most that one send may take.
     pub(crate) message_timeout: Duration,
     /// The most that a read may take, and a decision.
-    pub(crate) decide_deadline: Duration,
+    pub(crate) command_timeout: Duration,
 }
 
 /// What a lease has beyond the longest attempt: for librdkafka, which looks every second what has timed out, and to write the outcome down.
@@ -111,7 +111,7 @@ impl Publishing {
 
     /// It reads, sends and decides.
     fn longest_attempt(&self) -> Duration {
-        self.decide_deadline + self.message_timeout + self.decide_deadline
+        self.command_timeout + self.message_timeout + self.command_timeout
     }
 
     /// Publishes a to-do's cart, unless that was done.
@@ -122,7 +122,7 @@ impl Publishing {
         };
         let cart_id = submitted.message.cart_id;
         // Before sending: after a crash between the log and the to-do, the message is not sent once more.
-        match timeout(self.decide_deadline, self.log.read(Publication::of(cart_id))).await {
+        match timeout(self.command_timeout, self.log.read(Publication::of(cart_id))).await {
             Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
@@ -359,7 +359,7 @@ mod specifications {
             topic: "published-carts".into(),
             deadline: Duration::from_secs(3_600),
             message_timeout,
-            decide_deadline: Duration::from_secs(5),
+            command_timeout: Duration::from_secs(5),
         }
     }
 
@@ -424,10 +424,10 @@ mod specifications {
     async fn a_lease_is_longer_than_the_longest_attempt_whatever_is_set() {
         let log = TestLog::create().await;
         // 60 seconds is the most that the setting allows.
-        for decide_deadline in [10, 5_000, 60_000].map(Duration::from_millis) {
+        for command_timeout in [10, 5_000, 60_000].map(Duration::from_millis) {
             for message_timeout in [100, 5_000, 60_000].map(Duration::from_millis) {
-                let publishing = Publishing { decide_deadline, message_timeout, ..publishing(&log) };
-                assert!(publishing.working(1).lease > decide_deadline + message_timeout + decide_deadline);
+                let publishing = Publishing { command_timeout, message_timeout, ..publishing(&log) };
+                assert!(publishing.working(1).lease > command_timeout + message_timeout + command_timeout);
             }
         }
     }

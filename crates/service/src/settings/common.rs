@@ -1,4 +1,4 @@
-//! The settings every service has.
+//! The settings of every service.
 
 use std::net::IpAddr;
 
@@ -6,54 +6,62 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{DatabaseUrl, Endpoint, LogFilter, Origin, PasswordFile, Validate, Whole};
 
-/// The settings every service has; `settings.toml` of this crate documents them. A service's own defaults give `port`
-/// and `database_url`.
+/// The settings of every service; `settings.toml` of this crate documents them. A service's own defaults give `port`, `database_url` and
+/// `command_timeout_milliseconds`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Common {
-    /// The address to listen at.
+    /// The address to listen on.
     #[serde(deserialize_with = "ip_address")]
     pub bind_address: IpAddr,
-    /// The port to listen at.
+    /// The port to listen on.
     pub port: Whole<1, 65_535>,
     /// The database.
     pub database_url: DatabaseUrl,
-    /// The password for the database, where the URL has none.
+    /// The password for the database, if the URL has none.
     pub database_password_file: PasswordFile,
-    /// Connections to the database that the process may hold.
+    /// The largest number of connections to the database.
     pub database_max_connections: Whole<1, 1_000>,
-    /// Megabytes of folded states kept for the next command; 0 keeps none.
-    pub known_states_megabytes: Whole<0, 100_000>,
-    /// How logs look.
+    /// The time that a command or a query may take, in milliseconds.
+    pub command_timeout_milliseconds: Whole<10, 60_000>,
+    /// The size of the state cache, in megabytes; 0 turns it off.
+    pub state_cache_megabytes: Whole<0, 100_000>,
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// The log level, by target if wanted.
     pub log_filter: LogFilter,
     /// Origins whose pages may call the service from a browser; empty: none.
     pub cors_origins: Vec<Origin>,
-    /// The time, in seconds, from the signal to stop until everything is finished.
+    /// The time from the signal to stop until everything has finished, in seconds.
     pub shutdown_deadline_seconds: Whole<1, 600>,
-    /// The time, in seconds, for which requests are still taken after that signal, while `/ready` says no.
+    /// The time after that signal in which requests are still accepted, in seconds.
     pub shutdown_delay_seconds: Whole<0, 60>,
-    /// Threads that serve HTTP; 0 is one for each core.
+    /// Threads that serve HTTP; 0 is one per core.
     pub http_workers: Whole<0, 512>,
-    /// Threads for what is done beside HTTP: appending, projecting, publishing. 0 is one for each core.
+    /// Threads for background work; 0 is one per core.
     pub background_threads: Whole<0, 512>,
-    /// Connections each of the HTTP threads serves at a time.
+    /// Connections per HTTP thread.
     pub http_max_connections: Whole<1, 1_000_000>,
-    /// Where traces are sent.
+    /// The collector of traces.
     pub otel_exporter_otlp_endpoint: Endpoint,
 }
 
 impl Validate for Common {}
 
-/// How logs look.
+/// The settings of a service that has none of its own.
+#[derive(Debug, Clone, Deserialize)]
+pub struct NoSettings {}
+
+impl Validate for NoSettings {}
+
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
+    /// Pretty on a terminal, otherwise JSON.
     Auto,
-    /// One readable line each.
+    /// One readable line per event.
     Pretty,
-    /// One JSON object each.
+    /// One JSON object per event.
     Json,
 }
 

@@ -1,11 +1,11 @@
-//! What can be wrong with settings, said such that it can be mended.
+//! What can be wrong with settings.
 
-/// Settings that the service cannot start with. Messages never contain secrets.
+/// Settings that the service cannot start with. Messages contain no secrets.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// A key has a value that is not allowed.
-    #[error("{key} is {value} ({origin}), but must be {allowed}")]
+    /// A value is not allowed.
+    #[error("{key} is {value} ({origin}), but it must be {allowed}")]
     Invalid {
         /// The key.
         key: String,
@@ -16,25 +16,25 @@ pub enum SettingsError {
         /// What is allowed.
         allowed: String,
     },
-    /// The file has a key, or the environment a variable of ours, that nothing knows.
-    #[error("{origin} sets {key}, which is unknown; known are {known}")]
+    /// The file sets a key that the service does not have.
+    #[error("the settings file {path} sets {key}, which is unknown; known keys are {known}")]
     Unknown {
-        /// The key, or the variable's name.
+        /// The file.
+        path: String,
+        /// The key.
         key: String,
-        /// The file, or the environment.
-        origin: String,
-        /// Every one that may be set, separated by commas.
+        /// Every key that may be set, separated by commas.
         known: String,
     },
     /// The settings file cannot be read, or is not TOML.
-    #[error("the settings file {path} (named by {variable}) cannot be read: {reason}", variable = super::FILE_VARIABLE)]
+    #[error("the settings file {path} (from {variable}) cannot be read: {reason}", variable = super::FILE_VARIABLE)]
     File {
         /// The file.
         path: String,
         /// Why.
         reason: String,
     },
-    /// The defaults built into the binary lack a key or are broken: a mistake in the program.
+    /// The built-in defaults lack a key or cannot be read: a mistake in the program.
     #[error("the built-in defaults are wrong: {0}")]
     Defaults(String),
 }

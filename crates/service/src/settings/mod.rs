@@ -1,18 +1,16 @@
-//! Settings: documented defaults built into the binary, then a file, then the environment, then checked.
+//! Settings: documented defaults built into the binary, then a file, then the environment, then validation.
 //!
-//! A key is flat and in snake case. Its environment variable is `CARTLOG_` and the key in capitals, except for the
-//! three that the rest of the world names: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS` and
-//! `OTEL_EXPORTER_OTLP_ENDPOINT`. An empty variable counts as unset. One whose name begins with `CARTLOG_` and is no setting's is a
-//! mistake, unless `variables.txt` has it: one environment may serve all programs.
+//! A key is flat and in snake case. Its environment variable is `CARTLOG_` and the key in capitals, except for the three names that are
+//! standard elsewhere: `DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS` and `OTEL_EXPORTER_OTLP_ENDPOINT`. An empty variable counts as unset.
+//! An unknown key in the file is an error. Unknown variables are ignored, because several programs may share one environment.
 
 mod common;
 mod error;
-pub(crate) mod expectation;
 mod kafka;
 mod layers;
 mod types;
 
-pub use common::{Common, LogFormat};
+pub use common::{Common, LogFormat, NoSettings};
 pub use error::SettingsError;
 pub use kafka::Kafka;
 pub(crate) use layers::Layers;
@@ -21,12 +19,12 @@ pub use types::{BootstrapServers, DatabaseUrl, Endpoint, LogFilter, Origin, Pass
 /// The environment variable that names the settings file (TOML).
 pub const FILE_VARIABLE: &str = "CARTLOG_SETTINGS_FILE";
 
-/// What the types of single settings cannot say: conditions between them.
+/// Conditions between settings, which the types of single settings cannot express.
 pub trait Validate {
-    /// Checks conditions between settings.
+    /// Checks the conditions.
     ///
     /// # Errors
-    /// [`Invalid`] names the key that is wrong and what is allowed; the service then does not start.
+    /// [`Invalid`] names the key that is wrong and what is allowed. The service then does not start.
     fn validate(&self) -> Result<(), Invalid> {
         Ok(())
     }
@@ -35,9 +33,9 @@ pub trait Validate {
 /// A setting that contradicts another.
 #[derive(Debug)]
 pub struct Invalid {
-    /// The key at fault.
+    /// The key that is wrong.
     pub key: &'static str,
-    /// What is allowed, as in "(key) must be …".
+    /// What is allowed; completes the sentence "the key must be …".
     pub allowed: String,
 }
 

@@ -29,6 +29,7 @@ use crate::{
 const DEFAULTS: &str = r#"
     port = 1
     database_url = "postgres://somebody@127.0.0.1:5432/somewhere"
+    command_timeout_milliseconds = 10000
 "#;
 
 /// A server under test.
@@ -39,7 +40,7 @@ struct Running {
 }
 
 fn settings(environment: &[(&str, &str)]) -> Common {
-    let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+    let environment = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
     Layers::load(&[DEFAULTS], None, environment).unwrap().read().unwrap()
 }
 
