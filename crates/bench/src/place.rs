@@ -27,7 +27,7 @@ const FILLED_ANEW: u64 = 100_000;
 /// The settings of a service; without the cache, for a rival that has everything else as we have it.
 pub(crate) fn settings(contender: Contender) -> StoreSettings {
     let ours = StoreSettings::default();
-    if contender == Contender::Loading { StoreSettings { known_bytes: 0, ..ours } } else { ours }
+    if contender == Contender::Loading { StoreSettings { state_cache_bytes: 0, ..ours } } else { ours }
 }
 
 /// One log, the floor beside it, and disintegrate's log, all with as many events before.

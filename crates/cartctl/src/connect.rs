@@ -51,7 +51,7 @@ impl Common {
         // A pool tries for as long as it may, and hides why it has no connection; one connection says it at once.
         let first = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
         first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Error::Unreachable)?.close().await.map_err(Error::Unreachable)?;
-        let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, known_bytes: 0, ..StoreSettings::default() };
+        let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, state_cache_bytes: 0, ..StoreSettings::default() };
         let log = EventStore::new(options, settings);
         log.ready().await.map_err(|missing| Error::Refused(format!("the log is not ready: {missing}")))?;
         Ok(log)

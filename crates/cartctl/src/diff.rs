@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use cart_events::DomainEvent;
-use event_store::{
-    EventStore,
-    operate::{self, Build},
-    projection::{self, CompareError, Difference, Switch},
-};
+use event_store::EventStore;
+use operations::{Build, CompareError, Difference, Switch};
 use serde_json::json;
 
 use crate::{
@@ -41,7 +38,7 @@ pub(crate) async fn diff(
             "{name} is paused, so its builds do not come to one position: `cartctl projections resume {name}` first"
         )));
     }
-    let alive = operate::replicas(log.pool()).await?;
+    let alive = operations::replicas(log.pool()).await?;
     for build in [serving, other] {
         if !alive.iter().any(|replica| replica.name == name && replica.version == build.version) {
             return Err(Error::Refused(format!(
@@ -51,18 +48,18 @@ pub(crate) async fn diff(
         }
     }
     // The retired one stands where it was left: it is brought up to date for this, and let go of after it.
-    let revived = other.status == "retired" && projection::revive(log.pool(), name, Switch::WhenAsked).await?;
+    let revived = other.status == "retired" && operations::revive(log.pool(), name, Switch::WhenAsked).await?;
     let compared = tokio::select! {
         // First, for who follows the build within it would say something else.
         biased;
         _ = tokio::signal::ctrl_c() => {
-            projection::go_on(log.pool(), name).await?;
+            operations::go_on(log.pool(), name).await?;
             Err(Error::Interrupted("nothing was compared, and whatever stood still goes on".to_owned()))
         }
         compared = compare(log, name, &other.build, samples, output) => compared,
     };
     if revived {
-        projection::retire(log.pool(), name, &other.build).await?;
+        operations::retire(log.pool(), name, &other.build).await?;
     }
     show(&compared?, output)
 }
@@ -73,7 +70,7 @@ async fn compare(log: &EventStore<DomainEvent>, name: &str, other: &str, samples
             "the new build of {name} went into service meanwhile; ask again, and it is compared with the one that was"
         )));
     }
-    projection::compare(log.pool(), name, samples, PATIENCE).await.map_err(|error| match error {
+    operations::compare(log.pool(), name, samples, PATIENCE).await.map_err(|error| match error {
         CompareError::Store(error) => error.into(),
         CompareError::Apart(_) => Error::Refused(format!(
             "{error}: `cartctl status` shows which are behind, and whether a process holds them; the logs of the service say why"

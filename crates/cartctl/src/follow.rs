@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use cart_events::DomainEvent;
-use event_store::{
-    EventStore, Position,
-    operate::{self, Build},
-};
+use event_store::{EventStore, Position};
 use indicatif::{ProgressBar, ProgressStyle};
+use operations::Build;
 
 use crate::{
     error::Error,
@@ -60,7 +58,7 @@ async fn until_there(
     let mut warned = Warned::default();
     let mut serving_at = None;
     loop {
-        match operate::builds(log.pool()).await {
+        match operations::builds(log.pool()).await {
             Ok((head, builds)) => {
                 let of = |wanted: &dyn Fn(&Build) -> bool| builds.iter().find(|one| one.name == name && wanted(one));
                 let Some(followed) = of(&|one| one.build == build) else {
@@ -92,7 +90,7 @@ async fn until_there(
                 }
                 let version = followed.version;
                 let nobody = async || -> Result<bool, Error> {
-                    let alive = operate::replicas(log.pool()).await?;
+                    let alive = operations::replicas(log.pool()).await?;
                     Ok(!alive.iter().any(|replica| replica.name == name && replica.version == version))
                 };
                 if followed.paused {

@@ -4,10 +4,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use cart_events::{CartId, DomainEvent, ProductId};
 use clap::{Args, Subcommand};
-use event_store::{
-    EventStore, Position,
-    operate::{self, Entry, Which},
-};
+use event_store::{EventStore, Position};
+use operations::{Entry, Which};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
@@ -119,9 +117,9 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     match task {
         Task::Tail { newest: Newest { last }, follow } => {
             // Subscribed before reading, so that nothing that comes in between is missed.
-            let heads = log.heads().subscribe();
+            let heads = log.head_watcher().subscribe();
             let head = log.head().await?;
-            let events = operate::newest(&log, Which::All, last).await?;
+            let events = operations::newest(&log, Which::All, last).await?;
             print(&events, false, output)?;
             let from = events.last().map_or(head, |event| event.position);
             if !follow {
@@ -143,7 +141,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                     (Which::At(Position(position)), format!("the position {position}"))
                 }
             };
-            let mut events = operate::newest(&log, which, last.saturating_add(1)).await?;
+            let mut events = operations::newest(&log, which, last.saturating_add(1)).await?;
             if events.is_empty() {
                 return Err(Error::Nothing(format!("the log has no event of {named}; its head is {}", log.head().await?)));
             }
@@ -201,7 +199,7 @@ async fn following(
 
 /// What comes next, where there is more.
 async fn page(log: &EventStore<DomainEvent>, from: Position) -> Result<Vec<Entry<DomainEvent>>, Error> {
-    let events = operate::after(log, from, PAGE).await?;
+    let events = operations::after(log, from, PAGE).await?;
     if events.is_empty() {
         let head = log.head().await?;
         if head < from {

@@ -4,10 +4,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use cart_events::DomainEvent;
 use clap::{Args, Subcommand};
-use event_store::{
-    EventStore, Position,
-    operate::{self, Parked, Skip, Skipped},
-};
+use event_store::{EventStore, Position};
+use operations::{Parked, Skip, Skipped};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -87,11 +85,11 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     let log = common.log().await?;
     match task {
         Task::List { projection, skipped: false } => {
-            let parked = operate::parked(log.pool(), projection.as_deref()).await?;
+            let parked = operations::parked(log.pool(), projection.as_deref()).await?;
             output.list(&parked, "nothing is parked", &HEADS, row)
         }
         Task::List { projection, skipped: true } => {
-            let skipped = operate::skipped(log.pool(), projection.as_deref()).await?;
+            let skipped = operations::skipped(log.pool(), projection.as_deref()).await?;
             let heads = ["projection", "build", "key", "event", "skipped", "by", "reason", "error"];
             output.list(&skipped, "nothing was skipped", &heads, skipped_row)
         }
@@ -109,12 +107,12 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
 
 async fn show(log: &EventStore<DomainEvent>, projection: &str, key: Uuid, limit: i64, output: &Output) -> Result<(), Error> {
     let builds: Vec<_> =
-        operate::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == Some(key)).collect();
+        operations::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == Some(key)).collect();
     if builds.is_empty() {
         return Err(not_parked(projection, key));
     }
     for parked in builds {
-        let queue = operate::parked_queue(log, &parked, limit).await?;
+        let queue = operations::parked_queue(log, &parked, limit).await?;
         let events: Vec<_> = queue.iter().map(Event::of).collect();
         if output.json {
             output.document(&json!({ "parked": parked, "queue": events }))?;
@@ -134,7 +132,7 @@ async fn show(log: &EventStore<DomainEvent>, projection: &str, key: Uuid, limit:
 
 async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, output: &Output) -> Result<(), Error> {
     let projection = which.projection.as_deref();
-    let asked = operate::retry_parked(log.pool(), projection, (!which.all).then_some(which.keys.as_slice())).await?;
+    let asked = operations::retry_parked(log.pool(), projection, (!which.all).then_some(which.keys.as_slice())).await?;
     if let (Some(projection), Some(key)) =
         (projection, which.keys.iter().find(|key| !asked.iter().any(|parked| parked.key.as_ref() == Some(key))))
     {
@@ -154,7 +152,7 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
     let of = |parked: &Parked| (parked.projection.clone(), parked.build.clone(), parked.key);
     let until = Instant::now() + wait;
     let left = loop {
-        let now = operate::parked(log.pool(), projection).await?;
+        let now = operations::parked(log.pool(), projection).await?;
         let left: Vec<_> = now.into_iter().filter(|parked| asked.iter().any(|asked| of(asked) == of(parked))).collect();
         if Instant::now() >= until || left.iter().all(|parked| !parked.retry_asked) {
             break left;
@@ -191,7 +189,7 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
 
 async fn skip_one(log: &EventStore<DomainEvent>, skip: Skip<'_>, confirmed: &Confirmed, output: &Output) -> Result<(), Error> {
     let Skip { projection, key, position, .. } = skip;
-    let stands: Vec<_> = operate::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == key).collect();
+    let stands: Vec<_> = operations::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == key).collect();
     let is_first = stands.iter().any(|parked| parked.position == position);
     if !is_first {
         return Err(Error::Nothing(match (stands.first(), key) {
@@ -205,7 +203,7 @@ async fn skip_one(log: &EventStore<DomainEvent>, skip: Skip<'_>, confirmed: &Con
     }
     let whom = key.map_or_else(|| "the segments that stand before it".to_owned(), |key| key.to_string());
     confirmed.ask(output, &format!("Event {position} will never be applied to {whom} in {projection}."))?;
-    let builds = operate::skip(log.pool(), skip).await?;
+    let builds = operations::skip(log.pool(), skip).await?;
     if builds.is_empty() {
         return Err(Error::Nothing(format!(
             "event {position} is not the first of the queue any more; `cartctl parked list` shows what is"

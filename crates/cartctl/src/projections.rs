@@ -4,11 +4,8 @@ use std::time::Instant;
 
 use cart_events::DomainEvent;
 use clap::Subcommand;
-use event_store::{
-    EventStore, Position,
-    operate::{self, Build},
-    projection::{self, Switch},
-};
+use event_store::{EventStore, Position};
+use operations::{Build, Switch};
 use serde_json::json;
 
 use crate::{
@@ -77,7 +74,7 @@ pub(crate) enum Task {
 
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
     let log = common.log().await?;
-    let (_, builds) = operate::builds(log.pool()).await?;
+    let (_, builds) = operations::builds(log.pool()).await?;
     match task {
         Task::List => output.list(&builds, "there are no projections yet: they come with the first start of the services", &HEADS, row),
         Task::Pause { name } => pause(&log, known(&builds, &name)?, true, output).await,
@@ -93,7 +90,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
 
 async fn pause(log: &EventStore<DomainEvent>, serving: &Build, paused: bool, output: &Output) -> Result<(), Error> {
     let name = serving.name.as_str();
-    let changed = projection::pause(log.pool(), name, paused).await?;
+    let changed = operations::pause(log.pool(), name, paused).await?;
     if output.json {
         return output.document(&json!({ "name": name, "paused": paused, "changed": changed }));
     }
@@ -123,7 +120,7 @@ async fn rebuild(
             "{name} is paused, and what is made anew would be too: `cartctl projections resume {name}` first"
         )));
     }
-    let alive = operate::replicas(log.pool()).await?;
+    let alive = operations::replicas(log.pool()).await?;
     let other = builds.iter().find(|build| build.name == name && build.status != "serving");
     let under_way = other.filter(|other| {
         let newer = other.version > serving.version && alive.iter().any(|one| one.name == name && one.version == other.version);
@@ -133,7 +130,7 @@ async fn rebuild(
         if let Some(other) = other {
             confirmed.ask(output, &format!("The {} is emptied for the new one: there is no way back to it.", described(other)))?;
         }
-        projection::rebuild_named(log.pool(), name, if hold { Switch::WhenAsked } else { Switch::WhenReady }).await?;
+        operations::rebuild_named(log.pool(), name, if hold { Switch::WhenAsked } else { Switch::WhenReady }).await?;
     }
     // What is under way goes into service as it was begun.
     let held = under_way.map_or(hold, |build| !build.switch_when_ready);
@@ -186,9 +183,9 @@ async fn switch(
         revive(log, builds, name).await?;
     }
     let made = if force {
-        projection::switch_with_parked(log.pool(), name).await?
+        operations::switch_with_parked(log.pool(), name).await?
     } else {
-        projection::switch_when_ready(log.pool(), name).await?
+        operations::switch_when_ready(log.pool(), name).await?
     };
     if !made {
         return Err(Error::Nothing(format!("nothing of {name} is being made; `cartctl projections rebuild {name}` begins it")));
@@ -218,13 +215,13 @@ async fn revive(log: &EventStore<DomainEvent>, builds: &[Build], name: &str) -> 
             "a new build of {name} is being made where the retired one was; `cartctl projections switch {name}` puts that into service"
         )));
     }
-    if !operate::replicas(log.pool()).await?.iter().any(|replica| replica.name == name && replica.version == other.version) {
+    if !operations::replicas(log.pool()).await?.iter().any(|replica| replica.name == name && replica.version == other.version) {
         return Err(Error::Refused(format!(
             "the retired build of {name} is of version {}, which no process that is alive runs: start the release that does, to go back to it",
             other.version
         )));
     }
-    if projection::revive(log.pool(), name, Switch::WhenReady).await? { Ok(()) } else { Err(none()) }
+    if operations::revive(log.pool(), name, Switch::WhenReady).await? { Ok(()) } else { Err(none()) }
 }
 
 /// A build that is not in service.
@@ -254,7 +251,7 @@ async fn drop_build(
         format!("the {} is given up, with what is done of it.", described(other))
     };
     confirmed.ask(output, &what)?;
-    if !projection::drop_build(log.pool(), name, build).await? {
+    if !operations::drop_build(log.pool(), name, build).await? {
         return Err(Error::Refused(format!("{build} of {name} is no longer what it was; `cartctl projections list` shows what there is")));
     }
     if *version > serving.version {
@@ -280,7 +277,7 @@ fn known<'a>(builds: &'a [Build], name: &str) -> Result<&'a Build, Error> {
 }
 
 pub(crate) async fn say_if_nobody_works(log: &EventStore<DomainEvent>, name: &str, output: &Output) -> Result<(), Error> {
-    if !operate::replicas(log.pool()).await?.iter().any(|replica| replica.name == name) {
+    if !operations::replicas(log.pool()).await?.iter().any(|replica| replica.name == name) {
         output.note(&format!("no process runs {name} at this moment, so nothing is done until one does: start the service"));
     }
     Ok(())

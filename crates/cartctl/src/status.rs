@@ -4,11 +4,9 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 
 use cart_events::DomainEvent;
 use clap::Args;
-use event_store::{
-    EventStore, Position,
-    operate::{self, Build, Parked, Replica, TodoCounts},
-};
+use event_store::{EventStore, Position};
 use kafka::{OperateError, Operator};
+use operations::{Build, Parked, Replica, TodoCounts};
 use serde::Serialize;
 
 use crate::{
@@ -77,12 +75,12 @@ pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) 
 }
 
 async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Counted) -> Result<Status, Error> {
-    let (head, mut builds) = operate::builds(log.pool()).await?;
+    let (head, mut builds) = operations::builds(log.pool()).await?;
     builds.retain(|build| build.status != "retired");
-    let replicas = operate::replicas(log.pool()).await?;
-    let parked = operate::parked(log.pool(), None).await?;
-    let todos = operate::todo_counts(log.pool()).await?;
-    let stored = operate::stored_offsets(log.pool()).await?;
+    let replicas = operations::replicas(log.pool()).await?;
+    let parked = operations::parked(log.pool(), None).await?;
+    let todos = operations::todo_counts(log.pool()).await?;
+    let stored = operations::stored_offsets(log.pool()).await?;
     let (translations, trouble) = translations::beside_the_broker(stored, kafka).await;
     let dead_letters = match trouble {
         Some(trouble) => Err(trouble),

@@ -1,7 +1,7 @@
 //! `cartctl todos`, and `cartctl publications`: those of the automation Publish Cart.
 
 use clap::{Args, Subcommand, ValueEnum};
-use event_store::operate::{self, TodoEntry};
+use operations::TodoEntry;
 use serde_json::json;
 
 use crate::{
@@ -101,7 +101,7 @@ pub(crate) async fn publications(task: Publications, common: &Common, output: &O
 
 async fn list(automation: Option<&str>, listing: &Listing, common: &Common, output: &Output) -> Result<(), Error> {
     let log = common.log().await?;
-    let todos = operate::todos(log.pool(), automation, listing.status.stored(), listing.limit).await?;
+    let todos = operations::todos(log.pool(), automation, listing.status.stored(), listing.limit).await?;
     if usize::try_from(listing.limit).is_ok_and(|limit| todos.len() == limit) {
         output.note(&format!("no more than {} are shown; --limit takes more", listing.limit));
     }
@@ -122,7 +122,7 @@ async fn list(automation: Option<&str>, listing: &Listing, common: &Common, outp
 async fn retry(automation: &str, which: &Which, common: &Common, output: &Output) -> Result<(), Error> {
     let log = common.log().await?;
     let keys = (!which.all).then_some(which.keys.as_slice());
-    let retried = operate::retry_todos(log.pool(), automation, keys).await?;
+    let retried = operations::retry_todos(log.pool(), automation, keys).await?;
     let not_failed: Vec<_> = which.keys.iter().filter(|key| !retried.contains(key)).collect();
     if output.json {
         output.document(&json!({ "automation": automation, "retried": retried, "not_failed": not_failed }))?;

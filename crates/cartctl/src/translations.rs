@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
-use event_store::{
-    SourcePartition,
-    operate::{self, StoredOffset},
-};
+use event_store::SourcePartition;
 use kafka::{OperateError, Operator};
+use operations::StoredOffset;
 use serde::Serialize;
 use serde_json::json;
 
@@ -111,7 +109,7 @@ pub(crate) async fn beside_the_broker(stored: Vec<StoredOffset>, kafka: &Operato
 
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
     let (log, kafka) = (common.log().await?, common.kafka()?);
-    let stored = operate::stored_offsets(log.pool()).await?;
+    let stored = operations::stored_offsets(log.pool()).await?;
     match task {
         Task::Show => {
             let (translations, trouble) = beside_the_broker(stored, &kafka).await;
@@ -152,7 +150,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             }
             confirmed.ask(output, &consequence(found, offset))?;
             let source = SourcePartition { consumer: &found.group, topic: &topic, partition };
-            let Some(before) = operate::seek(log.pool(), source, offset).await? else {
+            let Some(before) = operations::seek(log.pool(), source, offset).await? else {
                 return Err(Error::Nothing(format!("{topic}/{partition} has no stored offset any more")));
             };
             if output.json {

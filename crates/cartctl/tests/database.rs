@@ -12,9 +12,9 @@ use std::{
 use crate::common::*;
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, SubmittedStream, examples::Shopping};
-use event_store::{
-    Metadata, Recorded, SourcePartition,
-    projection::{self, Kind, Projection, Settings},
+use event_store::{Metadata, Recorded, SourcePartition};
+use projections::{
+    Kind, Projection, Settings,
     todo::{self, NewTodo},
 };
 use serde_json::{Value, json};
@@ -127,7 +127,7 @@ async fn status_names_the_replica_that_holds_a_segment() {
     let cart = Shopping::new();
     let log = shop(&cart).await;
     let stop = CancellationToken::new();
-    let running = tokio::spawn(projection::run(log.store.clone(), Model, Settings::default(), Arc::default(), stop.clone()));
+    let running = tokio::spawn(log.projections.run(Model, Settings::default(), Arc::default(), stop.clone()));
     let status = eventually("a replica holds both segments", || async {
         let status = over(&log.database, &["status", "--json"]).document();
         let all = status["projections"][0]["segments"].as_array().unwrap().iter().all(|segment| segment["replica"] != Value::Null);
@@ -169,9 +169,9 @@ struct Process {
 
 impl Process {
     fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
-        let (store, stop) = (log.store.clone(), CancellationToken::new());
+        let stop = CancellationToken::new();
         let settings = Settings { lease: Duration::from_millis(900), ..Settings::default() };
-        let ran = projection::run(store, projection, settings, Arc::default(), stop.clone());
+        let ran = log.projections.run(projection, settings, Arc::default(), stop.clone());
         Self { stop, running: tokio::spawn(async move { ran.await.unwrap() }) }
     }
 
@@ -501,9 +501,8 @@ async fn setting_an_offset_waits_for_a_batch_that_is_being_appended() {
     let mut appending = log.store.pool().begin().await.unwrap();
     sqlx::query("SELECT event_lock()").execute(&mut *appending).await.unwrap();
     let pool = log.store.pool().clone();
-    let seeking = tokio::spawn(async move {
-        event_store::operate::seek(&pool, SourcePartition { consumer: "test", topic: "history", partition: 0 }, 0).await
-    });
+    let seeking =
+        tokio::spawn(async move { operations::seek(&pool, SourcePartition { consumer: "test", topic: "history", partition: 0 }, 0).await });
     eventually("the seek waits", || async {
         let waiting = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         sqlx::query_scalar::<_, bool>(waiting).fetch_optional(log.store.pool()).await.unwrap()

@@ -10,10 +10,8 @@ use std::{
 use crate::common::*;
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
-use event_store::{
-    Recorded, operate,
-    projection::{self, Projection, Settings, Switch},
-};
+use event_store::Recorded;
+use projections::{Projection, Settings, Switch};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use test_support::{TestLog, eventually};
@@ -52,7 +50,7 @@ struct Running {
 impl Running {
     fn start(log: &TestLog<DomainEvent>, model: &Model) -> Self {
         let (stop, settings) = (CancellationToken::new(), Settings { lease: Duration::from_millis(900), ..Settings::default() });
-        let ran = projection::run(log.store.clone(), model.clone(), settings, Arc::default(), stop.clone());
+        let ran = log.projections.run(model.clone(), settings, Arc::default(), stop.clone());
         Self { stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
     }
 
@@ -163,7 +161,7 @@ async fn what_is_skipped_needs_a_reason_and_a_yes_and_is_recorded() {
     over(&log.database, &["parked", "retry", "--all"]).failed(3, "which try by themselves");
     assert_eq!(skip(&["--position", "3", "--reason", "a test price", "--yes"]).code, Some(0));
     listed(&log, 0).await;
-    assert_eq!(operate::skipped(log.store.pool(), None).await.unwrap().len(), 2);
+    assert_eq!(operations::skipped(log.store.pool(), None).await.unwrap().len(), 2);
     running.stop().await;
 }
 
@@ -173,7 +171,7 @@ async fn a_retry_that_nobody_does_is_said_and_a_switch_with_parked_keys_has_to_b
     log.append([cart.added(0)]).await;
     log.project(model.clone(), Settings::default()).await;
     model.0.lock().unwrap().insert(1);
-    projection::rebuild_named(log.store.pool(), "inventories", Switch::WhenAsked).await.unwrap();
+    projections::rebuild_named(log.store.pool(), "inventories", Switch::WhenAsked).await.unwrap();
     let running = Running::start(&log, &model);
     listed(&log, 1).await;
     let held_back = over(&log.database, &["projections", "switch", "inventories"]);

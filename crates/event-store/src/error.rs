@@ -5,7 +5,7 @@ use sqlx::{
     postgres::{PgDatabaseError, PgSeverity},
 };
 
-use crate::Position;
+use crate::position::Position;
 
 /// A fault of the store.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +37,6 @@ pub enum StoreError {
         /// Why.
         error: String,
     },
-    /// What is asked for depends on a key that is parked, since an event of it could not be applied.
-    #[error("in {projection}, {key} is parked: an event of it could not be applied")]
-    Parked {
-        /// The projection.
-        projection: String,
-        /// The key.
-        key: uuid::Uuid,
-    },
     /// An event cannot be written as JSON.
     #[error("an event cannot be written: {0}")]
     Encode(String),
@@ -60,6 +52,14 @@ impl StoreError {
     /// Whether it may go away by itself: a caller answers 503, a worker tries again.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::OutcomeUnknown | Self::Busy | Self::Reset(_) | Self::Closed)
+    }
+
+    /// The same error once more: sqlx's errors cannot be cloned.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Unavailable(cause) => Self::Unavailable(sqlx::Error::Protocol(cause.to_string())),
+            _ => Self::Closed,
+        }
     }
 
     /// Whether the database refused just this data.

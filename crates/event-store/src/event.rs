@@ -1,29 +1,12 @@
 //! Events, positions and metadata.
 
-use std::{fmt, ops::Deref};
+use std::ops::Deref;
 
 use disintegrate::{Event, IdentifierValue};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::StoreError;
-
-/// Where an event stands in the log: 1 for the first, without gaps, in commit order. 0 is before the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize, sqlx::Type)]
-#[serde(transparent)]
-#[sqlx(transparent)]
-pub struct Position(pub i64);
-
-impl Position {
-    /// Before the first event.
-    pub const START: Self = Self(0);
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+use crate::{error::StoreError, position::Position};
 
 /// What a log is made of: disintegrate's `Event`, stored as JSON, tagged with ids that are UUIDs.
 pub trait LogEvent: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
@@ -82,7 +65,7 @@ impl<E> Deref for Recorded<E> {
 }
 
 /// The ids of a log's schema, in the order in which every array and column list of the SQL has them.
-pub(crate) fn domain_ids<E: Event>() -> Vec<&'static str> {
+pub fn domain_ids<E: Event>() -> Vec<&'static str> {
     let mut ids: Vec<_> = E::SCHEMA.domain_ids.iter().map(|id| id.ident.into_inner()).collect();
     ids.sort_unstable();
     ids
@@ -109,6 +92,10 @@ pub(crate) fn encode<E: Serialize>(event: &E) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(event).map_err(|error| StoreError::Encode(error.to_string()))
 }
 
-pub(crate) fn decode<E: DeserializeOwned>(position: i64, payload: &[u8]) -> Result<E, StoreError> {
+/// Reads an event back from its stored payload.
+///
+/// # Errors
+/// Where the payload is not of today's shape.
+pub fn decode<E: DeserializeOwned>(position: i64, payload: &[u8]) -> Result<E, StoreError> {
     serde_json::from_slice(payload).map_err(|error| StoreError::Decode { position: Position(position), error: error.to_string() })
 }

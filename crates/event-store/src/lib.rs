@@ -1,49 +1,44 @@
-//! The log on PostgreSQL: decide, read, project, wait. Knows no cart.
+//! The log on PostgreSQL: decide, read, wait. Knows no cart and no projection.
 //!
 //! [`EventStore`] appends and reads. [`Decision`] is a command's rule, in disintegrate's language: states fold the events that their
 //! queries name, and what they name *is* the consistency boundary; [`EventStore::decide`] is the only way to run one.
-//! [`projection`] turns the log into tables, [`mod@todo`] keeps what automations have to do, [`Heads`] wakes readers; [`operate`] is for
-//! operators.
+//! [`HeadWatcher`] wakes readers.
 //!
 //! The model (`Event` and its derives, `StateQuery`, `StreamQuery`) is [disintegrate](https://docs.rs/disintegrate)'s. Reading,
 //! deciding and appending are this crate's own: see `ARCHITECTURE.md`.
 
-mod appender;
-mod batch;
-mod criteria;
+mod append;
+pub mod connection;
 mod decide;
 mod error;
 mod event;
-mod heads;
-mod known;
-mod lease;
-mod lookup;
 mod metrics;
 mod migrate;
-pub mod operate;
 mod password;
-pub mod projection;
+mod position;
+mod query;
 mod read;
-mod signals;
-mod state;
+mod readiness;
+mod settings;
 mod store;
-pub mod todo;
-mod together;
 pub mod trace;
-mod translate;
-mod turns;
 
-pub use criteria::{Criteria, CriteriaError};
-pub use decide::{DecideError, Decided, Decision, View};
-pub use error::StoreError;
-pub use event::{LogEvent, Metadata, Position, Recorded};
-pub use heads::Heads;
+pub use append::source::{SourcePartition, StoredOffset, Translated, stored_offsets};
 #[doc(hidden)]
-pub use known::Known;
+pub use decide::known::Known;
+pub use decide::{
+    catch_up::fold_history,
+    decision::{DecideError, Decided, Decision, View},
+    stages::{AnyPart, Stages, States, Then},
+    state::State,
+};
+pub use error::StoreError;
+pub use event::{LogEvent, Metadata, Recorded, decode, domain_ids};
+pub use metrics::record_query_wait;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
 pub use password::read_password;
-pub use read::fold_history;
-pub use signals::{Backlog, Rebuild, Waiting};
-pub use state::{AnyPart, Stages, State, States, Then};
-pub use store::{EventStore, StoreSettings};
-pub use translate::{SourcePartition, Translated};
+pub use position::Position;
+pub use query::criteria::{Criteria, CriteriaError};
+pub use read::{head_watcher::HeadWatcher, reader::Wait};
+pub use settings::StoreSettings;
+pub use store::EventStore;

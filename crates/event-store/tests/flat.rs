@@ -4,10 +4,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use cart_events::DomainEvent;
-use event_store::{
-    EventStore, Position, StoreSettings,
-    operate::{self, Which},
-};
+use event_store::{EventStore, Position, StoreSettings};
+use operations::Which;
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection, Row, types::Json};
 use test_support::{Database, eventually};
@@ -286,9 +284,9 @@ async fn ask_as_the_operator(database: &Database) {
         of("item_id", NEW),
     ];
     for which in whichs {
-        operate::newest(&store, which, 10).await.unwrap();
+        operations::newest(&store, which, 10).await.unwrap();
     }
-    operate::after(&store, Position(EVENTS / 2), 10).await.unwrap();
+    operations::after(&store, Position(EVENTS / 2), 10).await.unwrap();
     store.head().await.unwrap();
     drop(store);
 }

@@ -35,13 +35,19 @@ fn works_on_the_log_when_another_test_asks_for_it() {
 /// How many commands a process has under way at once: a few, and so many that it gathers them.
 const TASKS: [u32; 2] = [6, 48];
 
-fn workers(database: &Database, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
-    workers_on(database.url_as("cartlog_commands"), seed, known_bytes, tasks)
+fn workers(database: &Database, seed: u64, state_cache_bytes: usize, tasks: u32) -> Workers {
+    workers_on(database.url_as("cartlog_commands"), seed, state_cache_bytes, tasks)
 }
 
-fn workers_on(database_url: String, seed: u64, known_bytes: usize, tasks: u32) -> Workers {
-    let setup =
-        Setup { database_url, seed, processes: 3, tasks, known_bytes, worker: "histories::works_on_the_log_when_another_test_asks_for_it" };
+fn workers_on(database_url: String, seed: u64, state_cache_bytes: usize, tasks: u32) -> Workers {
+    let setup = Setup {
+        database_url,
+        seed,
+        processes: 3,
+        tasks,
+        state_cache_bytes,
+        worker: "histories::works_on_the_log_when_another_test_asks_for_it",
+    };
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
@@ -112,15 +118,15 @@ fn meant_something_and_lost_answers(summary: &Summary, tasks: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_several_processes_decide_at_once_is_exact() {
-    for (seed, (known_bytes, tasks)) in seeds().into_iter().cycle().zip(KNOWN_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
-        println!("seed {seed}, {known_bytes} bytes of states known, {tasks} tasks");
+    for (seed, (state_cache_bytes, tasks)) in seeds().into_iter().cycle().zip(KNOWN_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
+        println!("seed {seed}, {state_cache_bytes} bytes of states known, {tasks} tasks");
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let store = EventStore::new(database.options(), StoreSettings::default());
         // More than one answer of the log holds.
         translate(&store, seed, 0, 1_000).await;
-        let mut workers = workers(&database, seed, known_bytes, tasks);
+        let mut workers = workers(&database, seed, state_cache_bytes, tasks);
         for number in 1_000..1_030 {
             translate(&store, seed, number, number + 1).await;
             let all = workers.running();
@@ -284,10 +290,10 @@ async fn a_process_that_is_frozen_while_a_large_answer_comes_to_it_lets_the_othe
 
 /// Commands one after the other, on stores that take turns, and events that a translator writes in between. Answers what each command came
 /// to, and the log.
-async fn one_after_the_other(seed: u64, stores: usize, known_bytes: usize) -> (Vec<Outcome>, Vec<(i64, Happened)>) {
+async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize) -> (Vec<Outcome>, Vec<(i64, Happened)>) {
     let database = Database::create().await;
     let stores: Vec<_> =
-        (0..stores).map(|_| EventStore::<Happened>::new(database.options_as("cartlog_commands"), settings(known_bytes))).collect();
+        (0..stores).map(|_| EventStore::<Happened>::new(database.options_as("cartlog_commands"), settings(state_cache_bytes))).collect();
     let translator = EventStore::new(database.options(), StoreSettings::default());
     let mut outcomes = vec![];
     for number in 0..300 {
@@ -306,7 +312,7 @@ async fn one_after_the_other(seed: u64, stores: usize, known_bytes: usize) -> (V
 async fn with_and_without_states_being_known_every_answer_is_the_same() {
     for seed in seeds() {
         for stores in [1, 2] {
-            let [nothing, little, plenty] = KNOWN_BYTES.map(|known_bytes| one_after_the_other(seed, stores, known_bytes));
+            let [nothing, little, plenty] = KNOWN_BYTES.map(|state_cache_bytes| one_after_the_other(seed, stores, state_cache_bytes));
             let (outcomes, log) = nothing.await;
             assert!(log.len() > 200 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. })), "seed {seed}");
             for known in [little.await, plenty.await] {
@@ -412,11 +418,11 @@ impl Decision for Counted {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn submits_of_carts_with_different_products_never_conflict() {
-    for known_bytes in KNOWN_BYTES {
+    for state_cache_bytes in KNOWN_BYTES {
         let log = TestLog::<DomainEvent>::create().await;
         let carts: Vec<_> = (0..120).map(|_| Shopping::new()).collect();
         log.append(carts.iter().flat_map(|cart| cart.with_items(3).chain([cart.inventory(0, 5), cart.inventory(1, 7)]))).await;
-        let stores = [0, 1].map(|_| EventStore::<DomainEvent>::new(log.database.options(), settings(known_bytes)));
+        let stores = [0, 1].map(|_| EventStore::<DomainEvent>::new(log.database.options(), settings(state_cache_bytes)));
         let submits: Vec<_> = (0..)
             .zip(carts)
             .map(|(n, cart)| {
@@ -439,7 +445,7 @@ type Happens = fn(&Shopping, &Shopping) -> DomainEvent;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_submit_is_decided_again_for_its_own_products_and_for_no_others() {
-    for known_bytes in KNOWN_BYTES {
+    for state_cache_bytes in KNOWN_BYTES {
         // What comes between, how often it is decided then, and whether it is submitted.
         let between: [(Happens, u32, bool); 5] = [
             (|_, other| other.submitted(2), 1, true),
@@ -450,7 +456,7 @@ async fn a_submit_is_decided_again_for_its_own_products_and_for_no_others() {
             (|cart, _| cart.inventory(1, 0), 1, false),
         ];
         let log = Arc::new(TestLog::<DomainEvent>::create().await);
-        let store = EventStore::<DomainEvent>::new(log.database.options(), settings(known_bytes));
+        let store = EventStore::<DomainEvent>::new(log.database.options(), settings(state_cache_bytes));
         for (happens, decided, submitted) in between {
             let (cart, other) = (Shopping::new(), Shopping::new());
             log.append(cart.with_items(2).chain(other.with_items(2))).await;

@@ -300,7 +300,7 @@ async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_forgotten_is_decided_on_all_the_same() {
     let log = TestLog::<DomainEvent>::create().await;
-    let settings = StoreSettings { known_bytes: 20_000, ..StoreSettings::default() };
+    let settings = StoreSettings { state_cache_bytes: 20_000, ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let carts: Vec<Shopping> = (0..200).map(|_| Shopping::new()).collect();
     for _ in 0..3 {

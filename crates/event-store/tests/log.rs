@@ -12,7 +12,7 @@ use std::{
 
 use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
-use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, projection::Waited};
+use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, Wait};
 use futures::StreamExt;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use test_support::{Database, TestLog, eventually};
@@ -102,15 +102,15 @@ async fn the_log_is_waited_for_until_it_has_come_to_a_position_or_the_time_is_up
     // One that has just started knows of nothing.
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     for store in [&log.store, &other] {
-        assert_eq!(store.wait("test", head, Duration::ZERO).await.unwrap(), Waited::There);
-        assert_eq!(store.wait("test", next, Duration::ZERO).await.unwrap(), Waited::Behind(head));
+        assert_eq!(store.wait("test", head, Duration::ZERO).await.unwrap(), Wait::Reached);
+        assert_eq!(store.wait("test", next, Duration::ZERO).await.unwrap(), Wait::TimedOut(head));
     }
     let waiting = tokio::spawn({
         let other = other.clone();
         async move { other.wait("test", next, long).await.unwrap() }
     });
     let appended = log.append([cart.removed(0)]).await;
-    assert_eq!((appended, waiting.await.unwrap()), (next, Waited::There));
+    assert_eq!((appended, waiting.await.unwrap()), (next, Wait::Reached));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -276,7 +276,7 @@ async fn who_waits_for_the_database_says_where_it_is_and_what_to_do() {
 #[tokio::test]
 async fn a_log_that_is_held_is_busy_after_the_bound_and_the_outcome_is_not_claimed() {
     let log = TestLog::<DomainEvent>::create().await;
-    let settings = StoreSettings { decide_deadline: Duration::from_millis(200), ..StoreSettings::default() };
+    let settings = StoreSettings { command_timeout: Duration::from_millis(200), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let pool = log.database.pool().await;
     let mut holding = pool.begin().await.unwrap();
@@ -295,9 +295,9 @@ async fn another_process_learns_of_an_append_by_announcement() {
     let reader = EventStore::<DomainEvent>::new(log.database.options(), settings);
     // It has begun to listen once it has looked the head up: that comes after.
     log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
-    eventually("it listens", || async { (reader.heads().newest() > Position::START).then_some(()) }).await;
+    eventually("it listens", || async { (reader.head_watcher().newest() > Position::START).then_some(()) }).await;
     let written = log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
-    eventually("it is announced", || async { (reader.heads().newest() >= written).then_some(()) }).await;
+    eventually("it is announced", || async { (reader.head_watcher().newest() >= written).then_some(()) }).await;
 }
 
 #[tokio::test]
@@ -355,8 +355,8 @@ async fn an_announcement_of_what_is_not_there_is_not_believed() {
     let append_and_hear = async || {
         log.append(Shopping::new().with_items(1)).await;
         let head = log.store.head().await.unwrap();
-        eventually("it is heard of", || async { (other.heads().newest() >= head).then_some(()) }).await;
-        assert_eq!(other.heads().newest(), head);
+        eventually("it is heard of", || async { (other.head_watcher().newest() >= head).then_some(()) }).await;
+        assert_eq!(other.head_watcher().newest(), head);
     };
     append_and_hear().await;
     sqlx::query("SELECT pg_notify('event_head', '1000000')").execute(log.store.pool()).await.unwrap();

@@ -47,7 +47,7 @@ async fn a_log_that_is_emptied_under_a_decision_is_said_to_be_reset_and_is_worke
     let reset = log.store.decide(&add).await;
     assert!(matches!(reset, Err(DecideError::Store(StoreError::Reset(_)))), "{reset:?}");
     assert_eq!(log.store.decide(&Add::to(&cart)).await.unwrap(), Position(1));
-    eventually("readers start anew from its head", || async { (log.store.heads().newest() == Position(1)).then_some(()) }).await;
+    eventually("readers start anew from its head", || async { (log.store.head_watcher().newest() == Position(1)).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,8 @@ async fn an_append_that_the_database_refuses_hurts_none_of_those_that_share_its_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_read_in_time_is_busy_and_nothing_was_sent() {
     let log = TestLog::<DomainEvent>::create().await;
-    let settings = StoreSettings { decide_deadline: std::time::Duration::from_millis(300), known_bytes: 0, ..StoreSettings::default() };
+    let settings =
+        StoreSettings { command_timeout: std::time::Duration::from_millis(300), state_cache_bytes: 0, ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let mut holding = log.store.pool().begin().await.unwrap();
     sqlx::query("LOCK TABLE event IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();

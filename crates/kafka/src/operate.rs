@@ -279,7 +279,7 @@ pub async fn lags<E: LogEvent>(
     group: &str,
     topics: Vec<String>,
 ) -> Result<BTreeMap<String, TopicLag>, LagError> {
-    let stored = event_store::operate::stored_offsets(store.pool()).await?;
+    let stored = event_store::stored_offsets(store.pool()).await?;
     let stored: HashMap<_, _> =
         stored.into_iter().filter(|one| one.group == group).map(|one| ((one.topic, one.partition), one.next_offset)).collect();
     let ends = look(brokers, move |consumer, _| {

@@ -16,8 +16,8 @@ pub fn open_log<E: LogEvent>(common: &Common) -> Result<EventStore<E>, Fault> {
     }
     let settings = StoreSettings {
         max_connections: common.database_max_connections.as_u32(),
-        decide_deadline: common.command_timeout_milliseconds.milliseconds(),
-        known_bytes: common.state_cache_megabytes.as_u32() as usize * 1_000_000,
+        command_timeout: common.command_timeout_milliseconds.milliseconds(),
+        state_cache_bytes: common.state_cache_megabytes.as_u32() as usize * 1_000_000,
         ..StoreSettings::default()
     };
     Ok(EventStore::new(options, settings))

@@ -642,7 +642,7 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
     assert_eq!(shop.get("/ready").await.0, 200, "the rest goes on");
     // Other read models may take these events too, and by other keys.
     const BY_CART: [&str; 3] = ["archive_item", "cart_items", "carts_with_products"];
-    let mut listed = event_store::operate::parked(&shop.pool, None).await.unwrap();
+    let mut listed = operations::parked(&shop.pool, None).await.unwrap();
     listed.retain(|parked| BY_CART.contains(&parked.projection.as_str()));
     let mut names: Vec<_> = listed.iter().map(|parked| parked.projection.as_str()).collect();
     names.sort_unstable();
@@ -657,7 +657,7 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
     .await;
 
     sqlx::query("UPDATE event SET payload = $2 WHERE event_id = $1").bind(event).bind(payload).execute(&shop.pool).await.unwrap();
-    event_store::operate::retry_parked(&shop.pool, None, None).await.unwrap();
+    operations::retry_parked(&shop.pool, None, None).await.unwrap();
     // The item, and the change of its price that queued behind it.
     shop.until_count("ItemArchived", 2).await;
     let head: i64 = sqlx::query_scalar("SELECT max(event_id) FROM event").fetch_one(&shop.pool).await.unwrap();

@@ -43,7 +43,7 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
         processes: 3,
         // So many that it gathers them.
         tasks: 48,
-        known_bytes: 16 << 20,
+        state_cache_bytes: 16 << 20,
         worker: "works_on_the_log_when_another_test_asks_for_it",
     };
     let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
@@ -81,7 +81,7 @@ impl Decision for Appends {
 async fn where_the_synchronous_standby_is_missing_nothing_is_acknowledged_also_when_connections_are_cut() {
     let (mut postgres, owner) = log("standby-is-missing").await;
     let pool = database::connect(&owner).await.unwrap();
-    let settings = StoreSettings { decide_deadline: Duration::from_secs(3), ..StoreSettings::default() };
+    let settings = StoreSettings { command_timeout: Duration::from_secs(3), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(postgres.url(COMMANDS.role, database::NAME).parse().unwrap(), settings);
     let cart = Shopping::new();
     store.decide(&Appends(cart.added(0))).await.unwrap();

@@ -10,7 +10,7 @@ use dev::demo::{self, Addresses, Plan};
 use embedded::layout::Layout;
 use embedded::ports;
 use embedded::report::{Report, answer};
-use event_store::projection::{Switch, rebuild_named};
+use projections::{Switch, rebuild_named};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;

@@ -8,10 +8,8 @@ use std::{
     time::Duration,
 };
 
-use event_store::{
-    EventStore, LogEvent, Metadata, Position, SourcePartition, StoreSettings, Translated,
-    projection::{self, Projection, Waited},
-};
+use event_store::{EventStore, LogEvent, Metadata, Position, SourcePartition, StoreSettings, Translated};
+use projections::{Projection, Projections, Settings, Wait};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Database, eventually};
@@ -22,6 +20,8 @@ pub struct TestLog<E> {
     pub database: Database,
     /// The log, as the owner uses it.
     pub store: EventStore<E>,
+    /// Its projections.
+    pub projections: Projections<E>,
     appended: AtomicI64,
 }
 
@@ -30,7 +30,8 @@ impl<E: LogEvent> TestLog<E> {
     pub async fn create() -> Self {
         let database = Database::create().await;
         let store = EventStore::new(database.options(), StoreSettings::default());
-        Self { database, store, appended: AtomicI64::new(0) }
+        let projections = Projections::new(store.clone());
+        Self { database, store, projections, appended: AtomicI64::new(0) }
     }
 
     /// Appends what happened, without a condition. Answers the position of the last event.
@@ -52,15 +53,15 @@ impl<E: LogEvent> TestLog<E> {
     ///
     /// # Panics
     /// Where it does not get there.
-    pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: projection::Settings) {
+    pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: Settings) {
         let head = self.store.head().await.expect("the log can be read");
         let stop = CancellationToken::new();
-        let running = tokio::spawn(projection::run(self.store.clone(), projection, settings, Arc::default(), stop.clone()));
+        let running = tokio::spawn(self.projections.run(projection, settings, Arc::default(), stop.clone()));
         eventually("the projection has applied the log", || async {
             let made = sqlx::query("SELECT FROM projection WHERE name = $1 AND status = 'building'").bind(P::NAME);
-            let applied = projection::wait(&self.store, P::NAME, None, head, Duration::from_secs(1)).await;
+            let applied = self.projections.wait(P::NAME, None, head, Duration::from_secs(1)).await;
             let making = made.fetch_optional(self.store.pool()).await.expect("the projections can be read");
-            (applied.expect("the checkpoints can be read") == Waited::There && making.is_none()).then_some(())
+            (applied.expect("the checkpoints can be read") == Wait::Reached && making.is_none()).then_some(())
         })
         .await;
         stop.cancel();

@@ -245,12 +245,12 @@ mod specifications {
         // Whoever is given another one says that it cannot be read.
         sqlx::query("UPDATE event SET payload = '' WHERE event_id < $1").bind(newest.0).execute(log.store.pool()).await.unwrap();
         // Who keeps nothing reads before deciding; who keeps something is told with the conflict.
-        for known_bytes in [0, 1 << 20] {
-            let settings = StoreSettings { known_bytes, ..StoreSettings::default() };
+        for state_cache_bytes in [0, 1 << 20] {
+            let settings = StoreSettings { state_cache_bytes, ..StoreSettings::default() };
             let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), settings);
             let refused = store.decide(&add_item(&cart, 0)).await.unwrap_err();
             let out = matches!(refused, DecideError::Refused(Refused::OutOfStock(product)) if product == cart.product(0));
-            assert!(out, "{known_bytes}: {refused:?}");
+            assert!(out, "{state_cache_bytes}: {refused:?}");
         }
     }
 

@@ -6,9 +6,9 @@
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId};
 use disintegrate::StateQuery;
-use event_store::{
-    DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
-    projection::{Kind, Projection},
+use event_store::{DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State};
+use projections::{
+    Kind, Projection,
     todo::{Outcome, Todo},
 };
 use serde::{Deserialize, Serialize};
@@ -184,7 +184,7 @@ impl State for OpenItem {
 
 #[cfg(test)]
 mod specifications {
-    use event_store::projection::{self, Settings};
+    use projections::Settings;
     use test_support::{TestLog, given};
 
     use super::*;
@@ -269,8 +269,8 @@ mod specifications {
         let todos = async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM todo").fetch_one(log.store.pool()).await.unwrap() };
         assert_eq!(todos().await, 1);
         sqlx::query("DELETE FROM todo").execute(log.store.pool()).await.unwrap();
-        projection::rebuild::<crate::cart_items::CartItemsProjection>(log.store.pool()).await.unwrap();
-        projection::rebuild::<ArchiveItemAutomation>(log.store.pool()).await.unwrap_err();
+        projections::rebuild::<crate::cart_items::CartItemsProjection>(log.store.pool()).await.unwrap();
+        projections::rebuild::<ArchiveItemAutomation>(log.store.pool()).await.unwrap_err();
         log.project(crate::cart_items::CartItemsProjection, Settings::default()).await;
         log.project(crate::carts_with_products::CartsWithProducts, Settings::default()).await;
         log.project(ArchiveItemAutomation, Settings::default()).await;

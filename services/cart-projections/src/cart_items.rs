@@ -5,10 +5,8 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
 use disintegrate::StateQuery;
-use event_store::{
-    EventStore, Position, Recorded, State,
-    projection::{self, Projection},
-};
+use event_store::{EventStore, Position, Recorded, State};
+use projections::{Projection, Projections};
 use serde::Serialize;
 use service::{At, ErrorBody, Fault, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
@@ -51,20 +49,21 @@ pub(crate) async fn live(
 pub(crate) async fn projected(
     PathValue(cart_id): PathValue<CartId>,
     min: MinPosition,
-    log: web::Data<EventStore<DomainEvent>>,
+    projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
-    min.projected(&log, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
-    let rows = projection::serving(&log, CartItemsProjection::NAME, Some(cart_id.uuid()), async |build| {
-        sqlx::query!(
-            r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
+    min.projected(&projections, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
+    let rows = projections
+        .read(CartItemsProjection::NAME, Some(cart_id.uuid()), async |build| {
+            sqlx::query!(
+                r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
                   i.price AS "price?", i.fingerprint AS "fingerprint?"
            FROM cart_items_cart c LEFT JOIN cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position"#,
-            cart_id.uuid()
-        )
-        .fetch_all(build)
-        .await
-    })
-    .await?;
+                cart_id.uuid()
+            )
+            .fetch_all(build)
+            .await
+        })
+        .await?;
     if rows.is_empty() {
         return Err(unknown_cart(cart_id, At::default()));
     }
@@ -255,7 +254,8 @@ struct Added<'a> {
 #[cfg(test)]
 mod specifications {
     use actix_web::{App, test, web::Data};
-    use event_store::{fold_history, projection::Settings};
+    use event_store::fold_history;
+    use projections::Settings;
     use test_support::TestLog;
 
     use super::*;
@@ -365,9 +365,16 @@ mod specifications {
         log.append(carts[3].with_items(1).chain([carts[3].submitted(1), carts[3].inventory(0, 0)])).await;
         log.append(carts[4].with_items(1).chain([carts[4].cleared()])).await;
         for batch in [1_000, 3, 1] {
-            projection::rebuild::<CartItemsProjection>(log.store.pool()).await.unwrap();
+            projections::rebuild::<CartItemsProjection>(log.store.pool()).await.unwrap();
             log.project(CartItemsProjection, Settings { batch, ..Settings::default() }).await;
-            let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(live).service(projected)).await;
+            let app = test::init_service(
+                App::new()
+                    .app_data(Data::new(log.store.clone()))
+                    .app_data(Data::new(log.projections.clone()))
+                    .service(live)
+                    .service(projected),
+            )
+            .await;
             for cart in &carts {
                 let mut answers = vec![];
                 for form in ["cartitems", "cartitemsfromdb"] {
@@ -392,7 +399,10 @@ mod specifications {
             .execute(log.store.pool())
             .await
             .unwrap();
-        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(live).service(projected)).await;
+        let app = test::init_service(
+            App::new().app_data(Data::new(log.store.clone())).app_data(Data::new(log.projections.clone())).service(live).service(projected),
+        )
+        .await;
         let ask = async |uri: String| {
             let answer = test::call_service(&app, test::TestRequest::get().uri(&uri).to_request()).await;
             let retry_after = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap().to_owned());
@@ -414,7 +424,7 @@ mod specifications {
         let cart = Shopping::new();
         log.append(cart.with_items(2)).await;
         log.project(CartItemsProjection, Settings::default()).await;
-        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(projected)).await;
+        let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(projected)).await;
         for wrong in ["description = ''", "price = -1"] {
             let spoil = format!("UPDATE projection_a.cart_items_item SET {wrong} WHERE item_id = $1");
             sqlx::query(&spoil).bind(cart.item(1).uuid()).execute(log.store.pool()).await.unwrap();

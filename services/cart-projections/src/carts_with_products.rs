@@ -3,10 +3,8 @@
 use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
-use event_store::{
-    EventStore, Recorded,
-    projection::{self, Projection},
-};
+use event_store::Recorded;
+use projections::{Projection, Projections};
 use serde::Serialize;
 use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
@@ -22,16 +20,17 @@ use uuid::Uuid;
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     min: MinPosition,
-    log: web::Data<EventStore<DomainEvent>>,
+    projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
     // Its key is the cart: the product may be in any segment.
-    min.projected(&log, CartsWithProducts::NAME, None).await?;
-    let rows = projection::serving(&log, CartsWithProducts::NAME, None, async |build| {
-        sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
-            .fetch_all(build)
-            .await
-    })
-    .await?;
+    min.projected(&projections, CartsWithProducts::NAME, None).await?;
+    let rows = projections
+        .read(CartsWithProducts::NAME, None, async |build| {
+            sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
+                .fetch_all(build)
+                .await
+        })
+        .await?;
     Ok(web::Json(
         rows.into_iter()
             .map(|row| CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id })
@@ -115,7 +114,7 @@ impl Projection for CartsWithProducts {
 #[cfg(test)]
 mod specifications {
     use actix_web::{App, test, web::Data};
-    use event_store::projection::Settings;
+    use projections::Settings;
     use test_support::TestLog;
 
     use super::*;
@@ -131,9 +130,9 @@ mod specifications {
         log.append([others[0].removed(0), others[1].archived(0), others[2].cleared(), others[3].submitted(1)]).await;
         log.append([others[2].added(3)]).await;
         for batch in [1_000, 1] {
-            projection::rebuild::<CartsWithProducts>(log.store.pool()).await.unwrap();
+            projections::rebuild::<CartsWithProducts>(log.store.pool()).await.unwrap();
             log.project(CartsWithProducts, Settings { batch, ..Settings::default() }).await;
-            let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+            let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(route)).await;
             let held = async |n: usize| -> serde_json::Value {
                 let request = test::TestRequest::get().uri(&format!("/cartswithproducts/{}", cart.product(n))).to_request();
                 test::call_and_read_body_json(&app, request).await
@@ -155,7 +154,7 @@ mod specifications {
         log.project(CartsWithProducts, Settings::default()).await;
         let park = "INSERT INTO parked (name, build, key, position, error) VALUES ('carts_with_products', 'projection_a', $1, 2, 'a test')";
         sqlx::query(park).bind(parked.cart_id.uuid()).execute(log.store.pool()).await.unwrap();
-        let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+        let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(route)).await;
         let request = test::TestRequest::get().uri(&format!("/cartswithproducts/{}", other.product(0))).to_request();
         let answer = test::call_service(&app, request).await;
         assert_eq!(answer.status(), 503);

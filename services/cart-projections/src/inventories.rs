@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{DomainEvent, InventoryStream, ProductId};
-use event_store::{
-    EventStore, Recorded,
-    projection::{self, Projection},
-};
+use event_store::Recorded;
+use projections::{Projection, Projections};
 use serde::Serialize;
 use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
@@ -24,13 +22,14 @@ use uuid::Uuid;
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     min: MinPosition,
-    log: web::Data<EventStore<DomainEvent>>,
+    projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
-    min.projected(&log, Inventories::NAME, Some(product_id.uuid())).await?;
-    let inventory = projection::serving(&log, Inventories::NAME, Some(product_id.uuid()), async |build| {
-        sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
-    })
-    .await?;
+    min.projected(&projections, Inventories::NAME, Some(product_id.uuid())).await?;
+    let inventory = projections
+        .read(Inventories::NAME, Some(product_id.uuid()), async |build| {
+            sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
+        })
+        .await?;
     Ok(web::Json(inventory.map(|inventory| ProductInventory { product_id, inventory })))
 }
 
@@ -82,7 +81,7 @@ impl Projection for Inventories {
 #[cfg(test)]
 mod specifications {
     use actix_web::{App, test, web::Data};
-    use event_store::projection::Settings;
+    use projections::Settings;
     use test_support::TestLog;
 
     use super::*;
@@ -94,9 +93,9 @@ mod specifications {
         let shop = Shopping::new();
         log.append([shop.inventory(0, 5), shop.inventory(1, 7), shop.inventory(0, 3)]).await;
         for batch in [1_000, 1] {
-            projection::rebuild::<Inventories>(log.store.pool()).await.unwrap();
+            projections::rebuild::<Inventories>(log.store.pool()).await.unwrap();
             log.project(Inventories, Settings { batch, ..Settings::default() }).await;
-            let app = test::init_service(App::new().app_data(Data::new(log.store.clone())).service(route)).await;
+            let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(route)).await;
             let shown = async |n: usize| -> serde_json::Value {
                 let request = test::TestRequest::get().uri(&format!("/inventories/{}", shop.product(n))).to_request();
                 test::call_and_read_body_json(&app, request).await

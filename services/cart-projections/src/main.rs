@@ -11,11 +11,8 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use actix_web::web;
 use cart_events::{CartId, DomainEvent};
 use clap::Parser;
-use event_store::{
-    EventStore, Position,
-    projection::{self, Projection},
-    todo,
-};
+use event_store::Position;
+use projections::{Projection, Projections, rebuild, todo};
 use serde::Deserialize;
 use service::{At, CancellationToken, Fault, HttpError, Service, Validate, open_log, settings::Whole};
 use tokio::sync::watch;
@@ -49,25 +46,26 @@ impl Validate for Settings {}
 
 async fn start(arguments: Arguments, settings: Settings, service: Service) -> Result<(), Fault> {
     let log = open_log::<DomainEvent>(service.settings())?;
-    let projecting = projection::Settings {
+    let projecting = projections::Settings {
         batch: i64::from(settings.projection_batch.as_u32()),
         lease: settings.projection_lease_seconds.seconds(),
         throttle: settings.projection_throttle_events_per_second.as_u32(),
-        ..projection::Settings::default()
+        ..projections::Settings::default()
     };
     // Longer than an attempt may take: nobody else takes a to-do up while one goes on.
     let lease = service.settings().command_timeout_milliseconds.milliseconds() + Duration::from_secs(3);
     let archived = Arc::new(watch::Sender::new(Position::START));
     let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
-    let lag = service::lag::of(&log);
+    let projections = Projections::new(log.clone());
+    let lag = service::lag::of(&projections);
     let service = service.ready_when("log", move || {
         let log = ready.clone();
         async move { log.ready().await }
     });
-    let service = run(service, &log, &projecting, cart_items::CartItemsProjection, arguments.reset_cart_items, Arc::default());
-    let service = run(service, &log, &projecting, carts_with_products::CartsWithProducts, false, Arc::default());
-    let service = run(service, &log, &projecting, inventories::Inventories, false, Arc::default());
-    run(service, &log, &projecting, archive_item::ArchiveItemAutomation, false, archived)
+    let service = run(service, &projections, &projecting, cart_items::CartItemsProjection, arguments.reset_cart_items, Arc::default());
+    let service = run(service, &projections, &projecting, carts_with_products::CartsWithProducts, false, Arc::default());
+    let service = run(service, &projections, &projecting, inventories::Inventories, false, Arc::default());
+    run(service, &projections, &projecting, archive_item::ArchiveItemAutomation, false, archived)
         .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
             let settings = todo::Settings { lease, max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
             let attempt = |todo| archive_item::attempt(archive.clone(), todo);
@@ -76,6 +74,7 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
         })
         .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
             app.app_data(web::Data::new(log.clone()))
+                .app_data(web::Data::new(projections.clone()))
                 .app_data(lag.clone())
                 .service(service::lag::route)
                 .service(carts_with_products::route)
@@ -90,19 +89,19 @@ async fn start(arguments: Arguments, settings: Settings, service: Service) -> Re
 /// Runs a projection in the background; made anew first, where that is asked for.
 fn run<P: Projection<Log = DomainEvent>>(
     service: Service,
-    log: &EventStore<DomainEvent>,
-    settings: &projection::Settings,
+    projections: &Projections<DomainEvent>,
+    settings: &projections::Settings,
     projection: P,
     anew: bool,
     applied: Arc<watch::Sender<Position>>,
 ) -> Service {
-    let (log, settings) = (log.clone(), settings.clone());
-    let known = log.clone();
+    let (projections, settings) = (projections.clone(), settings.clone());
+    let known = projections.clone();
     // Before it is known, its read model cannot answer.
     let service = service.ready_when(P::NAME, move || {
-        let log = known.clone();
+        let projections = known.clone();
         async move {
-            match projection::registered(&log, P::NAME).await {
+            match projections.registered(P::NAME).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err("its first start".to_owned()),
                 Err(error) => Err(error.to_string()),
@@ -111,8 +110,8 @@ fn run<P: Projection<Log = DomainEvent>>(
     });
     service.background(P::NAME, move |shutdown: CancellationToken| async move {
         // Asked for once, and waited for as everything is.
-        while anew && log.wait_ready(&shutdown).await.is_ok() {
-            match projection::rebuild::<P>(log.pool()).await {
+        while anew && projections.store().wait_ready(&shutdown).await.is_ok() {
+            match rebuild::<P>(projections.store().pool()).await {
                 Err(error) if error.is_unavailable() => tracing::warn!(%error, "the projection cannot be made anew yet"),
                 outcome => {
                     outcome?;
@@ -120,7 +119,7 @@ fn run<P: Projection<Log = DomainEvent>>(
                 }
             }
         }
-        Ok(projection::run(log, projection, settings, applied, shutdown).await?)
+        Ok(projections.run(projection, settings, applied, shutdown).await?)
     })
 }
 
@@ -165,7 +164,7 @@ mod tests {
     /// What that comes to, event-store's tests hold.
     #[test]
     fn the_built_in_lease_is_that_by_which_a_share_is_taken_over_within_five_seconds() {
-        let lease = format!("projection_lease_seconds = {}", projection::Settings::default().lease.as_secs());
+        let lease = format!("projection_lease_seconds = {}", projections::Settings::default().lease.as_secs());
         assert!(include_str!("settings.toml").lines().any(|line| line == lease), "{lease}");
     }
 

@@ -6,12 +6,9 @@ use std::{process::ExitCode, sync::Arc};
 
 use actix_web::web;
 use cart_events::DomainEvent;
-use event_store::{
-    Position,
-    projection::{self, Projection},
-    todo,
-};
+use event_store::Position;
 use kafka::{Brokers, Publisher, PublisherSettings};
+use projections::{Projection, Projections, todo};
 use publish_cart::{PublishCartAutomation, Publishing};
 use serde::Deserialize;
 use service::{
@@ -50,8 +47,9 @@ async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(),
     let working = publishing.working(settings.publish_concurrency.as_usize());
     let projected = Arc::new(watch::Sender::new(Position::START));
     let asked = projected.subscribe();
-    let lag = service::lag::of(&log);
-    let (log_ready, broker_ready) = (log.clone(), publishing.clone());
+    let projections = Projections::new(log.clone());
+    let lag = service::lag::of(&projections);
+    let (log_ready, broker_ready) = (log, publishing.clone());
     service
         .ready_when("log", move || {
             let log = log_ready.clone();
@@ -62,7 +60,7 @@ async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(),
             async move { publishing.publisher.ready(&publishing.topic).await }
         })
         .background(PublishCartAutomation::NAME, move |shutdown: CancellationToken| async move {
-            Ok(projection::run(log, PublishCartAutomation, projection::Settings::default(), projected, shutdown).await?)
+            Ok(projections.run(PublishCartAutomation, projections::Settings::default(), projected, shutdown).await?)
         })
         .background("publish_cart to-dos", move |shutdown: CancellationToken| async move {
             let pool = publishing.log.pool().clone();

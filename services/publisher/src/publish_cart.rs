@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cart_events::{CartId, DomainEvent, OrderedProduct, PublicationStream, SubmittedStream, Total};
 use disintegrate::StateQuery;
-use event_store::{
-    DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State,
-    projection::{Kind, Projection},
+use event_store::{DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State};
+use kafka::{CloudEvent, Publisher};
+use projections::{
+    Kind, Projection,
     todo::{self, NewTodo, Outcome, Todo},
 };
-use kafka::{CloudEvent, Publisher};
 use serde::{Deserialize, Serialize};
 use service::{Refusal, command};
 use sqlx::PgConnection;
@@ -267,8 +267,8 @@ impl State for Publication {
 #[cfg(test)]
 mod specifications {
     use cart_events::examples::Shopping;
-    use event_store::projection::Settings;
     use kafka::{Brokers, PublisherSettings};
+    use projections::Settings;
     use service::CancellationToken;
     use test_support::{TestLog, given};
     use tokio::sync::watch;

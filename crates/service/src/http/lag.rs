@@ -9,8 +9,9 @@ use std::{
 };
 
 use actix_web::{get, web};
-use event_store::{Backlog, EventStore, LogEvent, StoreError};
+use event_store::{LogEvent, StoreError};
 use futures::future::{BoxFuture, FutureExt};
+use projections::{Backlog, Projections, Rebuild, todo::Waiting};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -143,15 +144,11 @@ impl From<BTreeMap<String, Backlog>> for Lag {
             let Backlog { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, .. } = backlog;
             let (rebuild, waiting) = (backlog.rebuild, backlog.todos);
             if let Some(waiting) = waiting {
-                let event_store::Waiting { open, due, failed, oldest } = waiting;
+                let Waiting { open, due, failed, oldest } = waiting;
                 todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
             }
-            let rebuild = rebuild.map(|event_store::Rebuild { lag, progress, events_per_second, batch }| RebuildLag {
-                lag,
-                progress,
-                events_per_second,
-                batch,
-            });
+            let rebuild =
+                rebuild.map(|Rebuild { lag, progress, events_per_second, batch }| RebuildLag { lag, progress, events_per_second, batch });
             let of =
                 ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, rebuild };
             projections.insert(name, of);
@@ -161,11 +158,11 @@ impl From<BTreeMap<String, Backlog>> for Lag {
 }
 
 /// What [`route`] answers from: how far what runs in this process is behind, in all of them.
-pub fn of<E: LogEvent>(log: &EventStore<E>) -> web::Data<Lately<Lag>> {
-    let log = log.clone();
+pub fn of<E: LogEvent>(projections: &Projections<E>) -> web::Data<Lately<Lag>> {
+    let projections = projections.clone();
     web::Data::new(Lately::new(move || {
-        let log = log.clone();
-        async move { log.backlog().await.map(Lag::from).map_err(StoreError::into) as Result<_, HttpError> }
+        let projections = projections.clone();
+        async move { projections.backlog().await.map(Lag::from).map_err(StoreError::into) as Result<_, HttpError> }
     }))
 }
 
@@ -230,7 +227,7 @@ mod tests {
             rebuild: None,
             todos: waiting,
         };
-        let waiting = event_store::Waiting { open: 3, due: 2, failed: 1, oldest: Some(7.5) };
+        let waiting = Waiting { open: 3, due: 2, failed: 1, oldest: Some(7.5) };
         let backlogs = [("carts", of(20, false, None)), ("archive", of(30, false, Some(waiting))), ("prices", of(900, true, None))];
         let lag = Lag::from(BTreeMap::from(backlogs.map(|(name, backlog)| (name.to_owned(), backlog))));
         assert_eq!((lag.lag, lag.lag_seconds), (30, 3.0));

@@ -7,10 +7,8 @@ use std::{
 };
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
-use event_store::{
-    EventStore, LogEvent, Position, States, StoreError,
-    projection::{self, Waited},
-};
+use event_store::{EventStore, LogEvent, Position, States, StoreError, Wait};
+use projections::Projections;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use url::form_urlencoded;
@@ -88,14 +86,19 @@ impl MinPosition {
     ///
     /// # Errors
     /// 503 where it has not in time, will not as a key is parked, or the database is away.
-    pub async fn projected<E: LogEvent>(self, log: &EventStore<E>, name: &'static str, key: Option<Uuid>) -> Result<(), HttpError> {
+    pub async fn projected<E: LogEvent>(
+        self,
+        projections: &Projections<E>,
+        name: &'static str,
+        key: Option<Uuid>,
+    ) -> Result<(), HttpError> {
         if self.min_position == Position::START {
             return Ok(());
         }
-        match self.waits(async |timeout| projection::wait(log, name, key, self.min_position, timeout).await).await? {
-            Waited::There => Ok(()),
-            Waited::Behind(position) => Err(self.behind(name, position, self.min_position)),
-            Waited::Parked(key) => Err(HttpError::parked(name, key)),
+        match self.waits(async |timeout| projections.wait(name, key, self.min_position, timeout).await).await? {
+            projections::Wait::Reached => Ok(()),
+            projections::Wait::TimedOut(position) => Err(self.behind(name, position, self.min_position)),
+            projections::Wait::Parked(key) => Err(HttpError::parked(name, key)),
         }
     }
 
@@ -113,7 +116,7 @@ impl MinPosition {
     ) -> Result<S::View, HttpError> {
         let wanted = self.min_position.max(at.at.unwrap_or_default());
         if wanted > Position::START
-            && let Waited::Behind(position) = self.waits(async |timeout| log.wait(query, wanted, timeout).await).await?
+            && let Wait::TimedOut(position) = self.waits(async |timeout| log.wait(query, wanted, timeout).await).await?
         {
             return Err(self.behind("the log", position, wanted));
         }
@@ -129,7 +132,7 @@ impl MinPosition {
     }
 
     /// Waits for as long as the client said, and no longer than the process is there.
-    async fn waits(&self, wait: impl AsyncFn(Duration) -> Result<Waited, StoreError>) -> Result<Waited, StoreError> {
+    async fn waits<T>(&self, wait: impl AsyncFn(Duration) -> Result<T, StoreError>) -> Result<T, StoreError> {
         tokio::select! {
             waited = wait(self.timeout) => waited,
             () = self.draining.long_enough() => wait(Duration::ZERO).await,

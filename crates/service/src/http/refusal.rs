@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use actix_web::{http::StatusCode, web};
 use event_store::{DecideError, Position, StoreError};
+use projections::ProjectionError;
 use uuid::Uuid;
 
 use super::error::HttpError;
@@ -46,9 +47,17 @@ impl From<StoreError> for HttpError {
                 "the log did not answer in time: whether the command was carried out is not known; look, or send it again",
             )
             .code("outcome_unknown"),
-            StoreError::Parked { projection, key } => Self::parked(&projection, key),
             error if error.is_unavailable() => Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error),
             error => Self::fault(error),
+        }
+    }
+}
+
+impl From<ProjectionError> for HttpError {
+    fn from(error: ProjectionError) -> Self {
+        match error {
+            ProjectionError::Parked { projection, key } => Self::parked(&projection, key),
+            ProjectionError::Store(error) => error.into(),
         }
     }
 }

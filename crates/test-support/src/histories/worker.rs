@@ -33,7 +33,7 @@ pub(crate) struct Work {
     pub(crate) seed: u64,
     pub(crate) process: u32,
     pub(crate) tasks: u32,
-    pub(crate) known_bytes: usize,
+    pub(crate) state_cache_bytes: usize,
     pub(crate) records: PathBuf,
     /// Where it writes its [`Calls`], when it has stopped in order.
     pub(crate) counted: PathBuf,
@@ -66,8 +66,8 @@ fn count(metrics: &Registry, counter: &str) -> usize {
 }
 
 /// A store that keeps so many bytes of the states it folded; with 0, none.
-pub fn settings(known_bytes: usize) -> StoreSettings {
-    StoreSettings { known_bytes, ..StoreSettings::default() }
+pub fn settings(state_cache_bytes: usize) -> StoreSettings {
+    StoreSettings { state_cache_bytes, ..StoreSettings::default() }
 }
 
 /// The whole of a test that is there to be run in processes of their own: it does nothing where a person runs it.
@@ -94,7 +94,7 @@ fn metrics() -> Registry {
 
 async fn run(work: Work) {
     let options: PgConnectOptions = work.database_url.parse().expect("the work has a database's URL");
-    let store = EventStore::<Happened>::new(options, settings(work.known_bytes));
+    let store = EventStore::<Happened>::new(options, settings(work.state_cache_bytes));
     let records = OpenOptions::new().create(true).append(true).open(&work.records).expect("records can be written");
     let (records, stop) = (Arc::new(Mutex::new(records)), Arc::new(AtomicBool::new(false)));
     let tasks: Vec<_> = (0..work.tasks)

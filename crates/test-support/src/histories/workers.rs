@@ -38,7 +38,7 @@ pub struct Setup {
     /// How many commands each has under way at once.
     pub tasks: u32,
     /// How many bytes of states each keeps.
-    pub known_bytes: usize,
+    pub state_cache_bytes: usize,
     /// The test of this program that calls [`work_if_asked`](super::work_if_asked), by its full name.
     pub worker: &'static str,
 }
@@ -79,7 +79,7 @@ impl Workers {
             seed: self.setup.seed,
             process,
             tasks: self.setup.tasks,
-            known_bytes: self.setup.known_bytes,
+            state_cache_bytes: self.setup.state_cache_bytes,
             records: self.records(process),
             counted: self.counted(process),
         };

@@ -1,0 +1,120 @@
+//! Which appends may share a call.
+//!
+//! Conditions are checked against the log before the batch's own events are in it. So two appends share a batch only if neither writes an
+//! event that the other's condition matches, whatever the condition; the later one waits for the next call.
+
+use std::{collections::HashMap, sync::Arc};
+
+use uuid::Uuid;
+
+use crate::{append::new_event::Append, query::criteria::Criteria};
+
+/// A domain id's number in the schema, and its value.
+type Id = (usize, Uuid);
+/// An append's number in the batch, and an event's in it.
+type At = (usize, usize);
+
+/// What the appends of a batch write and forbid, by the ids they lead with.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) appends: Vec<Append>,
+    /// Each with its number in its criteria; by the lookup's first id, `None` for lookups without an id.
+    lookups: HashMap<Option<Id>, Vec<(Arc<Criteria>, usize)>>,
+    /// By each of the event's ids.
+    events: HashMap<Id, Vec<At>>,
+}
+
+impl Batch {
+    /// Whether this append may join.
+    pub(crate) fn admits(&self, append: &Append) -> bool {
+        let written_is_forbidden = append.events.iter().any(|event| {
+            let forbids = |(criteria, n): &(Arc<Criteria>, usize)| {
+                criteria.lookups.get(*n).is_some_and(|lookup| lookup.matches(event.event_type, &event.ids))
+            };
+            ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(forbids))
+        });
+        let forbidden_is_written =
+            append.lookups().any(|(lookup, _)| match ids(&lookup.ids).next() {
+                Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
+                    self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
+                }),
+                None => self.appends.iter().flat_map(|a| &a.events).any(|e| lookup.matches(e.event_type, &e.ids)),
+            });
+        !written_is_forbidden && !forbidden_is_written
+    }
+
+    /// Takes an append in.
+    pub(crate) fn push(&mut self, append: Append) {
+        let at = self.appends.len();
+        for (criteria, _) in &append.conditions {
+            for (n, lookup) in criteria.lookups.iter().enumerate() {
+                self.lookups.entry(ids(&lookup.ids).next()).or_default().push((criteria.clone(), n));
+            }
+        }
+        for (n, event) in append.events.iter().enumerate() {
+            for key in ids(&event.ids) {
+                self.events.entry(key).or_default().push((at, n));
+            }
+        }
+        self.appends.push(append);
+    }
+}
+
+fn ids(ids: &[Option<Uuid>]) -> impl Iterator<Item = Id> {
+    ids.iter().enumerate().filter_map(|(n, id)| id.map(|id| (n, id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{append::new_event::NewEvent, position::Position, query::lookup::Lookup};
+
+    const TYPES: [&str; 3] = ["A", "B", "C"];
+
+    fn some_ids() -> impl Strategy<Value = Vec<Option<Uuid>>> {
+        proptest::collection::vec(proptest::option::of((1..4_u128).prop_map(Uuid::from_u128)), 3)
+    }
+
+    fn append() -> impl Strategy<Value = (Vec<Lookup>, Vec<NewEvent>)> {
+        let lookup = (proptest::sample::subsequence(TYPES.to_vec(), 1..=2), some_ids()).prop_map(|(types, ids)| Lookup {
+            types,
+            ids,
+            newest: false,
+        });
+        let event = (proptest::sample::select(TYPES.to_vec()), some_ids()).prop_map(|(event_type, ids)| NewEvent {
+            event_type,
+            payload: vec![],
+            ids,
+        });
+        (proptest::collection::vec(lookup, 0..3), proptest::collection::vec(event, 1..3))
+    }
+
+    proptest! {
+        /// The indexes find what comparing everything with everything finds.
+        #[test]
+        fn a_batch_admits_an_append_only_where_neither_writes_what_the_other_forbids(appends in proptest::collection::vec(append(), 1..8)) {
+            let mut batch = Batch::default();
+            for (lookups, events) in appends {
+                let meets = batch.appends.iter().any(|other| {
+                    lookups.iter().any(|l| other.events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                        || other.lookups().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                });
+                let append = Append {
+                    id: Uuid::nil(),
+                    conditions: vec![(Arc::new(Criteria { lookups }), Position::START)],
+                    events,
+                    metadata: String::new(),
+                    epoch: 0,
+                    queued: std::time::Instant::now(),
+                    reply: tokio::sync::oneshot::channel().0,
+                };
+                prop_assert_eq!(batch.admits(&append), !meets);
+                if !meets {
+                    batch.push(append);
+                }
+            }
+        }
+    }
+}

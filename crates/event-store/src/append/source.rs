@@ -1,0 +1,160 @@
+//! From another log into this one, once each: a batch of a partition's messages and the partition's next offset in one call.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use crate::{
+    connection::{ConnectionPool, PooledConnection, with_timeout},
+    error::StoreError,
+    event::{LogEvent, Metadata, encode, ids_of},
+    position::Position,
+    query::lookup::placeholders,
+    read::head_watcher::HeadWatcher,
+};
+
+/// A partition of a topic, as one consumer (a group) reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct SourcePartition<'a> {
+    /// The consumer group.
+    pub consumer: &'a str,
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Translated {
+    /// It is in the log, and the stored offset has moved.
+    Appended {
+        /// The position of the newest event.
+        head: Position,
+    },
+    /// Another has moved the stored offset since: nothing was appended, and this consumer has to read from there.
+    Moved {
+        /// What is stored.
+        stored: Option<i64>,
+    },
+}
+
+/// Appends what comes from another log.
+pub(crate) struct SourceAppender {
+    connections: ConnectionPool,
+    heads: HeadWatcher,
+    ids: Vec<&'static str>,
+    sql: String,
+}
+
+impl SourceAppender {
+    pub(crate) fn new(connections: ConnectionPool, heads: HeadWatcher, ids: Vec<&'static str>) -> Self {
+        let sql = format!("SELECT moved, stored_offset, head FROM event_append_from({})", placeholders(1, 8 + ids.len()));
+        Self { connections, heads, ids, sql }
+    }
+
+    /// The offset of the next message to read, by partition; a partition never read has none.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
+    pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
+        let rows: Vec<(i32, i64)> = with_timeout(async {
+            let mut connection = self.connections.connection().await?;
+            let rows = sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
+                .bind(consumer)
+                .bind(topic)
+                .fetch_all(&mut *connection)
+                .await?;
+            connection.done();
+            Ok(rows)
+        })
+        .await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Appends a batch's events and moves the stored offset from `from` (`None`: never read) to `to`, both or neither. Where the stored
+    /// offset is another than `from`, nothing is done.
+    ///
+    /// # Errors
+    /// Where the log is away (the outcome may be unknown then: [`SourceAppender::stored_offsets`] tells), or refuses the data.
+    pub(crate) async fn append_from<E: LogEvent>(
+        &self,
+        source: SourcePartition<'_>,
+        from: Option<i64>,
+        to: i64,
+        events: &[(E, Metadata)],
+    ) -> Result<Translated, StoreError> {
+        let ids = self.ids.len();
+        let (mut types, mut payloads, mut metadata, mut columns) = (vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
+        let append_id = Uuid::now_v7();
+        for (event, known) in events {
+            types.push(event.name());
+            payloads.push(encode(event)?);
+            metadata.push(known.stored(append_id));
+            for (column, id) in columns.iter_mut().zip(ids_of(event, &self.ids)?) {
+                column.push(id);
+            }
+        }
+        let query = sqlx::query(&self.sql)
+            .bind(source.consumer)
+            .bind(source.topic)
+            .bind(source.partition)
+            .bind(from)
+            .bind(to)
+            .bind(types)
+            .bind(payloads)
+            .bind(metadata);
+        let permit = self.connections.read_permit().await?;
+        let row = with_timeout(async {
+            let mut connection = self.connections.connection().await?;
+            let row = columns.into_iter().fold(query, sqlx::query::Query::bind).fetch_one(&mut *connection).await?;
+            connection.done();
+            Ok(row)
+        })
+        .await?;
+        drop(permit);
+        if !row.try_get::<bool, _>(0)? {
+            return Ok(Translated::Moved { stored: row.try_get(1)? });
+        }
+        let head = row.try_get(2)?;
+        self.heads.committed(head);
+        Ok(Translated::Appended { head })
+    }
+}
+
+/// Up to where a consumer has translated a partition into the log.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoredOffset {
+    /// The consumer group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition's number.
+    pub partition: i32,
+    /// The offset of the next message to translate.
+    pub next_offset: i64,
+    /// How long ago it was moved.
+    pub age_seconds: f64,
+}
+
+/// Every stored offset, of every consumer.
+///
+/// # Errors
+/// Where the database is away, or the role may not.
+pub async fn stored_offsets(pool: &PgPool) -> Result<Vec<StoredOffset>, StoreError> {
+    let stored = sqlx::query_as!(
+        StoredOffset,
+        r#"SELECT consumer AS "group", topic, partition, next_offset,
+                  extract(epoch FROM clock_timestamp() - updated_at)::float8 AS "age_seconds!"
+           FROM translation_offset ORDER BY consumer, topic, partition"#
+    );
+    with_timeout(async {
+        let mut connection = PooledConnection::from(pool).await?;
+        let stored = stored.fetch_all(&mut *connection).await?;
+        connection.done();
+        Ok(stored)
+    })
+    .await
+}

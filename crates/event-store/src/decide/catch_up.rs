@@ -1,0 +1,97 @@
+//! Folding states from the log, stage by stage.
+
+use crate::{
+    decide::{
+        fold::fold,
+        known::Known,
+        stages::{Stages, States},
+    },
+    error::StoreError,
+    event::{LogEvent, domain_ids, ids_of},
+    position::Position,
+    query::{criteria::CriteriaError, lookup::LookupColumns},
+    read::reader::Reader,
+};
+
+/// Folds states as they are at a position, or at the head.
+pub(crate) async fn read_up_to<E: LogEvent, S: States<E>>(
+    reader: &Reader,
+    states: S,
+    end: Option<Position>,
+) -> Result<(S::View, Position), StoreError> {
+    let unknown = Known::nothing();
+    let epoch = reader.heads().epoch();
+    let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
+    let at = catch_up(reader, &mut stages, &unknown, epoch, end).await?;
+    let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
+    Ok((view, at))
+}
+
+/// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread. All of it is from the
+/// log of this epoch, and nothing of what comes after `end`, where there is one.
+pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
+    reader: &Reader,
+    stages: &mut T,
+    known: &Known,
+    epoch: u64,
+    end: Option<Position>,
+) -> Result<Position, StoreError> {
+    loop {
+        let mut columns = LookupColumns::new(reader.ids());
+        let mut parts = vec![];
+        stages.parts(&mut parts);
+        for part in &parts {
+            for lookup in &part.criteria().lookups {
+                columns.push(lookup, part.position().0);
+            }
+        }
+        if end.is_some() {
+            // The newest one may come after the end: the newest up to there is the last of all.
+            columns.newest.fill(false);
+        }
+        let mut answer = reader.look(columns).await?;
+        if reader.heads().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
+            return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
+        }
+        if parts.iter().any(|part| part.position().0 > answer.head) {
+            reader.heads().reset(Position(answer.head));
+            return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
+        }
+        reader.heads().seen(Position(answer.head));
+        if let Some(end) = end {
+            answer.end_at(end);
+        }
+        let complete = fold(&mut parts, 0, &answer)?;
+        if complete && !stages.open_next(known).map_err(|error| StoreError::Schema(error.to_string()))? {
+            return Ok(Position(answer.head));
+        }
+    }
+}
+
+/// Folds states from a history at hand, by the same rules as from the log: for tests, and for tools that read a log elsewhere.
+///
+/// # Errors
+/// Where a state's query, or an event's ids, do not fit the schema.
+pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S::View, StoreError> {
+    let schema = |error: CriteriaError| StoreError::Schema(error.to_string());
+    let order = domain_ids::<E>();
+    let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
+    let unknown = Known::nothing();
+    let mut stages = states.start(&unknown).map_err(schema)?;
+    loop {
+        let mut parts = vec![];
+        stages.parts(&mut parts);
+        for part in parts {
+            let mut matching = vec![];
+            for (position, event) in history {
+                if part.criteria().matches(event.name(), &ids_of(event, &order)?) {
+                    matching.push((*position, event.clone()));
+                }
+            }
+            part.fold(matching, head);
+        }
+        if !stages.open_next(&unknown).map_err(schema)? {
+            return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The one way to run a decision.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    append::new_event::{Append, Appended, NewEvent},
+    decide::{
+        catch_up::catch_up,
+        decision::{DecideError, Decided, Decision},
+        fold::{WithIds, fold, fold_written, with_ids},
+        known::Known,
+        stages::{AnyPart, Stages, States},
+        turns::{Turn, Turns},
+    },
+    error::StoreError,
+    event::{LogEvent, Metadata, encode},
+    metrics::METRICS,
+    position::Position,
+    query::criteria::{Criteria, CriteriaError},
+    read::{head_watcher::HeadWatcher, reader::Reader},
+    settings::StoreSettings,
+};
+
+/// So many conflicts of one command, and so many more, are told to other processes.
+const LOSING: u32 = 4;
+
+/// Runs decisions.
+pub(crate) struct Decider {
+    reader: Reader,
+    heads: HeadWatcher,
+    /// The log's domain ids, in the schema's order.
+    ids: Vec<&'static str>,
+    appends: mpsc::Sender<Append>,
+    known: Known,
+    /// Of the commands that are about to append, by what they write.
+    turns: Turns,
+    /// Commands that are on their way to the log.
+    admitted: Semaphore,
+    /// Commands that waited for their turn while somebody kept losing.
+    in_line: AtomicUsize,
+    /// How many of them there may be at once.
+    places: AtomicUsize,
+    max_batch: usize,
+    command_timeout: Duration,
+}
+
+impl Decider {
+    pub(crate) fn new(
+        settings: &StoreSettings,
+        reader: Reader,
+        heads: HeadWatcher,
+        ids: Vec<&'static str>,
+        appends: mpsc::Sender<Append>,
+        known: Known,
+    ) -> Self {
+        let (max_batch, command_timeout) = (settings.max_batch, settings.command_timeout);
+        Self {
+            reader,
+            heads,
+            ids,
+            appends,
+            known,
+            turns: Turns::default(),
+            admitted: Semaphore::new(max_batch),
+            in_line: AtomicUsize::default(),
+            places: AtomicUsize::new(max_batch),
+            max_batch,
+            command_timeout,
+        }
+    }
+
+    /// See [`EventStore::decide`](crate::EventStore::decide).
+    pub(crate) async fn decide<D: Decision>(&self, decision: &D, metadata: &Metadata) -> Result<Position, DecideError<D::Error>> {
+        let deadline = Instant::now() + self.command_timeout;
+        let sent = AtomicBool::new(false);
+        match tokio::time::timeout_at(deadline.into(), self.deciding(decision, metadata, &sent)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                METRICS.busy.add(1, &[]);
+                // An append that is on its way may still be written.
+                Err(if sent.into_inner() { StoreError::OutcomeUnknown } else { StoreError::Busy }.into())
+            }
+        }
+    }
+
+    async fn deciding<D: Decision>(&self, decision: &D, metadata: &Metadata, sent: &AtomicBool) -> Result<Position, DecideError<D::Error>> {
+        let known = &self.known;
+        let epoch = self.heads.epoch();
+        // What is known is decided on at once; the append's condition says up to where that is, and the log has the last word.
+        let mut stages = decision.state_query().start(known).map_err(schema)?;
+        while stages.open_next(known).map_err(schema)? {}
+        // Up to where all of it was read for this command, in one snapshot.
+        let mut read = if known.keeps() || parts(&mut stages).is_empty() {
+            None
+        } else {
+            Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?)
+        };
+        let mut place = None;
+        let mut conflicts = 0;
+        loop {
+            let state = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
+            let events = match (decision.process(&state), read) {
+                (Ok(Decided::Events(events)), _) if !events.is_empty() => events,
+                // An outcome without an append rests on a read made for this command.
+                (_, None) => {
+                    // Nobody need wait for it.
+                    place = None;
+                    read = Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?);
+                    continue;
+                }
+                (outcome, Some(at)) => {
+                    self.keep(&mut stages, epoch);
+                    return match outcome.map_err(DecideError::Refused)? {
+                        Decided::Already(position) => Ok(position),
+                        Decided::Nothing | Decided::Events(_) => Ok(at),
+                    };
+                }
+            };
+            let events = with_ids(events, &self.ids)?;
+            if place.is_none() {
+                let (turn, in_line) = self.take_turn(&mut stages, &events).await;
+                if in_line {
+                    self.let_others_in().await;
+                }
+                let (among, queued) = self.be_admitted().await?;
+                place = Some((turn, among));
+                // What others have left meanwhile, or were told that they missed, is known by now.
+                if (in_line || queued) && refresh(&mut stages, known) {
+                    while stages.open_next(known).map_err(schema)? {}
+                    read = None;
+                    continue;
+                }
+            }
+            let conditions = parts(&mut stages).iter().map(|part| (part.criteria().clone(), part.position())).collect();
+            sent.store(true, Ordering::Relaxed);
+            let appended = self.append(conditions, &events, metadata, epoch).await?;
+            sent.store(false, Ordering::Relaxed);
+            match appended {
+                Appended::Written { last } => {
+                    fold_written(&mut parts(&mut stages), &events, last);
+                    self.keep(&mut stages, epoch);
+                    if let Some((_, among)) = place {
+                        self.make_room(among, conflicts > 0);
+                    }
+                    return Ok(last);
+                }
+                Appended::Missed(answer) => {
+                    let complete = fold(&mut parts(&mut stages), 0, &answer)?;
+                    self.keep(&mut stages, epoch);
+                    read = Some(Position(answer.head));
+                    if !complete || stages.open_next(known).map_err(schema)? {
+                        read = Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?);
+                    }
+                }
+            }
+            conflicts += 1;
+            if conflicts % LOSING == 0 {
+                self.heads.loses();
+            }
+            if conflicts > 2 {
+                tokio::time::sleep(jittered(conflicts)).await;
+            }
+        }
+    }
+
+    async fn take_turn<E: LogEvent, V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
+        let criteria: Vec<_> = parts(stages).iter().map(|part| part.criteria().clone()).collect();
+        let lookups = criteria.iter().flat_map(|criteria| criteria.lookups.iter());
+        self.turns.take(lookups, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
+    }
+
+    /// Of two processes with many commands on one cart, the one that is a step ahead stays so: while the log tells the other what it
+    /// missed, the next is on its way. So where somebody keeps losing, the turn stays empty now and then, for long enough that one who is
+    /// told what it missed, and has paused at random, comes first: the other one is then a step ahead.
+    async fn let_others_in(&self) {
+        const EVERY: usize = 16;
+        const FOR: Duration = Duration::from_millis(3);
+        if self.heads.somebody_loses() && self.in_line.fetch_add(1, Ordering::Relaxed) % EVERY == EVERY - 1 {
+            tokio::time::sleep(FOR).await;
+        }
+    }
+
+    /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows
+    /// old, and where a state that many depend on changes often, it would be refused again and again. Answers also whether it had to wait.
+    async fn be_admitted(&self) -> Result<(SemaphorePermit<'_>, bool), StoreError> {
+        match self.admitted.try_acquire() {
+            Ok(place) => Ok((place, false)),
+            Err(_) => Ok((self.admitted.acquire().await.map_err(|_| StoreError::Closed)?, true)),
+        }
+    }
+
+    /// One that was refused before it was written leaves its place to nobody, and one that was not makes room for another: so where a
+    /// state that many depend on changes often, those who are on their way become few enough to be quicker than it, and many again after.
+    fn make_room(&self, among: SemaphorePermit<'_>, refused: bool) {
+        const FEWEST: usize = 16;
+        let (places, most) = (&self.places, self.max_batch);
+        let change = |now: usize| if refused { (now > FEWEST).then(|| now - 1) } else { (now < most).then(|| now + 1) };
+        if places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok() {
+            if refused {
+                among.forget();
+            } else {
+                self.admitted.add_permits(1);
+            }
+        }
+    }
+
+    fn keep<E, V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {
+        for part in parts(stages) {
+            part.keep(&self.known, epoch);
+        }
+    }
+
+    async fn append<E: LogEvent>(
+        &self,
+        conditions: Vec<(Arc<Criteria>, Position)>,
+        events: &[WithIds<E>],
+        metadata: &Metadata,
+        epoch: u64,
+    ) -> Result<Appended, StoreError> {
+        let id = Uuid::now_v7();
+        let events = events
+            .iter()
+            .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
+            .collect::<Result<_, StoreError>>()?;
+        let (reply, outcome) = oneshot::channel();
+        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
+        // From the queue to the answer: another task sends it, with those of others.
+        let span = tracing::debug_span!(
+            "append",
+            otel.kind = "client",
+            db.system.name = "postgresql",
+            db.operation.name = "event_append",
+            events = append.events.len(),
+            conflict = tracing::field::Empty,
+        );
+        let appending = async {
+            self.appends.send(append).await.map_err(|_| StoreError::Closed)?;
+            let appended = outcome.await.map_err(|_| StoreError::Closed)?;
+            tracing::Span::current().record("conflict", matches!(appended, Ok(Appended::Missed(_))));
+            appended
+        };
+        appending.instrument(span).await
+    }
+}
+
+fn schema(error: CriteriaError) -> StoreError {
+    StoreError::Schema(error.to_string())
+}
+
+fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
+    let mut parts = vec![];
+    stages.parts(&mut parts);
+    parts
+}
+
+fn refresh<E, V>(stages: &mut impl Stages<E, V>, known: &Known) -> bool {
+    parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(known) | refreshed)
+}
+
+/// A pause before deciding again, drawn at random so that those who met once do not meet again. Short: what is decided on grows old.
+fn jittered(conflicts: u32) -> Duration {
+    let most = 1_u64 << conflicts.min(4);
+    Duration::from_micros(rand::rng().random_range(0..=most * 100))
+}

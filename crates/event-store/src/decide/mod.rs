@@ -1,0 +1,10 @@
+//! Deciding: a command's rule, the states it folds and the one way to run it.
+
+pub(crate) mod catch_up;
+pub(crate) mod decider;
+pub(crate) mod decision;
+pub(crate) mod fold;
+pub(crate) mod known;
+pub(crate) mod stages;
+pub(crate) mod state;
+pub(crate) mod turns;

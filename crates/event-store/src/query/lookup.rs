@@ -1,0 +1,66 @@
+//! Lookups: criteria as the SQL functions take them, an array a column.
+
+use sqlx::{Postgres, postgres::PgArguments, query::Query};
+use uuid::Uuid;
+
+/// The events of these types that carry these ids, all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lookup {
+    pub(crate) types: Vec<&'static str>,
+    /// In the schema's order; one that is not asked for is `None`.
+    pub(crate) ids: Vec<Option<Uuid>>,
+    /// Only the newest such event is wanted.
+    pub(crate) newest: bool,
+}
+
+impl Lookup {
+    pub(crate) fn matches(&self, event_type: &str, ids: &[Option<Uuid>]) -> bool {
+        self.types.contains(&event_type) && self.ids.iter().zip(ids).all(|(wanted, carried)| wanted.is_none() || wanted == carried)
+    }
+}
+
+/// Lookups with where each starts, column by column.
+#[derive(Debug, Default)]
+pub(crate) struct LookupColumns {
+    pub(crate) types: Vec<String>,
+    pub(crate) after: Vec<i64>,
+    pub(crate) newest: Vec<bool>,
+    pub(crate) ids: Vec<Vec<Option<Uuid>>>,
+}
+
+impl LookupColumns {
+    pub(crate) fn new(ids: usize) -> Self {
+        Self { ids: vec![vec![]; ids], ..Self::default() }
+    }
+
+    pub(crate) fn push(&mut self, lookup: &Lookup, after: i64) {
+        self.types.push(lookup.types.join(","));
+        self.after.push(after);
+        self.newest.push(lookup.newest);
+        for (column, id) in self.ids.iter_mut().zip(&lookup.ids) {
+            column.push(*id);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.types.len()
+    }
+
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.types.extend_from_slice(&other.types);
+        self.after.extend_from_slice(&other.after);
+        self.newest.extend_from_slice(&other.newest);
+        for (column, ids) in self.ids.iter_mut().zip(&other.ids) {
+            column.extend_from_slice(ids);
+        }
+    }
+
+    pub(crate) fn bind<'q>(self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
+        self.ids.into_iter().fold(query.bind(self.types).bind(self.after).bind(self.newest), Query::bind)
+    }
+}
+
+/// `$1, $2, …` from `first`, `count` of them.
+pub(crate) fn placeholders(first: usize, count: usize) -> String {
+    (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
+}

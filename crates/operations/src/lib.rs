@@ -1,0 +1,22 @@
+//! For operators: how everything stands, what the log holds as it is stored, and what may be set right by hand.
+//!
+//! Whoever calls these reads every table and may write those of the runtimes: the owner of the database, and no service's role.
+//!
+//! What is done to Kafka by hand comes here from the crate `kafka`.
+
+mod ask;
+mod builds;
+mod log;
+mod offsets;
+mod parked;
+mod status;
+mod todos;
+
+pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
+pub use event_store::{StoredOffset, stored_offsets};
+pub use log::{Entry, Which, after, newest};
+pub use offsets::seek;
+pub use parked::{Parked, Skip, Skipped, parked, parked_queue, retry_parked, skip, skipped};
+pub use projections::{Switch, rebuild_named, switch_when_ready, switch_with_parked};
+pub use status::{Build, Replica, Segment, builds, replicas};
+pub use todos::{TodoCounts, TodoEntry, retry_todos, todo_counts, todos};

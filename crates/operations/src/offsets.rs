@@ -1,0 +1,39 @@
+//! The offsets that translators have stored.
+
+use event_store::{SourcePartition, StoreError, connection::with_timeout};
+use sqlx::PgPool;
+
+/// Sets a stored offset. Answers what it was; `None`, and nothing is done, where this consumer never read the partition.
+///
+/// A translator that is at work finds that it was moved with the next batch, which it gives up, and reads from here.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result<Option<i64>, StoreError> {
+    with_timeout(async {
+        let mut transaction = pool.begin().await?;
+        // A batch that is being appended compares the offset and moves it under this lock, and would move it once more otherwise.
+        sqlx::query!(r#"SELECT event_lock() AS "locked!: ()""#).fetch_one(&mut *transaction).await?;
+        let before = sqlx::query_scalar!(
+            "SELECT next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2 AND partition = $3 FOR UPDATE",
+            source.consumer,
+            source.topic,
+            source.partition
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "UPDATE translation_offset SET next_offset = $4, updated_at = clock_timestamp()
+             WHERE consumer = $1 AND topic = $2 AND partition = $3",
+            source.consumer,
+            source.topic,
+            source.partition,
+            to
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(before)
+    })
+    .await
+}

@@ -1,0 +1,211 @@
+//! What cannot be applied: shown, tried again, skipped.
+
+use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
+use serde::Serialize;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    ask::ask,
+    log::{COLUMNS, Entry, entries},
+};
+
+/// What a build cannot apply, and where that stands: a parked key, or segments before an event for which no key can be parked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Parked {
+    /// The projection.
+    pub projection: String,
+    /// The schema that the build's tables stand in.
+    pub build: String,
+    /// The build's: `serving` or `building`.
+    pub status: String,
+    /// The key; none where segments stand.
+    pub key: Option<Uuid>,
+    /// Those that stand.
+    pub segments: Option<Vec<i32>>,
+    /// The event that could not be applied.
+    pub position: Position,
+    /// Why.
+    pub error: String,
+    /// How often that was tried.
+    pub attempts: i32,
+    /// For how long it has been so.
+    pub since_seconds: f64,
+    /// Events in the key's queue, that one among them.
+    pub queued: i64,
+    /// Whether it is to be tried again, and was not yet.
+    pub retry_asked: bool,
+}
+
+/// What is parked and what stands, of one projection or of all. What stands is tried again by itself.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parked>, StoreError> {
+    let listed = sqlx::query_as!(
+        Parked,
+        r#"SELECT name AS "projection!", build AS "build!", status AS "status!", key, segments, position AS "position!: Position",
+                  error AS "error!", attempts AS "attempts!",
+                  extract(epoch FROM clock_timestamp() - since)::float8 AS "since_seconds!", queued AS "queued!", retry_asked AS "retry_asked!"
+           FROM (
+               SELECT k.name, k.build, p.status, k.key, NULL::integer[] AS segments, k.position, k.error, k.attempts, k.parked_at AS since,
+                      (SELECT count(*) FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key) AS queued,
+                      k.retry_asked_at IS NOT NULL AS retry_asked
+               FROM parked k JOIN projection p USING (name, build)
+               UNION ALL
+               SELECT c.name, c.build, p.status, NULL, array_agg(c.segment ORDER BY c.segment), c.stopped_at, min(c.stopped_error),
+                      max(c.stopped_attempts), min(c.stopped_since), 0, false
+               FROM checkpoint c JOIN projection p USING (name, build)
+               WHERE c.position < c.stopped_at
+               GROUP BY c.name, c.build, p.status, c.stopped_at
+           ) stands
+           WHERE status <> 'retired' AND ($1::text IS NULL OR name = $1)
+           ORDER BY name, status DESC, since, key"#,
+        projection
+    );
+    ask(pool, async |connection| listed.fetch_all(connection).await).await
+}
+
+/// Asks for parked keys to be tried again, by the replicas that hold their segments: of one projection or of all, these keys or all. Answers
+/// those that are parked, as they stood.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
+    let asked = sqlx::query!(
+        "UPDATE parked SET retry_asked_at = clock_timestamp()
+         WHERE ($1::text IS NULL OR name = $1) AND ($2::uuid[] IS NULL OR key = ANY ($2)) RETURNING name, build, key",
+        projection,
+        keys
+    );
+    let before = parked(pool, projection).await?;
+    let asked = ask(pool, async |connection| asked.fetch_all(connection).await).await?;
+    let is_asked =
+        |parked: &Parked| asked.iter().any(|row| row.name == parked.projection && row.build == parked.build && Some(row.key) == parked.key);
+    Ok(before.into_iter().filter(is_asked).collect())
+}
+
+/// What is to be skipped, and why.
+#[derive(Debug, Clone, Copy)]
+pub struct Skip<'a> {
+    /// The projection.
+    pub projection: &'a str,
+    /// The parked key; none for an event that segments stand before.
+    pub key: Option<Uuid>,
+    /// The event: the first in the key's queue, or the one that segments stand before.
+    pub position: Position,
+    /// Why it may be skipped.
+    pub reason: &'a str,
+    /// Who decided so.
+    pub by: &'a str,
+}
+
+/// Takes an event out of the queue of a parked key, never to be applied to it, and has the rest tried again; or has the segments that stand
+/// before an event go on without it. Recorded. Answers the builds in which it was so: none where the event is not that one.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreError> {
+    let Skip { projection, key, position, reason, by } = skip;
+    with_timeout(async {
+        let mut transaction = pool.begin().await?;
+        if key.is_some() {
+            // Who is trying it at this moment is waited for.
+            sqlx::query!("SELECT FROM parked WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let builds = sqlx::query_scalar!(
+            r#"WITH stands AS (
+                   SELECT k.build, k.error, k.attempts FROM parked k
+                   WHERE k.name = $1 AND k.key = $2 AND $3 = (
+                       SELECT min(q.position) FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key)
+                   UNION ALL
+                   SELECT build, min(stopped_error), max(stopped_attempts) FROM checkpoint
+                   WHERE $2::uuid IS NULL AND name = $1 AND stopped_at = $3 AND position < stopped_at GROUP BY build
+               )
+               INSERT INTO skipped_event (name, build, started_at, key, position, error, attempts, reason, skipped_by)
+               SELECT $1, build, p.started_at, $2, $3, s.error, s.attempts, $4, $5
+               FROM stands s JOIN projection p USING (build) WHERE p.name = $1 AND p.status <> 'retired'
+               RETURNING build"#,
+            projection,
+            key,
+            position.0,
+            reason,
+            by
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "DELETE FROM parked_event WHERE name = $1 AND key = $2 AND position = $3 AND build = ANY ($4)",
+            projection,
+            key,
+            position.0,
+            &builds
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "UPDATE parked SET retry_asked_at = clock_timestamp() WHERE name = $1 AND key = $2 AND build = ANY ($3)",
+            projection,
+            key,
+            &builds
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(builds)
+    })
+    .await
+}
+
+/// An event that was skipped.
+#[derive(Debug, Clone, Serialize)]
+pub struct Skipped {
+    /// The projection.
+    pub projection: String,
+    /// The schema that the build's tables stand in.
+    pub build: String,
+    /// The key that it was parked for.
+    pub key: Option<Uuid>,
+    /// The event.
+    pub position: Position,
+    /// Why it could not be applied.
+    pub error: String,
+    /// How often that was tried.
+    pub attempts: i32,
+    /// Why it might be skipped.
+    pub reason: String,
+    /// Who decided so.
+    pub skipped_by: String,
+    /// How long ago.
+    pub age_seconds: f64,
+}
+
+/// What was ever skipped, of one projection or of all.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skipped>, StoreError> {
+    let listed = sqlx::query_as!(
+        Skipped,
+        r#"SELECT name AS projection, build, key, position AS "position: Position", error, attempts, reason, skipped_by,
+                  extract(epoch FROM clock_timestamp() - skipped_at)::float8 AS "age_seconds!"
+           FROM skipped_event WHERE $1::text IS NULL OR name = $1 ORDER BY id"#,
+        projection
+    );
+    ask(pool, async |connection| listed.fetch_all(connection).await).await
+}
+
+/// The events in a parked key's queue, in their order, so many at the most.
+///
+/// # Errors
+/// Where the log cannot be read.
+pub async fn parked_queue<E: LogEvent>(store: &EventStore<E>, of: &Parked, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM event WHERE event_id = ANY (ARRAY(
+             SELECT position FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 ORDER BY position LIMIT $4))
+         ORDER BY event_id"
+    );
+    entries(store, sqlx::query_as(&sql).bind(&of.projection).bind(&of.build).bind(of.key).bind(count)).await
+}

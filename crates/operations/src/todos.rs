@@ -1,0 +1,123 @@
+//! To-dos: counted, listed, opened again.
+
+use event_store::{
+    Position, StoreError,
+    connection::{PooledConnection, with_timeout},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::{PgPool, types::Json};
+
+use crate::ask::ask;
+
+/// What an automation has to do, counted.
+#[derive(Debug, Clone, Serialize)]
+pub struct TodoCounts {
+    /// The automation.
+    pub automation: String,
+    /// To-dos that are yet to be done, those in hand among them.
+    pub open: i64,
+    /// To-dos that were given up, kept for an operator to retry.
+    pub failed: i64,
+    /// How long ago the oldest open one was asked for.
+    pub oldest_open_seconds: Option<f64>,
+    /// How long ago the oldest failed one was asked for.
+    pub oldest_failed_seconds: Option<f64>,
+}
+
+/// What each automation has to do, counted. Done ones are not: they are as many as ever there were.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
+    // Each status by an index of its own, which does not hold the done ones.
+    let counted = sqlx::query_as!(
+        TodoCounts,
+        r#"WITH open AS (
+               SELECT automation, count(*) AS todos, min(created_at) AS oldest FROM todo WHERE status = 'open' GROUP BY automation
+           ), failed AS (
+               SELECT automation, count(*) AS todos, min(created_at) AS oldest FROM todo WHERE status = 'failed' GROUP BY automation
+           ), known AS (
+               SELECT automation FROM open UNION SELECT automation FROM failed UNION SELECT name FROM projection WHERE build = 'automation'
+           )
+           SELECT k.automation AS "automation!", coalesce(o.todos, 0) AS "open!", coalesce(f.todos, 0) AS "failed!",
+                  extract(epoch FROM clock_timestamp() - o.oldest)::float8 AS oldest_open_seconds,
+                  extract(epoch FROM clock_timestamp() - f.oldest)::float8 AS oldest_failed_seconds
+           FROM known k LEFT JOIN open o USING (automation) LEFT JOIN failed f USING (automation)
+           ORDER BY 1"#
+    );
+    ask(pool, async |connection| counted.fetch_all(connection).await).await
+}
+
+/// A to-do as it stands.
+#[derive(Debug, Serialize)]
+pub struct TodoEntry {
+    /// The automation.
+    pub automation: String,
+    /// What it is for.
+    pub key: String,
+    /// The position of the event that asked for it.
+    pub position: Position,
+    /// `open`, `done` or `failed`.
+    pub status: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// How long ago it was asked for.
+    pub age_seconds: f64,
+    /// Why the last attempt came to nothing.
+    pub last_error: Option<String>,
+    /// What is to be done, in the automation's own words.
+    pub payload: Box<RawValue>,
+}
+
+/// To-dos in the order of the events that asked for them: of one automation or of all, of one status or of each, so many at the most.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
+    let listed = sqlx::query!(
+        r#"SELECT automation, key, position, status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
+                  extract(epoch FROM clock_timestamp() - created_at)::float8 AS "age_seconds!"
+           FROM todo WHERE ($1::text IS NULL OR automation = $1) AND ($2::text IS NULL OR status = $2)
+           ORDER BY automation, position, key LIMIT $3"#,
+        automation,
+        status,
+        count
+    );
+    let rows = with_timeout(async {
+        let mut connection = PooledConnection::from(pool).await?;
+        let rows = listed.fetch_all(&mut *connection).await?;
+        connection.done();
+        Ok(rows)
+    })
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| TodoEntry {
+            automation: row.automation,
+            key: row.key,
+            position: Position(row.position),
+            status: row.status,
+            attempts: row.attempts,
+            age_seconds: row.age_seconds,
+            last_error: row.last_error,
+            payload: row.payload.0,
+        })
+        .collect())
+}
+
+/// Opens failed to-dos of an automation again, as if they had never been tried: these, or all. Answers the keys of those that were failed.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn retry_todos(pool: &PgPool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
+    let opened = sqlx::query_scalar!(
+        "UPDATE todo SET status = 'open', attempts = 0, first_attempt_at = NULL, next_attempt_at = clock_timestamp(), finished_at = NULL
+         WHERE automation = $1 AND status = 'failed' AND ($2::text[] IS NULL OR key = ANY ($2)) RETURNING key",
+        automation,
+        keys
+    );
+    let mut keys = ask(pool, async |connection| opened.fetch_all(connection).await).await?;
+    keys.sort_unstable();
+    Ok(keys)
+}

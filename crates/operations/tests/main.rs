@@ -1,0 +1,3 @@
+//! What an operator does, against a real PostgreSQL.
+
+mod operating;

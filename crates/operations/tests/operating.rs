@@ -1,0 +1,458 @@
+//! What an operator does to projections while replicas are at work on them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cart_events::{CartStream, DomainEvent, examples::Shopping};
+use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
+use operations::{CompareError, Difference};
+use projections::{
+    Kind, Projection, Projections, Settings, Switch, Wait,
+    todo::{self, NewTodo, Outcome},
+};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use test_support::{TestLog, eventually};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// A row for each event.
+#[derive(Clone, Default)]
+struct Tally<const VERSION: i32 = 1> {
+    /// Makes other rows of carts that are cleared.
+    differs: bool,
+    /// Cannot apply anything.
+    broken: Arc<AtomicBool>,
+}
+
+fn cart(event: &CartStream) -> Uuid {
+    match event {
+        CartStream::CartCreated { cart_id }
+        | CartStream::ItemAdded { cart_id, .. }
+        | CartStream::ItemRemoved { cart_id, .. }
+        | CartStream::CartCleared { cart_id }
+        | CartStream::ItemArchived { cart_id, .. }
+        | CartStream::CartSubmitted { cart_id, .. } => cart_id.uuid(),
+    }
+}
+
+#[async_trait]
+impl<const VERSION: i32> Projection for Tally<VERSION> {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "tally";
+    const VERSION: i32 = VERSION;
+    const TABLES: &'static [&'static str] = &["tally"];
+    const SEGMENTS: i32 = 4;
+
+    fn key(event: &CartStream) -> Option<Uuid> {
+        Some(cart(event))
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        if self.broken.load(Ordering::SeqCst) {
+            sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+        }
+        for event in batch {
+            let other = self.differs && matches!(event.event, CartStream::CartCleared { .. });
+            // They count as equal, and are not the same.
+            let weight = if other { "1.00" } else { "1.0" };
+            sqlx::query("INSERT INTO tally VALUES ($1, $2, $3::numeric)")
+                .bind(cart(&event.event))
+                .bind(event.position.0)
+                .bind(weight)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+async fn log() -> TestLog<DomainEvent> {
+    let log = TestLog::<DomainEvent>::create().await;
+    for build in ["projection_a", "projection_b"] {
+        let table = format!(
+            "CREATE TABLE {build}.tally (cart_id uuid, position bigint, weight numeric);
+             GRANT ALL ON {build}.tally TO cartlog_projections"
+        );
+        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
+    }
+    log
+}
+
+/// A replica with connections of its own, as a process has them.
+struct Process {
+    projections: Projections<DomainEvent>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Process {
+    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
+        let settings = Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), throttle: 0 };
+        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+        let projections = Projections::new(store);
+        let stop = CancellationToken::new();
+        let ran = projections.run(projection, settings, Arc::default(), stop.clone());
+        Self { projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.projections.store().close().await;
+    }
+}
+
+async fn until_applied(log: &TestLog<DomainEvent>, position: Position) {
+    eventually("it is applied", || async {
+        let waited = log.projections.wait("tally", None, position, Duration::ZERO).await.unwrap();
+        (waited == Wait::Reached).then_some(())
+    })
+    .await;
+}
+
+/// Waits until every replica has looked at the table since: the heartbeat after this moment is whole.
+async fn until_seen(log: &TestLog<DomainEvent>) {
+    for _ in 0..2 {
+        let before: sqlx::types::time::OffsetDateTime =
+            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        eventually("a heartbeat has come", || async {
+            let beat: bool =
+                sqlx::query_scalar("SELECT min(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
+            beat.then_some(())
+        })
+        .await;
+    }
+}
+
+async fn rows(log: &TestLog<DomainEvent>, build: &str) -> i64 {
+    sqlx::query_scalar(&format!("SELECT count(*) FROM {build}.tally")).fetch_one(log.store.pool()).await.unwrap()
+}
+
+/// Build and status of every build, with its version.
+async fn builds(log: &TestLog<DomainEvent>) -> Vec<(String, String, i32)> {
+    sqlx::query_as("SELECT build, status, version FROM projection ORDER BY build").fetch_all(log.store.pool()).await.unwrap()
+}
+
+fn build(build: &str, status: &str, version: i32) -> (String, String, i32) {
+    (build.to_owned(), status.to_owned(), version)
+}
+
+async fn compared(log: &TestLog<DomainEvent>) -> Difference {
+    operations::compare(log.store.pool(), "tally", 10, Duration::from_secs(20)).await.unwrap()
+}
+
+async fn until_held(log: &TestLog<DomainEvent>, build: &str, segments: i64) {
+    eventually("the segments are held", || async {
+        let held: i64 = sqlx::query_scalar("SELECT count(*) FROM checkpoint WHERE build = $1 AND owner IS NOT NULL")
+            .bind(build)
+            .fetch_one(log.store.pool())
+            .await
+            .unwrap();
+        (held == segments).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_paused_projection_applies_nothing_also_after_a_restart_and_goes_on_where_it_was() {
+    let log = log().await;
+    let before = log.append(Shopping::new().with_items(3)).await;
+    let process = Process::start(&log, Tally::<1>::default());
+    until_applied(&log, before).await;
+    assert!(operations::pause(log.store.pool(), "tally", true).await.unwrap());
+    assert!(!operations::pause(log.store.pool(), "tally", true).await.unwrap(), "no news");
+    until_seen(&log).await;
+    let head = log.append(Shopping::new().with_items(3)).await;
+    until_seen(&log).await;
+    assert_eq!(rows(&log, "projection_a").await, 4);
+    let waited = process.projections.wait("tally", None, head, Duration::ZERO).await.unwrap();
+    assert_eq!(waited, Wait::TimedOut(before));
+    // What is begun while it rests, rests.
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenReady).await.unwrap();
+    process.stop().await;
+    let process = Process::start(&log, Tally::<1>::default());
+    until_held(&log, "projection_a", 4).await;
+    until_held(&log, "projection_b", 4).await;
+    until_seen(&log).await;
+    assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (4, 0));
+    let backlog = process.projections.backlog().await.unwrap();
+    assert_eq!((backlog["tally"].paused, backlog["tally"].lag), (true, 4));
+    assert!(operations::pause(log.store.pool(), "tally", false).await.unwrap());
+    until_applied(&log, head).await;
+    eventually("the new one is in service", || async { (builds(&log).await[1].1 == "serving").then_some(()) }).await;
+    assert_eq!(rows(&log, "projection_b").await, 8);
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn builds_are_compared_at_one_position_under_load_and_go_on_after_it() {
+    let log = log().await;
+    let processes = [Process::start(&log, Tally::<1>::default()), Process::start(&log, Tally::<1>::default())];
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    let none = operations::compare(log.store.pool(), "tally", 10, Duration::from_secs(20)).await;
+    assert!(matches!(none, Err(CompareError::NoOther)), "{none:?}");
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenAsked).await.unwrap();
+
+    // Things happen all the while.
+    let enough = CancellationToken::new();
+    let load = async {
+        let mut head = Position::START;
+        while !enough.is_cancelled() {
+            head = log.append(Shopping::new().with_items(3)).await;
+        }
+        head
+    };
+    let comparing = async {
+        for _ in 0..3 {
+            let difference = compared(&log).await;
+            assert!(difference.is_none(), "{difference:?}");
+            let table = &difference.tables[0];
+            // Every event that there was makes a row.
+            assert_eq!((table.rows_serving, table.rows_other), (difference.position.0, difference.position.0));
+        }
+        enough.cancel();
+    };
+    let (head, ()) = tokio::join!(load, comparing);
+    until_applied(&log, head).await;
+    for process in processes {
+        process.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_differs_is_counted_and_shown_whole() {
+    let log = log().await;
+    let cart = Shopping::new();
+    log.append(cart.with_items(1)).await;
+    let old = Process::start(&log, Tally::<1>::default());
+    until_applied(&log, log.append([cart.cleared()]).await).await;
+    // Begun at rest, so that it can be held before it goes into service.
+    operations::pause(log.store.pool(), "tally", true).await.unwrap();
+    let new = Process::start(&log, Tally::<2> { differs: true, ..Tally::default() });
+    eventually("the new version is being made", || async { (builds(&log).await.len() == 2).then_some(()) }).await;
+    sqlx::query("UPDATE projection SET switch_when_ready = false WHERE status = 'building'").execute(log.store.pool()).await.unwrap();
+    operations::pause(log.store.pool(), "tally", false).await.unwrap();
+    // And one row twice, which a set would not show.
+    sqlx::query("INSERT INTO projection_a.tally SELECT * FROM projection_a.tally WHERE position = 1")
+        .execute(log.store.pool())
+        .await
+        .unwrap();
+    let difference = compared(&log).await;
+    let table = &difference.tables[0];
+    assert_eq!((difference.serving.as_str(), difference.other.as_str()), ("projection_a", "projection_b"));
+    assert_eq!((difference.position, table.rows_serving, table.rows_other), (Position(3), 4, 3));
+    assert_eq!((table.only_serving, table.only_other), (2, 1));
+    let row = |position: i64, weight: &str| format!(r#"{{"cart_id":"{}","position":{position},"weight":{weight}}}"#, cart.cart_id);
+    let samples: Vec<_> = table.samples.iter().map(|sample| (sample.serving, sample.times, sample.row.get().to_owned())).collect();
+    assert_eq!(samples, [(true, 1, row(1, "1.0")), (false, 1, row(3, "1.00")), (true, 1, row(3, "1.0"))]);
+    let few = operations::compare(log.store.pool(), "tally", 1, Duration::from_secs(20)).await.unwrap();
+    assert_eq!((few.tables[0].only_serving, few.tables[0].samples.len()), (2, 1));
+    sqlx::query("ALTER TABLE projection_b.tally ADD COLUMN more integer").execute(log.store.pool()).await.unwrap();
+    let refused = operations::compare(log.store.pool(), "tally", 1, Duration::from_secs(20)).await;
+    assert!(matches!(&refused, Err(CompareError::Columns(table)) if table == "tally"), "{refused:?}");
+    old.stop().await;
+    new.stop().await;
+}
+
+#[tokio::test]
+async fn a_comparison_that_comes_to_nothing_holds_nobody_still() {
+    let log = log().await;
+    let process = Process::start(&log, Tally::<1>::default());
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    // Nobody makes the other one: it is of a version that nobody runs.
+    let other = "INSERT INTO projection (name, build, version, status, tables, segments, switch_when_ready)
+                 VALUES ('tally', 'projection_b', 7, 'building', '{tally}', 4, false)";
+    sqlx::query(other).execute(log.store.pool()).await.unwrap();
+    sqlx::query(
+        "INSERT INTO checkpoint (name, build, segment, segments) SELECT 'tally', 'projection_b', s, 4 FROM generate_series(0, 3) s",
+    )
+    .execute(log.store.pool())
+    .await
+    .unwrap();
+    let apart = operations::compare(log.store.pool(), "tally", 10, Duration::from_millis(300)).await;
+    assert!(matches!(apart, Err(CompareError::Apart(_))), "{apart:?}");
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    // Who compared is gone without a word.
+    let stop = "UPDATE projection SET stop_at = 8, stop_until = clock_timestamp() + interval '3 seconds'";
+    sqlx::query(stop).execute(log.store.pool()).await.unwrap();
+    let going = operations::compare(log.store.pool(), "tally", 10, Duration::from_secs(20)).await;
+    assert!(matches!(going, Err(CompareError::Going(_))), "{going:?}");
+    until_seen(&log).await;
+    let head = log.append(Shopping::new().with_items(3)).await;
+    assert_eq!(log.projections.wait("tally", None, head, Duration::ZERO).await.unwrap(), Wait::TimedOut(Position(8)));
+    until_applied(&log, head).await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_that_is_dropped_leaves_nothing_and_the_one_in_service_goes_on() {
+    let log = log().await;
+    let process = Process::start(&log, Tally::<1>::default());
+    for _ in 0..20 {
+        log.append(Shopping::new().with_items(3)).await;
+    }
+    until_applied(&log, Position(80)).await;
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenAsked).await.unwrap();
+    eventually("it is worked on", || async { (rows(&log, "projection_b").await > 0).then_some(()) }).await;
+    assert!(!operations::drop_build(log.store.pool(), "tally", "projection_a").await.unwrap(), "it is in service");
+    assert!(operations::drop_build(log.store.pool(), "tally", "projection_b").await.unwrap());
+    assert!(!operations::drop_build(log.store.pool(), "tally", "projection_b").await.unwrap());
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    until_seen(&log).await;
+    assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (84, 0));
+    assert_eq!(builds(&log).await, [build("projection_a", "serving", 1)]);
+    // It can be made anew after that, and the retired one is dropped as well.
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenReady).await.unwrap();
+    eventually("it is in service", || async { (builds(&log).await[1].1 == "serving").then_some(()) }).await;
+    assert!(operations::drop_build(log.store.pool(), "tally", "projection_a").await.unwrap());
+    assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (0, 84));
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn a_retired_build_is_brought_up_to_date_and_goes_into_service_again() {
+    let log = log().await;
+    let process = Process::start(&log, Tally::<1>::default());
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    assert!(!operations::revive(log.store.pool(), "tally", Switch::WhenReady).await.unwrap());
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenReady).await.unwrap();
+    eventually("it is in service", || async { (builds(&log).await[1..] == [build("projection_b", "serving", 1)]).then_some(()) }).await;
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    assert!(operations::revive(log.store.pool(), "tally", Switch::WhenReady).await.unwrap());
+    let back = [build("projection_a", "serving", 1), build("projection_b", "retired", 1)];
+    eventually("the old one is in service again", || async { (builds(&log).await == back).then_some(()) }).await;
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (12, 8));
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_that_fails_leaves_the_old_one_in_service() {
+    let log = log().await;
+    log.append(Shopping::new().with_items(3)).await;
+    let old = Process::start(&log, Tally::<1>::default());
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    let broken = Arc::new(AtomicBool::new(true));
+    let new = Process::start(&log, Tally::<2> { broken: broken.clone(), ..Tally::default() });
+    until_held(&log, "projection_b", 4).await;
+    until_seen(&log).await;
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    assert_eq!(builds(&log).await, [build("projection_a", "serving", 1), build("projection_b", "building", 2)]);
+    assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (12, 0));
+    // Given up, and made anew by a release that is right.
+    assert!(operations::drop_build(log.store.pool(), "tally", "projection_b").await.unwrap());
+    new.stop().await;
+    let new = Process::start(&log, Tally::<2>::default());
+    eventually("it is in service", || async { (builds(&log).await[1..] == [build("projection_b", "serving", 2)]).then_some(()) }).await;
+    assert_eq!(rows(&log, "projection_b").await, 12);
+    old.stop().await;
+    new.stop().await;
+}
+
+/// Asks for a to-do for each event.
+struct Asking;
+
+#[async_trait]
+impl Projection for Asking {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = "asking";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(event: &CartStream) -> Option<Uuid> {
+        Some(cart(event))
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        let todos: Vec<_> = batch
+            .iter()
+            .map(|event| NewTodo {
+                key: event.position.to_string(),
+                position: event.position,
+                payload: Value::Null,
+                metadata: Metadata::default(),
+            })
+            .collect();
+        todo::ask(transaction, Self::NAME, &todos).await
+    }
+}
+
+#[tokio::test]
+async fn a_paused_automation_does_nothing_of_what_it_has_to_do_and_what_waits_is_counted() {
+    let log = log().await;
+    log.append(Shopping::new().with_items(3)).await;
+    log.project(Asking, Settings::default()).await;
+    let process = Process::start(&log, Asking);
+    until_held(&log, "automation", 8).await;
+    assert!(operations::pause(log.store.pool(), "asking", true).await.unwrap());
+    let done = Arc::new(AtomicUsize::new(0));
+    let settings = todo::Settings { poll_interval: Duration::from_millis(20), ..todo::Settings::default() };
+    let ((_asked, wake), stop, count) = (watch::channel(Position::START), CancellationToken::new(), done.clone());
+    let working =
+        tokio::spawn(todo::work(process.projections.store().pool().clone(), "asking", settings, wake, stop.clone(), move |todo| {
+            let count = count.clone();
+            async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                if todo.key == "4" { Outcome::Failed { error: "no".into() } } else { Outcome::Done }
+            }
+        }));
+    until_seen(&log).await;
+    assert_eq!(done.load(Ordering::SeqCst), 0);
+    let waiting = process.projections.backlog().await.unwrap()["asking"].todos.unwrap();
+    assert_eq!((waiting.open, waiting.due, waiting.failed), (4, 4, 0));
+    assert!(waiting.oldest.unwrap() > 0.0);
+    assert!(operations::pause(log.store.pool(), "asking", false).await.unwrap());
+    eventually("they are done", || async {
+        let waiting = process.projections.backlog().await.unwrap()["asking"].todos.unwrap();
+        ((waiting.open, waiting.due, waiting.failed, waiting.oldest) == (0, 0, 1, None)).then_some(())
+    })
+    .await;
+    assert_eq!(done.load(Ordering::SeqCst), 4);
+    stop.cancel();
+    working.await.unwrap();
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn the_backlog_is_the_whole_systems_whichever_process_is_asked() {
+    let log = log().await;
+    let processes = [Process::start(&log, Tally::<1>::default()), Process::start(&log, Tally::<1>::default())];
+    until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
+    until_held(&log, "projection_a", 4).await;
+    projections::rebuild_named(log.store.pool(), "tally", Switch::WhenAsked).await.unwrap();
+    for process in &processes {
+        let backlog = eventually("nothing is behind, and the new build is there", || async {
+            let backlog = process.projections.backlog().await.unwrap().remove("tally").unwrap();
+            // The one that came first has handed back what is the other's, and that has taken it.
+            (backlog.held == 4 && backlog.rebuild.as_ref().is_some_and(|rebuild| rebuild.lag == 0)).then_some(backlog)
+        })
+        .await;
+        assert_eq!((backlog.lag, backlog.segments, backlog.held, backlog.replicas), (0, 4, 4, 2));
+        assert_eq!(json!(backlog.rebuild.unwrap().progress), json!(1.0));
+        assert!(backlog.todos.is_none());
+    }
+    for process in processes {
+        process.stop().await;
+    }
+    // Nobody is at work, and one who has just come sees it.
+    let late = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    assert!(Projections::new(late).backlog().await.unwrap().is_empty(), "it runs none");
+    log.append(Shopping::new().with_items(3)).await;
+    operations::pause(log.store.pool(), "tally", true).await.unwrap();
+    let process = Process::start(&log, Tally::<1>::default());
+    let backlog = eventually("it runs", || async { process.projections.backlog().await.unwrap().remove("tally") }).await;
+    assert_eq!((backlog.lag, backlog.rebuild.map(|rebuild| (rebuild.lag, rebuild.progress))), (4, Some((4, 0.5))));
+    assert!(backlog.lag_seconds > 0.0);
+    process.stop().await;
+}

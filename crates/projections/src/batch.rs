@@ -1,0 +1,223 @@
+//! What is read of the log at once, for the segments that stand at one position.
+
+use std::collections::HashSet;
+
+use disintegrate::{Event as _, IdentifierValue};
+use event_store::{
+    EventStore, Metadata, Position, Recorded, StoreError,
+    connection::{with_timeout, with_timeout_of},
+    decode,
+};
+use sqlx::{postgres::PgDatabaseError, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{projection::Projection, segment::segment_of, settings::BATCH_TIMEOUT};
+
+/// Whether an event, or the projection on that event, is at fault: not the database, what is between, or SQL that fits no table.
+pub(crate) fn is_poison(error: &StoreError) -> bool {
+    match error {
+        StoreError::Rejected(_) | StoreError::Decode { .. } => true,
+        StoreError::Database(sqlx::Error::Database(error)) => {
+            // More rows than one, limits exceeded (a value too long for its index), raised by a function, a view's check.
+            ["21", "38", "39", "44", "54", "P0"].contains(&error.code().as_deref().and_then(|code| code.get(..2)).unwrap_or_default())
+        }
+        // The projection's own: a value that cannot be had from a row, or be sent.
+        StoreError::Database(_) => true,
+        _ => false,
+    }
+}
+
+/// An error as an operator reads it, with what the database said of it.
+pub(crate) fn words(error: &StoreError) -> String {
+    let (StoreError::Rejected(source) | StoreError::Database(source) | StoreError::Unavailable(source)) = error else {
+        return error.to_string();
+    };
+    let sqlx::Error::Database(database) = source else { return source.to_string() };
+    let detail = database.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
+    let code = database.code().unwrap_or_default();
+    let mut words = format!("{} (SQLSTATE {code})", database.message());
+    if let Some(detail) = detail {
+        words = format!("{words}: {detail}");
+    }
+    words
+}
+
+/// What was read of the log, in its order.
+#[derive(Clone)]
+pub(crate) struct Batch<E> {
+    pub(crate) events: Vec<Recorded<E>>,
+    pub(crate) unreadable: Vec<Unreadable>,
+}
+
+/// An event that is not of today's shape.
+#[derive(Clone)]
+pub(crate) struct Unreadable {
+    pub(crate) position: Position,
+    /// By the log's own column, as the event does not tell.
+    key: Option<Uuid>,
+    pub(crate) error: String,
+}
+
+impl<E> Default for Batch<E> {
+    fn default() -> Self {
+        Self { events: vec![], unreadable: vec![] }
+    }
+}
+
+/// A batch, where keys are parked.
+pub(crate) enum Sorted {
+    /// What queues is taken out of it; the rest is to be applied.
+    Queue(Vec<(Uuid, Position)>),
+    /// The first event in it that cannot be read, and is no parked key's.
+    Unreadable(Position, StoreError),
+}
+
+impl<E> Batch<E> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// Leaves what concerns some of the segments.
+    pub(crate) fn keep<P: Projection<Event = E>>(&mut self, active: &[i32], segments: i32) {
+        if usize::try_from(segments).is_ok_and(|all| all == active.len()) {
+            return;
+        }
+        let concerns = |key: Option<Uuid>| key.is_none_or(|key| active.contains(&segment_of(key, segments)));
+        self.events.retain(|event| concerns(P::key(event)));
+        self.unreadable.retain(|event| concerns(event.key));
+    }
+
+    /// The key of a batch of one.
+    pub(crate) fn key<P: Projection<Event = E>>(&self) -> Option<Uuid> {
+        match (self.events.first(), self.unreadable.first()) {
+            (Some(event), _) => P::key(event),
+            (None, Some(event)) => event.key,
+            (None, None) => None,
+        }
+    }
+
+    /// Takes out what has to queue: what is a parked key's; and what has no key queues behind each parked key of the segments, and is
+    /// applied to the others.
+    pub(crate) fn sort<P: Projection<Event = E>>(&mut self, parked: &[Uuid], active: &[i32], segments: i32) -> Sorted {
+        if let Some(event) = self.unreadable.iter().find(|event| event.key.is_none_or(|key| !parked.contains(&key))) {
+            return Sorted::Unreadable(event.position, StoreError::Decode { position: event.position, error: event.error.clone() });
+        }
+        let mut queue: Vec<_> = self.unreadable.drain(..).filter_map(|event| Some((event.key?, event.position))).collect();
+        if parked.is_empty() {
+            return Sorted::Queue(queue);
+        }
+        let concerned: HashSet<_> = parked.iter().copied().filter(|key| active.contains(&segment_of(*key, segments))).collect();
+        self.events.retain(|event| match P::key(event) {
+            Some(key) => {
+                let parked = concerned.contains(&key);
+                queue.extend(parked.then_some((key, event.position)));
+                !parked
+            }
+            None => {
+                queue.extend(concerned.iter().map(|key| (*key, event.position)));
+                true
+            }
+        });
+        Sorted::Queue(queue)
+    }
+}
+
+/// An event's row.
+pub(crate) struct Row {
+    pub(crate) event_id: i64,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) inserted_at: OffsetDateTime,
+    /// Where the projection makes something of it.
+    pub(crate) metadata: Option<Json<Metadata>>,
+}
+
+/// The metadata of events in so many positions is read at any rate: it says what a batch came from.
+const TRACED: i64 = 100;
+
+/// Reads what a projection takes of the log between two positions.
+pub(crate) async fn read<P: Projection>(
+    store: &EventStore<P::Log>,
+    types: &[String],
+    after: Position,
+    to: Position,
+) -> Result<Batch<P::Event>, StoreError> {
+    let rows = with_timeout_of(BATCH_TIMEOUT, async {
+        let mut connection = store.connection().await?;
+        let rows = sqlx::query_as!(
+            Row,
+            r#"SELECT event_id, payload, inserted_at, CASE WHEN event_id <= $4 THEN metadata END AS "metadata: Json<Metadata>" FROM event
+           WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
+            after.0,
+            to.0,
+            types,
+            if P::METADATA { to.0 } else { after.0 + TRACED }
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        connection.done();
+        Ok(rows)
+    })
+    .await?;
+    let mut batch = decoded::<P>(rows);
+    if !batch.unreadable.is_empty() {
+        find_keys::<P>(store, &mut batch.unreadable).await?;
+    }
+    Ok(batch)
+}
+
+pub(crate) fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
+    let mut batch = Batch { events: Vec::with_capacity(rows.len()), unreadable: vec![] };
+    for row in rows {
+        let position = Position(row.event_id);
+        match decode::<P::Log>(row.event_id, &row.payload).map(TryInto::try_into) {
+            Ok(Ok(event)) => {
+                debug_assert!(is_keyed_by::<P>(&event), "{}: the key of the event at {position} is not the id it is keyed by", P::NAME);
+                let metadata = row.metadata.map(|metadata| metadata.0).unwrap_or_default();
+                batch.events.push(Recorded { position, event, metadata, recorded_at: row.inserted_at });
+            }
+            // Of another stream.
+            Ok(Err(_)) => {}
+            Err(error) => {
+                let error = if let StoreError::Decode { error, .. } = error { error } else { error.to_string() };
+                batch.unreadable.push(Unreadable { position, key: None, error });
+            }
+        }
+    }
+    batch
+}
+
+/// Whether an event's key is what its column would say.
+fn is_keyed_by<P: Projection>(event: &P::Event) -> bool {
+    P::KEYED_BY.is_none_or(|id| {
+        let ids = event.domain_ids();
+        let value = ids.iter().find(|(known, _)| known.into_inner() == id).map(|(_, value)| value);
+        P::key(event) == value.and_then(|value| if let IdentifierValue::Uuid(key) = value { Some(*key) } else { None })
+    })
+}
+
+/// The keys of events that cannot be read, by the column of the id that the projection is keyed by.
+async fn find_keys<P: Projection>(store: &EventStore<P::Log>, unreadable: &mut [Unreadable]) -> Result<(), StoreError> {
+    let Some(id) = P::KEYED_BY else { return Ok(()) };
+    let Some(column) = store.domain_ids().iter().find(|known| **known == id) else {
+        return Err(StoreError::Schema(format!("{} is keyed by {id}, and there is no such domain id", P::NAME)));
+    };
+    let positions: Vec<i64> = unreadable.iter().map(|event| event.position.0).collect();
+    let sql = format!("SELECT event_id, {column} FROM event WHERE event_id = ANY ($1)");
+    let keys: Vec<(Position, Option<Uuid>)> = with_timeout(async {
+        let mut connection = store.connection().await?;
+        let keys = sqlx::query_as(&sql).bind(&positions).fetch_all(&mut *connection).await?;
+        connection.done();
+        Ok(keys)
+    })
+    .await?;
+    for event in unreadable {
+        event.key = keys.iter().find(|(position, _)| *position == event.position).and_then(|(_, key)| *key);
+    }
+    Ok(())
+}
+
+/// Whether the database gave up on a transaction or statement because it took too long: a smaller batch may not.
+pub(crate) fn took_too_long(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("25P04" | "57014")))
+}

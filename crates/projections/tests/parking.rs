@@ -1,0 +1,810 @@
+//! Events that a projection cannot apply: each parks its key, or stops the segments it fails in, and nothing is lost, doubled or out of order
+//! when it is retried.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
+use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
+use operations::{Parked, Skip};
+use projections::{
+    Kind, Projection, ProjectionError, Projections, Settings, Switch, Wait, segment_of,
+    todo::{self, NewTodo},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use sqlx::PgConnection;
+use test_support::{TestLog, eventually};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// What makes the ledger fail, by the event's position.
+#[derive(Default)]
+struct Poison {
+    /// In whatever segment.
+    events: BTreeSet<i64>,
+    /// Only where a cart is held.
+    where_held: BTreeMap<i64, Uuid>,
+    /// By SQL that fits no table.
+    wrong: BTreeSet<i64>,
+}
+
+/// Keeps each event of a cart, and for each change of a price every cart that there was before it. Applied twice, it breaks the primary key.
+#[derive(Clone, Default)]
+struct Ledger<const VERSION: i32 = 1> {
+    poison: Arc<Mutex<Poison>>,
+}
+
+#[async_trait]
+impl<const VERSION: i32> Projection for Ledger<VERSION> {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "ledger";
+    const VERSION: i32 = VERSION;
+    const TABLES: &'static [&'static str] = &["ledger"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
+    const SEGMENTS: i32 = 4;
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        event.cart_id().map(|cart| cart.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
+        for event in batch {
+            let (fails, held, wrong) = {
+                let poison = self.poison.lock().unwrap();
+                let at = event.position.0;
+                (poison.events.contains(&at), poison.where_held.get(&at).copied(), poison.wrong.contains(&at))
+            };
+            if fails {
+                sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+            }
+            if let Some(held) = held {
+                let fails = "SELECT 1 / (CASE WHEN projection_holds($1) THEN 0 ELSE 1 END)";
+                sqlx::query(fails).bind(held).execute(&mut *transaction).await?;
+            }
+            if wrong {
+                sqlx::query("SELECT no_such_column FROM ledger").execute(&mut *transaction).await?;
+            }
+            match Self::key(event) {
+                Some(cart) => {
+                    positions.push(event.position.0);
+                    carts.push(cart);
+                }
+                None => changed.push(event.position.0),
+            }
+        }
+        let n: i64 = sqlx::query_scalar("SELECT nextval('ledger_n_seq')").fetch_one(&mut *transaction).await?;
+        let one = "INSERT INTO ledger (n, position, cart_id) SELECT $1, * FROM unnest($2::bigint[], $3::uuid[])";
+        sqlx::query(one).bind(n).bind(positions).bind(carts).execute(&mut *transaction).await?;
+        let all = "INSERT INTO ledger (n, position, cart_id)
+                   SELECT DISTINCT $1::bigint, c.position, l.cart_id
+                   FROM unnest($2::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position WHERE projection_holds(l.cart_id)";
+        sqlx::query(all).bind(n).bind(changed).execute(&mut *transaction).await?;
+        Ok(())
+    }
+}
+
+async fn log() -> TestLog<DomainEvent> {
+    let log = TestLog::<DomainEvent>::create().await;
+    for build in ["projection_a", "projection_b"] {
+        let table = format!(
+            "CREATE TABLE {build}.ledger (n bigserial, position bigint, cart_id uuid, PRIMARY KEY (position, cart_id));
+             GRANT ALL ON {build}.ledger, {build}.ledger_n_seq TO cartlog_projections"
+        );
+        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
+    }
+    log
+}
+
+fn settings() -> Settings {
+    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
+}
+
+/// A replica with connections of its own, as a process has them.
+struct Process {
+    projections: Projections<DomainEvent>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Process {
+    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
+        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+        let projections = Projections::new(store);
+        let stop = CancellationToken::new();
+        let ran = projections.run(projection, settings(), Arc::default(), stop.clone());
+        Self { projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
+    }
+
+    /// As kill -9 does.
+    fn kill(self) {
+        self.task.abort();
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.projections.store().close().await;
+    }
+}
+
+/// Waits until all that goes on of a build has come to the head.
+async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
+    let head = log.store.head().await.unwrap();
+    eventually("all that goes on is at the head", || async {
+        let there: Option<bool> = sqlx::query_scalar(
+            "SELECT bool_and(position >= $1 OR coalesce(position < stopped_at, false)) FROM checkpoint WHERE build = $2",
+        )
+        .bind(head.0)
+        .bind(build)
+        .fetch_one(log.store.pool())
+        .await
+        .unwrap();
+        there?.then_some(())
+    })
+    .await;
+}
+
+/// Rows that must not be there, though the log has the events: by event and cart.
+type Missing<'a> = &'a dyn Fn(i64, Uuid) -> bool;
+
+/// Holds a build's rows against the fold of the log.
+async fn assert_exact(log: &TestLog<DomainEvent>, build: &str, missing: Missing<'_>) {
+    until_at_head(log, build).await;
+    let events: Vec<(i64, String, Option<Uuid>)> =
+        sqlx::query_as("SELECT event_id, event_type, cart_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap();
+    let (mut carts, mut wanted) = (BTreeSet::new(), BTreeSet::new());
+    for (position, event_type, cart) in events {
+        match (event_type.as_str(), cart) {
+            ("CartCreated" | "InventoryChanged", _) => {}
+            // A cart is known by its first event that is there.
+            ("PriceChanged", _) => {
+                wanted.extend(carts.iter().map(|cart| (position, *cart)).filter(|(position, cart)| !missing(*position, *cart)))
+            }
+            (_, Some(cart)) if !missing(position, cart) => {
+                carts.insert(cart);
+                wanted.insert((position, cart));
+            }
+            _ => {}
+        }
+    }
+    let rows: Vec<(i64, Uuid)> = sqlx::query_as(&format!("SELECT position, cart_id FROM {build}.ledger ORDER BY n, position"))
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+    let there: BTreeSet<_> = rows.iter().copied().collect();
+    assert_eq!(there.symmetric_difference(&wanted).collect::<Vec<_>>(), Vec::<&(i64, Uuid)>::new(), "rows that are too many, or missing");
+    assert_eq!(rows.len(), wanted.len());
+    for cart in carts {
+        let positions: Vec<_> = rows.iter().filter(|row| row.1 == cart).map(|row| row.0).collect();
+        assert!(positions.is_sorted(), "{cart}: {positions:?}");
+    }
+}
+
+async fn parked(log: &TestLog<DomainEvent>) -> Vec<Parked> {
+    operations::parked(log.store.pool(), Some("ledger")).await.unwrap()
+}
+
+async fn until_parked(log: &TestLog<DomainEvent>, count: usize) -> Vec<Parked> {
+    eventually("so many are parked", || async {
+        let parked = parked(log).await;
+        (parked.len() == count && parked.iter().all(|parked| !parked.retry_asked)).then_some(parked)
+    })
+    .await
+}
+
+async fn until_all_stand_before(log: &TestLog<DomainEvent>, position: i64) {
+    eventually("all segments stand", || async {
+        let parked = parked(log).await;
+        let all = |parked: &Parked| parked.position.0 == position && parked.segments.as_deref() == Some(&[0, 1, 2, 3]);
+        (parked.len() == 1 && parked.iter().all(all)).then_some(())
+    })
+    .await;
+}
+
+/// Asks for all to be tried again, and waits until they were.
+async fn retry(log: &TestLog<DomainEvent>) -> Vec<Parked> {
+    assert!(!operations::retry_parked(log.store.pool(), None, None).await.unwrap().is_empty());
+    eventually("what is parked was tried again", || async {
+        let parked = parked(log).await;
+        parked.iter().all(|parked| !parked.retry_asked).then_some(parked)
+    })
+    .await
+}
+
+fn key(cart: &Shopping) -> Uuid {
+    cart.cart_id.uuid()
+}
+
+/// Things that happen to carts, and to all of them now and then.
+async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
+    let history: Vec<_> = (0..events)
+        .map(|_| {
+            let mut random = random.borrow_mut();
+            let cart = &carts[random.random_range(0..carts.len())];
+            match random.random_range(0..10) {
+                0 => cart.price_changed(0),
+                1 => cart.inventory(0, 3),
+                2..4 => cart.removed(0),
+                4 => cart.cleared(),
+                _ => cart.added(random.random_range(0..4)),
+            }
+        })
+        .collect();
+    log.append(history).await
+}
+
+fn carts() -> Vec<Shopping> {
+    (0..20).map(|_| Shopping::new()).collect()
+}
+
+fn seeded(seed: u64) -> RefCell<StdRng> {
+    RefCell::new(StdRng::seed_from_u64(seed))
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_applied_parks_its_key_and_is_applied_with_what_queued_behind_when_retried() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(1), Ledger::<1>::default());
+    happen(&log, &carts, 200, &random).await;
+    let poison = log.append([carts[3].added(0)]).await.0;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let process = Process::start(&log, ledger.clone());
+    let last = happen(&log, &carts, 300, &random).await;
+    let first = until_parked(&log, 1).await.remove(0);
+    let not_yet = |position, cart| cart == key(&carts[3]) && position >= poison;
+    assert_exact(&log, "projection_a", &not_yet).await;
+    assert_eq!((first.key, first.position, first.attempts), (Some(key(&carts[3])), Position(poison), 1));
+    assert!(first.error.contains("division by zero (SQLSTATE 22012)"), "{}", first.error);
+    assert!(parked(&log).await[0].since_seconds >= first.since_seconds);
+    let backlog = process.projections.backlog().await.unwrap().remove("ledger").unwrap();
+    assert_eq!((backlog.lag, backlog.parked, backlog.stopped), (0, 1, 0));
+
+    // It waits for an operator, and is tried once for each asking.
+    let still = retry(&log).await;
+    assert_eq!((still.len(), still[0].attempts), (1, 2));
+    assert_eq!(retry(&log).await[0].attempts, 3);
+    assert_exact(&log, "projection_a", &not_yet).await;
+    let of_the_cart: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM event WHERE event_id BETWEEN $1 AND $2 AND (event_type = 'PriceChanged' OR cart_id = $3)")
+            .bind(poison)
+            .bind(last.0)
+            .bind(key(&carts[3]))
+            .fetch_one(log.store.pool())
+            .await
+            .unwrap();
+    assert_eq!(still[0].queued, of_the_cart);
+    let queue = operations::parked_queue(&log.store, &still[0], 2).await.unwrap();
+    assert_eq!((queue.len(), queue[0].position), (2, Position(poison)));
+
+    ledger.poison.lock().unwrap().events.clear();
+    assert!(retry(&log).await.is_empty());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    happen(&log, &carts, 100, &random).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_with_more_that_cannot_be_applied_stays_parked_from_there_on() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(2), Ledger::<1>::default());
+    happen(&log, &carts, 50, &random).await;
+    let first = log.append([carts[0].added(0)]).await.0;
+    happen(&log, &carts, 200, &random).await;
+    let second = log.append([carts[0].added(1)]).await.0;
+    happen(&log, &carts, 200, &random).await;
+    ledger.poison.lock().unwrap().events.extend([first, second]);
+    let process = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    until_at_head(&log, "projection_a").await;
+
+    ledger.poison.lock().unwrap().events.remove(&first);
+    let parked = retry(&log).await.remove(0);
+    assert_eq!((parked.key, parked.position, parked.attempts), (Some(key(&carts[0])), Position(second), 1));
+    assert_exact(&log, "projection_a", &|position, cart| cart == key(&carts[0]) && position >= second).await;
+    ledger.poison.lock().unwrap().events.clear();
+    assert!(retry(&log).await.is_empty());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn who_takes_a_segment_over_knows_what_is_parked_in_it() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(3), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[7].added(0)]).await.0;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let first = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    first.kill();
+    let second = Process::start(&log, ledger.clone());
+    happen(&log, &carts, 200, &random).await;
+    assert_exact(&log, "projection_a", &|position, cart| cart == key(&carts[7]) && position >= poison).await;
+    assert_eq!(parked(&log).await[0].attempts, 1, "nobody has asked for another");
+    let third = Process::start(&log, ledger.clone());
+    eventually("the segments are shared out", || async {
+        let owners: i64 = sqlx::query_scalar("SELECT count(DISTINCT owner) FROM checkpoint").fetch_one(log.store.pool()).await.unwrap();
+        (owners == 2).then_some(())
+    })
+    .await;
+    happen(&log, &carts, 100, &random).await;
+    ledger.poison.lock().unwrap().events.clear();
+    assert!(retry(&log).await.is_empty());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    drop((second, third));
+}
+
+#[tokio::test]
+async fn replicas_that_come_and_die_while_keys_are_parked_and_retried_lose_and_double_nothing_and_keep_the_order() {
+    for seed in [21, 22] {
+        let (log, carts, random, ledger) = (log().await, carts(), seeded(seed), Ledger::<1>::default());
+        let mut replicas = vec![Process::start(&log, ledger.clone())];
+        for _ in 0..15 {
+            let head = happen(&log, &carts, 30, &random).await.0;
+            let next = random.borrow_mut().random_range(0..6);
+            match next {
+                0 if replicas.len() < 3 => replicas.push(Process::start(&log, ledger.clone())),
+                1 => replicas.swap_remove(0).kill(),
+                2 => {
+                    operations::retry_parked(log.store.pool(), None, None).await.unwrap();
+                }
+                3 => ledger.poison.lock().unwrap().events.clear(),
+                _ => {
+                    // Mostly a cart's; what has no key stops segments, so that the other may not be come to.
+                    ledger.poison.lock().unwrap().events.extend([head + 3, head + 11]);
+                    happen(&log, &carts, 30, &random).await;
+                    eventually("some of it is come to", || async { (!parked(&log).await.is_empty()).then_some(()) }).await;
+                }
+            }
+            if replicas.is_empty() {
+                replicas.push(Process::start(&log, ledger.clone()));
+            }
+        }
+        ledger.poison.lock().unwrap().events.clear();
+        until_at_head(&log, "projection_a").await;
+        eventually("all is applied", || async {
+            let standing = operations::retry_parked(log.store.pool(), None, None).await.unwrap().len();
+            (standing == 0 && parked(&log).await.is_empty()).then_some(())
+        })
+        .await;
+        assert_exact(&log, "projection_a", &|_, _| false).await;
+        drop(replicas);
+    }
+}
+
+#[tokio::test]
+async fn what_is_skipped_is_recorded_and_what_queued_behind_it_is_applied() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(4), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[5].added(0)]).await.0;
+    let next = log.append([carts[5].removed(0), carts[6].removed(0)]).await.0 - 1;
+    happen(&log, &carts, 100, &random).await;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let process = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    let cart = key(&carts[5]);
+    let skip = Skip { projection: "ledger", key: Some(cart), position: Position(next), reason: "a test order", by: "ada" };
+    assert!(operations::skip(log.store.pool(), skip).await.unwrap().is_empty(), "it is not the first of the queue");
+    let other = Skip { position: Position(poison), key: Some(key(&carts[6])), ..skip };
+    assert!(operations::skip(log.store.pool(), other).await.unwrap().is_empty(), "that key is not parked");
+    assert!(operations::skipped(log.store.pool(), None).await.unwrap().is_empty());
+
+    let skip = Skip { position: Position(poison), ..skip };
+    assert_eq!(operations::skip(log.store.pool(), skip).await.unwrap(), ["projection_a"]);
+    until_parked(&log, 0).await;
+    assert_exact(&log, "projection_a", &|position, of| of == cart && position == poison).await;
+    let skipped = operations::skipped(log.store.pool(), Some("ledger")).await.unwrap().remove(0);
+    assert_eq!((skipped.key, skipped.position, skipped.attempts), (Some(cart), Position(poison), 1));
+    assert_eq!((skipped.reason.as_str(), skipped.skipped_by.as_str()), ("a test order", "ada"));
+    assert!(skipped.error.contains("division by zero"));
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_without_a_key_stops_the_segments_it_fails_in_and_no_others() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(5), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[0].price_changed(0)]).await.0;
+    let last = happen(&log, &carts, 200, &random).await;
+    let (held, segment) = (key(&carts[9]), segment_of(key(&carts[9]), 4));
+    ledger.poison.lock().unwrap().where_held.insert(poison, held);
+    let process = Process::start(&log, ledger.clone());
+    let stands = until_parked(&log, 1).await.remove(0);
+    assert_eq!((stands.key, stands.segments, stands.position), (None, Some(vec![segment]), Position(poison)));
+    assert!(stands.error.contains("division by zero"), "{}", stands.error);
+    assert_exact(&log, "projection_a", &|position, cart| segment_of(cart, 4) == segment && position >= poison).await;
+    let backlog = process.projections.backlog().await.unwrap().remove("ledger").unwrap();
+    assert_eq!((backlog.parked, backlog.stopped), (0, 1));
+    eventually("it is tried again and again", || async { (parked(&log).await[0].attempts > 3).then_some(()) }).await;
+    let (_, builds) = operations::builds(log.store.pool()).await.unwrap();
+    let standing: Vec<_> = builds[0].segments.iter().filter(|segment| segment.stopped).map(|segment| segment.segment).collect();
+    assert_eq!(standing, [segment]);
+    let waited = process.projections.wait("ledger", Some(held), last, Duration::ZERO).await.unwrap();
+    assert!(matches!(waited, Wait::TimedOut(at) if at.0 == poison - 1), "{waited:?}");
+
+    ledger.poison.lock().unwrap().where_held.clear();
+    until_parked(&log, 0).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+
+    // Where nothing else helps, an operator has it skipped.
+    let poison = log.store.head().await.unwrap().0 + 1;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    log.append([carts[0].price_changed(0)]).await;
+    happen(&log, &carts, 50, &random).await;
+    until_all_stand_before(&log, poison).await;
+    let skip = Skip { projection: "ledger", key: None, position: Position(poison), reason: "nobody bought it", by: "ada" };
+    assert_eq!(operations::skip(log.store.pool(), skip).await.unwrap(), ["projection_a"]);
+    until_parked(&log, 0).await;
+    assert_exact(&log, "projection_a", &|position, _| position == poison).await;
+    process.stop().await;
+}
+
+/// The ledger of a release that wants it in six segments.
+struct InSix(Ledger<1>);
+
+#[async_trait]
+impl Projection for InSix {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "ledger";
+    const TABLES: &'static [&'static str] = &["ledger"];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
+    const SEGMENTS: i32 = 6;
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        Ledger::<1>::key(event)
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        self.0.apply(transaction, batch).await
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_stands_holds_nobody_up_where_a_release_wants_another_number_of_them() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(12), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[0].price_changed(0)]).await.0;
+    happen(&log, &carts, 100, &random).await;
+    let (held, segment) = (key(&carts[9]), segment_of(key(&carts[9]), 4));
+    ledger.poison.lock().unwrap().where_held.insert(poison, held);
+    let old = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    let new = Process::start(&log, InSix(ledger.clone()));
+    eventually("it is wanted in six", || async {
+        let wanted: i32 = sqlx::query_scalar("SELECT segments FROM projection").fetch_one(log.store.pool()).await.unwrap();
+        (wanted == 6).then_some(())
+    })
+    .await;
+    until_heartbeats(&log, 3).await;
+    happen(&log, &carts, 100, &random).await;
+    let standing = |position, cart| segment_of(cart, 4) == segment && position >= poison;
+    assert_exact(&log, "projection_a", &standing).await;
+
+    ledger.poison.lock().unwrap().where_held.clear();
+    eventually("it is cut anew", || async {
+        let cut: i64 = sqlx::query_scalar("SELECT count(*) FROM checkpoint").fetch_one(log.store.pool()).await.unwrap();
+        (cut == 6).then_some(())
+    })
+    .await;
+    happen(&log, &carts, 100, &random).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    drop((old, new));
+}
+
+async fn spoil(log: &TestLog<DomainEvent>, position: i64) -> Vec<u8> {
+    let payload = sqlx::query_scalar("SELECT payload FROM event WHERE event_id = $1");
+    let payload = payload.bind(position).fetch_one(log.store.pool()).await.unwrap();
+    mend(log, position, b"{\"ItemAdded\":{}}").await;
+    payload
+}
+
+async fn mend(log: &TestLog<DomainEvent>, position: i64, payload: &[u8]) {
+    let set = sqlx::query("UPDATE event SET payload = $2 WHERE event_id = $1").bind(position).bind(payload);
+    set.execute(log.store.pool()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_parks_its_key_by_the_logs_own_column_and_without_one_stops_all() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(6), Ledger::<1>::default());
+    happen(&log, &carts, 100, &random).await;
+    let unreadable = log.append([carts[1].added(0)]).await.0;
+    happen(&log, &carts, 10, &random).await;
+    let again = log.append([carts[1].added(1)]).await.0;
+    happen(&log, &carts, 100, &random).await;
+    let (one, two) = (spoil(&log, unreadable).await, spoil(&log, again).await);
+    let process = Process::start(&log, ledger.clone());
+    let parked = until_parked(&log, 1).await.remove(0);
+    assert_eq!((parked.key, parked.position), (Some(key(&carts[1])), Position(unreadable)));
+    assert!(parked.error.contains("cannot be read"), "{}", parked.error);
+    assert_exact(&log, "projection_a", &|position, cart| cart == key(&carts[1]) && position >= unreadable).await;
+    mend(&log, unreadable, &one).await;
+    let parked = retry(&log).await.remove(0);
+    assert_eq!((parked.position, parked.attempts), (Position(again), 1));
+    mend(&log, again, &two).await;
+    assert!(retry(&log).await.is_empty());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+
+    let unreadable = log.append([carts[1].price_changed(0)]).await.0;
+    happen(&log, &carts, 50, &random).await;
+    let payload = spoil(&log, unreadable).await;
+    let process = Process::start(&log, ledger.clone());
+    until_all_stand_before(&log, unreadable).await;
+    assert_exact(&log, "projection_a", &|position, _| position >= unreadable).await;
+    mend(&log, unreadable, &payload).await;
+    until_parked(&log, 0).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn sql_that_fits_no_table_is_no_events_fault_and_parks_nothing() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(7), Ledger::<1>::default());
+    happen(&log, &carts, 50, &random).await;
+    let wrong = log.append([carts[2].added(0)]).await.0;
+    happen(&log, &carts, 50, &random).await;
+    ledger.poison.lock().unwrap().wrong.insert(wrong);
+    let process = Process::start(&log, ledger.clone());
+    let segment = segment_of(key(&carts[2]), 4);
+    let stands = until_parked(&log, 1).await.remove(0);
+    assert_eq!((stands.key, stands.segments, stands.position), (None, Some(vec![segment]), Position(wrong)));
+    assert!(stands.error.contains("no_such_column"), "{}", stands.error);
+    ledger.poison.lock().unwrap().wrong.clear();
+    until_parked(&log, 0).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn where_very_many_keys_are_parked_it_stands_still() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(8), Ledger::<1>::default());
+    let process = Process::start(&log, ledger.clone());
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    process.stop().await;
+    let many = "INSERT INTO parked (name, build, key, position, error)
+                SELECT 'ledger', 'projection_a', gen_random_uuid(), 1, 'a test' FROM generate_series(1, 1000)";
+    sqlx::query(many).execute(log.store.pool()).await.unwrap();
+    let poison = log.append([carts[2].added(0)]).await.0;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let process = Process::start(&log, ledger.clone());
+    let segment = segment_of(key(&carts[2]), 4);
+    let stands = until_parked(&log, 1_001).await.into_iter().find(|parked| parked.key.is_none()).unwrap();
+    assert_eq!((stands.segments, stands.position), (Some(vec![segment]), Position(poison)));
+    process.stop().await;
+}
+
+/// Waits until so many heartbeats have seen how everything stands.
+async fn until_heartbeats(log: &TestLog<DomainEvent>, count: usize) {
+    for _ in 0..count {
+        let before: sqlx::types::time::OffsetDateTime =
+            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        eventually("a heartbeat has come", || async {
+            let later = sqlx::query_scalar("SELECT max(alive_until) > $1 FROM replica").bind(before);
+            let beat: bool = later.fetch_one(log.store.pool()).await.unwrap();
+            beat.then_some(())
+        })
+        .await;
+    }
+}
+
+async fn serving(log: &TestLog<DomainEvent>) -> String {
+    sqlx::query_scalar("SELECT build FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_new_build_parks_its_own_keys_and_goes_into_service_with_those_alone_that_were_parked_already() {
+    let (log, carts, random) = (log().await, carts(), seeded(9));
+    let (old, new) = (Ledger::<1>::default(), Ledger::<2>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[3].added(0)]).await.0;
+    let only_new = log.append([carts[4].added(0)]).await.0;
+    happen(&log, &carts, 100, &random).await;
+    old.poison.lock().unwrap().events.insert(poison);
+    let first = Process::start(&log, old.clone());
+    until_parked(&log, 1).await;
+    // Made anew by the same release, it fails alike.
+    projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
+    eventually("it is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
+    let parked_b = until_parked(&log, 1).await.remove(0);
+    assert_eq!((parked_b.build.as_str(), parked_b.key), ("projection_b", Some(key(&carts[3]))));
+    first.stop().await;
+
+    // A release that fails on what was well before leaves the old one in service.
+    new.poison.lock().unwrap().events.insert(only_new);
+    let second = Process::start(&log, new.clone());
+    until_at_head(&log, "projection_a").await;
+    let parked = until_parked(&log, 2).await;
+    let in_new: Vec<_> = parked.iter().filter(|parked| parked.build == "projection_a").map(|parked| parked.key).collect();
+    assert_eq!(in_new, [Some(key(&carts[4]))], "what was parked in the build before this one is not");
+    until_heartbeats(&log, 3).await;
+    assert_eq!(serving(&log).await, "projection_b");
+    assert!(projections::switch_with_parked(log.store.pool(), "ledger").await.unwrap());
+    eventually("it is in service", || async { (serving(&log).await == "projection_a").then_some(()) }).await;
+    assert_exact(&log, "projection_a", &|position, cart| cart == key(&carts[4]) && position >= only_new).await;
+    new.poison.lock().unwrap().events.clear();
+    assert!(retry(&log).await.is_empty());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_build_without_parked_keys_goes_into_service_by_itself_and_a_retry_lets_one_with_them() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(10), Ledger::<2>::default());
+    happen(&log, &carts, 100, &random).await;
+    let poison = log.append([carts[3].added(0)]).await.0;
+    let old = Process::start(&log, Ledger::<1>::default());
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    old.stop().await;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let new = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    until_at_head(&log, "projection_b").await;
+    until_heartbeats(&log, 3).await;
+    assert_eq!(serving(&log).await, "projection_a");
+    ledger.poison.lock().unwrap().events.clear();
+    assert!(retry(&log).await.is_empty());
+    eventually("it is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
+    assert_exact(&log, "projection_b", &|_, _| false).await;
+    new.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_of_a_release_that_knows_nothing_of_parking_gets_no_segment_with_a_parked_key() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(11), Ledger::<1>::default());
+    let poison = log.append([carts[8].added(0)]).await.0;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let process = Process::start(&log, ledger.clone());
+    happen(&log, &carts, 50, &random).await;
+    until_parked(&log, 1).await;
+    process.stop().await;
+    let segment = segment_of(key(&carts[8]), 4);
+    for (parks, taken) in [("DEFAULT", 3), ("true", 1)] {
+        // As that release's statements name themselves and take what is free.
+        let id = Uuid::now_v7();
+        let alive = format!(
+            "INSERT INTO replica (name, id, version, segments, alive_until, parks) VALUES ('ledger', $1, 1, 4, clock_timestamp() + interval '1 hour', {parks})"
+        );
+        sqlx::query(&alive).bind(id).execute(log.store.pool()).await.unwrap();
+        let take: Vec<i32> = sqlx::query_scalar("UPDATE checkpoint SET owner = $1 WHERE owner IS NULL RETURNING segment")
+            .bind(id)
+            .fetch_all(log.store.pool())
+            .await
+            .unwrap();
+        assert_eq!((take.len(), take.contains(&segment)), (taken, parks == "true"));
+    }
+}
+
+#[tokio::test]
+async fn a_query_of_a_parked_key_is_told_so_and_others_are_answered() {
+    let (log, carts, ledger) = (log().await, carts(), Ledger::<1>::default());
+    let poison = log.append([carts[0].added(0)]).await.0;
+    let head = log.append([carts[1].added(0)]).await;
+    ledger.poison.lock().unwrap().events.insert(poison);
+    let process = Process::start(&log, ledger.clone());
+    until_parked(&log, 1).await;
+    until_at_head(&log, "projection_a").await;
+    let count = async |key: Option<Uuid>| -> Result<i64, ProjectionError> {
+        process
+            .projections
+            .read("ledger", key, async |build| {
+                sqlx::query_scalar("SELECT count(*) FROM ledger WHERE cart_id = $1 OR $1 IS NULL").bind(key).fetch_one(build).await
+            })
+            .await
+    };
+    let (bad, good) = (Some(key(&carts[0])), Some(key(&carts[1])));
+    assert_eq!(count(good).await.unwrap(), 1);
+    for asked in [bad, None] {
+        let error = count(asked).await.unwrap_err();
+        assert!(matches!(error, ProjectionError::Parked { key, .. } if Some(key) == bad), "{error:?}");
+        // Nor is it waited for, whoever is asked.
+        for projections in [&process.projections, &log.projections] {
+            let waited = projections.wait("ledger", asked, Position(head.0 + 1), Duration::from_secs(20)).await.unwrap();
+            assert_eq!(waited, Wait::Parked(bad.unwrap()));
+        }
+    }
+    let long = Duration::from_secs(20);
+    assert_eq!(process.projections.wait("ledger", good, head, long).await.unwrap(), Wait::Reached);
+    let ahead = Position(head.0 + 1);
+    assert_eq!(process.projections.wait("ledger", good, ahead, Duration::ZERO).await.unwrap(), Wait::TimedOut(head));
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_read_is_not_emptied_under_a_query_by_a_switch_and_another_rebuild() {
+    let (log, carts, random, ledger) = (log().await, carts(), seeded(12), Ledger::<1>::default());
+    let process = Process::start(&log, ledger.clone());
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log, "projection_a", &|_, _| false).await;
+    let pool = log.store.pool();
+    // All but the switch beforehand: a query is given up after five seconds.
+    projections::rebuild_named(pool, "ledger", Switch::WhenAsked).await.unwrap();
+    until_at_head(&log, "projection_b").await;
+    let mut rebuilding = None;
+    let (before, after): (i64, i64) = process
+        .projections
+        .read("ledger", None, async |build| {
+            let before = sqlx::query_scalar("SELECT count(*) FROM carts_with_products").fetch_one(&mut *build).await?;
+            assert!(projections::switch_when_ready(pool, "ledger").await.unwrap());
+            eventually("the new build is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
+            let again = pool.clone();
+            rebuilding = Some(tokio::spawn(async move { projections::rebuild_named(&again, "ledger", Switch::WhenAsked).await }));
+            eventually("the rebuild waits", || async {
+                let waits = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                sqlx::query_scalar::<_, bool>(waits).fetch_optional(pool).await.unwrap()
+            })
+            .await;
+            Ok((before, sqlx::query_scalar("SELECT count(*) FROM ledger").fetch_one(&mut *build).await?))
+        })
+        .await
+        .unwrap();
+    assert!(before == 0 && after > 0, "{before} {after}");
+    rebuilding.unwrap().await.unwrap().unwrap();
+    let emptied: i64 = sqlx::query_scalar("SELECT count(*) FROM projection WHERE build = 'projection_a' AND status = 'building'")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    assert_eq!(emptied, 1);
+    process.stop().await;
+}
+
+/// Asks for a to-do for each item that is added.
+struct Asking(Arc<Mutex<BTreeSet<i64>>>);
+
+#[async_trait]
+impl Projection for Asking {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "asking";
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+    const KEYED_BY: Option<&'static str> = Some("cart_id");
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        Ledger::<1>::key(event)
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        if batch.iter().any(|event| self.0.lock().unwrap().contains(&event.position.0)) {
+            return Err(sqlx::Error::Encode("a total that is no number".into()));
+        }
+        let todos: Vec<_> = batch
+            .iter()
+            .map(|event| NewTodo {
+                key: event.position.to_string(),
+                position: event.position,
+                payload: serde_json::json!({}),
+                metadata: Metadata::default(),
+            })
+            .collect();
+        todo::ask(transaction, Self::NAME, &todos).await
+    }
+}
+
+#[tokio::test]
+async fn to_dos_of_a_parked_key_come_when_it_is_retried() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let (one, other) = (Shopping::new(), Shopping::new());
+    log.append([one.added(0), other.added(0), one.added(1), other.added(1)]).await;
+    let poison = Arc::new(Mutex::new(BTreeSet::from([1])));
+    let process = Process::start(&log, Asking(poison.clone()));
+    let asked = async || -> Vec<i64> {
+        sqlx::query_scalar("SELECT position FROM todo ORDER BY position").fetch_all(log.store.pool()).await.unwrap()
+    };
+    let pool = log.store.pool();
+    let parked = eventually("the cart is parked", || async { operations::parked(pool, Some("asking")).await.unwrap().pop() }).await;
+    assert_eq!((parked.key, parked.position), (Some(key(&one)), Position(1)));
+    assert!(parked.error.contains("a total that is no number"), "{}", parked.error);
+    eventually("the other cart's are asked for", || async { (asked().await == [2, 4]).then_some(()) }).await;
+    poison.lock().unwrap().clear();
+    operations::retry_parked(pool, Some("asking"), Some(&[key(&one)])).await.unwrap();
+    eventually("all are asked for", || async { (asked().await == [1, 2, 3, 4]).then_some(()) }).await;
+    process.stop().await;
+}

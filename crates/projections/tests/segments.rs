@@ -1,0 +1,714 @@
+//! A projection's segments, shared among replicas that come, go, die and freeze: each event is applied once for each key, in order.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
+use event_store::{EventStore, Position, Recorded, StoreSettings};
+use projections::{Projection, Projections, Settings, Switch, Wait, segment_of};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use sqlx::{Connection, PgConnection};
+use test_support::{TestLog, eventually};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Keeps each event of a cart, and for each change of a price every cart that there was before it: by whom, and in which of the
+/// batches (n). Applied twice, it breaks the primary key.
+#[derive(Clone, Default)]
+struct Ledger<const SEGMENTS: i32, const VERSION: i32 = 1> {
+    by: Uuid,
+    /// What to do in the middle of the transaction that applies the next batch.
+    halt: Arc<Mutex<Option<Halt>>>,
+}
+
+/// Says that it is there, and blocks the thread until it is let go on.
+type Halt = (mpsc::Sender<()>, mpsc::Receiver<()>);
+
+#[async_trait]
+impl<const SEGMENTS: i32, const VERSION: i32> Projection for Ledger<SEGMENTS, VERSION> {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = "ledger";
+    const VERSION: i32 = VERSION;
+    const TABLES: &'static [&'static str] = &["ledger"];
+    const SEGMENTS: i32 = SEGMENTS;
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        event.cart_id().map(|cart| cart.uuid())
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
+        for event in batch {
+            match event.cart_id() {
+                Some(cart) => {
+                    positions.push(event.position.0);
+                    carts.push(cart.uuid());
+                }
+                None => changed.push(event.position.0),
+            }
+        }
+        let n: i64 = sqlx::query_scalar("SELECT nextval('ledger_n_seq')").fetch_one(&mut *transaction).await?;
+        let one = "INSERT INTO ledger (n, by, position, cart_id) SELECT $1, $2, * FROM unnest($3::bigint[], $4::uuid[])";
+        sqlx::query(one).bind(n).bind(self.by).bind(positions).bind(carts).execute(&mut *transaction).await?;
+        let all = "INSERT INTO ledger (n, by, position, cart_id)
+                   SELECT DISTINCT $1::bigint, $2::uuid, c.position, l.cart_id
+                   FROM unnest($3::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position
+                   WHERE projection_holds(l.cart_id)";
+        sqlx::query(all).bind(n).bind(self.by).bind(changed).execute(&mut *transaction).await?;
+        if let Some((there, go_on)) = self.halt.lock().unwrap().take() {
+            there.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        Ok(())
+    }
+}
+
+async fn log() -> TestLog<DomainEvent> {
+    let log = TestLog::<DomainEvent>::create().await;
+    for build in ["projection_a", "projection_b"] {
+        let table = format!(
+            "CREATE TABLE {build}.ledger (n bigserial, position bigint, cart_id uuid, by uuid, PRIMARY KEY (position, cart_id));
+             GRANT ALL ON {build}.ledger, {build}.ledger_n_seq TO cartlog_projections"
+        );
+        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
+    }
+    log
+}
+
+fn settings() -> Settings {
+    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
+}
+
+/// A replica with connections of its own, as a process has them.
+struct Process {
+    id: Uuid,
+    projections: Projections<DomainEvent>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Process {
+    fn start<const SEGMENTS: i32, const VERSION: i32>(log: &TestLog<DomainEvent>) -> Self {
+        Self::with::<SEGMENTS, VERSION>(log, settings())
+    }
+
+    /// One that looks how everything stands so seldom that no test waits for it.
+    fn nearly_deaf(log: &TestLog<DomainEvent>) -> Self {
+        Self::with::<8, 1>(log, Settings { lease: Duration::from_secs(600), ..settings() })
+    }
+
+    fn with<const SEGMENTS: i32, const VERSION: i32>(log: &TestLog<DomainEvent>, settings: Settings) -> Self {
+        let ledger = Ledger::<SEGMENTS, VERSION> { by: Uuid::now_v7(), ..Ledger::default() };
+        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+        let projections = Projections::new(store);
+        let stop = CancellationToken::new();
+        let (id, ran) = (ledger.by, projections.run(ledger, settings, Arc::default(), stop.clone()));
+        Self { id, projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
+    }
+
+    /// As kill -9 does.
+    fn kill(self) {
+        self.task.abort();
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.projections.store().close().await;
+    }
+}
+
+/// How many segments of the build in service each of those who hold any holds.
+async fn shares(log: &TestLog<DomainEvent>) -> Vec<i64> {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM checkpoint JOIN projection USING (name, build) WHERE status = 'serving' AND owner IS NOT NULL
+         GROUP BY owner ORDER BY 1",
+    )
+    .fetch_all(log.store.pool())
+    .await
+    .unwrap()
+}
+
+async fn until_shares(log: &TestLog<DomainEvent>, wanted: &[i64]) {
+    eventually("the segments are shared out", || async { (shares(log).await == wanted).then_some(()) }).await;
+}
+
+async fn appliers(log: &TestLog<DomainEvent>, after: Position) -> BTreeSet<Uuid> {
+    let by = sqlx::query_scalar("SELECT DISTINCT by FROM projection_a.ledger WHERE position > $1").bind(after.0);
+    by.fetch_all(log.store.pool()).await.unwrap().into_iter().collect()
+}
+
+/// Waits until the build in service has applied the whole log, and holds it against the fold of the log.
+async fn assert_exact(log: &TestLog<DomainEvent>) {
+    let head = log.store.head().await.unwrap();
+    eventually("all is applied", || async {
+        let waited = log.projections.wait("ledger", None, head, Duration::from_secs(1)).await.unwrap();
+        (waited == Wait::Reached).then_some(())
+    })
+    .await;
+    let build: String =
+        sqlx::query_scalar("SELECT build FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap();
+    let events: Vec<(i64, String, Option<Uuid>)> =
+        sqlx::query_as("SELECT event_id, event_type, cart_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap();
+    let (mut carts, mut wanted) = (BTreeSet::new(), BTreeSet::new());
+    for (position, event_type, cart) in events {
+        match (event_type.as_str(), cart) {
+            ("CartCreated" | "InventoryChanged", _) => {}
+            ("PriceChanged", _) => wanted.extend(carts.iter().map(|cart| (position, *cart))),
+            (_, Some(cart)) => {
+                carts.insert(cart);
+                wanted.insert((position, cart));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let rows: Vec<(i64, Uuid)> = sqlx::query_as(&format!("SELECT position, cart_id FROM {build}.ledger ORDER BY n, position"))
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+    assert_eq!(rows.iter().copied().collect::<BTreeSet<_>>(), wanted);
+    assert_eq!(rows.len(), wanted.len());
+    for cart in carts {
+        let positions: Vec<_> = rows.iter().filter(|row| row.1 == cart).map(|row| row.0).collect();
+        assert!(positions.is_sorted(), "{cart}: {positions:?}");
+    }
+}
+
+/// Things that happen to carts, to all of them now and then, and that are none of the ledger's business.
+async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
+    let history: Vec<_> = (0..events)
+        .map(|_| {
+            let mut random = random.borrow_mut();
+            let cart = &carts[random.random_range(0..carts.len())];
+            match random.random_range(0..12) {
+                0 => cart.price_changed(0),
+                1 => cart.inventory(0, 3),
+                2 => cart.created(),
+                3..6 => cart.removed(0),
+                6 => cart.cleared(),
+                _ => cart.added(random.random_range(0..4)),
+            }
+        })
+        .collect();
+    log.append(history).await
+}
+
+fn seeded(seed: u64) -> RefCell<StdRng> {
+    RefCell::new(StdRng::seed_from_u64(seed))
+}
+
+fn carts() -> Vec<Shopping> {
+    (0..30).map(|_| Shopping::new()).collect()
+}
+
+#[tokio::test]
+async fn replicas_take_their_share_and_the_shares_of_those_who_leave_or_die() {
+    let (log, carts, random) = (log().await, carts(), seeded(1));
+    let first = Process::start::<8, 1>(&log);
+    until_shares(&log, &[8]).await;
+    let second = Process::start::<8, 1>(&log);
+    until_shares(&log, &[4, 4]).await;
+    let head = happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert_eq!(appliers(&log, Position::START).await, BTreeSet::from([first.id, second.id]));
+    let third = Process::start::<8, 1>(&log);
+    until_shares(&log, &[2, 3, 3]).await;
+    second.kill();
+    until_shares(&log, &[4, 4]).await;
+    first.stop().await;
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert_eq!(appliers(&log, head).await, BTreeSet::from([third.id]));
+}
+
+#[tokio::test]
+async fn the_pace_is_that_of_all_replicas_whichever_is_asked_and_none_when_nothing_happens() {
+    let (log, carts, random) = (log().await, carts(), seeded(14));
+    let replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    until_shares(&log, &[4, 4]).await;
+    let of = async |replica: &Process| replica.projections.backlog().await.unwrap().remove("ledger").unwrap();
+    let told = "SELECT coalesce(sum((pace -> 'projection_a' ->> 'events')::float8), 0), count(*) FILTER (WHERE pace ? 'projection_a') FROM replica";
+    let told = async || -> (f64, i64) { sqlx::query_as(told).fetch_one(log.store.pool()).await.unwrap() };
+    for replica in &replicas {
+        eventually("it tells what both apply", || async {
+            happen(&log, &carts, 20, &random).await;
+            let (before, backlog, after) = (told().await, of(replica).await, told().await);
+            // Asked between two heartbeats, and not about one.
+            (before == after && before.1 == 2).then(|| {
+                assert!((backlog.events_per_second - before.0).abs() < 0.1, "{backlog:?}, {before:?}");
+                assert!(backlog.events_per_second > 0.0, "{backlog:?}");
+                assert!((1.0..=50.0).contains(&backlog.batch), "no batch takes more: {backlog:?}");
+            })
+        })
+        .await;
+    }
+    let (_, builds) = operations::builds(log.store.pool()).await.unwrap();
+    assert!(builds[0].events_per_second > 0.0 && (1.0..=50.0).contains(&builds[0].batch), "{builds:?}");
+    for replica in &replicas {
+        eventually("nothing is applied any more", || async {
+            let backlog = of(replica).await;
+            ((backlog.events_per_second, backlog.batch) == (0.0, 0.0)).then_some(())
+        })
+        .await;
+    }
+    drop(replicas);
+}
+
+#[tokio::test]
+async fn there_may_be_more_replicas_than_segments() {
+    let (log, carts, random) = (log().await, carts(), seeded(2));
+    let mut replicas: Vec<_> = (0..4).map(|_| Process::start::<3, 1>(&log)).collect();
+    until_shares(&log, &[1, 1, 1]).await;
+    happen(&log, &carts, 100, &random).await;
+    replicas.remove(0).kill();
+    until_shares(&log, &[1, 1, 1]).await;
+    assert_exact(&log).await;
+    drop(replicas);
+}
+
+#[tokio::test]
+async fn replicas_that_start_stop_and_die_at_random_under_load_lose_and_double_nothing_and_keep_the_order() {
+    for seed in [11, 12] {
+        let (log, carts, random) = (log().await, carts(), seeded(seed));
+        let mut replicas = vec![Process::start::<8, 1>(&log)];
+        for _ in 0..25 {
+            for _ in 0..6 {
+                happen(&log, &carts, 12, &random).await;
+            }
+            replicas.shuffle(&mut *random.borrow_mut());
+            let next = random.borrow_mut().random_range(0..5);
+            match next {
+                0 | 1 if replicas.len() < 4 => replicas.push(Process::start::<8, 1>(&log)),
+                2 => {
+                    if let Some(replica) = replicas.pop() {
+                        replica.kill();
+                    }
+                }
+                3 => {
+                    if let Some(replica) = replicas.pop() {
+                        replica.stop().await;
+                    }
+                }
+                // Whoever is at it goes on.
+                _ => {
+                    let head = log.store.head().await.unwrap();
+                    let _ = log.projections.wait("ledger", None, head, Duration::from_millis(300)).await.unwrap();
+                }
+            }
+        }
+        replicas.push(Process::start::<8, 1>(&log));
+        assert_exact(&log).await;
+    }
+}
+
+/// Freezes a whole process, heartbeat and all, in the middle of a transaction, and thaws it when another has its share.
+#[tokio::test]
+async fn one_that_is_frozen_in_the_middle_of_a_transaction_is_taken_over_from_and_thawed_it_writes_nothing() {
+    let (log, carts, random) = (log().await, carts(), seeded(3));
+    let ledger = Ledger::<8> { by: Uuid::now_v7(), ..Ledger::default() };
+    let (frozen, halt, options) = (ledger.by, ledger.halt.clone(), log.database.options_as("cartlog_projections"));
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    // A runtime on one thread, which the ledger blocks.
+    let process = std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let projections = Projections::new(EventStore::new(options, StoreSettings::default()));
+            projections.run(ledger, settings(), Arc::default(), stopped).await.unwrap();
+        });
+    });
+    until_shares(&log, &[8]).await;
+    let before = happen(&log, &carts, 100, &random).await;
+    assert_exact(&log).await;
+    let (there, go_on) = (mpsc::channel(), mpsc::channel());
+    *halt.lock().unwrap() = Some((there.0, go_on.1));
+    happen(&log, &carts, 100, &random).await;
+    tokio::task::spawn_blocking(move || there.1.recv().unwrap()).await.unwrap();
+    let other = Process::start::<8, 1>(&log);
+    assert_exact(&log).await;
+    until_shares(&log, &[8]).await;
+    go_on.0.send(()).unwrap();
+    // It finds its transaction gone, and takes its share like any other.
+    until_shares(&log, &[4, 4]).await;
+    assert_eq!(appliers(&log, before).await, BTreeSet::from([other.id]));
+    happen(&log, &carts, 200, &random).await;
+    assert_exact(&log).await;
+    assert!(appliers(&log, before).await.contains(&frozen));
+    stop.cancel();
+    tokio::task::spawn_blocking(move || process.join().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_by_one_that_lost_a_segment_is_refused_whole() {
+    let (log, carts, random) = (log().await, carts(), seeded(4));
+    let replica = Process::start::<8, 1>(&log);
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    // Another, that stays alive and does nothing, has one of the segments now: before the replica can see it.
+    let other = Uuid::now_v7();
+    let mut connection = PgConnection::connect_with(&log.database.options()).await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    let stolen = "WITH r AS (INSERT INTO replica VALUES ('ledger', $1, 0, 8, clock_timestamp() + interval '1 hour'))
+                  UPDATE checkpoint SET owner = $1 WHERE segment = 3";
+    sqlx::query(stolen).bind(other).execute(&mut *transaction).await.unwrap();
+    let head = happen(&log, &carts, 50, &random).await;
+    transaction.commit().await.unwrap();
+    // The others' events are applied, those of that segment are not.
+    eventually("the other segments have come to the head", || async {
+        let behind: Vec<i32> = sqlx::query_scalar("SELECT segment FROM checkpoint WHERE position < $1")
+            .bind(head.0)
+            .fetch_all(log.store.pool())
+            .await
+            .unwrap();
+        (behind == [3]).then_some(())
+    })
+    .await;
+    let rows: Vec<(i64, Uuid)> = sqlx::query_as("SELECT position, cart_id FROM projection_a.ledger WHERE position > $1 - 50")
+        .bind(head.0)
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+    assert!(!rows.is_empty() && rows.iter().all(|(_, cart)| segment_of(*cart, 8) != 3), "{rows:?}");
+    sqlx::query("DELETE FROM replica WHERE id = $1").bind(other).execute(log.store.pool()).await.unwrap();
+    assert_exact(&log).await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn the_number_of_segments_changes_under_load_without_a_rebuild_and_fences_the_old_release() {
+    let (log, carts, random) = (log().await, carts(), seeded(5));
+    let old = [Process::start::<4, 1>(&log), Process::start::<4, 1>(&log)];
+    until_shares(&log, &[2, 2]).await;
+    let cut = async || -> (i64, i32) {
+        let rows = sqlx::query_as("SELECT count(*), max(segments) FROM checkpoint");
+        rows.fetch_one(log.store.pool()).await.unwrap()
+    };
+    let mut new = vec![];
+    for segments in [6, 3] {
+        happen(&log, &carts, 200, &random).await;
+        new.push(if segments == 6 { Process::start::<6, 1>(&log) } else { Process::start::<3, 1>(&log) });
+        eventually("it is cut anew", || async {
+            happen(&log, &carts, 5, &random).await;
+            (cut().await == (i64::from(segments), segments)).then_some(())
+        })
+        .await;
+        happen(&log, &carts, 200, &random).await;
+        assert_exact(&log).await;
+    }
+    // The last who wants it in three is gone: it is as one of those who are left wants it.
+    new.pop().unwrap().kill();
+    eventually("it is cut anew", || async { (cut().await != (3, 3)).then_some(()) }).await;
+    happen(&log, &carts, 300, &random).await;
+    assert_exact(&log).await;
+    let builds: Vec<(String, i32)> = sqlx::query_as("SELECT build, version FROM projection").fetch_all(log.store.pool()).await.unwrap();
+    assert_eq!(builds, [("projection_a".to_owned(), 1)]);
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn segments_at_different_positions_come_together_and_each_sees_what_has_no_key_at_its_own() {
+    let (log, carts, random) = (log().await, carts(), seeded(6));
+    let replica = Process::start::<8, 1>(&log);
+    happen(&log, &carts, 400, &random).await;
+    assert_exact(&log).await;
+    replica.stop().await;
+    // Each segment is put back to a position of its own, with its rows: as if others had left them there.
+    for segment in 0..8 {
+        let position = random.borrow_mut().random_range(0..400_i64);
+        sqlx::query("UPDATE checkpoint SET position = $2 WHERE segment = $1")
+            .bind(segment)
+            .bind(position)
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+        sqlx::query("DELETE FROM projection_a.ledger WHERE projection_hash(uuid_send(cart_id)) % 8 = $1 AND position > $2")
+            .bind(segment)
+            .bind(position)
+            .execute(log.store.pool())
+            .await
+            .unwrap();
+    }
+    let _replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    assert_exact(&log).await;
+}
+
+#[tokio::test]
+async fn sql_and_rust_put_a_key_into_the_same_segment() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let keys: Vec<_> = (0..500).flat_map(|_| [Uuid::now_v7(), Uuid::new_v4()]).chain([Uuid::nil(), Uuid::max()]).collect();
+    for segments in [1, 8, 13] {
+        let sql: Vec<i64> = sqlx::query_scalar(
+            "SELECT projection_hash(uuid_send(key)) % $2 FROM unnest($1::uuid[]) WITH ORDINALITY AS k(key, n) ORDER BY n",
+        )
+        .bind(&keys)
+        .bind(segments)
+        .fetch_all(log.store.pool())
+        .await
+        .unwrap();
+        assert_eq!(sql, keys.iter().map(|key| i64::from(segment_of(*key, segments))).collect::<Vec<_>>());
+        let holds: Vec<bool> = sqlx::query_scalar("WITH s AS MATERIALIZED (SELECT set_config('projection.segments', $2, false)) SELECT projection_holds(key) FROM s, unnest($1::uuid[]) WITH ORDINALITY AS k(key, n) ORDER BY n")
+            .bind(&keys)
+            .bind((0..segments).map(|segment| if segment % 2 == 1 { '1' } else { '0' }).collect::<String>())
+            .fetch_all(&log.database.pool().await)
+            .await
+            .unwrap();
+        assert_eq!(holds, keys.iter().map(|key| segment_of(*key, segments) % 2 == 1).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn what_went_wrong_once_is_gone_on_with_before_it_is_time_for_the_next_heartbeat() {
+    let (log, carts, random) = (log().await, carts(), seeded(9));
+    let replica = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND usename = 'cartlog_projections'";
+    assert!(sqlx::query_scalar::<_, i64>(cut).fetch_one(log.store.pool()).await.unwrap() > 0);
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    replica.stop().await;
+}
+
+async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
+    sqlx::query_as("SELECT build, version FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_new_version_is_built_beside_the_one_in_service_by_several_replicas_under_load_and_switched() {
+    let (log, carts, random) = (log().await, carts(), seeded(7));
+    let old = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    happen(&log, &carts, 1_000, &random).await;
+    assert_exact(&log).await;
+    // The two releases run at once; a new replica dies in between.
+    let mut new = vec![Process::start::<5, 2>(&log), Process::start::<5, 2>(&log), Process::start::<5, 2>(&log)];
+    happen(&log, &carts, 300, &random).await;
+    new.pop().unwrap().kill();
+    eventually("the new build is in service", || async {
+        happen(&log, &carts, 5, &random).await;
+        (serving(&log).await == ("projection_b".to_owned(), 2)).then_some(())
+    })
+    .await;
+    happen(&log, &carts, 100, &random).await;
+    assert_exact(&log).await;
+    until_shares(&log, &[2, 3]).await;
+    eventually("nobody works what was in service any more", || async {
+        let left: Vec<Option<Uuid>> =
+            sqlx::query_scalar("SELECT owner FROM checkpoint WHERE build = 'projection_a'").fetch_all(log.store.pool()).await.unwrap();
+        (left == [None; 8]).then_some(())
+    })
+    .await;
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn a_rebuild_that_is_asked_for_leaves_what_a_newer_release_makes_for_as_long_as_that_is_alive() {
+    let (log, carts, random) = (log().await, carts(), seeded(10));
+    let old = Process::start::<8, 1>(&log);
+    happen(&log, &carts, 50, &random).await;
+    assert_exact(&log).await;
+    operations::pause(log.store.pool(), "ledger", true).await.unwrap();
+    let building = async || -> Option<i32> {
+        let version = sqlx::query_scalar("SELECT version FROM projection WHERE status = 'building'");
+        version.fetch_optional(log.store.pool()).await.unwrap()
+    };
+    let until_building = async |version: i32| {
+        eventually("it is being made", || async { (building().await == Some(version)).then_some(()) }).await;
+    };
+    let new = Process::start::<8, 2>(&log);
+    until_building(2).await;
+    projections::rebuild::<Ledger<8, 1>>(log.store.pool()).await.unwrap();
+    projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
+    assert_eq!(building().await, Some(2));
+
+    // Taken back: what it has begun is in nobody's way.
+    new.stop().await;
+    // A heartbeat that was on its way says for some seconds more that it is alive.
+    eventually("the older one is made", || async {
+        projections::rebuild::<Ledger<8, 1>>(log.store.pool()).await.unwrap();
+        (building().await == Some(1)).then_some(())
+    })
+    .await;
+    let new = Process::start::<8, 2>(&log);
+    until_building(2).await;
+    operations::pause(log.store.pool(), "ledger", false).await.unwrap();
+    eventually("the newer one is in service", || async { (serving(&log).await.1 == 2).then_some(()) }).await;
+    assert_exact(&log).await;
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn a_rebuild_may_be_held_back_until_it_is_asked_for() {
+    let (log, carts, random) = (log().await, carts(), seeded(8));
+    let _replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    happen(&log, &carts, 300, &random).await;
+    assert_exact(&log).await;
+    projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenAsked).await.unwrap();
+    let head = happen(&log, &carts, 100, &random).await;
+    eventually("the new build is as far", || async {
+        let there = "SELECT min(position) >= $1 FROM checkpoint WHERE build = 'projection_b'";
+        sqlx::query_scalar::<_, bool>(there).bind(head.0).fetch_one(log.store.pool()).await.unwrap().then_some(())
+    })
+    .await;
+    // Two heartbeats see it so, and it does not go into service.
+    for _ in 0..2 {
+        let before: sqlx::types::time::OffsetDateTime =
+            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        eventually("a heartbeat has come", || async {
+            let beat: bool =
+                sqlx::query_scalar("SELECT min(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
+            beat.then_some(())
+        })
+        .await;
+    }
+    assert_eq!(serving(&log).await.0, "projection_a");
+    assert!(projections::switch_when_ready(log.store.pool(), "ledger").await.unwrap());
+    eventually("it is in service", || async { (serving(&log).await.0 == "projection_b").then_some(()) }).await;
+    assert_exact(&log).await;
+    assert!(!projections::switch_when_ready(log.store.pool(), "ledger").await.unwrap());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_position_reads_their_own_write_whichever_replica_is_asked() {
+    let (log, carts) = (log().await, carts());
+    assert!(!log.projections.registered("ledger").await.unwrap());
+    let replicas = [Process::start::<8, 1>(&log), Process::start::<8, 1>(&log)];
+    until_shares(&log, &[4, 4]).await;
+    assert!(log.projections.registered("ledger").await.unwrap());
+    let long = Duration::from_secs(20);
+    for (n, cart) in carts.iter().enumerate().take(20) {
+        let position = log.append([cart.added(0)]).await;
+        for projections in [&replicas[0].projections, &replicas[1].projections, &log.projections] {
+            let key = (n % 2 == 0).then(|| cart.cart_id.uuid());
+            assert_eq!(projections.wait("ledger", key, position, long).await.unwrap(), Wait::Reached);
+            let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM projection_a.ledger WHERE position = $1")
+                .bind(position.0)
+                .fetch_one(projections.store().pool())
+                .await
+                .unwrap();
+            assert_eq!(rows, 1);
+        }
+    }
+    // What is none of its business is waited for as well, and what is not in the log is not there.
+    let head = log.append([carts[0].created()]).await;
+    for projections in [&replicas[0].projections, &log.projections] {
+        assert_eq!(projections.wait("ledger", None, head, long).await.unwrap(), Wait::Reached);
+        let ahead = Position(head.0 + 1);
+        assert_eq!(projections.wait("ledger", None, ahead, Duration::ZERO).await.unwrap(), Wait::TimedOut(head));
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_none_of_its_business_does_not_wait_for_the_holders_heartbeat() {
+    let (log, carts, random) = (log().await, carts(), seeded(11));
+    let holder = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    let other = Process::nearly_deaf(&log);
+    happen(&log, &carts, 50, &random).await;
+    let added = log.append([carts[0].added(0)]).await;
+    let long = Duration::from_secs(20);
+    assert_eq!(other.projections.wait("ledger", None, added, long).await.unwrap(), Wait::Reached);
+    let key = carts[0].cart_id.uuid();
+    let head = log.append([carts[0].created(), carts[1].inventory(0, 3)]).await;
+    for of in [None, Some(key)] {
+        assert_eq!(other.projections.wait("ledger", of, head, long).await.unwrap(), Wait::Reached);
+        // It is not taken for what was never written, and not for what is to be applied.
+        let ahead = other.projections.wait("ledger", of, Position(head.0 + 1), Duration::ZERO).await.unwrap();
+        assert!(matches!(ahead, Wait::TimedOut(at) if at <= head), "{ahead:?}");
+    }
+    let mut standstill = log.store.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM checkpoint FOR UPDATE").execute(&mut *standstill).await.unwrap();
+    let added = log.append([carts[0].added(0), carts[0].created()]).await;
+    let waited = other.projections.wait("ledger", Some(key), added, Duration::ZERO).await.unwrap();
+    assert!(matches!(waited, Wait::TimedOut(at) if at.0 < added.0 - 1), "{waited:?}");
+    standstill.rollback().await.unwrap();
+    drop((holder, other));
+}
+
+#[tokio::test]
+async fn those_who_wait_for_what_another_holds_look_together_and_leave_room_for_others() {
+    let (log, carts, random) = (log().await, carts(), seeded(13));
+    let holder = Process::nearly_deaf(&log);
+    until_shares(&log, &[8]).await;
+    let other = Process::nearly_deaf(&log);
+    let head = happen(&log, &carts, 50, &random).await;
+    let next = Position(head.0 + 1);
+    let long = Duration::from_secs(20);
+    assert_eq!(other.projections.wait("ledger", None, head, long).await.unwrap(), Wait::Reached);
+    let mut lock = log.store.pool().begin().await.unwrap();
+    sqlx::query("LOCK TABLE checkpoint IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let waiting: Vec<_> = (0..50)
+        .map(|n| {
+            let (projections, key) = (other.projections.clone(), (n % 2 == 0).then(|| carts[n / 2].cart_id.uuid()));
+            tokio::spawn(async move { projections.wait("ledger", key, next, long).await.unwrap() })
+        })
+        .collect();
+    let looking = async || -> i64 {
+        let looking = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'relation'
+                          AND query LIKE '%checkpoint c JOIN projection p%'";
+        sqlx::query_scalar(looking).fetch_one(log.store.pool()).await.unwrap()
+    };
+    eventually("one looks", || async { (looking().await > 0).then_some(()) }).await;
+    assert_eq!(other.projections.store().wait("a test", next, Duration::ZERO).await.unwrap(), event_store::Wait::TimedOut(head));
+    assert_eq!(looking().await, 1);
+    lock.rollback().await.unwrap();
+    log.append([carts[0].added(0)]).await;
+    for waited in waiting {
+        assert_eq!(waited.await.unwrap(), Wait::Reached);
+    }
+    drop((holder, other));
+}
+
+/// One of several projections of a process, which makes nothing.
+struct Other<const N: usize>;
+
+#[async_trait]
+impl<const N: usize> Projection for Other<N> {
+    type Log = DomainEvent;
+    type Event = ArchivingStream;
+    const NAME: &'static str = ["other_0", "other_1", "other_2"][N];
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(event: &ArchivingStream) -> Option<Uuid> {
+        event.cart_id().map(|cart| cart.uuid())
+    }
+
+    async fn apply(&self, _: &mut PgConnection, _: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_in_order_is_not_said_to_be_alive_by_a_heartbeat_that_was_on_its_way() {
+    let log = log().await;
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    let projections = Projections::new(store);
+    for _ in 0..20 {
+        let stop = CancellationToken::new();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(projections.run(Other::<0>, settings(), Arc::default(), stop.clone()));
+        running.spawn(projections.run(Other::<1>, settings(), Arc::default(), stop.clone()));
+        running.spawn(projections.run(Other::<2>, settings(), Arc::default(), stop.clone()));
+        eventually("they are at work", || async {
+            let held: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM checkpoint WHERE owner IS NOT NULL").fetch_one(log.store.pool()).await.unwrap();
+            (held == 24).then_some(())
+        })
+        .await;
+        stop.cancel();
+        while let Some(ended) = running.join_next().await {
+            ended.unwrap().unwrap();
+        }
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+        assert_eq!(left, 0);
+    }
+}
