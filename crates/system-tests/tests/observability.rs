@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 /// The entries of the runbook have these parts.
-const PARTS: [&str; 4] = ["**What it means.**", "**What the user sees.**", "**How to look.**", "**What to do.**"];
+const PARTS: [&str; 4] = ["**What it means.**", "**What users see.**", "**What to look at.**", "**What to do.**"];
 
 /// Queries that can have an answer only where something is broken, each with the reason.
 const ONLY_IN_A_FAULT: [(&str, &str); 0] = [];
@@ -131,7 +131,7 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() {
-    let runbook = text("docs/runbook.md");
+    let runbook = text("docs/operations/runbook.md");
     let entries: BTreeMap<&str, &str> = runbook
         .split("\n## ")
         .skip(1)
@@ -139,9 +139,13 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() {
         .filter(|(name, _)| name.starts_with("Cartlog"))
         .collect();
     let alerts = alerts();
-    assert_eq!(entries.keys().copied().collect::<Vec<_>>(), alerts.keys().collect::<Vec<_>>(), "docs/runbook.md, and alerts.yaml");
+    assert_eq!(
+        entries.keys().copied().collect::<Vec<_>>(),
+        alerts.keys().collect::<Vec<_>>(),
+        "docs/operations/runbook.md and alerts.yaml"
+    );
     for (name, alert) in &alerts {
-        assert_eq!(word(&alert["annotations"], "runbook_url"), format!("docs/runbook.md#{}", anchor(name)), "{name}");
+        assert_eq!(word(&alert["annotations"], "runbook_url"), format!("docs/operations/runbook.md#{}", anchor(name)), "{name}");
         let entry = entries[name.as_str()];
         let places: Vec<_> = PARTS.iter().map(|part| entry.find(part).unwrap_or_else(|| panic!("{name} has no {part}"))).collect();
         assert!(places.is_sorted(), "{name}: the parts are in another order");
@@ -182,7 +186,7 @@ fn kubernetes_has_the_same_alerts_and_dashboards() {
     let rules = yaml("deploy/observability/kubernetes/alerts.yaml");
     assert_eq!(rules["kind"], "PrometheusRule");
     let plain = yaml("deploy/observability/alerts.yaml");
-    assert_eq!(rules["spec"]["groups"], plain["groups"], "make it anew: deploy/observability/kubernetes/make-alerts");
+    assert_eq!(rules["spec"]["groups"], plain["groups"], "run deploy/observability/kubernetes/make-alerts");
     let kustomization = yaml("deploy/observability/kustomization.yaml");
     let listed: BTreeSet<_> = array(&kustomization["configMapGenerator"])
         .iter()
