@@ -1,10 +1,10 @@
-# What the checks of whole shops share: saying what is done, images, days in the shop, and what is asked of the one address.
+# Shared by the checks of whole shops: output, images, days in the shop, and requests to the shop's address.
 #
-# Sourced with `work`, a directory; `shop`, `database` and `brokers` say where the shop, PostgreSQL (a URL) and Kafka are.
+# The sourcing script sets `work` (a directory), `shop`, `database` (a URL) and `brokers`.
 # shellcheck shell=bash
 
 services=(cart-commands inventory-translator cart-projections publisher)
-# shellcheck disable=SC2034 # for who sources this
+# shellcheck disable=SC2034 # used by the sourcing scripts
 images=("${services[@]}" migrate cartctl)
 commit=$(git describe --always --dirty 2> /dev/null || echo unknown)
 demo=''
@@ -13,20 +13,20 @@ step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
 say() { printf '   %s\n' "$*"; }
 fail() { printf '\n** %s\n' "$*" >&2; exit 1; }
 
-# quietly: what a command says is shown only where it fails.
-quietly() { "$@" > "$work/output" 2>&1 || { tail --lines=40 "$work/output" >&2; fail "this failed: $*"; }; }
+# Shows a command's output only if it fails.
+quietly() { "$@" > "$work/output" 2>&1 || { tail --lines=40 "$work/output" >&2; fail "failed: $*"; }; }
 
-until_true() { # what is waited for, seconds, command...
+until_true() { # what, seconds, command...
     local what=$1 deadline=$((SECONDS + $2))
     shift 2
     until "$@"; do
-        ((SECONDS < deadline)) || fail "waited in vain for $what"
+        ((SECONDS < deadline)) || fail "timed out waiting for $what"
         sleep 0.5
     done
 }
 
 build_demo() {
-    step 'building cargo dev, which lives the days'
+    step 'building cargo dev'
     quietly cargo build --package dev
     dev=$(cargo metadata --no-deps --format-version 1 | jq --raw-output .target_directory)/debug/dev
 }
@@ -38,38 +38,37 @@ build_images() { # tag, commit
 build_both() {
     step "building the images, at commit $commit"
     build_images check "$commit"
-    step 'building them again, as another commit: no dependency is built again'
+    step 'building the images again with another commit: no dependency is rebuilt'
     build_images check-next "$commit-next"
     if grep --extended-regexp 'Compiling (tokio|serde|librdkafka|rdkafka-sys|sqlx-core) ' "$work/output"; then
-        fail 'dependencies were built again for another commit'
+        fail 'dependencies were rebuilt for another commit'
     fi
 }
 
-# A day in the shop, in the background; its outcome is waited for with `lived`.
+# Starts a day in the shop in the background. `lived` waits for its outcome.
 live() { # flags...
     COMMANDS_URL=http://$shop PROJECTIONS_URL=http://$shop KAFKA_BOOTSTRAP_SERVERS=$brokers DATABASE_URL=$database \
         "$dev" demo "$@" > "$work/demo" 2>&1 &
     demo=$!
-    # Its shop has opened.
     until_true 'the shop to open' 90 grep --quiet --extended-regexp 'the shop opens|^error' "$work/demo"
 }
 lived() {
     local pid=$demo
     demo=''
-    wait "$pid" || { cat "$work/demo" >&2; fail 'the day did not end as the log says'; }
+    wait "$pid" || { cat "$work/demo" >&2; fail 'the day in the shop failed'; }
     sed -n '/Checked against the log/,$p' "$work/demo" | sed 's/^/ /'
 }
-still_living() { kill -0 "$demo" 2> /dev/null || { cat "$work/demo" >&2; fail "the day was over too early: $*"; }; }
+still_living() { kill -0 "$demo" 2> /dev/null || { cat "$work/demo" >&2; fail "the day ended too early: $*"; }; }
 stop_living() { [[ -z $demo ]] || kill "$demo" 2> /dev/null; }
 
 get() { curl --silent --show-error --output "$work/body" --write-out '%{http_code}' "http://$shop$1" "${@:2}"; }
 expect() { # status, path, curl's arguments...
     local status
     status=$(get "${@:2}")
-    [[ $status == "$1" ]] || fail "$2 is answered $status and not $1: $(< "$work/body")"
+    [[ $status == "$1" ]] || fail "$2 is answered $status instead of $1: $(< "$work/body")"
     say "$2: $status $(head --bytes=100 "$work/body" | tr '\n' ' ')"
 }
-# Every route of every service, and none of those for within.
+# Asks every route of every service, and checks that internal routes are not routed.
 ask_the_one_address() {
     local id=01980000-0000-7000-8000-00000000000 position
     step 'one address'
@@ -91,13 +90,13 @@ ask_the_one_address() {
     expect 404 /
 }
 
-# No password is in what is said.
-leaks() { # what, from standard input
+# Fails if standard input has a password.
+leaks() { # what it is
     local text secret
     text=$(cat)
     [[ -n $text ]] || fail "$1 is empty"
     for secret in "$CARTLOG_SECRETS"/*; do
-        [[ $text != *"$(< "$secret")"* ]] || fail "$1 shows $(basename "$secret")"
+        [[ $text != *"$(< "$secret")"* ]] || fail "$1 contains $(basename "$secret")"
     done
     say "$1: none"
 }

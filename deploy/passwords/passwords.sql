@@ -1,12 +1,12 @@
--- The passwords of the services and of cartctl, from the environment: migrations make the roles without one. Run by psql, as the owner; again
--- whenever a password is to change.
+-- Sets the passwords of the services' roles and of cartctl from the environment. psql runs it as the owner, after the migrations and whenever a
+-- password changes.
 \set ON_ERROR_STOP on
 \getenv commands CARTLOG_COMMANDS_PASSWORD
 \getenv translator CARTLOG_TRANSLATOR_PASSWORD
 \getenv projections CARTLOG_PROJECTIONS_PASSWORD
 \getenv publisher CARTLOG_PUBLISHER_PASSWORD
 \getenv operator CARTLOG_OPERATOR_PASSWORD
--- Else a server that logs statements would log these.
+-- A server that logs statements must not log these.
 SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 ALTER ROLE cartlog_commands PASSWORD :'commands';

@@ -1,5 +1,5 @@
 #!/bin/sh
-# As with the official image: `haproxy` runs as master and worker, in the foreground.
+# Like the official image, runs `haproxy` as master and worker in the foreground.
 set -e
 case ${1:-} in -*) set -- haproxy "$@" ;; esac
 if [ "$1" = haproxy ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the page of the official image documents, as far as it is used here: POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB and
+# Supports what the official image documents and we use: POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB and
 # POSTGRES_INITDB_ARGS, each also with _FILE; POSTGRES_HOST_AUTH_METHOD; PGDATA; /docker-entrypoint-initdb.d; flags as arguments.
 set -euo pipefail
 
@@ -27,13 +27,13 @@ initialise() {
         echo 'the database is empty and no superuser password is given: set POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE' >&2
         exit 1
     fi
-    # The arguments are words, as with the official image.
+    # The arguments are split into words, like in the official image.
     # shellcheck disable=SC2086
     initdb --username="$POSTGRES_USER" --pwfile=<(printf '%s\n' "$POSTGRES_PASSWORD") --auth-local=trust --auth-host=scram-sha-256 \
         $POSTGRES_INITDB_ARGS
     printf '\nhost all all all %s\n' "$method" >> "$PGDATA/pg_hba.conf"
 
-    # Set up while nobody but this script can connect.
+    # Only this script can connect during the setup.
     pg_ctl -D "$PGDATA" -o "-c listen_addresses='' -c unix_socket_directories=/var/run/postgresql" -w start
     local run=(psql --host=/var/run/postgresql --username="$POSTGRES_USER" --no-psqlrc --set=ON_ERROR_STOP=1)
     if [[ $POSTGRES_DB != postgres ]]; then
