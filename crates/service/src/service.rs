@@ -61,8 +61,8 @@ impl Service {
         &self.stopping
     }
 
-    /// Makes `/ready` wait for a condition. The check answers what it waits for, has 2 seconds, and is made anew each
-    /// time somebody asks.
+    /// Makes `/ready` wait for a condition. Each request to `/ready` runs the check, which answers what it waits for and may take
+    /// [`CHECK_TIMEOUT`](crate::CHECK_TIMEOUT).
     #[must_use]
     pub fn ready_when<F, Fut>(mut self, name: &'static str, check: F) -> Self
     where

@@ -173,6 +173,7 @@ fn metrics_count_requests_by_route_and_what_went_well_is_not_logged() {
         r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200",http_route="/traceparent"} 1"#,
         r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="unknown"} 1"#,
         r#"service_name="minimal""#,
+        &format!("service_version=\"{}\"", service::VERSION),
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }

@@ -65,7 +65,7 @@ impl Telemetry {
     /// # Errors
     /// Where an exporter cannot be built, or logging is already set up.
     pub(crate) fn install(service: &'static str, settings: &Common) -> Result<Self, TelemetryError> {
-        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let version = KeyValue::new("service.version", version::VERSION);
         let resource = Resource::builder().with_service_name(service).with_attribute(version).build();
         let traces = traces(resource.clone(), settings)?;
         global::set_text_map_propagator(TraceContextPropagator::new());
