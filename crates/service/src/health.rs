@@ -1,4 +1,4 @@
-//! Whether the process is alive, and whether it is ready for requests.
+//! Whether the service is ready for requests.
 
 use std::{
     fmt,
@@ -12,10 +12,14 @@ use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Fault, http::error::HttpError, settings::Common};
+use crate::{
+    Fault,
+    http::{error::HttpError, error_code::ErrorCode},
+    settings::Common,
+};
 
-/// The time a single check has. Container platforms give a probe 4 seconds here.
-const CHECK_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a readiness check may take. Container platforms must give their probe a second more.
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
@@ -27,7 +31,7 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Ready, until checks are added or `stopping` is cancelled.
+    /// Is ready until checks are added or `stopping` is cancelled.
     pub(crate) fn new(stopping: CancellationToken) -> Self {
         Self { checks: Vec::new(), stopping }
     }
@@ -40,19 +44,19 @@ impl Readiness {
         self.checks.push((name, Arc::new(move || check().boxed())));
     }
 
-    /// Runs every check, side by side.
+    /// Runs all checks at once.
     ///
     /// # Errors
-    /// 503 naming everything that is waited for.
+    /// 503 that lists what the service waits for.
     pub(crate) async fn check(&self) -> Result<(), HttpError> {
         if self.stopping.is_cancelled() {
             return Err(not_ready("shutting down"));
         }
         let outcomes = join_all(self.checks.iter().map(|(name, check)| async move {
-            match timeout(CHECK_DEADLINE, check()).await {
+            match timeout(CHECK_TIMEOUT, check()).await {
                 Ok(Ok(())) => None,
                 Ok(Err(reason)) => Some(format!("{name}: {reason}")),
-                Err(_) => Some(format!("{name}: no answer within {} seconds", CHECK_DEADLINE.as_secs())),
+                Err(_) => Some(format!("{name}: no answer within {} seconds", CHECK_TIMEOUT.as_secs())),
             }
         }))
         .await;
@@ -61,10 +65,11 @@ impl Readiness {
     }
 }
 
-/// Asks the process that serves with these settings whether it is ready: what a container's health check runs, which has no other client.
+/// Asks the process that serves with these settings whether it is ready. A container's health check runs this, because the image has no
+/// other HTTP client.
 ///
 /// # Errors
-/// It does not answer, or what it waits for.
+/// If it does not answer or is not ready.
 pub(crate) fn ask(settings: &Common) -> Result<(), Fault> {
     let address = match settings.bind_address {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -72,8 +77,7 @@ pub(crate) fn ask(settings: &Common) -> Result<(), Fault> {
         address => address,
     };
     let url = format!("http://{}/ready", SocketAddr::new(address, settings.port.as_u16()));
-    // All checks run side by side.
-    let client = reqwest::blocking::Client::builder().no_proxy().timeout(CHECK_DEADLINE + Duration::from_secs(1)).build()?;
+    let client = reqwest::blocking::Client::builder().no_proxy().timeout(CHECK_TIMEOUT + Duration::from_secs(1)).build()?;
     let answer = client.get(&url).send()?;
     let status = answer.status();
     anyhow::ensure!(status.is_success(), "{url} answers {status}: {}", answer.text().unwrap_or_default());
@@ -81,7 +85,7 @@ pub(crate) fn ask(settings: &Common) -> Result<(), Fault> {
 }
 
 fn not_ready(message: impl Into<String>) -> HttpError {
-    HttpError::unavailable(message).code("not_ready")
+    HttpError::new(ErrorCode::NotReady, message)
 }
 
 impl fmt::Debug for Readiness {

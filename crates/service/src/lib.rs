@@ -14,10 +14,12 @@ mod telemetry;
 
 pub mod settings;
 
+pub use health::CHECK_TIMEOUT;
 pub use http::{
     body::{IgnoredBody, JsonBody, MAX_BODY_BYTES},
     command::command,
     error::{ErrorBody, HttpError},
+    error_code::ErrorCode,
     lag, openapi,
     path::{PathValue, ensure_path_matches_body},
     position::{At, MinPosition},

@@ -574,8 +574,8 @@ async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica
         let (status, answer) = ask(url, format!("/{cart}/cartitemsfromdb?min_position={added}&timeout=0")).await;
         assert_eq!((status, answer["code"].as_str()), (503, Some("behind")), "{answer}");
         let so_far = answer["message"].as_str().unwrap();
-        let so_far = so_far.strip_prefix("cart_items has come to position ").unwrap_or_else(|| panic!("{so_far}"));
-        let so_far = so_far.strip_suffix(&format!(", and not to {added} within 0 seconds; try again")).unwrap();
+        let so_far = so_far.strip_prefix("cart_items reached position ").unwrap_or_else(|| panic!("{so_far}"));
+        let so_far = so_far.strip_suffix(&format!(" but not {added} within 0 s; try again")).unwrap();
         assert!((1..added).contains(&so_far.parse().unwrap()), "{so_far}");
         assert_eq!(ask(url, format!("/{cart}/cartitems?min_position={added}&timeout=0")).await.0, 200, "the log is no projection");
     }

@@ -325,7 +325,7 @@ mod specifications {
         };
         let shown_items = |answer: &serde_json::Value| answer["data"].as_array().map(Vec::len);
         let behind = |what: &str, at: i64, wanted: i64| {
-            let message = format!("{what} has come to position {at}, and not to {wanted} within 0 seconds; try again");
+            let message = format!("{what} reached position {at} but not {wanted} within 0 s; try again");
             (503, serde_json::json!({"code": "behind", "message": message}))
         };
 

@@ -8,7 +8,7 @@ mod submitted_cart;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use actix_web::web;
+use actix_web::{http::StatusCode, web};
 use cart_events::{CartId, DomainEvent};
 use clap::Parser;
 use event_store::Position;
@@ -128,7 +128,7 @@ fn unknown_cart(cart_id: CartId, at: At) -> HttpError {
         Some(at) => format!("there was no cart {cart_id} at position {at}"),
         None => format!("there is no cart {cart_id}"),
     };
-    HttpError::not_found("unknown_cart", message)
+    HttpError::refusal(StatusCode::NOT_FOUND, "unknown_cart", message)
 }
 
 /// The read models of Cartlog's shopping cart.

@@ -7,7 +7,7 @@ use cart_events::DomainEvent;
 use event_store::EventStore;
 use kafka::{Brokers, LagError};
 use serde::Serialize;
-use service::{ErrorBody, HttpError, lag::Lately};
+use service::{ErrorBody, ErrorCode, HttpError, lag::Cached};
 
 /// How far the translators are behind, all of them together.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
@@ -28,14 +28,14 @@ pub(crate) struct TopicLag {
 }
 
 /// What [`route`] answers from.
-pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, topics: Vec<String>) -> web::Data<Lately<Lag>> {
+pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, topics: Vec<String>) -> web::Data<Cached<Lag>> {
     let (log, brokers, group) = (log.clone(), brokers.clone(), group.to_owned());
-    web::Data::new(Lately::new(move || {
+    web::Data::new(Cached::new(move || {
         let (log, brokers, group, topics) = (log.clone(), brokers.clone(), group.clone(), topics.clone());
         async move {
             let lags = kafka::lags(&brokers, &log, &group, topics).await.map_err(|error| match error {
                 LagError::Store(error) => error.into(),
-                LagError::Brokers(error) => HttpError::unavailable("the brokers cannot be asked; try again").caused_by(error),
+                LagError::Brokers(error) => HttpError::new(ErrorCode::Unavailable, "the brokers do not answer; try again").caused_by(error),
             })?;
             let topics: BTreeMap<_, _> =
                 lags.into_iter().map(|(topic, kafka::TopicLag { lag, partitions })| (topic, TopicLag { lag, partitions })).collect();
@@ -54,6 +54,6 @@ pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, 
     )
 )]
 #[get("/lag")]
-pub(crate) async fn route(of: web::Data<Lately<Lag>>) -> Result<web::Json<Lag>, HttpError> {
+pub(crate) async fn route(of: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
     Ok(web::Json(Lag::clone(&*of.get().await?)))
 }

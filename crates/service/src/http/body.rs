@@ -2,13 +2,13 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::StatusCode, web::BytesMut};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, web::BytesMut};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use tokio::time::timeout;
 
-use super::error::HttpError;
+use super::{error::HttpError, error_code::ErrorCode};
 
 /// The largest body that is accepted, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -34,8 +34,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
         Box::pin(async move {
             let body = read(payload).await?;
             if !is_json {
-                let message = "the Content-Type must be application/json";
-                return Err(HttpError::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+                return Err(HttpError::new(ErrorCode::UnsupportedMediaType, "the Content-Type must be application/json"));
             }
             parse(&body).map(Self)
         })
@@ -64,7 +63,7 @@ async fn read(mut payload: Payload) -> Result<BytesMut, HttpError> {
         while length <= MAX_READ_BYTES
             && let Some(chunk) = payload.next().await
         {
-            let chunk = chunk.map_err(|error| HttpError::bad_request("malformed_request", format!("the body cannot be read: {error}")))?;
+            let chunk = chunk.map_err(|error| HttpError::new(ErrorCode::MalformedRequest, format!("the body cannot be read: {error}")))?;
             length += chunk.len();
             if length <= MAX_BODY_BYTES {
                 body.extend_from_slice(&chunk);
@@ -72,13 +71,13 @@ async fn read(mut payload: Payload) -> Result<BytesMut, HttpError> {
         }
         if length > MAX_BODY_BYTES {
             let message = format!("the body must have at most {MAX_BODY_BYTES} bytes");
-            return Err(HttpError::refusal(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+            return Err(HttpError::new(ErrorCode::BodyTooLarge, message));
         }
         Ok(body)
     };
     timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(|_| {
         let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
-        Err(HttpError::refusal(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
+        Err(HttpError::new(ErrorCode::RequestTimeout, message))
     })
 }
 
@@ -86,7 +85,7 @@ async fn read(mut payload: Payload) -> Result<BytesMut, HttpError> {
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
     // serde reads a struct from a list of its fields, too.
     if body.trim_ascii_start().starts_with(b"[") {
-        return Err(HttpError::bad_request("invalid_json", "the body must be a JSON object"));
+        return Err(HttpError::new(ErrorCode::InvalidJson, "the body must be a JSON object"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value =
@@ -99,11 +98,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
 fn unreadable(path: &str, error: &serde_json::Error) -> HttpError {
     let message = error.to_string();
     let code = match error.classify() {
-        Category::Data if message.starts_with("missing field") => "missing_field",
-        Category::Data if message.starts_with("duplicate field") => "duplicate_field",
-        Category::Data => "invalid_field",
-        _ if message.starts_with("number out of range") => "invalid_field",
-        _ => "invalid_json",
+        Category::Data if message.starts_with("missing field") => ErrorCode::MissingField,
+        Category::Data if message.starts_with("duplicate field") => ErrorCode::DuplicateField,
+        Category::Data => ErrorCode::InvalidField,
+        _ if message.starts_with("number out of range") => ErrorCode::InvalidField,
+        _ => ErrorCode::InvalidJson,
     };
-    HttpError::bad_request(code, if matches!(path, "." | "?") { message } else { format!("{path}: {message}") })
+    HttpError::new(code, if matches!(path, "." | "?") { message } else { format!("{path}: {message}") })
 }

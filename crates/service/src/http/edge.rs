@@ -14,7 +14,7 @@ use opentelemetry::{KeyValue, global, metrics::Histogram, propagation::Extractor
 use tracing::{Span, field::Empty};
 use tracing_actix_web::RootSpanBuilder;
 
-use super::{error::HttpError, openapi::Routes};
+use super::{error::HttpError, error_code::ErrorCode, openapi::Routes};
 use crate::telemetry::trace;
 
 /// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
@@ -132,19 +132,19 @@ pub(crate) async fn answer_errors_in_json(
         let refusal = no_route(&http_request);
         return Ok(ServiceResponse::new(http_request, refusal));
     }
-    let refusal = if status.is_server_error() {
-        HttpError::fault(anyhow::anyhow!("{}", response.error().map_or_else(|| status.to_string(), ToString::to_string)))
+    let text = response.error().map_or_else(|| status.to_string(), ToString::to_string);
+    let error = if status.is_server_error() {
+        HttpError::fault(anyhow::anyhow!("{text}"))
     } else {
-        let message = status.canonical_reason().unwrap_or("the request cannot be answered").to_lowercase();
-        HttpError::refusal(status, message.replace(' ', "_"), message)
+        HttpError::new(ErrorCode::MalformedRequest, text)
     };
-    Ok(ServiceResponse::new(http_request, refusal.error_response()))
+    Ok(ServiceResponse::new(http_request, error.error_response()))
 }
 
 /// The answer where no route took the request.
 pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpResponse {
     let Some(routes) = request.app_data::<web::Data<Routes>>() else {
-        return HttpError::not_found("unknown_route", "there is no such route").error_response();
+        return HttpError::new(ErrorCode::UnknownRoute, "there is no such route").error_response();
     };
     let (refusal, allow) = routes.refusal(request.path());
     let mut response = refusal.error_response();

@@ -1,9 +1,7 @@
-//! What a client is told when it does not get what it asked for.
+//! Answers that are not a success.
 //!
-//! There are two kinds. A *refusal* (4xx) is an answer: the client can read what to change, and nothing is logged as
-//! an error. A *fault* (5xx) is ours: it is logged once, where the request ends, with every cause; the client learns
-//! only that it happened and the trace to ask about. In between stands 503: nothing is broken, the client shall try
-//! again after `Retry-After`.
+//! A *refusal* (4xx) tells the client what to change; it is not logged as an error. A *fault* (5xx) is ours: it is logged once, at the end
+//! of the request, with its causes, and the client learns the trace id. A 503 says that the client may try again after `Retry-After`.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,12 +9,13 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::error_code::ErrorCode;
 use crate::{Fault, telemetry::trace};
 
 /// The body of every answer that is not a success.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ErrorBody {
     /// A stable word for programs, in snake case.
     #[schema(example = "invalid_field")]
@@ -25,7 +24,7 @@ pub struct ErrorBody {
     pub message: String,
 }
 
-/// An answer that is not a success: a refusal (4xx), a fault of ours (5xx), or 503 with the time to try again.
+/// An answer that is not a success.
 #[derive(Debug)]
 pub struct HttpError {
     status: StatusCode,
@@ -33,82 +32,47 @@ pub struct HttpError {
     /// Seconds.
     retry_after: Option<u32>,
     cause: Option<Fault>,
-    /// Logged as any other answer, whatever its status.
     expected: bool,
 }
 
-/// Seconds after which a client may try again when the store is away or busy.
+/// Seconds after which a client may try again if nothing else is said.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 impl HttpError {
-    /// An answer of any 4xx status; prefer the named ones below.
+    /// Answers with a code that every service shares and its status. A 503 gets `Retry-After: 1`.
     #[must_use]
-    pub fn refusal(status: StatusCode, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_SECONDS);
+        let body = ErrorBody { code: code.as_str().into(), message: message.into() };
+        Self { status, body, retry_after, cause: None, expected: false }
+    }
+
+    /// Refuses a request by a rule of the domain, with a code of the domain's own.
+    #[must_use]
+    pub fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         debug_assert!(status.is_client_error(), "a refusal is 4xx");
         Self { status, body: ErrorBody { code: code.into(), message: message.into() }, retry_after: None, cause: None, expected: false }
     }
 
-    /// 400: what was sent cannot be read.
-    #[must_use]
-    pub fn bad_request(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self::refusal(StatusCode::BAD_REQUEST, code, message)
-    }
-
-    /// 404: what was asked for does not exist.
-    #[must_use]
-    pub fn not_found(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self::refusal(StatusCode::NOT_FOUND, code, message)
-    }
-
-    /// 409: understood, and refused by the rules of the domain.
-    #[must_use]
-    pub fn conflict(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self::refusal(StatusCode::CONFLICT, code, message)
-    }
-
-    /// 503 with `Retry-After`: something needed is away or busy; the message says what.
-    #[must_use]
-    pub fn unavailable(message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            body: ErrorBody { code: "unavailable".into(), message: message.into() },
-            retry_after: Some(RETRY_AFTER_SECONDS),
-            cause: None,
-            expected: false,
-        }
-    }
-
-    /// 500: a fault of ours. Its causes are logged and not told.
+    /// Answers 500 for a fault of ours. Its causes are logged and not told to the client.
     #[must_use]
     pub fn fault(cause: impl Into<Fault>) -> Self {
         let message = match trace::current_trace_id() {
-            Some(id) => format!("a fault of ours; the logs tell more under trace_id {id}"),
-            None => "a fault of ours; the logs tell more".to_owned(),
+            Some(id) => format!("internal fault; the logs say more under trace_id {id}"),
+            None => "internal fault; the logs say more".to_owned(),
         };
-        Self {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            body: ErrorBody { code: "fault".into(), message },
-            retry_after: None,
-            cause: Some(cause.into()),
-            expected: false,
-        }
+        Self::new(ErrorCode::Fault, message).caused_by(cause)
     }
 
-    /// With another code for programs.
-    #[must_use]
-    pub fn code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
-        self.body.code = code.into();
-        self
-    }
-
-    /// With the time, in seconds, after which the client may try again.
+    /// Sets the time after which the client may try again, in seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
     }
 
-    /// As an answer to what was asked, where nothing is wrong: it is logged as one.
+    /// Marks a 5xx as an ordinary answer: it is not logged as a fault.
     #[must_use]
     pub fn expected(mut self) -> Self {
         self.expected = true;
@@ -119,17 +83,11 @@ impl HttpError {
         self.expected
     }
 
-    /// With what led to it, for the log.
+    /// Adds the cause, for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Fault>) -> Self {
         self.cause = Some(cause.into());
         self
-    }
-
-    /// What the client reads.
-    #[must_use]
-    pub fn body(&self) -> &ErrorBody {
-        &self.body
     }
 
     /// The error and its causes in one line, for the log.

@@ -1,5 +1,5 @@
-//! `/lag`: what is still to be done, of the whole system and whichever process is asked, for who starts more processes or fewer. The form is
-//! one that KEDA's metrics-api scaler reads: numbers in a JSON document, each found by its path.
+//! `/lag`: the work that is left, of all processes together, for an autoscaler. KEDA's metrics-api scaler reads a number of this JSON
+//! document by its path.
 #![allow(unreachable_pub, reason = "the route's macro puts its function inside another")]
 
 use std::{
@@ -15,52 +15,56 @@ use projections::{Backlog, Projections, Rebuild, todo::Waiting};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
-use super::error::{ErrorBody, HttpError};
+use super::{
+    error::{ErrorBody, HttpError},
+    error_code::ErrorCode,
+};
 
-/// An answer is given again for so long.
+/// How long an answer is reused.
 const FRESH: Duration = Duration::from_secs(1);
-/// The time that finding it out may take.
-const DEADLINE: Duration = Duration::from_secs(3);
+/// How long a reading may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-type Ask<T> = Box<dyn Fn() -> BoxFuture<'static, Result<T, HttpError>> + Send + Sync>;
+type Read<T> = Box<dyn Fn() -> BoxFuture<'static, Result<T, HttpError>> + Send + Sync>;
 
-/// What is found out when somebody asks, and at most once a second however many do.
-pub struct Lately<T> {
-    ask: Ask<T>,
-    deadline: Duration,
-    known: Mutex<Option<(Instant, Arc<T>)>>,
+/// A reading that is made on request, at most once a second.
+pub struct Cached<T> {
+    read: Read<T>,
+    timeout: Duration,
+    last: Mutex<Option<(Instant, Arc<T>)>>,
 }
 
-impl<T> Lately<T> {
-    /// What this finds out.
-    pub fn new<F, Fut, E>(ask: F) -> Self
+impl<T> Cached<T> {
+    /// Caches what `read` answers.
+    pub fn new<F, Fut, E>(read: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
         E: Into<HttpError>,
     {
-        Self { ask: Box::new(move || ask().map(|answer| answer.map_err(Into::into)).boxed()), deadline: DEADLINE, known: Mutex::new(None) }
+        Self { read: Box::new(move || read().map(|answer| answer.map_err(Into::into)).boxed()), timeout: TIMEOUT, last: Mutex::new(None) }
     }
 
-    /// The answer, a second old at the most.
+    /// Answers a reading that is at most a second old.
     ///
     /// # Errors
-    /// Where it cannot be found out, or not in time: 503.
+    /// 503 if the reading fails or takes too long.
     pub async fn get(&self) -> Result<Arc<T>, HttpError> {
-        let asking = async {
-            // Whoever comes meanwhile waits here, and has the same answer.
-            let mut known = self.known.lock().await;
-            if let Some((at, answer)) = known.as_ref()
+        let reading = async {
+            // Requests that arrive meanwhile wait here and get the same answer.
+            let mut last = self.last.lock().await;
+            if let Some((at, answer)) = last.as_ref()
                 && at.elapsed() < FRESH
             {
                 return Ok(answer.clone());
             }
-            let answer = Arc::new((self.ask)().await?);
-            *known = Some((Instant::now(), answer.clone()));
+            let answer = Arc::new((self.read)().await?);
+            *last = Some((Instant::now(), answer.clone()));
             Ok(answer)
         };
-        timeout(self.deadline, asking).await.unwrap_or_else(|_| {
-            Err(HttpError::unavailable("how far behind it is could not be found out in time; `/ready` says what is waited for"))
+        timeout(self.timeout, reading).await.unwrap_or_else(|_| {
+            let message = format!("the lag could not be read within {} s; /ready says what the service waits for", self.timeout.as_secs());
+            Err(HttpError::new(ErrorCode::Unavailable, message))
         })
     }
 }
@@ -158,9 +162,9 @@ impl From<BTreeMap<String, Backlog>> for Lag {
 }
 
 /// What [`route`] answers from: how far what runs in this process is behind, in all of them.
-pub fn of<E: LogEvent>(projections: &Projections<E>) -> web::Data<Lately<Lag>> {
+pub fn of<E: LogEvent>(projections: &Projections<E>) -> web::Data<Cached<Lag>> {
     let projections = projections.clone();
-    web::Data::new(Lately::new(move || {
+    web::Data::new(Cached::new(move || {
         let projections = projections.clone();
         async move { projections.backlog().await.map(Lag::from).map_err(StoreError::into) as Result<_, HttpError> }
     }))
@@ -176,7 +180,7 @@ pub fn of<E: LogEvent>(projections: &Projections<E>) -> web::Data<Lately<Lag>> {
     )
 )]
 #[get("/lag")]
-pub async fn route(of: web::Data<Lately<Lag>>) -> Result<web::Json<Lag>, HttpError> {
+pub async fn route(of: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
     Ok(web::Json(Lag::clone(&*of.get().await?)))
 }
 
@@ -187,32 +191,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn however_many_ask_it_is_found_out_once() {
+    async fn concurrent_requests_share_one_reading() {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
-        let lately = Lately::new(move || {
+        let cached = Cached::new(move || {
             let asked = count.fetch_add(1, Ordering::SeqCst);
             async move {
                 tokio::task::yield_now().await;
-                if asked == 0 { Err(HttpError::unavailable("not yet")) } else { Ok(asked) }
+                if asked == 0 { Err(HttpError::new(ErrorCode::Unavailable, "not yet")) } else { Ok(asked) }
             }
         });
-        assert!(lately.get().await.is_err(), "what went wrong is not kept");
-        let all = futures::future::join_all((0..20).map(|_| lately.get())).await;
+        assert!(cached.get().await.is_err(), "a failure is not cached");
+        let all = futures::future::join_all((0..20).map(|_| cached.get())).await;
         assert!(all.iter().all(|one| one.as_ref().is_ok_and(|asked| **asked == 1)));
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]
-    async fn what_does_not_answer_is_given_up() {
-        let pending = Lately::new(std::future::pending::<Result<(), HttpError>>);
-        let lately = Lately { deadline: Duration::from_millis(1), ..pending };
-        let error = lately.get().await.unwrap_err();
-        assert!(error.to_string().contains("could not be found out in time"), "{error}");
+    async fn slow_reading_times_out() {
+        let pending = Cached::new(std::future::pending::<Result<(), HttpError>>);
+        let cached = Cached { timeout: Duration::from_millis(1), ..pending };
+        let error = cached.get().await.unwrap_err();
+        assert!(error.to_string().contains("could not be read within"), "{error}");
     }
 
     #[test]
-    fn the_lag_is_that_of_the_furthest_behind_that_is_not_paused() {
+    fn lag_is_the_largest_of_those_not_paused() {
         let of = |lag, paused, waiting| Backlog {
             lag,
             lag_seconds: lag as f64 / 10.0,

@@ -5,6 +5,7 @@ pub(crate) mod command;
 mod cors;
 mod edge;
 pub(crate) mod error;
+pub(crate) mod error_code;
 pub mod lag;
 pub mod openapi;
 pub(crate) mod path;

@@ -8,7 +8,10 @@ use utoipa::{
     openapi::{OpenApi as Document, PathItem},
 };
 
-use super::error::{ErrorBody, HttpError};
+use super::{
+    error::{ErrorBody, HttpError},
+    error_code::ErrorCode,
+};
 
 /// The environment variable that makes [`assert_committed`] write the file instead.
 const UPDATE_VARIABLE: &str = "UPDATE_OPENAPI";
@@ -95,14 +98,10 @@ impl Routes {
     pub(crate) fn refusal(&self, path: &str) -> (HttpError, Option<HeaderValue>) {
         let allowed: Vec<&str> = self.0.iter().filter(|(route, _)| route.is_match(path)).map(|(_, methods)| methods.as_str()).collect();
         if allowed.is_empty() {
-            return (HttpError::not_found("unknown_route", "there is no such route; /openapi.json lists them"), None);
+            return (HttpError::new(ErrorCode::UnknownRoute, "there is no such route; /openapi.json lists them"), None);
         }
         let allowed = allowed.join(", ");
-        let refusal = HttpError::refusal(
-            actix_web::http::StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            format!("this route takes {allowed}"),
-        );
+        let refusal = HttpError::new(ErrorCode::MethodNotAllowed, format!("this route takes {allowed}"));
         (refusal, HeaderValue::from_str(&allowed).ok())
     }
 }

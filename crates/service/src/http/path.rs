@@ -4,7 +4,7 @@ use std::{fmt::Display, future::Ready, str::FromStr};
 
 use actix_web::{Error, FromRequest, HttpRequest, dev::Payload, web::Path};
 
-use super::error::HttpError;
+use super::{error::HttpError, error_code::ErrorCode};
 
 /// The one parameter of a route's path, read into `T`. List it before the body, so that the path's error comes first.
 ///
@@ -23,7 +23,7 @@ where
         let text = Path::<String>::from_request(request, payload).into_inner();
         std::future::ready(text.and_then(|text| {
             let name = request.match_info().iter().next().map_or("the value", |(name, _)| name);
-            text.parse().map(Self).map_err(|error| HttpError::bad_request("invalid_path", format!("{name} in the path: {error}")).into())
+            text.parse().map(Self).map_err(|error| HttpError::new(ErrorCode::InvalidPath, format!("{name} in the path: {error}")).into())
         }))
     }
 }
@@ -37,5 +37,5 @@ pub fn ensure_path_matches_body<T: PartialEq + Display>(name: &str, path: &T, bo
         return Ok(());
     }
     let message = format!("{name} is {path} in the path and {body} in the body; they must be equal");
-    Err(HttpError::bad_request("path_body_mismatch", message))
+    Err(HttpError::new(ErrorCode::PathBodyMismatch, message))
 }

@@ -1,4 +1,4 @@
-//! Positions in queries: to read no less than what one has written, and to read what was.
+//! Positions in queries: read your own writes, or read the past.
 
 use std::{
     fmt,
@@ -15,27 +15,25 @@ use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use super::error::HttpError;
+use super::{error::HttpError, error_code::ErrorCode};
 
-/// Seconds that a query waits where it does not say for how long, and at the most.
-const TIMEOUT: u64 = 5;
+/// How long a query waits unless it says otherwise, in seconds.
+const DEFAULT_TIMEOUT: u64 = 5;
+/// The longest time that a query may wait, in seconds.
 const MAX_TIMEOUT: u64 = 30;
-/// For how long a query still waits once its process answers only what it has in hand. What is waited for nearly always comes within this;
-/// and whoever asks again is answered by another process.
+/// How long a query still waits when its process is stopping. Another process answers the client's next try.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// From where on the log must have been taken into an answer, and how long that may be waited for: `min_position` and `timeout` of every
-/// query.
+/// The query parameters `min_position` and `timeout`: the position that an answer must include, and how long to wait for it.
 ///
-/// What cannot be read is refused with 400 `invalid_query` and a message that names the parameter and what it should be. An answer that
-/// does not get there in time is 503 `behind`, with how far it has come.
+/// A value that cannot be read is refused with 400 `invalid_query`. A position that is not reached in time is 503 `behind`.
 #[derive(Clone, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct MinPosition {
-    /// The answer takes in the log up to this position at least, as a command answered it: waited for, where it is not there yet.
+    /// The answer includes the log up to this position, such as the one that a command answered. The query waits for it.
     #[param(value_type = Option<i64>, minimum = 0)]
     min_position: Position,
-    /// For how long, in whole seconds; then the answer is 503.
+    /// How long to wait, in whole seconds. Then the answer is 503.
     #[param(value_type = Option<u32>, minimum = 0, maximum = 30, default = 5)]
     timeout: Duration,
     #[param(ignore)]
@@ -48,11 +46,11 @@ impl fmt::Debug for MinPosition {
     }
 }
 
-/// From when on the process answers only the requests that it has in hand.
+/// Tells queries that the process is stopping.
 #[derive(Clone, Default)]
 pub(crate) struct Draining {
     begun: CancellationToken,
-    /// For how long that may take.
+    /// How long requests in hand may take.
     deadline: Duration,
 }
 
@@ -65,27 +63,27 @@ impl Draining {
         self.begun.cancel();
     }
 
-    /// Comes when queries should not wait any longer.
-    async fn long_enough(&self) {
+    /// Completes when queries must not wait any longer.
+    async fn waits_end(&self) {
         self.begun.cancelled().await;
         sleep(LAST_WAIT.min(self.deadline / 2)).await;
     }
 }
 
-/// `at`, a position: the answer is what it was when the log ended there.
+/// The query parameter `at`: read what the answer was when the log ended at this position.
 #[derive(Debug, Clone, Copy, Default, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct At {
-    /// What was there when the log ended at this position; waited for as `min_position` is.
+    /// Answers as when the log ended at this position. The query waits for it as for `min_position`.
     #[param(value_type = Option<i64>, minimum = 0)]
     pub at: Option<Position>,
 }
 
 impl MinPosition {
-    /// Waits until a projection has come so far: for a key, or where there is none for every key.
+    /// Waits until a projection has reached the position for a key, or for every key without one.
     ///
     /// # Errors
-    /// 503 where it has not in time, will not as a key is parked, or the database is away.
+    /// 503 if it does not reach the position in time, if a key is parked, or if the database is away.
     pub async fn projected<E: LogEvent>(
         self,
         projections: &Projections<E>,
@@ -95,18 +93,18 @@ impl MinPosition {
         if self.min_position == Position::START {
             return Ok(());
         }
-        match self.waits(async |timeout| projections.wait(name, key, self.min_position, timeout).await).await? {
+        match self.wait(async |timeout| projections.wait(name, key, self.min_position, timeout).await).await? {
             projections::Wait::Reached => Ok(()),
             projections::Wait::TimedOut(position) => Err(self.behind(name, position, self.min_position)),
             projections::Wait::Parked(key) => Err(HttpError::parked(name, key)),
         }
     }
 
-    /// Folds states from the log when it has come so far, as they are then, or as they were at a position. The query is counted under
-    /// its name.
+    /// Waits until the log has reached the position, then folds states from it, as they are now or as they were `at` a position. `query`
+    /// names the wait in the metrics.
     ///
     /// # Errors
-    /// 503 where the log has not come so far in time, or is away.
+    /// 503 if the log does not reach the position in time, or is away.
     pub async fn live<E: LogEvent, S: States<E>>(
         self,
         log: &EventStore<E>,
@@ -116,7 +114,7 @@ impl MinPosition {
     ) -> Result<S::View, HttpError> {
         let wanted = self.min_position.max(at.at.unwrap_or_default());
         if wanted > Position::START
-            && let Wait::TimedOut(position) = self.waits(async |timeout| log.wait(query, wanted, timeout).await).await?
+            && let Wait::TimedOut(position) = self.wait(async |timeout| log.wait(query, wanted, timeout).await).await?
         {
             return Err(self.behind("the log", position, wanted));
         }
@@ -124,29 +122,28 @@ impl MinPosition {
             Some(at) => log.read_at(states, at).await?,
             None => log.read(states).await?,
         };
-        // Whatever was known of it: it may have been restored since.
+        // The log may have been restored to an earlier position after the wait.
         if complete_to < at.at.unwrap_or(wanted) {
             return Err(self.behind("the log", complete_to, wanted));
         }
         Ok(view)
     }
 
-    /// Waits for as long as the client said, and no longer than the process is there.
-    async fn waits<T>(&self, wait: impl AsyncFn(Duration) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Waits as long as the client allows and the process runs.
+    async fn wait<T>(&self, wait: impl AsyncFn(Duration) -> Result<T, StoreError>) -> Result<T, StoreError> {
         tokio::select! {
             waited = wait(self.timeout) => waited,
-            () = self.draining.long_enough() => wait(Duration::ZERO).await,
+            () = self.draining.waits_end() => wait(Duration::ZERO).await,
         }
     }
 
     fn behind(&self, what: &str, position: Position, wanted: Position) -> HttpError {
-        let bound = match self.timeout.as_secs() {
-            _ if self.draining.begun.is_cancelled() => "before this process stops".to_owned(),
-            1 => "within a second".to_owned(),
-            seconds => format!("within {seconds} seconds"),
+        let bound = match self.draining.begun.is_cancelled() {
+            true => "before this process stops".to_owned(),
+            false => format!("within {} s", self.timeout.as_secs()),
         };
-        let message = format!("{what} has come to position {position}, and not to {wanted} {bound}; try again");
-        HttpError::unavailable(message).code("behind").expected()
+        let message = format!("{what} reached position {position} but not {wanted} {bound}; try again");
+        HttpError::new(ErrorCode::Behind, message).expected()
     }
 }
 
@@ -157,7 +154,7 @@ impl FromRequest for MinPosition {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let read = || {
             let min_position = position(request, "min_position")?.unwrap_or_default();
-            let timeout = number(request, "timeout", MAX_TIMEOUT)?.unwrap_or(TIMEOUT);
+            let timeout = number(request, "timeout", MAX_TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
             let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
             Ok(Self { min_position, timeout: Duration::from_secs(timeout), draining })
         };
@@ -179,15 +176,15 @@ fn position(request: &HttpRequest, name: &str) -> Result<Option<Position>, HttpE
     Ok(number.and_then(|number| i64::try_from(number).ok()).map(Position))
 }
 
-/// A parameter of the query that is a whole number up to `most`.
+/// Reads a query parameter that is a whole number up to `most`.
 fn number(request: &HttpRequest, name: &str, most: u64) -> Result<Option<u64>, HttpError> {
-    let refused = |message: String| HttpError::bad_request("invalid_query", format!("{name} in the query: {message}"));
+    let refused = |message: String| HttpError::new(ErrorCode::InvalidQuery, format!("{name} in the query: {message}"));
     let mut given = form_urlencoded::parse(request.query_string().as_bytes()).filter(|(key, _)| key == name);
     let Some((_, text)) = given.next() else { return Ok(None) };
     if given.next().is_some() {
         return Err(refused("must be given once".to_owned()));
     }
-    // Of digits alone: Rust's reading takes a plus sign too.
+    // Digits only: `parse` accepts a plus sign, too.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse().ok().filter(|number| digits && *number <= most) {
         Some(number) => Ok(Some(number)),

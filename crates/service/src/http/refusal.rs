@@ -1,4 +1,4 @@
-//! What the log says no to, as clients read it.
+//! Outcomes of decisions and reads, as HTTP answers.
 
 use std::fmt::Display;
 
@@ -7,23 +7,23 @@ use event_store::{DecideError, Position, StoreError};
 use projections::ProjectionError;
 use uuid::Uuid;
 
-use super::error::HttpError;
+use super::{error::HttpError, error_code::ErrorCode};
 
-/// What a command answers: the id it was about, and the position of its last event in the log.
+/// The answer to a command: the id of its subject and the position of its last event in the log.
 pub type Answer<Id> = web::Json<(Id, Position)>;
 
-/// A decision's own no, as HTTP has it. The sentence is its `Display`.
+/// A refusal by the rules of the domain, as an HTTP answer. Its `Display` is the message.
 pub trait Refusal: Display {
     /// A stable word for programs, in snake case.
     fn code(&self) -> &'static str;
 
-    /// 409, where nothing else fits better.
+    /// 409 unless another status fits better.
     fn status(&self) -> StatusCode {
         StatusCode::CONFLICT
     }
 }
 
-/// A decision that never says no.
+/// A decision that never refuses.
 impl Refusal for std::convert::Infallible {
     fn code(&self) -> &'static str {
         match *self {}
@@ -42,12 +42,14 @@ impl<R: Refusal> From<DecideError<R>> for HttpError {
 impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Busy => Self::unavailable("the log is busy; try again").code("busy"),
-            StoreError::OutcomeUnknown => Self::unavailable(
-                "the log did not answer in time: whether the command was carried out is not known; look, or send it again",
-            )
-            .code("outcome_unknown"),
-            error if error.is_unavailable() => Self::unavailable("the log cannot be reached; nothing was done; try again").caused_by(error),
+            StoreError::Busy => Self::new(ErrorCode::Busy, "the log is busy and nothing was written; try again"),
+            StoreError::OutcomeUnknown => Self::new(
+                ErrorCode::OutcomeUnknown,
+                "the log did not reply in time, so the command may have been carried out; read, or send the command again",
+            ),
+            error if error.is_unavailable() => {
+                Self::new(ErrorCode::Unavailable, "the log cannot be reached and nothing was written; try again").caused_by(error)
+            }
             error => Self::fault(error),
         }
     }
@@ -62,15 +64,13 @@ impl From<ProjectionError> for HttpError {
     }
 }
 
-/// Seconds after which a client may try again where a key is parked: an operator has to do something first.
+/// Seconds after which a client may read a parked key again: an operator must act first.
 const PARKED_RETRY_AFTER_SECONDS: u32 = 30;
 
 impl HttpError {
-    /// 503: an event of a key could not be applied to what is asked, and waits for an operator.
+    /// Answers 503 for a key that is parked.
     pub(crate) fn parked(projection: &str, key: Uuid) -> Self {
-        let message = format!(
-            "{projection} cannot tell: an event of {key} could not be applied and is parked until an operator sets it right; try again later"
-        );
-        Self::unavailable(message).code("parked").retry_after(PARKED_RETRY_AFTER_SECONDS).expected()
+        let message = format!("{projection} could not apply an event of {key}; an operator must retry or skip it");
+        Self::new(ErrorCode::Parked, message).retry_after(PARKED_RETRY_AFTER_SECONDS).expected()
     }
 }

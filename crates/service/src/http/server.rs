@@ -16,6 +16,7 @@ use super::{
     cors,
     edge::{self, RequestSpan},
     error::HttpError,
+    error_code::ErrorCode,
     openapi::{self, Routes},
     position::Draining,
 };
@@ -65,11 +66,11 @@ where
             .app_data(Data::new(draining.clone()))
             .app_data(
                 PathConfig::default()
-                    .error_handler(|error, _| HttpError::bad_request("invalid_path", format!("the path cannot be read: {error}")).into()),
+                    .error_handler(|error, _| HttpError::new(ErrorCode::InvalidPath, format!("the path cannot be read: {error}")).into()),
             )
             .app_data(
                 QueryConfig::default()
-                    .error_handler(|error, _| HttpError::bad_request("invalid_query", format!("the query cannot be read: {error}")).into()),
+                    .error_handler(|error, _| HttpError::new(ErrorCode::InvalidQuery, format!("the query cannot be read: {error}")).into()),
             )
             .configure(common_routes)
             .configure(routes.clone())

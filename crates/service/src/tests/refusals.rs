@@ -2,14 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
-use actix_web::{Responder, get, post, web};
+use actix_web::{Responder, get, http::StatusCode, post, web};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use utoipa::OpenApi;
 
 use super::{Running, serve, service, settings};
-use crate::{At, HttpError, IgnoredBody, JsonBody, MinPosition, PathValue, ensure_path_matches_body};
+use crate::{At, ErrorCode, HttpError, IgnoredBody, JsonBody, MinPosition, PathValue, ensure_path_matches_body};
 
 /// A number from 0 to 99, of which the domain says so.
 #[derive(Debug, PartialEq)]
@@ -99,8 +99,8 @@ async fn ask(PathValue(number): PathValue<Small>, at: At, min: MinPosition) -> i
 async fn fail(how: web::Path<String>) -> Result<String, HttpError> {
     Err(match how.as_str() {
         "fault" => HttpError::fault(anyhow::anyhow!("the secret cause")),
-        "away" => HttpError::unavailable("the log is away"),
-        _ => HttpError::conflict("full", "the cart is full"),
+        "away" => HttpError::new(ErrorCode::Unavailable, "the log is away"),
+        _ => HttpError::refusal(StatusCode::CONFLICT, "full", "the cart is full"),
     })
 }
 
