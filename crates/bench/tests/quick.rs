@@ -48,6 +48,7 @@ fn measured(report: &Value) -> usize {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 fn log() {
     let (report, svg) = quick("log");
     let figures = figures(&report);
@@ -66,6 +67,7 @@ fn log() {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 fn http() {
     let (report, _) = quick("http");
     let of = |contender: &str| ("Add Item over HTTP".to_owned(), 4, contender.to_owned());
@@ -76,6 +78,7 @@ fn http() {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 fn kafka() {
     let (report, _) = quick("kafka");
     let of = |contender: &str| ("inventory messages in from Kafka".to_owned(), 1, contender.to_owned());
@@ -84,6 +87,7 @@ fn kafka() {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 fn projections() {
     let (report, _) = quick("projections");
     let of = |(scenario, tasks, contender): (&str, u64, &str)| (scenario.to_owned(), tasks, contender.to_owned());

@@ -32,6 +32,53 @@ fn is_of_this_package(variable: &str) -> bool {
     variable == "OUT_DIR" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| variable.starts_with(of_package))
 }
 
+/// A package of the workspace.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Package {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its `Cargo.toml`.
+    pub(crate) manifest_path: PathBuf,
+    /// What cargo builds of it.
+    pub(crate) targets: Vec<Target>,
+}
+
+impl Package {
+    /// The folder of its sources. Integration tests, which hold none of the macros that read a database, lie beside it.
+    pub(crate) fn sources(&self) -> PathBuf {
+        self.manifest_path.with_file_name("src")
+    }
+}
+
+/// A program, a library or a test of a package.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Target {
+    /// Its name.
+    pub(crate) name: String,
+    /// `lib`, `bin`, `test` and others.
+    pub(crate) kind: Vec<String>,
+}
+
+/// Reads the workspace's packages.
+///
+/// # Errors
+/// Cargo cannot be run, or a manifest is wrong.
+pub(crate) async fn packages(layout: &Layout) -> Result<Vec<Package>, Error> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    let mut metadata = command(layout);
+    metadata.args(["metadata", "--no-deps", "--format-version", "1"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = metadata.output().await.context(|| "run cargo".to_owned())?;
+    if !output.status.success() {
+        return Err(failed("cargo metadata", output.status));
+    }
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).map_err(std::io::Error::other).context(|| "read cargo metadata".to_owned())?;
+    Ok(metadata.packages)
+}
+
 /// Builds the four services, with cargo's own progress on the screen, and answers the directory they are in.
 ///
 /// # Errors
@@ -47,8 +94,11 @@ pub async fn build_services(layout: &Layout, release: bool) -> Result<PathBuf, E
 pub async fn build(layout: &Layout, programs: &[&str], release: bool) -> Result<PathBuf, Error> {
     let mut build = command(layout);
     build.args(["build", "--message-format=json-render-diagnostics"]);
-    // By program and not by package: then cargo chooses the dependencies' features for the whole workspace, as it does
-    // for the tests, and what one has compiled serves the other.
+    // The bench is not among the default members.
+    if programs.contains(&"bench") {
+        build.arg("--workspace");
+    }
+    // By program and not by package: then cargo chooses the features of dependencies for the whole workspace, and compiles each once.
     for program in programs {
         build.args(["--bin", program]);
     }

@@ -59,14 +59,18 @@ async fn make(layout: &Layout, stack: &TestStack, report: &Report) -> Result<Pat
     let made = layout.target().join("queries");
     files::remove(&made)?;
     files::create_directory(&made)?;
-    // A query is looked at when its crate is compiled.
-    for folder in ["crates", "services"] {
-        touch(&layout.checkout().join(folder))?;
-    }
-    report.say("compiling every query against the migrations");
     let mut command = cargo::command(layout);
+    command.args(["check", "--all-targets"]);
+    let mut names = vec![];
+    for package in cargo::packages(layout).await? {
+        // The macro reads a query when its crate is compiled.
+        if touch(&package.sources())? {
+            command.args(["--package", &package.name]);
+            names.push(package.name);
+        }
+    }
+    report.say(format!("compiling the queries of {} against the migrations", names.join(", ")));
     command
-        .args(["check", "--workspace", "--all-targets"])
         .env("DATABASE_URL", format!("{url}?{SEARCH_PATH}"))
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &made)
@@ -85,19 +89,38 @@ fn read(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     Ok(texts)
 }
 
-/// Lets cargo take the sources with queries in them for changed.
-fn touch(folder: &Path) -> Result<(), Error> {
+/// Makes cargo compile the sources in a folder that hold a query, and answers whether there are any.
+fn touch(folder: &Path) -> Result<bool, Error> {
     let failed = || format!("look for queries in {}", folder.display());
+    let mut found = false;
     for entry in std::fs::read_dir(folder).context(failed)? {
         let path = entry.context(failed)?.path();
         if path.is_dir() {
-            touch(&path)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs")
-            && std::fs::read_to_string(&path).context(failed)?.contains("sqlx::query")
+            found |= touch(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") && has_query(&std::fs::read_to_string(&path).context(failed)?)
         {
             let file = File::options().append(true).open(&path).context(failed)?;
             file.set_modified(SystemTime::now()).context(failed)?;
+            found = true;
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// `sqlx::query!`, `sqlx::query_as!` and the like: macros that read the database, and not the functions of the same names.
+fn has_query(source: &str) -> bool {
+    source.split("sqlx::query").skip(1).any(|rest| rest.trim_start_matches(|c: char| c.is_ascii_lowercase() || c == '_').starts_with("!("))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_told_apart_from_functions() {
+        assert!(
+            ["query", "query_as", "query_scalar", "query_file"].iter().all(|name| has_query(&format!("let row = sqlx::{name}!(\"…\"")))
+        );
+        assert!(!has_query("sqlx::query(\"…\"); sqlx::query_as::<_, Row>(\"…\")"));
+    }
 }

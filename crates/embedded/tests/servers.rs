@@ -14,6 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::process::Command;
 
 #[tokio::test]
+#[ignore = "starts PostgreSQL: cargo dev test"]
 async fn postgres_that_was_killed_comes_back_with_what_was_committed() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -36,6 +37,7 @@ async fn postgres_that_was_killed_comes_back_with_what_was_committed() {
 }
 
 #[tokio::test]
+#[ignore = "starts PostgreSQL: cargo dev test"]
 async fn the_migrations_make_roles_that_get_in_without_a_password() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -57,6 +59,7 @@ async fn the_migrations_make_roles_that_get_in_without_a_password() {
 }
 
 #[tokio::test]
+#[ignore = "starts Kafka: cargo dev test"]
 async fn kafka_that_was_killed_comes_back_with_what_was_acknowledged() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The log against a real PostgreSQL: order, conditions, lost answers, grants, resets, and disintegrate-postgres as a reader.
+//! The log against a real PostgreSQL: order, conditions, lost answers, grants and resets.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
@@ -11,9 +11,8 @@ use std::{
 };
 
 use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, examples::Shopping};
-use disintegrate::{EventStore as _, StateQuery, StreamItem, query, serde::json::Json};
+use disintegrate::StateQuery;
 use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, Wait};
-use futures::StreamExt;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use test_support::{Database, TestLog, eventually};
 
@@ -298,25 +297,6 @@ async fn another_process_learns_of_an_append_by_announcement() {
     eventually("it listens", || async { (reader.head_watcher().newest() > Position::START).then_some(()) }).await;
     let written = log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
     eventually("it is announced", || async { (reader.head_watcher().newest() >= written).then_some(()) }).await;
-}
-
-#[tokio::test]
-async fn disintegrate_postgres_reads_the_log() {
-    let log = TestLog::<DomainEvent>::create().await;
-    let cart = Shopping::new();
-    log.append(cart.with_items(2).chain([cart.submitted(2)])).await;
-    let theirs = disintegrate_postgres::PgEventStore::new_uninitialized(log.database.pool().await, Json::<DomainEvent>::default());
-    let all = query!(DomainEvent);
-    let read: Vec<_> = theirs.stream(&all).map(|item| item.unwrap()).collect().await;
-    let mut events = vec![];
-    for item in read {
-        match item {
-            StreamItem::Event(event) => events.push((event.id(), event.into_inner())),
-            StreamItem::End(epoch) => assert_eq!(epoch, 4),
-        }
-    }
-    let expected: Vec<_> = (1..).zip(cart.with_items(2).chain([cart.submitted(2)])).collect();
-    assert_eq!(events, expected);
 }
 
 #[tokio::test]

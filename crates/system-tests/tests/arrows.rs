@@ -126,16 +126,8 @@ fn nothing_depends_on_the_bench_the_system_tests_or_the_operators_command() {
 }
 
 #[test]
-fn disintegrate_postgres_reads_our_log_in_tests_and_nowhere_else() {
-    for package in workspace().values() {
-        for dependency in package.dependencies.iter().filter(|one| one.name == "disintegrate-postgres") {
-            let allowed = match package.name.as_str() {
-                "event-store" => dependency.kind.as_deref() == Some("dev"),
-                // As a rival.
-                "bench" => true,
-                _ => false,
-            };
-            assert!(allowed, "{} depends on disintegrate-postgres", package.name);
-        }
+fn only_the_bench_depends_on_disintegrate_postgres() {
+    for package in workspace().values().filter(|package| package.name != "bench") {
+        assert!(package.dependencies.iter().all(|one| one.name != "disintegrate-postgres"), "{}", package.name);
     }
 }

@@ -19,11 +19,13 @@ use embedded::report::Report;
 const LENGTH: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn after_chaos_everything_is_as_the_log_says_and_what_is_changed_then_is_found() {
     chaos(20_260_707).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn the_same_with_a_seed_that_nobody_has_chosen() {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     chaos(clock.as_secs()).await;

@@ -19,6 +19,7 @@ use test_support::{Database, eventually};
 use uuid::Uuid;
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_cart_from_its_first_item_to_the_published_message_in_one_trace() {
     let mut shop = Shop::new("day").await;
     shop.start(&ALL).await;
@@ -66,6 +67,7 @@ async fn a_cart_from_its_first_item_to_the_published_message_in_one_trace() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behind_them_is_handled() {
     let mut shop = Shop::new("poison").await;
     shop.start(&[TRANSLATOR]).await;
@@ -87,6 +89,7 @@ async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behin
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-translator").await;
     let mut settings = shop.settings(TRANSLATOR, "translator.log");
@@ -122,6 +125,7 @@ async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-projection").await;
     shop.start(&[COMMANDS]).await;
@@ -168,6 +172,7 @@ async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_nothing_but_messages_with_the_same_ce_id() {
     let mut shop = Shop::new("killed-publisher").await;
     shop.start(&[COMMANDS]).await;
@@ -207,6 +212,7 @@ async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_not
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_broker_that_is_away_when_an_attempts_time_is_over_loses_nothing() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
@@ -247,6 +253,7 @@ async fn a_broker_that_is_away_when_an_attempts_time_is_over_loses_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_broker_that_is_away_delays_and_loses_nothing() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
@@ -279,6 +286,7 @@ async fn a_broker_that_is_away_delays_and_loses_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_than_three_items() {
     let mut shop = Shop::new("races").await;
     shop.start(&[COMMANDS, TRANSLATOR]).await;
@@ -315,6 +323,7 @@ async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_tha
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recovers_by_itself() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -367,6 +376,7 @@ async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recov
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_killed_in_between() {
     let mut shop = Shop::new("sent-again").await;
     shop.start(&[COMMANDS]).await;
@@ -417,6 +427,7 @@ async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_ki
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
     let mut shop = Shop::new("frozen-commands").await;
     shop.start(&[COMMANDS]).await;
@@ -467,6 +478,7 @@ async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_goes_on() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -520,6 +532,7 @@ async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica_is_asked() {
     let mut shop = Shop::new("read-your-writes").await;
     shop.start(&[COMMANDS, TRANSLATOR, PROJECTIONS]).await;
@@ -609,6 +622,7 @@ async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_an_operator_says_so() {
     let mut shop = Shop::new("parked").await;
     shop.start(&[COMMANDS, TRANSLATOR]).await;
@@ -673,6 +687,7 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop() {
     let mut shop = Shop::new("stop-waiting").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
@@ -702,6 +717,7 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn cart_items_can_be_made_anew_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
@@ -752,6 +768,7 @@ async fn shell(script: &str) -> std::process::Output {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn the_readmes_first_cart_and_its_words_to_kafka_get_the_answers_that_it_shows() {
     let mut shop = Shop::new("readme").await;
     shop.start(&ALL).await;

@@ -119,6 +119,7 @@ async fn assert_exact(shop: &Shop) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn under_steady_load_one_replica_falls_behind_three_catch_up_and_nothing_is_lost_or_doubled() {
     let mut shop = Shop::new("scaling").await;
     shop.start(&[COMMANDS]).await;
@@ -228,6 +229,7 @@ async fn shop_and_see(shop: &Shop) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_replicas_share_is_anothers_soon_after_it_comes_dies_or_freezes() {
     let mut shop = Shop::new("takeover").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
@@ -287,6 +289,7 @@ async fn a_replicas_share_is_anothers_soon_after_it_comes_dies_or_freezes() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn the_lag_of_translators_is_that_of_all_of_them_whichever_is_asked() {
     let mut shop = Shop::new("translator-lag").await;
     shop.start(&[TRANSLATOR]).await;
@@ -322,6 +325,7 @@ async fn the_lag_of_translators_is_that_of_all_of_them_whichever_is_asked() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn what_a_paused_publisher_leaves_undone_is_told_and_done_when_it_goes_on() {
     const KINDS: [Kind; 2] = [COMMANDS, PUBLISHER];
     let mut shop = Shop::new("publisher-lag").await;

@@ -154,6 +154,7 @@ impl Servers {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain_tells_none_of_its_secrets() {
     let (servers, mut shop) = Servers::start("secured").await;
     for kind in ALL {
@@ -245,6 +246,7 @@ async fn says(shop: &mut Shop, kind: Kind, words: &[&str]) {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn who_is_not_let_in_says_what_to_do_and_never_the_password() {
     let (servers, mut shop) = Servers::start("not-let-in").await;
     let role = COMMANDS.role;
@@ -284,6 +286,7 @@ async fn who_is_not_let_in_says_what_to_do_and_never_the_password() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn settings_that_would_not_be_safe_are_refused_at_the_start() {
     let shop = Shop::new("unsafe").await;
     for (set, said) in [

@@ -48,6 +48,7 @@ impl Metrics {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn metrics_answer_what_an_operator_asks() {
     let mut shop = Shop::new("metrics").await;
     shop.start(&ALL).await;
@@ -105,6 +106,7 @@ async fn metrics_answer_what_an_operator_asks() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
     let mut shop = Shop::new("known").await;
     let mut settings = shop.settings(COMMANDS, "cart-commands.log");
@@ -239,6 +241,7 @@ fn log_of(shop: &mut Shop, kind: Kind) -> Vec<Value> {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn one_trace_leads_from_the_clients_request_to_the_published_message_and_the_log_tells_it() {
     let collector = Collector::start();
     let mut shop = Shop::new("trace").await;

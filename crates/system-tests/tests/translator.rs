@@ -21,11 +21,13 @@ const SESSION: Duration = Duration::from_secs(6);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_translator_frozen_past_its_session_while_another_works_and_then_thawed_appends_nothing_twice() {
     frozen_and_thawed("frozen", DuringTheFreeze::ItsAppendsCommit).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_translator_frozen_whose_appends_were_given_up_and_then_thawed_appends_nothing_twice() {
     frozen_and_thawed("given_up", DuringTheFreeze::ItsAppendsAreGivenUp).await;
 }
@@ -82,6 +84,7 @@ async fn frozen_and_thawed(name: &str, during: DuringTheFreeze) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_translator_killed_between_kafka_and_log_again_and_again_loses_and_doubles_nothing() {
     let shop = Shop::open("killed").await;
     let mut translator = shop.translator("killed");
@@ -101,6 +104,7 @@ async fn a_translator_killed_between_kafka_and_log_again_and_again_loses_and_dou
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_message_is_in_the_log_within_moments_and_over_http_as_well() {
     let shop = Shop::open("moments").await;
     let mut translator = shop.translator("moments");
@@ -127,6 +131,7 @@ async fn a_message_is_in_the_log_within_moments_and_over_http_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn a_broker_that_dies_and_comes_back_is_waited_for() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
