@@ -1,10 +1,12 @@
-//! The smallest service; the tests of the process's life run it.
+//! The smallest service. The tests of a process's life run it.
 
 use std::process::ExitCode;
 
 use actix_web::{Responder, get};
-use service::{Arguments, Fault, Service, trace};
-use utoipa::OpenApi;
+use disintegrate::Event;
+use serde::{Deserialize, Serialize};
+use service::{Fault, Program, Service, Slices, trace};
+use uuid::Uuid;
 
 const DEFAULTS: &str = r#"
 # The port to listen on.
@@ -17,12 +19,12 @@ command_timeout_milliseconds = 10000
 failing = "none"
 "#;
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Settings {
     failing: Failing,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Failing {
     None,
@@ -33,26 +35,38 @@ enum Failing {
 
 impl service::Validate for Settings {}
 
-/// The trace the request is part of
+/// Answers the trace that the request is part of.
 #[utoipa::path(get, path = "/traceparent", responses((status = 200, body = String)))]
 #[get("/traceparent")]
 async fn traceparent() -> impl Responder {
     trace::current_traceparent().unwrap_or_default()
 }
 
-#[derive(OpenApi)]
-#[openapi(paths(traceparent))]
-struct Document;
-
-fn main() -> ExitCode {
-    let arguments = Arguments::parse("minimal", "The least that is a service");
-    service::run("minimal", &arguments, DEFAULTS, start)
+/// The events of its log.
+#[derive(Debug, Clone, PartialEq, Event, Serialize, Deserialize)]
+enum Noted {
+    /// Something was noted.
+    Noted {
+        /// What it is about.
+        #[id]
+        subject: Uuid,
+    },
 }
 
-async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
+static PROGRAM: Program<Noted> = Program { name: "minimal", about: "The smallest service", defaults: DEFAULTS, slices };
+
+fn slices(slices: &mut Slices<'_, '_, Noted>) {
+    slices.route(traceparent);
+}
+
+fn main() -> ExitCode {
+    service::run(&PROGRAM, start)
+}
+
+fn start(settings: Settings, service: Service) -> Result<Service, Fault> {
     let unready = matches!(settings.failing, Failing::Unready);
     let check = move || async move { if unready { Err("none is there".to_owned()) } else { Ok(()) } };
-    let service = service.ready_when("paper", check).background("worker", |shutdown| async move {
+    Ok(service.ready_when("paper", check).background("worker", |shutdown| async move {
         match settings.failing {
             Failing::None | Failing::Unready => shutdown.cancelled().await,
             Failing::Error => return Err(Fault::msg("out of paper")),
@@ -60,10 +74,5 @@ async fn start(settings: Settings, service: Service) -> Result<(), Fault> {
             Failing::Panic => panic!("out of cheese"),
         }
         Ok(())
-    });
-    service
-        .serve(Document::openapi(), |app| {
-            app.service(traceparent);
-        })
-        .await
+    }))
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Fault,
+    fault::Fault,
     http::{error::HttpError, error_code::ErrorCode},
     settings::Common,
 };

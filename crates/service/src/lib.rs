@@ -1,23 +1,26 @@
-//! What every service needs, whatever it is about: settings, telemetry, health, shutdown and HTTP errors.
+//! What every service needs: settings, telemetry, readiness, shutdown and HTTP.
 //!
-//! A service's `main` calls [`run`] with its name, its default settings and a function that starts it; that function
-//! gets the settings and a [`Service`], to which it adds what readiness waits for ([`Service::ready_when`]) and what
-//! works beside the requests ([`Service::background`]), and ends by serving its routes ([`Service::serve`]).
+//! A service declares a [`Program`]: its name, its default settings and its slices. Its `main` calls [`run`] with the program and a
+//! function that adds what the service needs to a [`Service`]: the log ([`Service::with_log`]), projections, readiness checks
+//! ([`Service::ready_when`]) and background tasks ([`Service::background`]). The example `minimal` is a whole service.
 
+mod fault;
 mod health;
 mod http;
-mod log;
 mod run;
 mod service;
+mod slices;
 mod supervise;
 mod telemetry;
 
 pub mod settings;
 
+pub use fault::Fault;
 pub use health::CHECK_TIMEOUT;
 pub use http::{
     body::{IgnoredBody, JsonBody, MAX_BODY_BYTES},
     command::command,
+    common::Routes,
     error::{ErrorBody, HttpError},
     error_code::ErrorCode,
     lag, openapi,
@@ -25,17 +28,15 @@ pub use http::{
     position::{At, MinPosition},
     refusal::{Answer, Refusal},
 };
-pub use log::open_log;
-pub use run::{Arguments, run, run_with_kafka};
+pub use run::{Arguments, run, run_with_arguments, run_with_kafka};
 pub use service::Service;
 pub use settings::Validate;
+pub use slices::{Program, Slices};
 pub use telemetry::trace;
 
-/// A fault: an error that is nobody's refusal, with the causes that led to it. `?` makes one of any error.
-pub use anyhow::Error as Fault;
-/// The token that tells a background task to finish.
+/// Tells a background task to stop.
 pub use tokio_util::sync::CancellationToken;
-/// The version of this build, for a command line of one's own.
+/// The version of this build.
 pub use version::VERSION;
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! The life of a process: settings, telemetry, start, serving until a signal, finishing within a deadline.
+//! The life of a process: settings, telemetry, start, serving until a signal, stopping within a deadline.
 
 use std::{
     fmt::Debug,
-    future::Future,
     io::{self, Write},
     process::ExitCode,
     time::Duration,
 };
 
 use clap::{Args, FromArgMatches};
+use event_store::LogEvent;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,81 +16,89 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Fault, health,
+    fault::Fault,
+    health,
     service::Service,
     settings::{Common, FILE_VARIABLE, Kafka, Layers, SettingsError, Validate},
+    slices::Program,
     telemetry::Telemetry,
 };
 
-/// What could not be started or went wrong.
+/// The exit code after a fault.
 const EXIT_FAULT: u8 = 1;
-/// Wrong settings.
+/// The exit code for wrong settings.
 const EXIT_SETTINGS: u8 = 2;
-/// The defaults of the settings of services that talk to Kafka.
+/// The default settings of services that use Kafka.
 const KAFKA_DEFAULTS: &str = include_str!("kafka.toml");
-/// The time for sending the last traces.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
+/// How long sending the last traces may take.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What every service takes on its command line.
+/// The command line of every service.
 #[derive(Debug, Clone, clap::Args)]
-// A service's own arguments, which these become part of, are a group of this name too.
+// The group of a service's own arguments has the same name.
 #[group(skip)]
-#[command(after_help = "Settings come from the environment (CARTLOG_…, DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE \
-                        names; README.md lists them.")]
+#[command(after_help = "Settings come from the environment (CARTLOG_..., DATABASE_URL) and from the TOML file that CARTLOG_SETTINGS_FILE \
+                        names. See docs/configuration.md.")]
 pub struct Arguments {
-    /// Asks the service that runs here with the same settings whether it is ready, and exits with 0 where it is, with 1 where it is not
+    /// Ask the service that runs with the same settings whether it is ready. Exit with 0 if it is, otherwise with 1
     #[arg(long)]
     healthcheck: bool,
 }
 
 impl Arguments {
-    /// Those of a service that takes no others. Answers `--help` and `--version`, and refuses what else is given: a mistyped argument
-    /// would go unnoticed.
-    #[must_use]
-    pub fn parse(name: &'static str, about: &'static str) -> Self {
+    /// Parses the command line of a service that has no other arguments. An unknown argument ends the process.
+    fn parse(name: &'static str, about: &'static str) -> Self {
         let mut command = Self::augment_args(clap::Command::new(name).about(about).version(version::VERSION));
         let parsed = command.get_matches_mut();
         Self::from_arg_matches(&parsed).unwrap_or_else(|error| error.format(&mut command).exit())
     }
 }
 
-/// Runs a service, and answers the process's exit code: 0 after a signal, 1 after a fault, 2 with wrong settings. Where the arguments say
-/// so it only asks another such process, at the address that the settings name, whether it is ready.
+/// Runs a service and answers the exit code of its process: 0 after a signal, 1 after a fault, 2 with wrong settings.
 ///
-/// `defaults` is TOML: every key of the service's own with its default, `port` and `database_url` among them. `start`
-/// gets the settings and ends in [`Service::serve`]; where it fails, its error is logged, and said on stderr.
-pub fn run<S, F, Fut>(name: &'static str, arguments: &Arguments, defaults: &str, start: F) -> ExitCode
+/// `start` gets the service's own settings and the service, and adds what the service needs: the log, projections, background tasks. Then
+/// the service serves its slices. An error is logged and written to stderr.
+pub fn run<E: LogEvent, S>(program: &'static Program<E>, start: impl FnOnce(S, Service) -> Result<Service, Fault>) -> ExitCode
 where
     S: DeserializeOwned + Validate + Debug,
-    F: FnOnce(S, Service) -> Fut,
-    Fut: Future<Output = Result<(), Fault>>,
 {
-    run_with(name, arguments, &[defaults], Layers::read, start)
+    run_with_arguments(program, &Arguments::parse(program.name, program.about), start)
 }
 
-/// As [`run`], for a service that talks to Kafka: `start` gets the settings that say how, too.
-pub fn run_with_kafka<S, F, Fut>(name: &'static str, arguments: &Arguments, defaults: &str, start: F) -> ExitCode
+/// Runs a service like [`run`], with a command line that the service has parsed because it has arguments of its own.
+pub fn run_with_arguments<E: LogEvent, S>(
+    program: &'static Program<E>,
+    arguments: &Arguments,
+    start: impl FnOnce(S, Service) -> Result<Service, Fault>,
+) -> ExitCode
 where
     S: DeserializeOwned + Validate + Debug,
-    F: FnOnce(S, Kafka, Service) -> Fut,
-    Fut: Future<Output = Result<(), Fault>>,
+{
+    run_with(program, arguments, &[program.defaults], Layers::read, start)
+}
+
+/// Runs a service like [`run`]. `start` gets the settings for Kafka, too.
+pub fn run_with_kafka<E: LogEvent, S>(
+    program: &'static Program<E>,
+    start: impl FnOnce(S, Kafka, Service) -> Result<Service, Fault>,
+) -> ExitCode
+where
+    S: DeserializeOwned + Validate + Debug,
 {
     let read = |layers: &Layers| Ok((layers.read()?, layers.read()?));
-    run_with(name, arguments, &[KAFKA_DEFAULTS, defaults], read, |(settings, kafka), service| start(settings, kafka, service))
+    let arguments = Arguments::parse(program.name, program.about);
+    let defaults = [KAFKA_DEFAULTS, program.defaults];
+    run_with(program, &arguments, &defaults, read, |(settings, kafka), service| start(settings, kafka, service))
 }
 
-fn run_with<S, F, Fut>(
-    name: &'static str,
+fn run_with<E: LogEvent, S: Debug>(
+    program: &'static Program<E>,
     arguments: &Arguments,
     defaults: &[&str],
     read: impl FnOnce(&Layers) -> Result<S, SettingsError>,
-    start: F,
-) -> ExitCode
-where
-    S: Debug,
-    F: FnOnce(S, Service) -> Fut,
-    Fut: Future<Output = Result<(), Fault>>,
-{
+    start: impl FnOnce(S, Service) -> Result<Service, Fault>,
+) -> ExitCode {
+    let name = program.name;
     let (common, settings) = match read_settings(defaults, read) {
         Ok(settings) => settings,
         Err(error) => return complain(name, &error.into(), EXIT_SETTINGS),
@@ -119,16 +127,8 @@ where
     let outcome = runtime.block_on(async {
         let stopping = CancellationToken::new();
         stop_on_signal(stopping.clone())?;
-        let deadline = common.shutdown_delay_seconds.seconds() + common.shutdown_deadline_seconds.seconds();
-        let service = Service::new(name, common, telemetry.metrics().clone(), stopping.clone());
-        tokio::select! {
-            outcome = start(settings, service) => outcome,
-            // `serve` keeps the deadline by itself: this is for a start that hangs before it.
-            () = async { stopping.cancelled().await; tokio::time::sleep(deadline + FLUSH_DEADLINE).await } => {
-                warn!("stopped before the start was finished");
-                Ok(())
-            }
-        }
+        let service = Service::new(name, common, telemetry.metrics().clone(), stopping);
+        program.serve(start(settings, service)?).await
     });
     let exit = match outcome {
         Ok(()) => {
@@ -136,12 +136,12 @@ where
             ExitCode::SUCCESS
         }
         Err(fault) => {
-            error!(service = name, error = format!("{fault:#}"), "stopped by a fault");
+            error!(service = name, error = format!("{fault:#}"), "stopped after a fault");
             complain(name, &fault, EXIT_FAULT)
         }
     };
-    telemetry.flush(FLUSH_DEADLINE);
-    // What still runs was given its time.
+    telemetry.flush(FLUSH_TIMEOUT);
+    // Background tasks had their time.
     runtime.shutdown_background();
     exit
 }
@@ -152,19 +152,19 @@ fn read_settings<S>(defaults: &[&str], read: impl FnOnce(&Layers) -> Result<S, S
     Ok((layers.read()?, read(&layers)?))
 }
 
-/// Says on stderr why the process ends: logs may go elsewhere, or nowhere yet.
+/// Writes to stderr why the process ends, because logs may go elsewhere or are not set up yet.
 fn complain(name: &str, fault: &Fault, exit: u8) -> ExitCode {
-    // Where stderr is closed nobody reads it.
+    // A closed stderr has no reader.
     let _ = writeln!(io::stderr(), "{name}: {fault:#}");
     ExitCode::from(exit)
 }
 
-/// A connection is an open file. Most systems begin with a thousand for a process, and let it have many more where it asks.
+/// Raises the limit of open files, because each connection is one. Most systems start a process with a thousand and allow many more.
 fn open_as_many_files_as_allowed() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(now, most)| if now < most { setrlimit(Resource::RLIMIT_NOFILE, most, most) } else { Ok(()) });
     if let Err(error) = raised {
-        warn!(%error, "the limit of open files stays as it is");
+        warn!(%error, "limit of open files not raised");
     }
 }
 

@@ -1,61 +1,74 @@
-//! A service being put together, and served.
+//! A service: what it waits for, what runs in its background, and the data that its routes use.
 
 use std::{
+    fmt,
     future::Future,
     net::{SocketAddr, TcpListener},
+    sync::Arc,
     time::Duration,
 };
 
-use actix_web::web::ServiceConfig;
+use actix_web::web::Data;
 use anyhow::Context;
-use tokio::time::{Instant, timeout};
+use event_store::{EventStore, LogEvent, Position, StoreSettings};
+use projections::{Projection, Projections, rebuild};
+use sqlx::postgres::PgConnectOptions;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    Fault,
+    fault::Fault,
     health::Readiness,
     http::{
+        common::{Operations, Routes},
+        lag,
         position::Draining,
-        server::{self, Operations},
+        server,
     },
     settings::Common,
     supervise::Supervisor,
     telemetry::Metrics,
 };
 
-/// A service being put together: what it waits for, what works beside its requests, and at last its routes.
-#[derive(Debug)]
+/// Adds data to an application.
+type AddData = Arc<dyn Fn(&mut Routes<'_>) + Send + Sync>;
+
+/// A service that is being put together.
 pub struct Service {
     name: &'static str,
     settings: Common,
     metrics: Metrics,
     readiness: Readiness,
     background: Supervisor,
+    data: Vec<AddData>,
     stopping: CancellationToken,
 }
 
 impl Service {
     pub(crate) fn new(name: &'static str, settings: Common, metrics: Metrics, stopping: CancellationToken) -> Self {
         let readiness = Readiness::new(stopping.clone());
-        Self { name, settings, metrics, readiness, background: Supervisor::default(), stopping }
+        Self { name, settings, metrics, readiness, background: Supervisor::default(), data: vec![], stopping }
     }
 
-    /// The service's name, as in telemetry.
+    /// Answers the service's name, as in telemetry.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The settings every service has.
+    /// Answers the settings of every service.
     #[must_use]
     pub fn settings(&self) -> &Common {
         &self.settings
     }
 
-    /// Cancelled when a signal asks the process to stop; background tasks get their own, which is cancelled later,
-    /// when the requests in hand are answered.
+    /// Answers a token that is cancelled when a signal asks the process to stop. Background tasks get a token of their own, which is
+    /// cancelled later, when the requests in hand are answered.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
@@ -73,8 +86,8 @@ impl Service {
         self
     }
 
-    /// Starts a task beside the requests. It runs until its token is cancelled and then finishes what it has in hand;
-    /// where it ends or panics before, the process shuts down with exit code 1.
+    /// Starts a background task. It runs until its token is cancelled, then finishes its work. If it ends or panics before, the process
+    /// stops with exit code 1.
     #[must_use]
     pub fn background<F, Fut>(mut self, name: &'static str, task: F) -> Self
     where
@@ -85,38 +98,116 @@ impl Service {
         self
     }
 
-    /// Serves the routes and the common ones until the process is asked to stop or a background task fails.
-    ///
-    /// `document` lists the routes; by it a wrong method is told from an unknown route. `routes` is called once in
-    /// each HTTP worker.
+    /// Gives handlers a value, as [`Data`].
+    #[must_use]
+    pub fn data<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        let data = Data::new(value);
+        self.data.push(Arc::new(move |app| {
+            app.app_data(data.clone());
+        }));
+        self
+    }
+
+    /// Opens the log that the settings name. `/ready` waits for the log, and handlers get it as [`Data`]. A connection is made when it is
+    /// first needed.
     ///
     /// # Errors
-    /// Where the port is taken, the server fails, or a background task ended.
-    pub async fn serve<F>(self, document: OpenApi, routes: F) -> Result<(), Fault>
+    /// If the URL cannot be read; the settings have checked it.
+    pub fn with_log<E: LogEvent>(self) -> Result<(Self, EventStore<E>), Fault> {
+        let mut options: PgConnectOptions = self.settings.database_url.expose().parse()?;
+        if let Some(password) = self.settings.database_password_file.expose() {
+            options = options.password(password);
+        }
+        let settings = StoreSettings {
+            max_connections: self.settings.database_max_connections.as_u32(),
+            command_timeout: self.settings.command_timeout_milliseconds.milliseconds(),
+            state_cache_bytes: self.settings.state_cache_megabytes.as_usize() * 1_000_000,
+            ..StoreSettings::default()
+        };
+        let log = EventStore::<E>::new(options, settings);
+        let ready = log.clone();
+        let service = self.data(log.clone()).ready_when("log", move || {
+            let log = ready.clone();
+            async move { log.ready().await }
+        });
+        Ok((service, log))
+    }
+
+    /// Prepares the runtime of projections over a log. Handlers get it as [`Data`], and [`lag::route`] answers from it.
+    #[must_use]
+    pub fn with_projections<E: LogEvent>(self, log: &EventStore<E>) -> (Self, Projections<E>) {
+        let projections = Projections::new(log.clone());
+        (self.data(projections.clone()).data(lag::of(&projections)), projections)
+    }
+
+    /// Runs a projection in the background, and `/ready` waits until it is registered: before, its read model cannot answer. With
+    /// `rebuild` it is rebuilt first.
+    #[must_use]
+    pub fn projection<P: Projection>(
+        self,
+        projections: &Projections<P::Log>,
+        settings: &projections::Settings,
+        projection: P,
+        is_rebuilt: bool,
+    ) -> Self {
+        let (projections, registered, settings) = (projections.clone(), projections.clone(), settings.clone());
+        let service = self.ready_when(P::NAME, move || {
+            let projections = registered.clone();
+            async move {
+                match projections.registered(P::NAME).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err("its first start".to_owned()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        });
+        service.background(P::NAME, move |shutdown: CancellationToken| async move {
+            while is_rebuilt && projections.store().wait_ready(&shutdown).await.is_ok() {
+                match rebuild::<P>(projections.store().pool()).await {
+                    Err(error) if error.is_unavailable() => warn!(projection = P::NAME, %error, "rebuild delayed"),
+                    outcome => {
+                        outcome?;
+                        break;
+                    }
+                }
+            }
+            let applied = Arc::new(watch::Sender::new(Position::START));
+            Ok(projections.run(projection, settings, applied, shutdown).await?)
+        })
+    }
+
+    /// Serves the routes until the process is asked to stop or a background task fails. `document` tells a wrong method from an unknown
+    /// route. `routes` is called once in each HTTP worker.
+    ///
+    /// # Errors
+    /// If the port is taken, the server fails, or a background task ends.
+    pub(crate) async fn serve<F>(self, document: OpenApi, routes: F) -> Result<(), Fault>
     where
-        F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+        F: Fn(&mut Routes<'_>) + Clone + Send + 'static,
     {
         let address = SocketAddr::from((self.settings.bind_address, self.settings.port.as_u16()));
         let listener = TcpListener::bind(address).with_context(|| {
-            format!(
-                "cannot listen at {address}; the settings bind_address (CARTLOG_BIND_ADDRESS) and port (CARTLOG_PORT) \
-                 choose another"
-            )
+            format!("cannot listen on {address}; choose another with bind_address (CARTLOG_BIND_ADDRESS) and port (CARTLOG_PORT)")
         })?;
         self.serve_on(listener, document, routes).await
     }
 
     pub(crate) async fn serve_on<F>(mut self, listener: TcpListener, document: OpenApi, routes: F) -> Result<(), Fault>
     where
-        F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+        F: Fn(&mut Routes<'_>) + Clone + Send + 'static,
     {
         let deadline = self.settings.shutdown_deadline_seconds.seconds();
-        // Background tasks finish after the requests, which may need them, and get time of their own.
+        // Background tasks stop after the requests, which may need them, and have time of their own.
         let drain_deadline = deadline - (deadline / 4).min(Duration::from_secs(2));
         let address = listener.local_addr().context("the listener has no address")?;
-        let operations = Operations { readiness: self.readiness, metrics: self.metrics };
         let draining = Draining::new(drain_deadline);
-        let server = server::start(listener, &self.settings, drain_deadline, draining.clone(), operations, document, routes)?;
+        let operations = Operations { readiness: self.readiness, metrics: self.metrics, draining: draining.clone() };
+        let data = self.data;
+        let routes = move |app: &mut Routes<'_>| {
+            data.iter().for_each(|add| add(app));
+            routes(app);
+        };
+        let server = server::start(listener, &self.settings, drain_deadline, operations, &document, routes)?;
         let handle = server.handle();
         let mut server = tokio::spawn(server);
         info!(%address, "listening");
@@ -131,24 +222,30 @@ impl Service {
             }),
         };
         if let Err(fault) = &outcome {
-            error!(error = format!("{fault:#}"), "stopping because of a fault");
+            error!(error = format!("{fault:#}"), "stopping after a fault");
         }
-        // `/ready` answers 503 from here on.
+        // From here on `/ready` answers 503.
         self.stopping.cancel();
         if outcome.is_ok() {
-            // Whoever sends requests here has to notice first; a fault cuts that short.
+            // The proxy must notice before connections are refused. A fault cuts this short.
             let delay = self.settings.shutdown_delay_seconds.seconds();
             if let Ok(fault) = timeout(delay, self.background.failure()).await {
-                error!(error = format!("{fault:#}"), "a fault while stopping");
+                error!(error = format!("{fault:#}"), "fault while stopping");
                 outcome = Err(fault);
             }
         }
         let start = Instant::now();
         draining.begin();
         if !server.is_finished() && timeout(drain_deadline, handle.stop(true)).await.is_err() {
-            warn!("requests in hand did not finish in time; they are cut off");
+            warn!("requests cut off at the deadline");
         }
         self.background.stop(deadline.saturating_sub(start.elapsed())).await;
         outcome
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("name", &self.name).field("readiness", &self.readiness).finish_non_exhaustive()
     }
 }

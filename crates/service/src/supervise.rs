@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span, warn};
 
-use crate::Fault;
+use crate::fault::Fault;
 
 /// The span of a background task: for the log alone.
 pub(crate) const SPAN: &str = "background";

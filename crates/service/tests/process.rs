@@ -105,7 +105,7 @@ fn run(environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn sigterm_and_sigint_end_it_with_exit_code_0() {
+fn signal_ends_with_exit_code_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let (code, log) = Process::start(&[]).end(signal);
         assert_eq!(code, Some(0));
@@ -116,7 +116,7 @@ fn sigterm_and_sigint_end_it_with_exit_code_0() {
 }
 
 #[test]
-fn wrong_settings_end_it_with_exit_code_2_and_words_on_stderr() {
+fn wrong_settings_end_with_exit_code_2() {
     let (code, _, stderr) = run(&[("CARTLOG_FAILING", "maybe")]);
     assert_eq!(code, Some(2));
     let expected =
@@ -125,7 +125,7 @@ fn wrong_settings_end_it_with_exit_code_2_and_words_on_stderr() {
 }
 
 #[test]
-fn a_failed_background_task_and_a_taken_port_end_it_with_exit_code_1() {
+fn fault_ends_with_exit_code_1() {
     let (code, stdout, stderr) = run(&[("CARTLOG_FAILING", "error"), ("CARTLOG_PORT", &free_port())]);
     assert_eq!(code, Some(1));
     assert_eq!(stderr, "minimal: the background task worker failed: out of paper\n");
@@ -144,7 +144,7 @@ fn a_failed_background_task_and_a_taken_port_end_it_with_exit_code_1() {
 }
 
 #[test]
-fn a_trace_goes_on_through_the_request_without_an_exporter_and_whatever_is_logged() {
+fn trace_continues_without_exporter_or_log() {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     let process = Process::start(&[("CARTLOG_LOG_FILTER", "off,service=debug")]);
     let parent = format!("traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n");
@@ -163,7 +163,7 @@ fn a_trace_goes_on_through_the_request_without_an_exporter_and_whatever_is_logge
 }
 
 #[test]
-fn metrics_count_requests_by_route_and_what_went_well_is_not_logged() {
+fn metrics_count_requests_by_route() {
     let process = Process::start(&[]);
     process.get("/traceparent", "");
     process.get("/nothing/at/all", "");
@@ -206,7 +206,7 @@ fn collector() -> (String, mpsc::Receiver<String>) {
 }
 
 #[test]
-fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
+fn traces_are_sent_before_the_end() {
     let (endpoint, exports) = collector();
     let process = Process::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())]);
     process.get("/traceparent", "");
@@ -218,7 +218,7 @@ fn traces_are_sent_to_the_collector_at_the_latest_at_the_end() {
 }
 
 #[test]
-fn a_process_opens_as_many_files_as_the_system_allows_and_not_as_few_as_it_begins_with() {
+fn limit_of_open_files_is_raised() {
     let port = free_port();
     let mut few = Command::new("/bin/sh");
     few.args(["-c", "ulimit -S -n 64 && exec \"$0\""]).arg(minimal(&[]).get_program()).env_clear().env("CARTLOG_PORT", &port);
@@ -231,7 +231,7 @@ fn a_process_opens_as_many_files_as_the_system_allows_and_not_as_few_as_it_begin
 }
 
 #[test]
-fn a_health_check_needs_no_other_client_and_asks_for_readiness() {
+fn healthcheck_asks_for_readiness() {
     let process = Process::start(&[]);
     let port = process.address.rsplit(':').next().unwrap().to_owned();
     let ask = |bind: &str| {
@@ -257,7 +257,7 @@ fn a_health_check_needs_no_other_client_and_asks_for_readiness() {
 }
 
 #[test]
-fn a_password_comes_from_a_file_and_is_never_shown() {
+fn password_from_a_file_is_never_shown() {
     let path = std::env::temp_dir().join(format!("cartlog-{}-password", std::process::id()));
     std::fs::write(&path, "open sesame\n").unwrap();
     let file = path.to_str().unwrap();
@@ -275,7 +275,7 @@ fn a_password_comes_from_a_file_and_is_never_shown() {
 }
 
 #[test]
-fn an_argument_is_answered_or_refused_and_never_passed_over() {
+fn unknown_argument_is_refused() {
     let ended = |argument: &str| minimal(&[]).arg(argument).output().unwrap();
     let help = ended("--help");
     assert_eq!(help.status.code(), Some(0));

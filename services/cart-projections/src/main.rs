@@ -1,22 +1,37 @@
-//! The read models of the shopping cart, over HTTP and in tables, and the automation Archive Item.
+//! The read models of the shopping cart, over HTTP, and the automation Archive Item.
 
 mod archive_item;
 mod cart_items;
 mod carts_with_products;
 mod inventories;
 mod submitted_cart;
+mod unknown_cart;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use actix_web::{http::StatusCode, web};
-use cart_events::{CartId, DomainEvent};
+use cart_events::DomainEvent;
+use cart_items::CartItemsProjection;
 use clap::Parser;
 use event_store::Position;
-use projections::{Projection, Projections, rebuild, todo};
+use projections::{Projection, todo};
 use serde::Deserialize;
-use service::{At, CancellationToken, Fault, HttpError, Service, Validate, open_log, settings::Whole};
+use service::{CancellationToken, Fault, Program, Service, Slices, Validate, settings::Whole};
 use tokio::sync::watch;
-use utoipa::OpenApi;
+
+static PROGRAM: Program<DomainEvent> = Program {
+    name: env!("CARGO_PKG_NAME"),
+    about: "The read models of the shopping cart, and the automation Archive Item.",
+    defaults: include_str!("settings.toml"),
+    slices,
+};
+
+fn slices(slices: &mut Slices<'_, '_, DomainEvent>) {
+    slices.read_model(CartItemsProjection).route(cart_items::live).route(cart_items::projected);
+    slices.read_model(carts_with_products::CartsWithProducts).route(carts_with_products::route);
+    slices.read_model(inventories::Inventories).route(inventories::route);
+    slices.route(submitted_cart::route);
+    slices.route(service::lag::route);
+}
 
 /// The read models of the shopping cart, and the automation Archive Item.
 #[derive(Debug, Parser)]
@@ -24,7 +39,7 @@ use utoipa::OpenApi;
 struct Arguments {
     #[command(flatten)]
     common: service::Arguments,
-    /// Makes Cart Items anew at start, beside the one in service, which answers until the new one has caught up.
+    /// Rebuild Cart Items at start. The build in service answers until the new build has caught up
     #[arg(short, long)]
     reset_cart_items: bool,
 }
@@ -32,7 +47,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let common = arguments.common.clone();
-    service::run("cart-projections", &common, include_str!("settings.toml"), move |settings, service| start(arguments, settings, service))
+    service::run_with_arguments(&PROGRAM, &common, |settings, service| start(&arguments, &settings, service))
 }
 
 #[derive(Debug, Deserialize)]
@@ -44,107 +59,33 @@ struct Settings {
 
 impl Validate for Settings {}
 
-async fn start(arguments: Arguments, settings: Settings, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings())?;
-    let projecting = projections::Settings {
+fn start(arguments: &Arguments, settings: &Settings, service: Service) -> Result<Service, Fault> {
+    let (service, log) = service.with_log::<DomainEvent>()?;
+    let (service, projections) = service.with_projections(&log);
+    let settings = projections::Settings {
         batch: i64::from(settings.projection_batch.as_u32()),
         lease: settings.projection_lease_seconds.seconds(),
         throttle: settings.projection_throttle_events_per_second.as_u32(),
         ..projections::Settings::default()
     };
-    // Longer than an attempt may take: nobody else takes a to-do up while one goes on.
+    let rebuild: &[&str] = if arguments.reset_cart_items { &[CartItemsProjection::NAME] } else { &[] };
+    let service = PROGRAM.run_read_models(service, &projections, &settings, rebuild);
+
+    // Longer than an attempt may take, so that no other process takes the to-do over meanwhile.
     let lease = service.settings().command_timeout_milliseconds.milliseconds() + Duration::from_secs(3);
     let archived = Arc::new(watch::Sender::new(Position::START));
-    let (ready, archive, asked) = (log.clone(), log.clone(), archived.subscribe());
-    let projections = Projections::new(log.clone());
-    let lag = service::lag::of(&projections);
-    let service = service.ready_when("log", move || {
-        let log = ready.clone();
-        async move { log.ready().await }
-    });
-    let service = run(service, &projections, &projecting, cart_items::CartItemsProjection, arguments.reset_cart_items, Arc::default());
-    let service = run(service, &projections, &projecting, carts_with_products::CartsWithProducts, false, Arc::default());
-    let service = run(service, &projections, &projecting, inventories::Inventories, false, Arc::default());
-    run(service, &projections, &projecting, archive_item::ArchiveItemAutomation, false, archived)
+    let asked = archived.subscribe();
+    Ok(service
+        .background(archive_item::ArchiveItemAutomation::NAME, move |shutdown: CancellationToken| async move {
+            Ok(projections.run(archive_item::ArchiveItemAutomation, settings, archived, shutdown).await?)
+        })
         .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
             let settings = todo::Settings { lease, max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
-            let attempt = |todo| archive_item::attempt(archive.clone(), todo);
-            todo::work(archive.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
+            let attempt = |todo| archive_item::attempt(log.clone(), todo);
+            todo::work(log.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
             Ok(())
-        })
-        .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
-            app.app_data(web::Data::new(log.clone()))
-                .app_data(web::Data::new(projections.clone()))
-                .app_data(lag.clone())
-                .service(service::lag::route)
-                .service(carts_with_products::route)
-                .service(inventories::route)
-                .service(cart_items::live)
-                .service(cart_items::projected)
-                .service(submitted_cart::route);
-        })
-        .await
+        }))
 }
-
-/// Runs a projection in the background; made anew first, where that is asked for.
-fn run<P: Projection<Log = DomainEvent>>(
-    service: Service,
-    projections: &Projections<DomainEvent>,
-    settings: &projections::Settings,
-    projection: P,
-    anew: bool,
-    applied: Arc<watch::Sender<Position>>,
-) -> Service {
-    let (projections, settings) = (projections.clone(), settings.clone());
-    let known = projections.clone();
-    // Before it is known, its read model cannot answer.
-    let service = service.ready_when(P::NAME, move || {
-        let projections = known.clone();
-        async move {
-            match projections.registered(P::NAME).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err("its first start".to_owned()),
-                Err(error) => Err(error.to_string()),
-            }
-        }
-    });
-    service.background(P::NAME, move |shutdown: CancellationToken| async move {
-        // Asked for once, and waited for as everything is.
-        while anew && projections.store().wait_ready(&shutdown).await.is_ok() {
-            match rebuild::<P>(projections.store().pool()).await {
-                Err(error) if error.is_unavailable() => tracing::warn!(%error, "the projection cannot be made anew yet"),
-                outcome => {
-                    outcome?;
-                    break;
-                }
-            }
-        }
-        Ok(projections.run(projection, settings, applied, shutdown).await?)
-    })
-}
-
-fn unknown_cart(cart_id: CartId, at: At) -> HttpError {
-    let message = match at.at {
-        Some(at) => format!("there was no cart {cart_id} at position {at}"),
-        None => format!("there is no cart {cart_id}"),
-    };
-    HttpError::refusal(StatusCode::NOT_FOUND, "unknown_cart", message)
-}
-
-/// The read models of Cartlog's shopping cart.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "cart-projections"),
-    paths(
-        cart_items::live,
-        cart_items::projected,
-        submitted_cart::route,
-        carts_with_products::route,
-        inventories::route,
-        service::lag::route
-    )
-)]
-struct Api;
 
 #[cfg(test)]
 mod tests {
@@ -153,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_its_own_and_every_services() {
+    fn arguments_are_its_own_and_every_services() {
         let mut command = Arguments::command();
         command.build();
         for argument in ["healthcheck", "reset_cart_items", "version"] {
@@ -161,15 +102,15 @@ mod tests {
         }
     }
 
-    /// What that comes to, event-store's tests hold.
+    /// The tests of crate `projections` measure a takeover with this lease.
     #[test]
-    fn the_built_in_lease_is_that_by_which_a_share_is_taken_over_within_five_seconds() {
+    fn default_lease_is_the_one_that_tests_measure() {
         let lease = format!("projection_lease_seconds = {}", projections::Settings::default().lease.as_secs());
         assert!(include_str!("settings.toml").lines().any(|line| line == lease), "{lease}");
     }
 
     #[test]
-    fn the_committed_openapi_document_is_the_served_one() {
-        service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    fn committed_openapi_document_matches_the_routes() {
+        service::openapi::assert_committed(&PROGRAM.document(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
     }
 }

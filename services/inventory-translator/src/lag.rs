@@ -28,9 +28,9 @@ pub(crate) struct TopicLag {
 }
 
 /// What [`route`] answers from.
-pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, topics: Vec<String>) -> web::Data<Cached<Lag>> {
+pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, topics: Vec<String>) -> Cached<Lag> {
     let (log, brokers, group) = (log.clone(), brokers.clone(), group.to_owned());
-    web::Data::new(Cached::new(move || {
+    Cached::new(move || {
         let (log, brokers, group, topics) = (log.clone(), brokers.clone(), group.clone(), topics.clone());
         async move {
             let lags = kafka::lags(&brokers, &log, &group, topics).await.map_err(|error| match error {
@@ -41,19 +41,19 @@ pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, 
                 lags.into_iter().map(|(topic, kafka::TopicLag { lag, partitions })| (topic, TopicLag { lag, partitions })).collect();
             Ok::<_, HttpError>(Lag { lag: topics.values().map(|topic| topic.lag).sum(), topics })
         }
-    }))
+    })
 }
 
-/// How far all translators together are behind, whichever is asked; a second old at the most.
+/// Answers how far all translators together are behind. The answer is at most a second old.
 #[utoipa::path(
     operation_id = "lag",
     tag = "operations",
     responses(
         (status = 200, body = Lag),
-        (status = 503, description = "the log or the brokers are away", body = ErrorBody)
+        (status = 503, description = "unavailable, busy", body = ErrorBody)
     )
 )]
 #[get("/lag")]
-pub(crate) async fn route(of: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
-    Ok(web::Json(Lag::clone(&*of.get().await?)))
+pub(crate) async fn route(lag: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
+    Ok(web::Json(Lag::clone(&*lag.get().await?)))
 }

@@ -1,26 +1,30 @@
-//! Submitted carts, out to Kafka.
+//! Submitted carts, published to Kafka.
 
 mod publish_cart;
 
 use std::{process::ExitCode, sync::Arc};
 
-use actix_web::web;
 use cart_events::DomainEvent;
 use event_store::Position;
 use kafka::{Brokers, Publisher, PublisherSettings};
-use projections::{Projection, Projections, todo};
+use projections::{Projection, todo};
 use publish_cart::{PublishCartAutomation, Publishing};
 use serde::Deserialize;
 use service::{
-    Arguments, CancellationToken, Fault, Service, Validate, open_log,
+    CancellationToken, Fault, Program, Service, Slices, Validate,
     settings::{Kafka, TopicName, Whole},
 };
 use tokio::sync::watch;
-use utoipa::OpenApi;
+
+static PROGRAM: Program<DomainEvent> =
+    Program { name: env!("CARGO_PKG_NAME"), about: "Publishes submitted carts to Kafka.", defaults: include_str!("settings.toml"), slices };
+
+fn slices(slices: &mut Slices<'_, '_, DomainEvent>) {
+    slices.route(service::lag::route);
+}
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse("publisher", "Submitted carts, published to Kafka");
-    service::run_with_kafka("publisher", &arguments, include_str!("settings.toml"), start)
+    service::run_with_kafka(&PROGRAM, start)
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,12 +36,13 @@ struct Settings {
 
 impl Validate for Settings {}
 
-async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(), Fault> {
-    let log = open_log::<DomainEvent>(service.settings())?;
+fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<Service, Fault> {
+    let (service, log) = service.with_log::<DomainEvent>()?;
+    let (service, projections) = service.with_projections(&log);
     let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let sending = PublisherSettings::new(brokers);
     let publishing = Publishing {
-        log: log.clone(),
+        log,
         publisher: Publisher::new(&sending)?,
         topic: settings.published_carts_topic.to_string(),
         deadline: settings.publish_deadline_seconds.seconds(),
@@ -47,16 +52,10 @@ async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(),
     let working = publishing.working(settings.publish_concurrency.as_usize());
     let projected = Arc::new(watch::Sender::new(Position::START));
     let asked = projected.subscribe();
-    let projections = Projections::new(log.clone());
-    let lag = service::lag::of(&projections);
-    let (log_ready, broker_ready) = (log, publishing.clone());
-    service
-        .ready_when("log", move || {
-            let log = log_ready.clone();
-            async move { log.ready().await }
-        })
+    let ready = publishing.clone();
+    Ok(service
         .ready_when("kafka", move || {
-            let publishing = broker_ready.clone();
+            let publishing = ready.clone();
             async move { publishing.publisher.ready(&publishing.topic).await }
         })
         .background(PublishCartAutomation::NAME, move |shutdown: CancellationToken| async move {
@@ -67,24 +66,15 @@ async fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<(),
             let attempt = |todo| publishing.clone().attempt(todo);
             todo::work(pool, PublishCartAutomation::NAME, working, asked, shutdown, attempt).await;
             Ok(())
-        })
-        .serve(Api::openapi(), move |app: &mut web::ServiceConfig| {
-            app.app_data(lag.clone()).service(service::lag::route);
-        })
-        .await
+        }))
 }
-
-/// Publishes Cartlog's submitted carts.
-#[derive(OpenApi)]
-#[openapi(info(title = "publisher"), paths(service::lag::route))]
-struct Api;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::PROGRAM;
 
     #[test]
-    fn the_committed_openapi_document_is_the_served_one() {
-        service::openapi::assert_committed(&Api::openapi(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    fn committed_openapi_document_matches_the_routes() {
+        service::openapi::assert_committed(&PROGRAM.document(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
     }
 }

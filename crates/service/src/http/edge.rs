@@ -14,7 +14,7 @@ use opentelemetry::{KeyValue, global, metrics::Histogram, propagation::Extractor
 use tracing::{Span, field::Empty};
 use tracing_actix_web::RootSpanBuilder;
 
-use super::{error::HttpError, error_code::ErrorCode, openapi::Routes};
+use super::{error::HttpError, error_code::ErrorCode, openapi::RouteTable};
 use crate::telemetry::trace;
 
 /// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
@@ -143,7 +143,7 @@ pub(crate) async fn answer_errors_in_json(
 
 /// The answer where no route took the request.
 pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpResponse {
-    let Some(routes) = request.app_data::<web::Data<Routes>>() else {
+    let Some(routes) = request.app_data::<web::Data<RouteTable>>() else {
         return HttpError::new(ErrorCode::UnknownRoute, "there is no such route").error_response();
     };
     let (refusal, allow) = routes.refusal(request.path());

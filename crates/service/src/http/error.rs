@@ -12,7 +12,7 @@ use actix_web::{
 use serde::Serialize;
 
 use super::error_code::ErrorCode;
-use crate::{Fault, telemetry::trace};
+use crate::{fault::Fault, telemetry::trace};
 
 /// The body of every answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]

@@ -161,27 +161,27 @@ impl From<BTreeMap<String, Backlog>> for Lag {
     }
 }
 
-/// What [`route`] answers from: how far what runs in this process is behind, in all of them.
-pub fn of<E: LogEvent>(projections: &Projections<E>) -> web::Data<Cached<Lag>> {
+/// Reads how far the projections of all processes are behind. [`route`] answers from it.
+pub(crate) fn of<E: LogEvent>(projections: &Projections<E>) -> Cached<Lag> {
     let projections = projections.clone();
-    web::Data::new(Cached::new(move || {
+    Cached::new(move || {
         let projections = projections.clone();
-        async move { projections.backlog().await.map(Lag::from).map_err(StoreError::into) as Result<_, HttpError> }
-    }))
+        async move { projections.backlog().await.map(Lag::from) as Result<_, StoreError> }
+    })
 }
 
-/// How far the whole system is behind, whichever process is asked; a second old at the most.
+/// Answers how far the projections of all processes are behind. The answer is at most a second old.
 #[utoipa::path(
     operation_id = "lag",
     tag = "operations",
     responses(
         (status = 200, body = Lag),
-        (status = 503, description = "the log is away, or busy", body = ErrorBody)
+        (status = 503, description = "unavailable, busy", body = ErrorBody)
     )
 )]
 #[get("/lag")]
-pub async fn route(of: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
-    Ok(web::Json(Lag::clone(&*of.get().await?)))
+pub async fn route(lag: web::Data<Cached<Lag>>) -> Result<web::Json<Lag>, HttpError> {
+    Ok(web::Json(Lag::clone(&*lag.get().await?)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod body;
 pub(crate) mod command;
+pub(crate) mod common;
 mod cors;
 mod edge;
 pub(crate) mod error;

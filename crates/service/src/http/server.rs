@@ -3,24 +3,24 @@
 use std::{io, net::TcpListener, time::Duration};
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
+    App, HttpRequest, HttpServer,
     dev::Server,
-    http::header::ContentType,
     middleware::from_fn,
-    web::{self, Data, PathConfig, QueryConfig, ServiceConfig},
+    web::{self, Data, PathConfig},
 };
 use tracing_actix_web::TracingLogger;
 use utoipa::openapi::OpenApi;
+use utoipa_actix_web::AppExt;
 
 use super::{
+    common::{self, Document, Operations, Routes},
     cors,
     edge::{self, RequestSpan},
     error::HttpError,
     error_code::ErrorCode,
-    openapi::{self, Routes},
-    position::Draining,
+    openapi::RouteTable,
 };
-use crate::{health::Readiness, settings::Common, telemetry::Metrics};
+use crate::settings::Common;
 
 /// How long a client may take to send the head of its first request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,31 +30,22 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may go on sending after it was answered.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the common routes answer from.
-#[derive(Clone)]
-pub(crate) struct Operations {
-    pub(crate) readiness: Readiness,
-    pub(crate) metrics: Metrics,
-}
-
 /// Starts serving on `listener`.
 ///
 /// # Errors
-/// Where the listener cannot be used.
+/// If the listener cannot be used.
 pub(crate) fn start<F>(
     listener: TcpListener,
     settings: &Common,
     drain_deadline: Duration,
-    draining: Draining,
     operations: Operations,
-    document: OpenApi,
+    document: &OpenApi,
     routes: F,
 ) -> Result<Server, StartError>
 where
-    F: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+    F: Fn(&mut Routes<'_>) + Clone + Send + 'static,
 {
-    let document = openapi::with_common_routes(document);
-    let table = Data::new(Routes::of(&document));
+    let table = Data::new(RouteTable::of(document));
     let document = Document(document.to_json().map_err(StartError::Document)?);
     let origins = settings.cors_origins.clone();
 
@@ -63,17 +54,15 @@ where
             .app_data(table.clone())
             .app_data(Data::new(operations.clone()))
             .app_data(Data::new(document.clone()))
-            .app_data(Data::new(draining.clone()))
+            .app_data(Data::new(operations.draining.clone()))
             .app_data(
                 PathConfig::default()
                     .error_handler(|error, _| HttpError::new(ErrorCode::InvalidPath, format!("the path cannot be read: {error}")).into()),
             )
-            .app_data(
-                QueryConfig::default()
-                    .error_handler(|error, _| HttpError::new(ErrorCode::InvalidQuery, format!("the query cannot be read: {error}")).into()),
-            )
-            .configure(common_routes)
+            .into_utoipa_app()
+            .configure(common::routes)
             .configure(routes.clone())
+            .into_app()
             .default_service(web::to(|request: HttpRequest| async move { edge::no_route(&request) }))
             .wrap(from_fn(edge::answer_head_as_get))
             .wrap(cors::allow(&origins))
@@ -104,32 +93,4 @@ pub(crate) enum StartError {
     Document(#[source] serde_json::Error),
     #[error("the listener cannot be used")]
     Listen(#[source] io::Error),
-}
-
-#[derive(Clone)]
-struct Document(String);
-
-fn common_routes(app: &mut ServiceConfig) {
-    app.route("/healthcheck", web::get().to(healthcheck))
-        .route("/ready", web::get().to(ready))
-        .route("/metrics", web::get().to(metrics))
-        .route("/openapi.json", web::get().to(document));
-}
-
-async fn healthcheck() -> HttpResponse {
-    HttpResponse::Ok().content_type(ContentType::plaintext()).body("Ok")
-}
-
-async fn ready(operations: Data<Operations>) -> Result<HttpResponse, HttpError> {
-    operations.readiness.check().await?;
-    Ok(HttpResponse::Ok().json(serde_json::json!({ "ready": true })))
-}
-
-async fn metrics(operations: Data<Operations>) -> Result<HttpResponse, HttpError> {
-    let text = operations.metrics.text().map_err(HttpError::fault)?;
-    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(text))
-}
-
-async fn document(document: Data<Document>) -> HttpResponse {
-    HttpResponse::Ok().content_type(ContentType::json()).body(document.0.clone())
 }

@@ -15,7 +15,8 @@ use tokio::{
     sync::Notify,
     time::timeout,
 };
-use utoipa::OpenApi;
+
+use utoipa::openapi::OpenApi;
 
 use super::{read_answer, serve, service, settings};
 
@@ -40,10 +41,6 @@ async fn slow(gate: web::Data<Gate>) -> impl Responder {
     "done"
 }
 
-#[derive(OpenApi)]
-#[openapi(paths(slow))]
-struct Api;
-
 /// Waits until the condition holds.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
@@ -55,14 +52,14 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn it_is_alive_at_once_and_ready_when_every_check_says_so() {
+async fn service_is_ready_when_every_check_passes() {
     let connected = Arc::new(AtomicBool::new(false));
     let log = connected.clone();
     let service = service(settings(&[])).ready_when("broker", || async { Ok(()) }).ready_when("log", move || {
         let connected = log.load(Ordering::SeqCst);
         async move { if connected { Ok(()) } else { Err("the database is away".to_owned()) } }
     });
-    let running = serve::<Api>(service, |_| {});
+    let running = serve(service, |_| {});
     assert_eq!(running.get("/healthcheck").await.body, "Ok");
     let answer = running.get("/ready").await;
     let message = "waiting for: log: the database is away";
@@ -71,21 +68,21 @@ async fn it_is_alive_at_once_and_ready_when_every_check_says_so() {
     assert_eq!(running.get("/ready").await.json(), serde_json::json!({ "ready": true }));
     assert_eq!(running.get("/metrics").await.status, 200);
     let document = running.get("/openapi.json").await.json();
-    for path in ["/slow", "/healthcheck", "/ready", "/metrics", "/openapi.json"] {
+    for path in ["/healthcheck", "/ready", "/metrics", "/openapi.json"] {
         assert!(document["paths"][path]["get"].is_object(), "{path}");
     }
     running.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_check_that_hangs_is_not_ready() {
-    let running = serve::<Api>(service(settings(&[])).ready_when("log", std::future::pending), |_| {});
+async fn check_that_hangs_is_not_ready() {
+    let running = serve(service(settings(&[])).ready_when("log", std::future::pending), |_| {});
     assert_eq!(running.get("/ready").await.error().2, "waiting for: log: no answer within 3 seconds");
     running.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_is_begun() {
+async fn stop_answers_requests_then_ends_tasks() {
     let gate = web::Data::new(Gate::default());
     let told = Arc::new(AtomicBool::new(false));
     let finished = Arc::new(AtomicBool::new(false));
@@ -100,8 +97,9 @@ async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_i
         }
     });
     let data = gate.clone();
-    let running = serve::<Api>(service, move |app| {
-        app.app_data(data.clone()).service(slow);
+    let running = serve(service, move |app| {
+        app.app_data(data.clone());
+        app.service(slow);
     });
 
     // One connection is idle, one has a request in hand.
@@ -124,23 +122,24 @@ async fn at_the_end_what_is_in_hand_is_finished_then_the_tasks_and_nothing_new_i
 }
 
 #[tokio::test]
-async fn after_the_signal_requests_are_taken_for_a_while_and_readiness_says_no() {
-    let running = serve::<Api>(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "60")])), |_| {});
+async fn stop_accepts_requests_during_the_delay() {
+    let running = serve(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "60")])), |_| {});
     running.stopping.cancel();
     assert_eq!(running.get("/ready").await.error(), (503, "not_ready".to_owned(), "shutting down".to_owned()));
     assert_eq!(running.get("/healthcheck").await.body, "Ok", "on a connection that came after the signal");
 
-    let brief = serve::<Api>(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "1")])), |_| {});
+    let brief = serve(service(settings(&[("CARTLOG_SHUTDOWN_DELAY_SECONDS", "1")])), |_| {});
     brief.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_does_not_finish_by_the_deadline_is_cut_off() {
+async fn stop_cuts_off_at_the_deadline() {
     let gate = web::Data::new(Gate::default());
     let service = service(settings(&[("CARTLOG_SHUTDOWN_DEADLINE_SECONDS", "1")])).background("stubborn", |_| std::future::pending());
     let data = gate.clone();
-    let running = serve::<Api>(service, move |app| {
-        app.app_data(data.clone()).service(slow);
+    let running = serve(service, move |app| {
+        app.app_data(data.clone());
+        app.service(slow);
     });
     let mut busy = running.connect().await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -151,25 +150,25 @@ async fn what_does_not_finish_by_the_deadline_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_task_that_fails_ends_or_panics_takes_the_process_with_it() {
+async fn failed_task_stops_the_service() {
     let failing = service(settings(&[])).background("announcer", |_| async { Err(anyhow::anyhow!("disk on fire")) });
-    let fault = serve::<Api>(failing, |_| {}).outcome.await.unwrap().unwrap_err();
+    let fault = serve(failing, |_| {}).outcome.await.unwrap().unwrap_err();
     assert_eq!(format!("{fault:#}"), "the background task announcer failed: disk on fire");
 
     let ending = service(settings(&[])).background("announcer", |_| async { Ok(()) });
-    let fault = serve::<Api>(ending, |_| {}).outcome.await.unwrap().unwrap_err();
+    let fault = serve(ending, |_| {}).outcome.await.unwrap().unwrap_err();
     assert_eq!(format!("{fault:#}"), "the background task announcer ended by itself");
 
     let panicking = service(settings(&[])).background("announcer", |_| async { panic!("out of cheese") });
-    let fault = serve::<Api>(panicking, |_| {}).outcome.await.unwrap().unwrap_err();
+    let fault = serve(panicking, |_| {}).outcome.await.unwrap().unwrap_err();
     assert!(format!("{fault:#}").contains("out of cheese"), "{fault:#}");
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_named_with_the_settings_that_change_it() {
+async fn port_in_use_names_the_settings() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let service = service(settings(&[("CARTLOG_PORT", port.as_str())]));
-    let fault = service.serve(Api::openapi(), |_| {}).await.unwrap_err().to_string();
+    let fault = service.serve(OpenApi::default(), |_| {}).await.unwrap_err().to_string();
     assert!(fault.contains(&format!("127.0.0.1:{port}")) && fault.contains("CARTLOG_PORT"), "{fault}");
 }

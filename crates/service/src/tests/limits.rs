@@ -5,7 +5,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use utoipa::OpenApi;
 
 use super::{Running, read_answer, serve, service, settings};
 use crate::{IgnoredBody, JsonBody, MAX_BODY_BYTES};
@@ -22,12 +21,8 @@ async fn clear(_: IgnoredBody) -> impl Responder {
     "cleared"
 }
 
-#[derive(OpenApi)]
-#[openapi(paths(add, clear))]
-struct Api;
-
 fn start() -> Running {
-    serve::<Api>(service(settings(&[])), |app| {
+    serve(service(settings(&[])), |app| {
         app.service(add).service(clear);
     })
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::web::ServiceConfig;
+use actix_web::App;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,10 +18,11 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use utoipa::OpenApi;
+use utoipa_actix_web::AppExt;
 
 use crate::{
-    CancellationToken, Fault, Service,
+    CancellationToken, Fault, Routes, Service,
+    http::common,
     settings::{Common, Layers},
     telemetry::Metrics,
 };
@@ -48,12 +49,14 @@ fn service(settings: Common) -> Service {
     Service::new("test", settings, Metrics::detached(), CancellationToken::new())
 }
 
-/// Serves `routes`, documented by `D`, on a port of its own.
-fn serve<D: OpenApi>(service: Service, routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static) -> Running {
+/// Serves `routes` on a port of its own.
+fn serve(service: Service, routes: impl Fn(&mut Routes<'_>) + Clone + Send + 'static) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let stopping = service.stopping().clone();
-    let outcome = tokio::spawn(service.serve_on(listener, D::openapi(), routes));
+    let app = App::new().into_utoipa_app().configure(common::routes).configure(routes.clone());
+    let document = app.split_for_parts().1;
+    let outcome = tokio::spawn(service.serve_on(listener, document, routes));
     Running { address, stopping, outcome }
 }
 

@@ -6,7 +6,6 @@ use actix_web::{Responder, get, http::StatusCode, post, web};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use utoipa::OpenApi;
 
 use super::{Running, serve, service, settings};
 use crate::{At, ErrorCode, HttpError, IgnoredBody, JsonBody, MinPosition, PathValue, ensure_path_matches_body};
@@ -104,12 +103,8 @@ async fn fail(how: web::Path<String>) -> Result<String, HttpError> {
     })
 }
 
-#[derive(OpenApi)]
-#[openapi(paths(add, clear, show, ask, fail))]
-struct Api;
-
 fn start() -> Running {
-    serve::<Api>(service(settings(&[])), |app| {
+    serve(service(settings(&[])), |app| {
         app.service(add).service(clear).service(show).service(ask).service(fail);
     })
 }
@@ -295,7 +290,7 @@ async fn cors_is_off_unless_settings_name_origins() {
     off.stop().await.unwrap();
 
     let on = service(settings(&[("CARTLOG_CORS_ORIGINS", "https://other.example, https://shop.example")]));
-    let on = serve::<Api>(on, |app| {
+    let on = serve(on, |app| {
         app.service(add).service(fail);
     });
     let answer = on.exchange(preflight).await;

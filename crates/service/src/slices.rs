@@ -1,0 +1,96 @@
+//! The slices of a service, each registered once.
+
+use std::fmt;
+
+use actix_web::{App, dev::HttpServiceFactory};
+use event_store::LogEvent;
+use projections::{Projection, Projections, Settings};
+use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
+use utoipa_actix_web::{AppExt, OpenApiFactory};
+
+use crate::{
+    fault::Fault,
+    http::common::{self, Routes},
+    service::Service,
+};
+
+/// What a service is: a name, its default settings, and its slices over a log of `E`.
+pub struct Program<E> {
+    /// The name of the binary, in telemetry too.
+    pub name: &'static str,
+    /// One sentence for `--help` and the OpenAPI document.
+    pub about: &'static str,
+    /// The service's settings with their defaults, in TOML.
+    pub defaults: &'static str,
+    /// Registers every slice. It is called once in each HTTP worker.
+    pub slices: fn(&mut Slices<'_, '_, E>),
+}
+
+/// Starts a projection in the background of a service.
+type StartProjection<E> = Box<dyn FnOnce(Service, &Projections<E>, &Settings, &[&str]) -> Service>;
+
+/// Takes the slices of a service: a line for each.
+pub struct Slices<'app, 'config, E> {
+    app: &'app mut Routes<'config>,
+    projections: Vec<StartProjection<E>>,
+}
+
+impl<E: LogEvent> Slices<'_, '_, E> {
+    /// Adds a route: it is served, and it is in the OpenAPI document.
+    pub fn route<R>(&mut self, route: R) -> &mut Self
+    where
+        R: HttpServiceFactory + OpenApiFactory + 'static,
+    {
+        self.app.service(route);
+        self
+    }
+
+    /// Adds a read model: its projection runs in the background, and `/ready` waits until it is registered.
+    pub fn read_model<P: Projection<Log = E>>(&mut self, projection: P) -> &mut Self {
+        self.projections.push(Box::new(|service, projections, settings, rebuild| {
+            let rebuild = rebuild.contains(&P::NAME);
+            service.projection(projections, settings, projection, rebuild)
+        }));
+        self
+    }
+}
+
+impl<E: LogEvent> Program<E> {
+    /// The OpenAPI document: every route of the slices, and those that every service has.
+    #[must_use]
+    pub fn document(&self) -> OpenApi {
+        self.collect().0
+    }
+
+    /// Runs the projections of all read models in the background. Those named in `rebuild` are rebuilt first.
+    pub fn run_read_models(&self, service: Service, projections: &Projections<E>, settings: &Settings, rebuild: &[&str]) -> Service {
+        let start = |service, start: StartProjection<E>| start(service, projections, settings, rebuild);
+        self.collect().1.into_iter().fold(service, start)
+    }
+
+    pub(crate) async fn serve(&'static self, service: Service) -> Result<(), Fault> {
+        service.serve(self.document(), |app| drop(self.configure(app))).await
+    }
+
+    fn configure(&self, app: &mut Routes<'_>) -> Vec<StartProjection<E>> {
+        let mut slices = Slices { app, projections: vec![] };
+        (self.slices)(&mut slices);
+        slices.projections
+    }
+
+    /// Registers the slices with an application that is not served.
+    fn collect(&self) -> (OpenApi, Vec<StartProjection<E>>) {
+        let mut projections = vec![];
+        let license = LicenseBuilder::new().name(env!("CARGO_PKG_LICENSE")).identifier(Some(env!("CARGO_PKG_LICENSE"))).build();
+        let info = InfoBuilder::new().title(self.name).description(Some(self.about)).version(env!("CARGO_PKG_VERSION"));
+        let document = OpenApiBuilder::new().info(info.license(Some(license)).build()).build();
+        let app = App::new().into_utoipa_app().openapi(document).configure(|app| projections = self.configure(app));
+        (app.configure(common::routes).split_for_parts().1, projections)
+    }
+}
+
+impl<E> fmt::Debug for Program<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("name", &self.name).finish_non_exhaustive()
+    }
+}
