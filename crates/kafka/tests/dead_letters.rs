@@ -4,6 +4,7 @@ use rdkafka::Message as _;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     let (product, huge) = (Uuid::now_v7(), format!(r#"{{"product":"{}","count":1,"note":"{}"}}"#, Uuid::now_v7(), "x".repeat(900_000)));
@@ -51,6 +52,7 @@ async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn one_that_the_log_refuses_hurts_no_other_of_its_batch() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     sqlx::query(r#"ALTER TABLE event ADD CONSTRAINT no_13 CHECK (convert_from(payload, 'UTF8') NOT LIKE '%"count":13}%')"#)
@@ -71,6 +73,7 @@ async fn one_that_the_log_refuses_hurts_no_other_of_its_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn where_dead_letters_cannot_be_written_nothing_is_skipped() {
     let (log, topic, group) = (Log::create().await, Topic::create_without_dead_letters(2).await, group());
     topic.send(0, None, Some(b"tea"), None).await;

@@ -5,6 +5,7 @@ use rdkafka::{Offset, TopicPartitionList, admin::AdminOptions};
 use test_support::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_statement_lets_it_go_on() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     // As after the topic was made anew.
@@ -33,6 +34,7 @@ async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..10 {
@@ -61,6 +63,7 @@ async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_partition_never_read_starts_at_its_beginning_whatever_retention_has_deleted() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..10 {
@@ -75,6 +78,7 @@ async fn a_partition_never_read_starts_at_its_beginning_whatever_retention_has_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_topic_made_anew_under_a_running_translator_is_noticed() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..5 {

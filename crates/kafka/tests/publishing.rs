@@ -12,6 +12,7 @@ fn event(json: &[u8]) -> CloudEvent<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: cargo dev test"]
 async fn a_sent_message_is_a_cloud_event() {
     let topic = Topic::create(3).await;
     let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");
@@ -36,6 +37,7 @@ async fn a_sent_message_is_a_cloud_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: cargo dev test"]
 async fn what_can_never_be_sent_is_told_from_what_may_be_later() {
     let topic = Topic::create(1).await;
     let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");

@@ -17,6 +17,7 @@ use test_support::{eventually, kafka_bootstrap_servers};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn every_message_is_translated_once_over_a_restart() {
     let (log, topic, group) = (Log::create().await, Topic::create(3).await, group());
     for count in 0..30 {
@@ -39,6 +40,7 @@ async fn every_message_is_translated_once_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn several_topics_are_read_by_one_consumer() {
     let (log, one, two, group) = (Log::create().await, Topic::create(2).await, Topic::create(3).await, group());
     one.count(1, 1).await;
@@ -49,6 +51,7 @@ async fn several_topics_are_read_by_one_consumer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_products_messages_keep_their_order() {
     let (log, topic, group) = (Log::create().await, Topic::create(4).await, group());
     let products: Vec<_> = (0..4).map(|_| Uuid::now_v7()).collect();
@@ -70,6 +73,7 @@ async fn a_products_messages_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_backlog_larger_than_what_is_held_arrives_once_and_in_order() {
     const MESSAGES: i64 = 60_000;
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
@@ -100,6 +104,7 @@ async fn a_backlog_larger_than_what_is_held_arrives_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn what_is_committed_to_kafka_does_not_matter() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..5 {
@@ -127,6 +132,7 @@ async fn what_is_committed_to_kafka_does_not_matter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn translators_that_come_go_and_die_lose_and_double_nothing() {
     let (log, topic, group) = (Log::create().await, Topic::create(6).await, group());
     let mut settings = TranslatorSettings::new(brokers(), &group);
@@ -149,6 +155,7 @@ async fn translators_that_come_go_and_die_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn one_that_another_has_overtaken_appends_nothing_and_reads_anew() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     for count in 0..3 {
@@ -181,6 +188,7 @@ async fn one_that_another_has_overtaken_appends_nothing_and_reads_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn offsets_have_gaps_where_transactions_end_or_fail() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     let producer = producer(&[("transactional.id", &topic.name)]);
@@ -203,6 +211,7 @@ async fn offsets_have_gaps_where_transactions_end_or_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn every_compression_is_read() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for (count, compression) in (0..).zip(["none", "gzip", "snappy", "lz4", "zstd"]) {
@@ -216,6 +225,7 @@ async fn every_compression_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn an_event_carries_its_messages_trace_and_place() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -238,6 +248,7 @@ async fn an_event_carries_its_messages_trace_and_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_log_that_is_away_is_waited_for() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     topic.count(0, 0).await;
@@ -270,6 +281,7 @@ async fn a_log_that_is_away_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_broker_that_is_away_is_waited_for_and_shutting_down_does_not_wait() {
     let log = Log::create().await;
     let brokers = Brokers::new("127.0.0.1:9", "test");
@@ -282,6 +294,7 @@ async fn a_broker_that_is_away_is_waited_for_and_shutting_down_does_not_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_topic_that_is_missing_is_named_and_read_when_it_is_there() {
     let (log, other, group) = (Log::create().await, Topic::create(1).await, group());
     let missing = Topic::named(format!("{}-later", other.name));

@@ -6,7 +6,7 @@ use disintegrate::StateQuery;
 use event_store::{Decided, Decision, EventStore, Position, State};
 use service::{Answer, HttpError, IgnoredBody, PathValue, Refusal};
 
-/// Takes every item out of a cart. A body is ignored.
+/// Removes every item from a cart. A body is ignored.
 #[utoipa::path(
     operation_id = "clear_cart",
     params(("cart_id" = CartId, Path)),
@@ -77,7 +77,7 @@ impl Decision for ClearCart {
     }
 }
 
-/// Whether a cart exists and may still change: what is in it is no concern of clearing it.
+/// Whether a cart exists and may still change. Clearing does not depend on its items.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(SubmissionStream)]
 pub(crate) struct Open {
@@ -104,20 +104,20 @@ mod specifications {
     use cart_events::examples::Shopping;
 
     #[test]
-    fn existing_cart_cleared() {
+    fn clears_an_existing_cart() {
         let cart = Shopping::new();
         given(cart.with_items(2)).when(&ClearCart { cart_id: cart.cart_id }).then([cart.cleared()]);
         given(cart.with_items(2).chain([cart.cleared()])).when(&ClearCart { cart_id: cart.cart_id }).then([cart.cleared()]);
     }
 
     #[test]
-    fn no_such_cart_refused() {
+    fn refuses_an_unknown_cart() {
         let cart = Shopping::new();
         given([]).when(&ClearCart { cart_id: cart.cart_id }).then_refused(Refused::UnknownCart(cart.cart_id));
     }
 
     #[test]
-    fn submitted_refused() {
+    fn refuses_a_submitted_cart() {
         let cart = Shopping::new();
         given(cart.with_items(1).chain([cart.submitted(1)]))
             .when(&ClearCart { cart_id: cart.cart_id })

@@ -86,7 +86,7 @@ impl Decision for RemoveItem {
     }
 }
 
-/// One item of a cart: what becomes of the others is no concern of its removal.
+/// One item of a cart. Its removal does not depend on the other items.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct ItemInCart {
@@ -122,19 +122,19 @@ mod specifications {
     }
 
     #[test]
-    fn in_the_cart_item_removed() {
+    fn removes_an_item_in_the_cart() {
         let cart = Shopping::new();
         given(cart.with_items(2)).when(&remove_item(&cart, 1)).then([cart.removed(1)]);
     }
 
     #[test]
-    fn never_added_refused() {
+    fn refuses_an_item_never_added() {
         let cart = Shopping::new();
         given(cart.with_items(1)).when(&remove_item(&cart, 1)).then_refused(Refused::ItemNotInCart(cart.item(1)));
     }
 
     #[test]
-    fn already_removed_cleared_or_archived_refused() {
+    fn refuses_an_item_that_left() {
         let cart = Shopping::new();
         for gone in [cart.removed(0), cart.cleared(), cart.archived(0)] {
             given(cart.with_items(2).chain([gone])).when(&remove_item(&cart, 0)).then_refused(Refused::ItemNotInCart(cart.item(0)));
@@ -142,13 +142,13 @@ mod specifications {
     }
 
     #[test]
-    fn no_such_cart_refused() {
+    fn refuses_an_unknown_cart() {
         let cart = Shopping::new();
         given(Shopping::new().with_items(1)).when(&remove_item(&cart, 0)).then_refused(Refused::UnknownCart(cart.cart_id));
     }
 
     #[test]
-    fn submitted_refused() {
+    fn refuses_a_submitted_cart() {
         let cart = Shopping::new();
         given(cart.with_items(1).chain([cart.submitted(1)])).when(&remove_item(&cart, 0)).then_refused(Refused::CartSubmitted);
     }

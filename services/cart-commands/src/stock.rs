@@ -1,10 +1,10 @@
-//! What is left of a product: part of the consistency boundary of Add Item and of Submit Cart.
+//! The inventory of a product: part of the consistency boundary of Add Item and of Submit Cart.
 
 use cart_events::{Inventory, InventoryStream, ProductId};
 use disintegrate::StateQuery;
 use event_store::{Position, State};
 
-/// A product's newest reported inventory. Never reported is not out of stock.
+/// The newest reported inventory of a product. A product that was never reported is not out of stock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(InventoryStream)]
 pub(crate) struct Stock {

@@ -199,7 +199,8 @@ mod specifications {
     }
 
     #[tokio::test]
-    async fn price_changed_for_a_product_every_item_of_that_product_that_was_in_an_unsubmitted_cart_before_is_archived() {
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn enqueues_items_added_before_the_change() {
         for batch in [1_000, 1] {
             let log = TestLog::<DomainEvent>::create().await;
             let cart = Shopping::new();
@@ -227,19 +228,19 @@ mod specifications {
     }
 
     #[test]
-    fn an_item_added_before_the_change_is_archived() {
+    fn archives_an_item_added_before_the_change() {
         let cart = Shopping::new();
         given(cart.with_items(1).chain([cart.price_changed(0)])).when(&archive(&cart, 0, 3)).then([archived(&cart, 0, 3)]);
     }
 
     #[test]
-    fn an_item_added_after_the_change_stays() {
+    fn keeps_an_item_added_after_the_change() {
         let cart = Shopping::new();
         given([cart.created(), cart.price_changed(0), cart.added(0)]).when(&archive(&cart, 0, 2)).then_nothing();
     }
 
     #[test]
-    fn two_items_of_that_product_in_one_cart_are_both_archived() {
+    fn archives_both_items_of_a_product() {
         let cart = Shopping::new();
         let history = || cart.with_items(1).chain([cart.added_again(1, 0), cart.price_changed(0)]);
         given(history()).when(&archive(&cart, 0, 4)).then([archived(&cart, 0, 4)]);
@@ -247,13 +248,13 @@ mod specifications {
     }
 
     #[test]
-    fn a_cart_submitted_before_the_automation_reaches_it_stays_as_it_is() {
+    fn keeps_a_submitted_cart() {
         let cart = Shopping::new();
         given(cart.with_items(1).chain([cart.price_changed(0), cart.submitted(1)])).when(&archive(&cart, 0, 3)).then_nothing();
     }
 
     #[test]
-    fn an_item_already_gone_or_archived_for_that_change_is_success_without_an_event() {
+    fn ignores_an_item_that_left() {
         let cart = Shopping::new();
         for gone in [cart.removed(0), cart.cleared(), archived(&cart, 0, 3)] {
             given(cart.with_items(1).chain([cart.price_changed(0), gone])).when(&archive(&cart, 0, 3)).then_nothing();
@@ -261,7 +262,8 @@ mod specifications {
     }
 
     #[tokio::test]
-    async fn rebuilding_any_read_model_archives_nothing_again() {
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn archives_nothing_again_after_a_rebuild() {
         let log = TestLog::<DomainEvent>::create().await;
         let cart = Shopping::new();
         log.append(cart.with_items(1).chain([cart.price_changed(0)])).await;

@@ -7,7 +7,7 @@ use event_store::{EventStore, Position, State};
 use serde::Serialize;
 use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
 
-use crate::unknown_cart;
+use crate::unknown_cart::unknown_cart;
 
 /// What was ordered, once the cart is submitted; null before.
 #[utoipa::path(
@@ -73,7 +73,7 @@ mod specifications {
     }
 
     #[test]
-    fn ordered_products_and_total_once_the_cart_is_submitted() {
+    fn shows_ordered_products_and_total() {
         let cart = Shopping::new();
         let shown = folded(&cart, cart.with_items(2).chain([cart.submitted(2)])).submitted;
         assert_eq!(
@@ -90,14 +90,14 @@ mod specifications {
     }
 
     #[test]
-    fn null_before() {
+    fn shows_null_before_submission() {
         let cart = Shopping::new();
         let shown = folded(&cart, cart.with_items(2));
         assert!(shown.exists && shown.submitted.is_none());
     }
 
     #[test]
-    fn unknown_carts_are_an_error() {
+    fn refuses_an_unknown_cart() {
         let cart = Shopping::new();
         assert!(!folded(&cart, Shopping::new().with_items(1)).exists);
     }
