@@ -101,7 +101,7 @@ impl Decision for AddItem {
         if let Some(item) = cart.items.iter().find(|item| item.item_id == self.item_id) {
             return match item {
                 Item { gone: true, .. } => Err(Refused::ItemGone),
-                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::Already(*added_at)),
+                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::AlreadyDone(*added_at)),
                 _ => Err(Refused::ItemDiffers),
             };
         }
@@ -134,7 +134,7 @@ impl disintegrate::Decision for AddItem {
     fn process(&self, states: &(Cart, Stock)) -> Result<Vec<DomainEvent>, Refused> {
         Ok(match Decision::process(self, states)? {
             Decided::Events(events) => events,
-            Decided::Already(_) | Decided::Nothing => vec![],
+            Decided::AlreadyDone(_) | Decided::Nothing => vec![],
         })
     }
 }
@@ -231,6 +231,6 @@ mod tests {
         let making_room = AddItem { making_room: true, ..commands[3].clone() };
         let removed = DomainEvent::ItemRemoved { cart_id, item_id: commands[0].item_id };
         assert_eq!(Decision::process(&making_room, &full), Ok(Decided::Events(vec![removed, making_room.added()])));
-        assert_eq!(Decision::process(&commands[0], &full), Ok(Decided::Already(Position(1))));
+        assert_eq!(Decision::process(&commands[0], &full), Ok(Decided::AlreadyDone(Position(1))));
     }
 }

@@ -126,7 +126,7 @@ impl ConnectionPool {
         match tokio::time::timeout(self.patience, self.reads.clone().acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| StoreError::Closed),
             Err(_) => {
-                METRICS.busy.add(1, &[]);
+                METRICS.command_timeouts.add(1, &[]);
                 Err(StoreError::Busy)
             }
         }

@@ -25,11 +25,11 @@ pub mod trace;
 
 pub use append::source::{SourcePartition, StoredOffset, Translated, stored_offsets};
 #[doc(hidden)]
-pub use decide::known::Known;
+pub use decide::state_cache::StateCache;
 pub use decide::{
     catch_up::fold_history,
     decision::{DecideError, Decided, Decision, View},
-    stages::{AnyPart, Stages, States, Then},
+    stages::{AnyPart, Dependent, Stages, States},
     state::State,
 };
 pub use error::StoreError;
@@ -38,7 +38,7 @@ pub use metrics::record_query_wait;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
 pub use password::read_password;
 pub use position::Position;
-pub use query::criteria::{Criteria, CriteriaError};
+pub use query::state_query::{Query, QueryError};
 pub use read::{head_watcher::HeadWatcher, reader::Wait};
 pub use settings::StoreSettings;
 pub use store::EventStore;

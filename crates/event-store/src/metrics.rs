@@ -8,16 +8,16 @@ use opentelemetry::{
 };
 
 pub(crate) struct Metrics {
-    pub(crate) append_wait: Histogram<f64>,
+    pub(crate) append_queue_duration: Histogram<f64>,
     pub(crate) append_duration: Histogram<f64>,
     pub(crate) append_batch: Histogram<u64>,
     pub(crate) gathered: Counter<u64>,
     pub(crate) appends: Counter<u64>,
     pub(crate) conflicts: Counter<u64>,
-    pub(crate) busy: Counter<u64>,
-    pub(crate) known_hits: Counter<u64>,
-    pub(crate) known_misses: Counter<u64>,
-    pub(crate) known_evictions: Counter<u64>,
+    pub(crate) command_timeouts: Counter<u64>,
+    pub(crate) state_cache_hits: Counter<u64>,
+    pub(crate) state_cache_misses: Counter<u64>,
+    pub(crate) state_cache_evictions: Counter<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
     query_waits: Histogram<f64>,
@@ -26,8 +26,8 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
     pub(crate) fn begin(&self) {
-        let here = [&self.appends, &self.gathered, &self.conflicts, &self.busy, &self.unknown_outcomes];
-        for counter in here.into_iter().chain([&self.known_hits, &self.known_evictions]) {
+        let here = [&self.appends, &self.gathered, &self.conflicts, &self.command_timeouts, &self.unknown_outcomes];
+        for counter in here.into_iter().chain([&self.state_cache_hits, &self.state_cache_evictions]) {
             counter.add(0, &[]);
         }
     }
@@ -42,8 +42,8 @@ pub fn record_query_wait(query: &'static str, time: Duration, outcome: &'static 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = global::meter("event-store");
     Metrics {
-        append_wait: meter
-            .f64_histogram("log.append.wait")
+        append_queue_duration: meter
+            .f64_histogram("log.append.queue.duration")
             .with_unit("s")
             .with_description("How long an append waited in the appender's queue before the call that carried it was sent.")
             .with_boundaries(vec![0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
@@ -68,13 +68,19 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .u64_counter("log.conflicts")
             .with_description("Appends refused because events that their condition forbids had come; decided again.")
             .build(),
-        known_hits: meter.u64_counter("log.known.hits").with_description("States that a decision found known.").build(),
-        known_misses: meter
-            .u64_counter("log.known.misses")
+        state_cache_hits: meter.u64_counter("state_cache.hits").with_description("States that a decision found known.").build(),
+        state_cache_misses: meter
+            .u64_counter("state_cache.misses")
             .with_description("States that a decision found unknown, and started with as empty.")
             .build(),
-        known_evictions: meter.u64_counter("log.known.evictions").with_description("States forgotten, as there was no more room.").build(),
-        busy: meter.u64_counter("log.busy").with_description("Commands given up because the log was busy past the bound.").build(),
+        state_cache_evictions: meter
+            .u64_counter("state_cache.evictions")
+            .with_description("States forgotten, as there was no more room.")
+            .build(),
+        command_timeouts: meter
+            .u64_counter("log.command.timeouts")
+            .with_description("Commands given up because the log was busy past the bound.")
+            .build(),
         unknown_outcomes: meter
             .u64_counter("log.unknown_outcomes")
             .with_description("Calls whose connection was lost before their answer; looked up afterwards.")
@@ -90,10 +96,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
 });
 
 /// Has what a store's known states take read whenever the metrics are.
-pub(crate) fn known_bytes(bytes: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+pub(crate) fn state_cache_size(bytes: impl Fn() -> Option<u64> + Send + Sync + 'static) {
     // Read for as long as the meter lives: the instrument itself need not be kept.
     let _ = global::meter("event-store")
-        .u64_observable_gauge("log.known.size")
+        .u64_observable_gauge("state_cache.size")
         .with_unit("By")
         .with_description("What the known states take, as reckoned from what they hold.")
         .with_callback(move |observer| {

@@ -19,8 +19,8 @@ use crate::{
         catch_up::read_up_to,
         decider::Decider,
         decision::{DecideError, Decision},
-        known::Known,
         stages::States,
+        state_cache::StateCache,
     },
     error::StoreError,
     event::{LogEvent, Metadata, domain_ids},
@@ -117,7 +117,7 @@ impl<E: LogEvent> EventStore<E> {
         let reads = settings.max_connections.saturating_sub(2).max(1) as usize;
         let connections = ConnectionPool::new(pool, reads, settings.command_timeout);
         let reader = Reader::new(connections.clone(), heads.clone(), ids.len());
-        let known = Known::new(settings.state_cache_bytes, heads.clone());
+        let known = StateCache::new(settings.state_cache_bytes, heads.clone());
         let shared = Shared {
             decider: Decider::new(&settings, reader.clone(), heads.clone(), ids.clone(), appends, known),
             source: SourceAppender::new(connections.clone(), heads.clone(), ids.clone()),

@@ -14,7 +14,7 @@ use std::{
 
 use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::StateQuery;
-use event_store::{Decided, Decision, EventStore, Position, State, StoreSettings, Then};
+use event_store::{Decided, Decision, Dependent, EventStore, Position, State, StoreSettings};
 use futures::TryStreamExt;
 use sqlx::{Connection, PgPool};
 use test_support::{
@@ -364,11 +364,11 @@ impl State for Stock {
 
 impl Decision for Submit {
     type Event = DomainEvent;
-    type StateQuery = Then<Cart, Vec<Stock>>;
+    type StateQuery = Dependent<Cart, Vec<Stock>>;
     type Error = &'static str;
 
-    fn state_query(&self) -> Then<Cart, Vec<Stock>> {
-        Then::new(Cart { cart_id: self.0.cart_id, products: vec![], submitted: false }, |cart| {
+    fn state_query(&self) -> Dependent<Cart, Vec<Stock>> {
+        Dependent::new(Cart { cart_id: self.0.cart_id, products: vec![], submitted: false }, |cart| {
             cart.products.iter().map(|product_id| Stock { product_id: *product_id, is_out: false }).collect()
         })
     }
@@ -398,10 +398,10 @@ impl Counted {
 
 impl Decision for Counted {
     type Event = DomainEvent;
-    type StateQuery = Then<Cart, Vec<Stock>>;
+    type StateQuery = Dependent<Cart, Vec<Stock>>;
     type Error = &'static str;
 
-    fn state_query(&self) -> Then<Cart, Vec<Stock>> {
+    fn state_query(&self) -> Dependent<Cart, Vec<Stock>> {
         self.decision.state_query()
     }
 

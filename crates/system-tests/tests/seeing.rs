@@ -69,7 +69,7 @@ async fn metrics_answer_what_an_operator_asks() {
     commands.holds(counted, &[("slice", "submit_cart"), ("outcome", "refused"), ("refusal", "cart_submitted")], once);
     commands.holds(counted, &[("slice", "submit_cart"), ("outcome", "refused"), ("refusal", "unknown_cart")], once);
     commands.holds("command_duration_seconds_sum", &[("slice", "add_item")], some);
-    commands.holds("log_append_wait_seconds_count", &[], |n| n == 2.0);
+    commands.holds("log_append_queue_duration_seconds_count", &[], |n| n == 2.0);
     commands.holds("log_append_duration_seconds_count", &[], some);
     commands.holds("log_append_batch_count", &[], some);
     commands.holds("log_append_gathered_total", &[], |n| n == 0.0);
@@ -113,9 +113,9 @@ async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
     settings.environment.push(("CARTLOG_STATE_CACHE_MEGABYTES".into(), "1".into()));
     shop.launch(COMMANDS, settings);
     shop.service(COMMANDS).until_ready(READY).await.unwrap();
-    let (hits, misses, evictions) = ("log_known_hits_total", "log_known_misses_total", "log_known_evictions_total");
+    let (hits, misses, evictions) = ("state_cache_hits_total", "state_cache_misses_total", "state_cache_evictions_total");
     // The size is a store's own, and there is but one.
-    let size = |metrics: &Metrics| metrics.sum("log_known_size_bytes", &[]).unwrap();
+    let size = |metrics: &Metrics| metrics.sum("state_cache_size_bytes", &[]).unwrap();
     let metrics = Metrics::of(&shop, COMMANDS).await;
     for counter in [hits, evictions] {
         metrics.holds(counter, &[], |n| n == 0.0);

@@ -40,7 +40,7 @@ impl<E: Debug + PartialEq, R: Debug + PartialEq> Then<E, R> {
     /// It succeeds without an event, as it had happened already, at this position.
     #[track_caller]
     pub fn then_already(self, position: i64) {
-        assert_eq!(self.0, Ok(Decided::Already(Position(position))));
+        assert_eq!(self.0, Ok(Decided::AlreadyDone(Position(position))));
     }
 
     /// It succeeds without an event, as there is nothing to do.

@@ -90,7 +90,7 @@ impl Decision for AddItem {
         if let Some(item) = cart.items.iter().find(|item| item.item_id == self.item_id) {
             return match item {
                 Item { gone: true, .. } => Err(Refused::ItemGone(self.item_id)),
-                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::Already(*added_at)),
+                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::AlreadyDone(*added_at)),
                 _ => Err(Refused::ItemDiffers(self.item_id)),
             };
         }

@@ -3,7 +3,7 @@
 use actix_web::{http::StatusCode, post, web};
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, OrderedProduct, ProductId};
 use disintegrate::StateQuery;
-use event_store::{Decided, Decision, EventStore, Position, State, Then};
+use event_store::{Decided, Decision, EventStore, Position, State, Dependent};
 use serde::Deserialize;
 use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
@@ -70,11 +70,11 @@ impl Refusal for Refused {
 impl Decision for SubmitCart {
     type Event = DomainEvent;
     // One consistency boundary: the cart, then the inventories of the products in it.
-    type StateQuery = Then<Cart, Vec<Stock>>;
+    type StateQuery = Dependent<Cart, Vec<Stock>>;
     type Error = Refused;
 
-    fn state_query(&self) -> Then<Cart, Vec<Stock>> {
-        Then::new(Cart { cart_id: self.cart_id, exists: false, submitted: false, items: vec![] }, Cart::stocks)
+    fn state_query(&self) -> Dependent<Cart, Vec<Stock>> {
+        Dependent::new(Cart { cart_id: self.cart_id, exists: false, submitted: false, items: vec![] }, Cart::stocks)
     }
 
     fn process(&self, (cart, stocks): &(Cart, Vec<Stock>)) -> Result<Decided<DomainEvent>, Refused> {

@@ -23,13 +23,13 @@ use uuid::Uuid;
 use crate::{
     append::{
         batch::Batch,
-        new_event::{Append, Appended},
+        pending::{Append, AppendOutcome},
     },
     connection::with_timeout,
     error::{StoreError, ends_the_connection},
     metrics::METRICS,
     position::Position,
-    query::lookup::{LookupColumns, placeholders},
+    query::query_item::{QueryColumns, placeholders},
     read::{
         answer::{Answer, Found},
         head_watcher::HeadWatcher,
@@ -226,7 +226,7 @@ impl Waiting {
         }
         let now = Instant::now();
         for append in &batch.appends {
-            METRICS.append_wait.record(now.duration_since(append.queued).as_secs_f64(), &[]);
+            METRICS.append_queue_duration.record(now.duration_since(append.queued).as_secs_f64(), &[]);
         }
         batch.appends
     }
@@ -296,13 +296,13 @@ impl Appender {
         session.head = session.head.max(seen);
         let ids = self.settings.ids.len();
         let mut l_append = vec![];
-        let mut lookups = LookupColumns::new(ids);
+        let mut items = QueryColumns::new(ids);
         let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
             (vec![], vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
         for (n, append) in (0_i32..).zip(batch) {
-            for (lookup, after) in append.lookups() {
+            for (item, after) in append.condition.items() {
                 l_append.push(n);
-                lookups.push(lookup, after.0);
+                items.push(item, after.0);
             }
             for event in &append.events {
                 e_append.push(n);
@@ -314,7 +314,7 @@ impl Appender {
                 }
             }
         }
-        let query = lookups.bind(sqlx::query(&self.sql).bind(l_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
+        let query = items.bind(sqlx::query(&self.sql).bind(l_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
         let query = e_ids.into_iter().fold(query, sqlx::query::Query::bind);
         let started = Instant::now();
         // A call that is not answered within this is a lost connection: its outcome is looked up on another one.
@@ -341,22 +341,22 @@ impl Appender {
     fn answer(&mut self, batch: Vec<Append>, answer: Answer) {
         let mut found: HashMap<usize, Vec<_>> = HashMap::new();
         for event in answer.found {
-            found.entry(event.lookup).or_default().push(event);
+            found.entry(event.item).or_default().push(event);
         }
-        let (mut lookup, mut head) = (0, answer.head);
+        let (mut item, mut head) = (0, answer.head);
         for append in batch {
             let mut missed = vec![];
-            for own in 0..append.lookups().count() {
-                missed.extend(found.remove(&lookup).into_iter().flatten().map(|event| Found { lookup: own, ..event }));
-                lookup += 1;
+            for own in 0..append.condition.items().count() {
+                missed.extend(found.remove(&item).into_iter().flatten().map(|event| Found { item: own, ..event }));
+                item += 1;
             }
             let outcome = if missed.is_empty() {
                 head += i64::try_from(append.events.len()).unwrap_or_default();
                 METRICS.appends.add(1, &[]);
-                Appended::Written { last: Position(head) }
+                AppendOutcome::Written { last: Position(head) }
             } else {
                 METRICS.conflicts.add(1, &[]);
-                Appended::Missed(Answer { head: answer.head, found: missed })
+                AppendOutcome::Conflict(Answer { head: answer.head, found: missed })
             };
             // A caller that is gone learns it from the log.
             let _ = append.reply.send(Ok(outcome));
@@ -408,7 +408,7 @@ impl Appender {
                     METRICS.appends.add(1, &[]);
                     self.heads.committed(*last);
                     // As above.
-                    let _ = append.reply.send(Ok(Appended::Written { last: *last }));
+                    let _ = append.reply.send(Ok(AppendOutcome::Written { last: *last }));
                 }
                 // Its caller was told that the outcome is not known: now it is, and stays so.
                 None if append.reply.is_closed() => {}
@@ -510,6 +510,8 @@ fn refuse(batch: Vec<Append>, mut error: impl FnMut() -> StoreError) {
 mod tests {
     use tokio::sync::oneshot;
 
+    use crate::query::append_condition::AppendCondition;
+
     use super::*;
 
     /// Calls that find the log where the one before left it and `foreign` positions further, and write `own`.
@@ -558,7 +560,7 @@ mod tests {
         assert!(others.append());
     }
 
-    type Caller = oneshot::Receiver<Result<Appended, StoreError>>;
+    type Caller = oneshot::Receiver<Result<AppendOutcome, StoreError>>;
 
     /// A process, beside another one that writes as much or alone.
     fn process(foreign: i64) -> (mpsc::Sender<Append>, Waiting) {
@@ -574,7 +576,7 @@ mod tests {
         for _ in 0..times {
             let (reply, caller) = oneshot::channel();
             let (id, metadata, queued) = (Uuid::nil(), String::new(), Instant::now());
-            let append = Append { id, conditions: vec![], events: vec![], metadata, epoch: 0, queued, reply };
+            let append = Append { id, condition: AppendCondition::default(), events: vec![], metadata, epoch: 0, queued, reply };
             assert!(queue.send(append).await.is_ok());
             callers.push(caller);
         }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use uuid::Uuid;
 
-use crate::{append::new_event::Append, query::criteria::Criteria};
+use crate::{append::pending::Append, query::state_query::Query};
 
 /// A domain id's number in the schema, and its value.
 type Id = (usize, Uuid);
@@ -18,8 +18,8 @@ type At = (usize, usize);
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) appends: Vec<Append>,
-    /// Each with its number in its criteria; by the lookup's first id, `None` for lookups without an id.
-    lookups: HashMap<Option<Id>, Vec<(Arc<Criteria>, usize)>>,
+    /// Each with its number in its query; by the item's first id, `None` for items without an id.
+    items: HashMap<Option<Id>, Vec<(Arc<Query>, usize)>>,
     /// By each of the event's ids.
     events: HashMap<Id, Vec<At>>,
 }
@@ -28,27 +28,28 @@ impl Batch {
     /// Whether this append may join.
     pub(crate) fn admits(&self, append: &Append) -> bool {
         let written_is_forbidden = append.events.iter().any(|event| {
-            let forbids = |(criteria, n): &(Arc<Criteria>, usize)| {
-                criteria.lookups.get(*n).is_some_and(|lookup| lookup.matches(event.event_type, &event.ids))
-            };
-            ids(&event.ids).map(Some).chain([None]).any(|key| self.lookups.get(&key).into_iter().flatten().any(forbids))
+            let forbids =
+                |(query, n): &(Arc<Query>, usize)| query.items.get(*n).is_some_and(|item| item.matches(event.event_type, &event.ids));
+            ids(&event.ids).map(Some).chain([None]).any(|key| self.items.get(&key).into_iter().flatten().any(forbids))
         });
-        let forbidden_is_written =
-            append.lookups().any(|(lookup, _)| match ids(&lookup.ids).next() {
-                Some(key) => self.events.get(&key).into_iter().flatten().any(|at| {
-                    self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| lookup.matches(e.event_type, &e.ids))
-                }),
-                None => self.appends.iter().flat_map(|a| &a.events).any(|e| lookup.matches(e.event_type, &e.ids)),
-            });
+        let forbidden_is_written = append.condition.items().any(|(item, _)| match ids(&item.ids).next() {
+            Some(key) => self
+                .events
+                .get(&key)
+                .into_iter()
+                .flatten()
+                .any(|at| self.appends.get(at.0).and_then(|a| a.events.get(at.1)).is_some_and(|e| item.matches(e.event_type, &e.ids))),
+            None => self.appends.iter().flat_map(|a| &a.events).any(|e| item.matches(e.event_type, &e.ids)),
+        });
         !written_is_forbidden && !forbidden_is_written
     }
 
     /// Takes an append in.
     pub(crate) fn push(&mut self, append: Append) {
         let at = self.appends.len();
-        for (criteria, _) in &append.conditions {
-            for (n, lookup) in criteria.lookups.iter().enumerate() {
-                self.lookups.entry(ids(&lookup.ids).next()).or_default().push((criteria.clone(), n));
+        for query in append.condition.queries() {
+            for (n, item) in query.items.iter().enumerate() {
+                self.items.entry(ids(&item.ids).next()).or_default().push((query.clone(), n));
             }
         }
         for (n, event) in append.events.iter().enumerate() {
@@ -69,7 +70,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{append::new_event::NewEvent, position::Position, query::lookup::Lookup};
+    use crate::{append::pending::NewEvent, position::Position, query::query_item::QueryItem};
 
     const TYPES: [&str; 3] = ["A", "B", "C"];
 
@@ -77,8 +78,8 @@ mod tests {
         proptest::collection::vec(proptest::option::of((1..4_u128).prop_map(Uuid::from_u128)), 3)
     }
 
-    fn append() -> impl Strategy<Value = (Vec<Lookup>, Vec<NewEvent>)> {
-        let lookup = (proptest::sample::subsequence(TYPES.to_vec(), 1..=2), some_ids()).prop_map(|(types, ids)| Lookup {
+    fn append() -> impl Strategy<Value = (Vec<QueryItem>, Vec<NewEvent>)> {
+        let item = (proptest::sample::subsequence(TYPES.to_vec(), 1..=2), some_ids()).prop_map(|(types, ids)| QueryItem {
             types,
             ids,
             newest: false,
@@ -88,7 +89,7 @@ mod tests {
             payload: vec![],
             ids,
         });
-        (proptest::collection::vec(lookup, 0..3), proptest::collection::vec(event, 1..3))
+        (proptest::collection::vec(item, 0..3), proptest::collection::vec(event, 1..3))
     }
 
     proptest! {
@@ -96,14 +97,14 @@ mod tests {
         #[test]
         fn a_batch_admits_an_append_only_where_neither_writes_what_the_other_forbids(appends in proptest::collection::vec(append(), 1..8)) {
             let mut batch = Batch::default();
-            for (lookups, events) in appends {
+            for (items, events) in appends {
                 let meets = batch.appends.iter().any(|other| {
-                    lookups.iter().any(|l| other.events.iter().any(|e| l.matches(e.event_type, &e.ids)))
-                        || other.lookups().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                    items.iter().any(|l| other.events.iter().any(|e| l.matches(e.event_type, &e.ids)))
+                        || other.condition.items().any(|(l, _)| events.iter().any(|e| l.matches(e.event_type, &e.ids)))
                 });
                 let append = Append {
                     id: Uuid::nil(),
-                    conditions: vec![(Arc::new(Criteria { lookups }), Position::START)],
+                    condition: [(Arc::new(Query { items }), Position::START)].into_iter().collect(),
                     events,
                     metadata: String::new(),
                     epoch: 0,

@@ -2,5 +2,5 @@
 
 pub(crate) mod appender;
 pub(crate) mod batch;
-pub(crate) mod new_event;
+pub(crate) mod pending;
 pub(crate) mod source;

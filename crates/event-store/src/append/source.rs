@@ -11,7 +11,7 @@ use crate::{
     error::StoreError,
     event::{LogEvent, Metadata, encode, ids_of},
     position::Position,
-    query::lookup::placeholders,
+    query::query_item::placeholders,
     read::head_watcher::HeadWatcher,
 };
 

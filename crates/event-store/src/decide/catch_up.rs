@@ -3,13 +3,13 @@
 use crate::{
     decide::{
         fold::fold,
-        known::Known,
         stages::{Stages, States},
+        state_cache::StateCache,
     },
     error::StoreError,
     event::{LogEvent, domain_ids, ids_of},
     position::Position,
-    query::{criteria::CriteriaError, lookup::LookupColumns},
+    query::{query_item::QueryColumns, state_query::QueryError},
     read::reader::Reader,
 };
 
@@ -19,10 +19,10 @@ pub(crate) async fn read_up_to<E: LogEvent, S: States<E>>(
     states: S,
     end: Option<Position>,
 ) -> Result<(S::View, Position), StoreError> {
-    let unknown = Known::nothing();
+    let no_cache = StateCache::nothing();
     let epoch = reader.heads().epoch();
-    let mut stages = states.start(&unknown).map_err(|error| StoreError::Schema(error.to_string()))?;
-    let at = catch_up(reader, &mut stages, &unknown, epoch, end).await?;
+    let mut stages = states.start(&no_cache).map_err(|error| StoreError::Schema(error.to_string()))?;
+    let at = catch_up(reader, &mut stages, &no_cache, epoch, end).await?;
     let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
     Ok((view, at))
 }
@@ -32,17 +32,17 @@ pub(crate) async fn read_up_to<E: LogEvent, S: States<E>>(
 pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
     reader: &Reader,
     stages: &mut T,
-    known: &Known,
+    cache: &StateCache,
     epoch: u64,
     end: Option<Position>,
 ) -> Result<Position, StoreError> {
     loop {
-        let mut columns = LookupColumns::new(reader.ids());
+        let mut columns = QueryColumns::new(reader.ids());
         let mut parts = vec![];
         stages.parts(&mut parts);
         for part in &parts {
-            for lookup in &part.criteria().lookups {
-                columns.push(lookup, part.position().0);
+            for item in &part.query().items {
+                columns.push(item, part.position().0);
             }
         }
         if end.is_some() {
@@ -62,7 +62,7 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
             answer.end_at(end);
         }
         let complete = fold(&mut parts, 0, &answer)?;
-        if complete && !stages.open_next(known).map_err(|error| StoreError::Schema(error.to_string()))? {
+        if complete && !stages.open_next(cache).map_err(|error| StoreError::Schema(error.to_string()))? {
             return Ok(Position(answer.head));
         }
     }
@@ -73,24 +73,24 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
 /// # Errors
 /// Where a state's query, or an event's ids, do not fit the schema.
 pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S::View, StoreError> {
-    let schema = |error: CriteriaError| StoreError::Schema(error.to_string());
+    let schema = |error: QueryError| StoreError::Schema(error.to_string());
     let order = domain_ids::<E>();
     let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
-    let unknown = Known::nothing();
-    let mut stages = states.start(&unknown).map_err(schema)?;
+    let no_cache = StateCache::nothing();
+    let mut stages = states.start(&no_cache).map_err(schema)?;
     loop {
         let mut parts = vec![];
         stages.parts(&mut parts);
         for part in parts {
             let mut matching = vec![];
             for (position, event) in history {
-                if part.criteria().matches(event.name(), &ids_of(event, &order)?) {
+                if part.query().matches(event.name(), &ids_of(event, &order)?) {
                     matching.push((*position, event.clone()));
                 }
             }
             part.fold(matching, head);
         }
-        if !stages.open_next(&unknown).map_err(schema)? {
+        if !stages.open_next(&no_cache).map_err(schema)? {
             return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
         }
     }

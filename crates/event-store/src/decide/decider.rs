@@ -1,10 +1,7 @@
 //! The one way to run a decision.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,20 +11,20 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    append::new_event::{Append, Appended, NewEvent},
+    append::pending::{Append, AppendOutcome, NewEvent},
     decide::{
         catch_up::catch_up,
         decision::{DecideError, Decided, Decision},
         fold::{WithIds, fold, fold_written, with_ids},
-        known::Known,
         stages::{AnyPart, Stages, States},
+        state_cache::StateCache,
         turns::{Turn, Turns},
     },
     error::StoreError,
     event::{LogEvent, Metadata, encode},
     metrics::METRICS,
     position::Position,
-    query::criteria::{Criteria, CriteriaError},
+    query::{append_condition::AppendCondition, state_query::QueryError},
     read::{head_watcher::HeadWatcher, reader::Reader},
     settings::StoreSettings,
 };
@@ -42,7 +39,7 @@ pub(crate) struct Decider {
     /// The log's domain ids, in the schema's order.
     ids: Vec<&'static str>,
     appends: mpsc::Sender<Append>,
-    known: Known,
+    cache: StateCache,
     /// Of the commands that are about to append, by what they write.
     turns: Turns,
     /// Commands that are on their way to the log.
@@ -62,7 +59,7 @@ impl Decider {
         heads: HeadWatcher,
         ids: Vec<&'static str>,
         appends: mpsc::Sender<Append>,
-        known: Known,
+        cache: StateCache,
     ) -> Self {
         let (max_batch, command_timeout) = (settings.max_batch, settings.command_timeout);
         Self {
@@ -70,7 +67,7 @@ impl Decider {
             heads,
             ids,
             appends,
-            known,
+            cache,
             turns: Turns::default(),
             admitted: Semaphore::new(max_batch),
             in_line: AtomicUsize::default(),
@@ -87,7 +84,7 @@ impl Decider {
         match tokio::time::timeout_at(deadline.into(), self.deciding(decision, metadata, &sent)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                METRICS.busy.add(1, &[]);
+                METRICS.command_timeouts.add(1, &[]);
                 // An append that is on its way may still be written.
                 Err(if sent.into_inner() { StoreError::OutcomeUnknown } else { StoreError::Busy }.into())
             }
@@ -95,16 +92,16 @@ impl Decider {
     }
 
     async fn deciding<D: Decision>(&self, decision: &D, metadata: &Metadata, sent: &AtomicBool) -> Result<Position, DecideError<D::Error>> {
-        let known = &self.known;
+        let cache = &self.cache;
         let epoch = self.heads.epoch();
         // What is known is decided on at once; the append's condition says up to where that is, and the log has the last word.
-        let mut stages = decision.state_query().start(known).map_err(schema)?;
-        while stages.open_next(known).map_err(schema)? {}
+        let mut stages = decision.state_query().start(cache).map_err(schema)?;
+        while stages.open_next(cache).map_err(schema)? {}
         // Up to where all of it was read for this command, in one snapshot.
-        let mut read = if known.keeps() || parts(&mut stages).is_empty() {
+        let mut read = if cache.keeps() || parts(&mut stages).is_empty() {
             None
         } else {
-            Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?)
+            Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?)
         };
         let mut place = None;
         let mut conflicts = 0;
@@ -116,13 +113,13 @@ impl Decider {
                 (_, None) => {
                     // Nobody need wait for it.
                     place = None;
-                    read = Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?);
+                    read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
                     continue;
                 }
                 (outcome, Some(at)) => {
                     self.keep(&mut stages, epoch);
                     return match outcome.map_err(DecideError::Refused)? {
-                        Decided::Already(position) => Ok(position),
+                        Decided::AlreadyDone(position) => Ok(position),
                         Decided::Nothing | Decided::Events(_) => Ok(at),
                     };
                 }
@@ -136,18 +133,18 @@ impl Decider {
                 let (among, queued) = self.be_admitted().await?;
                 place = Some((turn, among));
                 // What others have left meanwhile, or were told that they missed, is known by now.
-                if (in_line || queued) && refresh(&mut stages, known) {
-                    while stages.open_next(known).map_err(schema)? {}
+                if (in_line || queued) && refresh(&mut stages, cache) {
+                    while stages.open_next(cache).map_err(schema)? {}
                     read = None;
                     continue;
                 }
             }
-            let conditions = parts(&mut stages).iter().map(|part| (part.criteria().clone(), part.position())).collect();
+            let condition = parts(&mut stages).iter().map(|part| (part.query().clone(), part.position())).collect();
             sent.store(true, Ordering::Relaxed);
-            let appended = self.append(conditions, &events, metadata, epoch).await?;
+            let appended = self.append(condition, &events, metadata, epoch).await?;
             sent.store(false, Ordering::Relaxed);
             match appended {
-                Appended::Written { last } => {
+                AppendOutcome::Written { last } => {
                     fold_written(&mut parts(&mut stages), &events, last);
                     self.keep(&mut stages, epoch);
                     if let Some((_, among)) = place {
@@ -155,12 +152,12 @@ impl Decider {
                     }
                     return Ok(last);
                 }
-                Appended::Missed(answer) => {
+                AppendOutcome::Conflict(answer) => {
                     let complete = fold(&mut parts(&mut stages), 0, &answer)?;
                     self.keep(&mut stages, epoch);
                     read = Some(Position(answer.head));
-                    if !complete || stages.open_next(known).map_err(schema)? {
-                        read = Some(catch_up(&self.reader, &mut stages, known, epoch, None).await?);
+                    if !complete || stages.open_next(cache).map_err(schema)? {
+                        read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
                     }
                 }
             }
@@ -175,9 +172,9 @@ impl Decider {
     }
 
     async fn take_turn<E: LogEvent, V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
-        let criteria: Vec<_> = parts(stages).iter().map(|part| part.criteria().clone()).collect();
-        let lookups = criteria.iter().flat_map(|criteria| criteria.lookups.iter());
-        self.turns.take(lookups, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
+        let query: Vec<_> = parts(stages).iter().map(|part| part.query().clone()).collect();
+        let items = query.iter().flat_map(|query| query.items.iter());
+        self.turns.take(items, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
     }
 
     /// Of two processes with many commands on one cart, the one that is a step ahead stays so: while the log tells the other what it
@@ -217,24 +214,24 @@ impl Decider {
 
     fn keep<E, V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {
         for part in parts(stages) {
-            part.keep(&self.known, epoch);
+            part.keep(&self.cache, epoch);
         }
     }
 
     async fn append<E: LogEvent>(
         &self,
-        conditions: Vec<(Arc<Criteria>, Position)>,
+        condition: AppendCondition,
         events: &[WithIds<E>],
         metadata: &Metadata,
         epoch: u64,
-    ) -> Result<Appended, StoreError> {
+    ) -> Result<AppendOutcome, StoreError> {
         let id = Uuid::now_v7();
         let events = events
             .iter()
             .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
-        let append = Append { id, conditions, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
+        let append = Append { id, condition, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
         // From the queue to the answer: another task sends it, with those of others.
         let span = tracing::debug_span!(
             "append",
@@ -247,14 +244,14 @@ impl Decider {
         let appending = async {
             self.appends.send(append).await.map_err(|_| StoreError::Closed)?;
             let appended = outcome.await.map_err(|_| StoreError::Closed)?;
-            tracing::Span::current().record("conflict", matches!(appended, Ok(Appended::Missed(_))));
+            tracing::Span::current().record("conflict", matches!(appended, Ok(AppendOutcome::Conflict(_))));
             appended
         };
         appending.instrument(span).await
     }
 }
 
-fn schema(error: CriteriaError) -> StoreError {
+fn schema(error: QueryError) -> StoreError {
     StoreError::Schema(error.to_string())
 }
 
@@ -264,8 +261,8 @@ fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
     parts
 }
 
-fn refresh<E, V>(stages: &mut impl Stages<E, V>, known: &Known) -> bool {
-    parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(known) | refreshed)
+fn refresh<E, V>(stages: &mut impl Stages<E, V>, cache: &StateCache) -> bool {
+    parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(cache) | refreshed)
 }
 
 /// A pause before deciding again, drawn at random so that those who met once do not meet again. Short: what is decided on grows old.

@@ -2,7 +2,7 @@
 
 use crate::{decide::stages::States, error::StoreError, event::LogEvent, position::Position};
 
-/// A command's rule: disintegrate's `Decision`, extended by stages (see [`Then`](crate::Then)), by positions, and by success without
+/// A command's rule: disintegrate's `Decision`, extended by stages (see [`Dependent`](crate::Dependent)), by positions, and by success without
 /// events.
 ///
 /// The states it asks for are its consistency boundary: it is written only where, between what was read and its own position, no event
@@ -34,7 +34,7 @@ pub enum Decided<E> {
     /// These happened; at least one.
     Events(Vec<E>),
     /// Nothing happens, as it had happened already, here.
-    Already(Position),
+    AlreadyDone(Position),
     /// Nothing happens, as there is nothing to do.
     Nothing,
 }

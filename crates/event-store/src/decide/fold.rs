@@ -10,16 +10,16 @@ use crate::{
     read::answer::{Answer, Found},
 };
 
-/// Gives each part what was found for its lookups. `first` is the answer's index of the parts' first lookup. Returns whether every
+/// Gives each part what was found for its items. `first` is the answer's index of the parts' first item. Returns whether every
 /// part is complete up to the answer's head.
 pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize, answer: &Answer) -> Result<bool, StoreError> {
     let mut complete = true;
     let mut next = first;
     for part in parts {
-        let lookups = next..next + part.criteria().lookups.len();
-        next = lookups.end;
-        let mut found: Vec<&Found> = answer.found.iter().filter(|f| lookups.contains(&f.lookup)).collect();
-        // A cut answer is complete only up to where it was cut; what other lookups found beyond that is not taken yet.
+        let items = next..next + part.query().items.len();
+        next = items.end;
+        let mut found: Vec<&Found> = answer.found.iter().filter(|f| items.contains(&f.item)).collect();
+        // A cut answer is complete only up to where it was cut; what other items found beyond that is not taken yet.
         let cut = found.iter().filter(|f| f.more).map(|f| f.position).min();
         let complete_to = cut.unwrap_or(answer.head);
         found.retain(|f| f.position <= complete_to);
@@ -37,7 +37,7 @@ pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize,
 pub(crate) fn fold_written<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], events: &[WithIds<E>], last: Position) {
     let first = last.0 - i64::try_from(events.len()).unwrap_or_default() + 1;
     for part in parts {
-        let folds = |(event, ids): &WithIds<E>| part.criteria().matches(event.name(), ids);
+        let folds = |(event, ids): &WithIds<E>| part.query().matches(event.name(), ids);
         let own =
             (first..).map(Position).zip(events).filter(|(_, event)| folds(event)).map(|(at, (event, _))| (at, event.clone())).collect();
         part.fold(own, last);

@@ -4,7 +4,7 @@ pub(crate) mod catch_up;
 pub(crate) mod decider;
 pub(crate) mod decision;
 pub(crate) mod fold;
-pub(crate) mod known;
 pub(crate) mod stages;
 pub(crate) mod state;
+pub(crate) mod state_cache;
 pub(crate) mod turns;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::{
     decide::{
-        known::{Folded, Known},
         state::State,
+        state_cache::{Folded, StateCache},
     },
     event::LogEvent,
     position::Position,
-    query::criteria::{Criteria, CriteriaError},
+    query::state_query::{Query, QueryError},
 };
 
 /// A state, and up to where it is complete. Its position never exceeds what it has folded.
@@ -17,7 +17,7 @@ use crate::{
 pub struct Part<S> {
     initial: S,
     state: S,
-    criteria: Arc<Criteria>,
+    query: Arc<Query>,
     position: Position,
 }
 
@@ -25,7 +25,7 @@ pub struct Part<S> {
 pub trait AnyPart<E>: Send {
     /// Which events it folds.
     #[doc(hidden)]
-    fn criteria(&self) -> &Arc<Criteria>;
+    fn query(&self) -> &Arc<Query>;
     /// Up to where it is complete.
     #[doc(hidden)]
     fn position(&self) -> Position;
@@ -34,10 +34,10 @@ pub trait AnyPart<E>: Send {
     fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position);
     /// Takes what is known by now, where that is more. Returns whether it was.
     #[doc(hidden)]
-    fn refresh(&mut self, known: &Known) -> bool;
+    fn refresh(&mut self, cache: &StateCache) -> bool;
     /// Keeps it for the next decision.
     #[doc(hidden)]
-    fn keep(&self, known: &Known, epoch: u64);
+    fn keep(&self, cache: &StateCache, epoch: u64);
 }
 
 impl<S, E> AnyPart<E> for Part<S>
@@ -45,8 +45,8 @@ where
     S: State,
     S::Event: TryFrom<E>,
 {
-    fn criteria(&self) -> &Arc<Criteria> {
-        &self.criteria
+    fn query(&self) -> &Arc<Query> {
+        &self.query
     }
 
     fn position(&self) -> Position {
@@ -55,7 +55,7 @@ where
 
     fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position) {
         for (position, event) in events {
-            // Conversion fails only for a type outside the state's stream, which its criteria do not name.
+            // Conversion fails only for a type outside the state's stream, which its query do not name.
             if position > self.position
                 && let Ok(event) = event.try_into()
             {
@@ -65,20 +65,20 @@ where
         self.position = self.position.max(complete_to);
     }
 
-    fn refresh(&mut self, known: &Known) -> bool {
-        let Some(Folded { state, position, .. }) = known.newer(&self.initial, self.position) else { return false };
+    fn refresh(&mut self, cache: &StateCache) -> bool {
+        let Some(Folded { state, position, .. }) = cache.newer(&self.initial, self.position) else { return false };
         (self.state, self.position) = (state, position);
         true
     }
 
-    fn keep(&self, known: &Known, epoch: u64) {
-        known.keep(&self.initial, &self.state, &self.criteria, self.position, epoch);
+    fn keep(&self, cache: &StateCache, epoch: u64) {
+        cache.keep(&self.initial, &self.state, &self.query, self.position, epoch);
     }
 }
 
-/// The states of a decision: one, a tuple or a `Vec` of them, or [`Then`] of two.
+/// The states of a decision: one, a tuple or a `Vec` of them, or [`Dependent`] of two.
 pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
-    /// What the decision sees: the states themselves; of [`Then`], both stages as a pair.
+    /// What the decision sees: the states themselves; of [`Dependent`], both stages as a pair.
     type View: Clone + Send + Sync;
     /// The same, with what is known of each.
     #[doc(hidden)]
@@ -89,7 +89,7 @@ pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
     /// # Errors
     /// Where a state's query does not fit the log's schema.
     #[doc(hidden)]
-    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError>;
+    fn start(self, cache: &StateCache) -> Result<Self::Stages, QueryError>;
 }
 
 /// What is known of a decision's states, stage by stage.
@@ -98,7 +98,7 @@ pub trait Stages<E, S>: Send {
     /// The parts of the stages opened so far, always in the same order.
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>);
     /// Opens the stage that what is known so far names. Returns whether one was opened that has parts.
-    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError>;
+    fn open_next(&mut self, cache: &StateCache) -> Result<bool, QueryError>;
     /// The states as they stand. `None` where a stage is not open.
     fn view(&self) -> Option<S>;
 }
@@ -112,9 +112,9 @@ where
     type View = S;
     type Stages = Part<S>;
 
-    fn start(self, known: &Known) -> Result<Part<S>, CriteriaError> {
-        let Folded { state, criteria, position } = known.look::<S, E>(&self)?;
-        Ok(Part { initial: self, state, criteria, position })
+    fn start(self, cache: &StateCache) -> Result<Part<S>, QueryError> {
+        let Folded { state, query, position } = cache.look::<S, E>(&self)?;
+        Ok(Part { initial: self, state, query, position })
     }
 }
 
@@ -126,7 +126,7 @@ where
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
         parts.push(self);
     }
-    fn open_next(&mut self, _: &Known) -> Result<bool, CriteriaError> {
+    fn open_next(&mut self, _: &StateCache) -> Result<bool, QueryError> {
         Ok(false)
     }
     fn view(&self) -> Option<S> {
@@ -139,8 +139,8 @@ macro_rules! tuple {
         impl<E: LogEvent, $($name: States<E>),*> States<E> for ($($name,)*) {
             type View = ($($name::View,)*);
             type Stages = ($($name::Stages,)*);
-            fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
-                Ok(($(self.$n.start(known)?,)*))
+            fn start(self, cache: &StateCache) -> Result<Self::Stages, QueryError> {
+                Ok(($(self.$n.start(cache)?,)*))
             }
         }
 
@@ -148,9 +148,9 @@ macro_rules! tuple {
             fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
                 $(self.$n.parts(parts);)*
             }
-            fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
+            fn open_next(&mut self, cache: &StateCache) -> Result<bool, QueryError> {
                 let mut opened = false;
-                $(opened |= self.$n.open_next(known)?;)*
+                $(opened |= self.$n.open_next(cache)?;)*
                 Ok(opened)
             }
             fn view(&self) -> Option<($($name,)*)> {
@@ -167,14 +167,14 @@ tuple!(A SA 0, B SB 1, C SC 2, D SD 3);
 impl<E: LogEvent> States<E> for () {
     type View = ();
     type Stages = ();
-    fn start(self, _: &Known) -> Result<(), CriteriaError> {
+    fn start(self, _: &StateCache) -> Result<(), QueryError> {
         Ok(())
     }
 }
 
 impl<E> Stages<E, ()> for () {
     fn parts<'a>(&'a mut self, _: &mut Vec<&'a mut dyn AnyPart<E>>) {}
-    fn open_next(&mut self, _: &Known) -> Result<bool, CriteriaError> {
+    fn open_next(&mut self, _: &StateCache) -> Result<bool, QueryError> {
         Ok(false)
     }
     fn view(&self) -> Option<()> {
@@ -185,8 +185,8 @@ impl<E> Stages<E, ()> for () {
 impl<E: LogEvent, S: States<E>> States<E> for Vec<S> {
     type View = Vec<S::View>;
     type Stages = Vec<S::Stages>;
-    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
-        self.into_iter().map(|states| states.start(known)).collect()
+    fn start(self, cache: &StateCache) -> Result<Self::Stages, QueryError> {
+        self.into_iter().map(|states| states.start(cache)).collect()
     }
 }
 
@@ -194,8 +194,8 @@ impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>) {
         self.iter_mut().for_each(|stages| stages.parts(parts));
     }
-    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
-        self.iter_mut().try_fold(false, |opened, stages| Ok(stages.open_next(known)? | opened))
+    fn open_next(&mut self, cache: &StateCache) -> Result<bool, QueryError> {
+        self.iter_mut().try_fold(false, |opened, stages| Ok(stages.open_next(cache)? | opened))
     }
     fn view(&self) -> Option<Vec<S>> {
         self.iter().map(Stages::view).collect()
@@ -206,12 +206,12 @@ impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
 ///
 /// Submit Cart reads its cart, and that names the products whose inventories it must read.
 #[derive(Debug, Clone)]
-pub struct Then<First, Second, View = First> {
+pub struct Dependent<First, Second, View = First> {
     first: First,
     names: fn(&View) -> Second,
 }
 
-impl<First, Second, View> Then<First, Second, View> {
+impl<First, Second, View> Dependent<First, Second, View> {
     /// The first stage, and how it names the second.
     pub fn new(first: First, names: fn(&View) -> Second) -> Self {
         Self { first, names }
@@ -219,14 +219,14 @@ impl<First, Second, View> Then<First, Second, View> {
 }
 
 #[doc(hidden)]
-pub struct ThenStages<E: LogEvent, A: States<E>, B: States<E>> {
+pub struct DependentStages<E: LogEvent, A: States<E>, B: States<E>> {
     first: A::Stages,
     names: fn(&A::View) -> B,
     /// What was named, and what is known of it.
     second: Option<(B, B::Stages)>,
 }
 
-impl<E, A, B> States<E> for Then<A, B, A::View>
+impl<E, A, B> States<E> for Dependent<A, B, A::View>
 where
     E: LogEvent,
     A: States<E>,
@@ -234,14 +234,14 @@ where
     B: States<E> + PartialEq,
 {
     type View = (A::View, B::View);
-    type Stages = ThenStages<E, A, B>;
+    type Stages = DependentStages<E, A, B>;
 
-    fn start(self, known: &Known) -> Result<Self::Stages, CriteriaError> {
-        Ok(ThenStages { first: self.first.start(known)?, names: self.names, second: None })
+    fn start(self, cache: &StateCache) -> Result<Self::Stages, QueryError> {
+        Ok(DependentStages { first: self.first.start(cache)?, names: self.names, second: None })
     }
 }
 
-impl<E, A, B> Stages<E, (A::View, B::View)> for ThenStages<E, A, B>
+impl<E, A, B> Stages<E, (A::View, B::View)> for DependentStages<E, A, B>
 where
     E: LogEvent,
     A: States<E>,
@@ -254,17 +254,17 @@ where
         }
     }
 
-    fn open_next(&mut self, known: &Known) -> Result<bool, CriteriaError> {
-        if self.first.open_next(known)? {
+    fn open_next(&mut self, cache: &StateCache) -> Result<bool, QueryError> {
+        if self.first.open_next(cache)? {
             return Ok(true);
         }
         let Some(first) = self.first.view() else { return Ok(false) };
         let named = (self.names)(&first);
         match &mut self.second {
             // The first stage still names the same: what is known of it stays.
-            Some((before, second)) if *before == named => second.open_next(known),
+            Some((before, second)) if *before == named => second.open_next(cache),
             _ => {
-                let mut second = named.clone().start(known)?;
+                let mut second = named.clone().start(cache)?;
                 let mut parts = vec![];
                 second.parts(&mut parts);
                 let opened = !parts.is_empty();

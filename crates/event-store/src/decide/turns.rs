@@ -13,9 +13,9 @@ use std::sync::{PoisonError, RwLock};
 use lockable::{LockPool, Lockable};
 use uuid::Uuid;
 
-use crate::query::lookup::Lookup;
+use crate::query::query_item::QueryItem;
 
-/// Ids in the schema's order: those of a lookup.
+/// Ids in the schema's order: those of a item.
 type Boundary = Vec<Option<Uuid>>;
 /// A command's turn to write within a boundary.
 pub(crate) type Turn<'a> = <LockPool<Boundary> as Lockable<Boundary, ()>>::Guard<'a>;
@@ -43,14 +43,14 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// The turns of a command that asks with these lookups and is about to write these events. Answers also whether it had to wait.
-    pub(crate) async fn take<'e, L, W>(&self, lookups: L, written: W) -> (Vec<Turn<'_>>, bool)
+    /// The turns of a command that asks with these items and is about to write these events. Answers also whether it had to wait.
+    pub(crate) async fn take<'e, L, W>(&self, items: L, written: W) -> (Vec<Turn<'_>>, bool)
     where
-        L: Iterator<Item = &'e Lookup>,
+        L: Iterator<Item = &'e QueryItem>,
         W: Iterator<Item = (&'e str, &'e [Option<Uuid>])> + Clone,
     {
-        let own = lookups.filter(|lookup| written.clone().any(|(event_type, ids)| lookup.matches(event_type, ids)));
-        own.for_each(|lookup| self.learn(lookup));
+        let own = items.filter(|item| written.clone().any(|(event_type, ids)| item.matches(event_type, ids)));
+        own.for_each(|item| self.learn(item));
         let mut boundaries: Vec<_> = {
             let contended = self.contended.read().unwrap_or_else(PoisonError::into_inner);
             written.flat_map(|(event_type, ids)| contended.iter().filter_map(move |kind| kind.boundary(event_type, ids))).collect()
@@ -72,13 +72,13 @@ impl Turns {
         (turns, waited)
     }
 
-    fn learn(&self, lookup: &Lookup) {
+    fn learn(&self, item: &QueryItem) {
         let covers = |kind: &Contended| {
-            kind.ids.iter().zip(&lookup.ids).all(|(asked, id)| *asked == id.is_some())
-                && lookup.types.iter().all(|name| kind.types.contains(name))
+            kind.ids.iter().zip(&item.ids).all(|(asked, id)| *asked == id.is_some())
+                && item.types.iter().all(|name| kind.types.contains(name))
         };
         if !self.contended.read().unwrap_or_else(PoisonError::into_inner).iter().any(covers) {
-            let kind = Contended { types: lookup.types.clone(), ids: lookup.ids.iter().map(Option::is_some).collect() };
+            let kind = Contended { types: item.types.clone(), ids: item.ids.iter().map(Option::is_some).collect() };
             self.contended.write().unwrap_or_else(PoisonError::into_inner).push(kind);
         }
     }
@@ -88,21 +88,21 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn lookup(types: &[&'static str], ids: [Option<Uuid>; 2]) -> Lookup {
-        Lookup { types: types.to_vec(), ids: ids.to_vec(), newest: false }
+    fn item(types: &[&'static str], ids: [Option<Uuid>; 2]) -> QueryItem {
+        QueryItem { types: types.to_vec(), ids: ids.to_vec(), newest: false }
     }
 
     #[tokio::test]
     async fn turns_are_taken_within_what_somebody_both_asks_for_and_writes_and_nowhere_else() {
         let (cart, other, product) = (Some(Uuid::from_u128(1)), Some(Uuid::from_u128(2)), Some(Uuid::from_u128(3)));
         let turns = Turns::default();
-        let take = async |asks: &[Lookup], event_type: &str, ids: [Option<Uuid>; 2]| {
+        let take = async |asks: &[QueryItem], event_type: &str, ids: [Option<Uuid>; 2]| {
             turns.take(asks.iter(), std::iter::once((event_type, &ids[..]))).await
         };
         // Nobody asks for carts yet.
         assert!(take(&[], "Cleared", [cart, None]).await.0.is_empty());
         // An add asks for its cart, and reads what is left of its product.
-        let asks = [lookup(&["Added", "Cleared"], [cart, None]), lookup(&["InventoryChanged"], [None, product])];
+        let asks = [item(&["Added", "Cleared"], [cart, None]), item(&["InventoryChanged"], [None, product])];
         let (held, waited) = take(&asks, "Added", [cart, product]).await;
         assert_eq!((held.len(), waited), (1, false));
         let free = async |event_type: &str, ids| futures::poll!(std::pin::pin!(take(&[], event_type, ids))).is_ready();

@@ -1,4 +1,5 @@
 //! Which events a state folds, and so which events a decision's condition forbids.
 
-pub(crate) mod criteria;
-pub(crate) mod lookup;
+pub(crate) mod append_condition;
+pub(crate) mod query_item;
+pub(crate) mod state_query;

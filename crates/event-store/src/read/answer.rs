@@ -16,8 +16,8 @@ impl Answer {
         for row in rows {
             match row.try_get::<Option<i32>, _>(0)? {
                 None => answer.head = row.try_get(1)?,
-                Some(lookup) => answer.found.push(Found {
-                    lookup: usize::try_from(lookup).unwrap_or_default(),
+                Some(item) => answer.found.push(Found {
+                    item: usize::try_from(item).unwrap_or_default(),
                     position: row.try_get(1)?,
                     payload: row.try_get(3)?,
                     more: row.try_get(4)?,
@@ -34,13 +34,13 @@ impl Answer {
     }
 }
 
-/// An event that a lookup found.
+/// An event that a item found.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// Which of the call's lookups.
-    pub(crate) lookup: usize,
+    /// Which of the call's items.
+    pub(crate) item: usize,
     pub(crate) position: i64,
     pub(crate) payload: Vec<u8>,
-    /// The lookup's answer was cut here: it has more.
+    /// The item's answer was cut here: it has more.
     pub(crate) more: bool,
 }

@@ -9,7 +9,7 @@ use crate::{
     error::StoreError,
     metrics::record_query_wait,
     position::Position,
-    query::lookup::{LookupColumns, placeholders},
+    query::query_item::{QueryColumns, placeholders},
     read::{
         answer::Answer,
         head_watcher::HeadWatcher,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// The head, as a row with no lookup, and what the lookups find: in one statement, so in one snapshot.
+/// The head, as a row with no item, and what the items find: in one statement, so in one snapshot.
 fn sql(ids: usize) -> String {
     format!(
         "SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
@@ -115,9 +115,9 @@ impl Reader {
         }
     }
 
-    /// What the lookups find, and the head of the snapshot they saw, which is no older than this call.
-    pub(crate) async fn look(&self, lookups: LookupColumns) -> Result<Answer, StoreError> {
-        let (ticket, mut answer) = self.0.waiting.push(lookups);
+    /// What the items find, and the head of the snapshot they saw, which is no older than this call.
+    pub(crate) async fn look(&self, items: QueryColumns) -> Result<Answer, StoreError> {
+        let (ticket, mut answer) = self.0.waiting.push(items);
         loop {
             let permit = tokio::select! {
                 biased;
@@ -146,9 +146,9 @@ impl Reader {
 
 impl Inner {
     async fn read_together(self: Arc<Self>, together: Vec<Asked>) {
-        match self.read(together.iter().map(|asked| &asked.lookups)).await {
+        match self.read(together.iter().map(|asked| &asked.items)).await {
             Ok(answer) => {
-                let lengths: Vec<_> = together.iter().map(|asked| asked.lookups.len()).collect();
+                let lengths: Vec<_> = together.iter().map(|asked| asked.items.len()).collect();
                 for (asked, answer) in together.into_iter().zip(split(answer, &lengths)) {
                     // Who has gone need not know; here and below.
                     let _ = asked.reply.send(Ok(answer));
@@ -162,15 +162,15 @@ impl Inner {
             // What is wrong with one of them is no concern of the others.
             Err(_) => {
                 for asked in together {
-                    let _ = asked.reply.send(self.read([&asked.lookups]).await);
+                    let _ = asked.reply.send(self.read([&asked.items]).await);
                 }
             }
         }
     }
 
-    async fn read<'a>(&self, lookups: impl IntoIterator<Item = &'a LookupColumns>) -> Result<Answer, StoreError> {
-        let mut columns = LookupColumns::new(self.ids);
-        lookups.into_iter().for_each(|lookups| columns.extend(lookups));
+    async fn read<'a>(&self, items: impl IntoIterator<Item = &'a QueryColumns>) -> Result<Answer, StoreError> {
+        let mut columns = QueryColumns::new(self.ids);
+        items.into_iter().for_each(|items| columns.extend(items));
         with_timeout(async {
             let mut connection = PooledConnection::from(self.connections.pool()).await?;
             let rows = columns.bind(sqlx::query(&self.sql)).fetch_all(&mut *connection).await?;

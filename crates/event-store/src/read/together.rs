@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::StoreError,
-    query::lookup::LookupColumns,
+    query::query_item::QueryColumns,
     read::answer::{Answer, Found},
 };
 
@@ -29,15 +29,15 @@ pub(crate) struct Reads {
 
 pub(crate) struct Asked {
     pub(crate) ticket: u64,
-    pub(crate) lookups: LookupColumns,
+    pub(crate) items: QueryColumns,
     pub(crate) reply: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
 impl Reads {
-    pub(crate) fn push(&self, lookups: LookupColumns) -> (u64, oneshot::Receiver<Result<Answer, StoreError>>) {
+    pub(crate) fn push(&self, items: QueryColumns) -> (u64, oneshot::Receiver<Result<Answer, StoreError>>) {
         let (reply, answer) = oneshot::channel();
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(Asked { ticket, lookups, reply });
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(Asked { ticket, items, reply });
         (ticket, answer)
     }
 
@@ -50,15 +50,15 @@ impl Reads {
     }
 }
 
-/// Each its own, of an answer to so many lookups one after the other; its lookups numbered from 0.
+/// Each its own, of an answer to so many items one after the other; its items numbered from 0.
 pub(crate) fn split(answer: Answer, lengths: &[usize]) -> Vec<Answer> {
     let mut answers: Vec<_> = lengths.iter().map(|_| Answer { head: answer.head, found: vec![] }).collect();
     let whose: Vec<_> = lengths.iter().enumerate().flat_map(|(whose, length)| (0..*length).map(move |own| (whose, own))).collect();
     for found in answer.found {
-        if let Some((whose, own)) = whose.get(found.lookup)
+        if let Some((whose, own)) = whose.get(found.item)
             && let Some(answer) = answers.get_mut(*whose)
         {
-            answer.found.push(Found { lookup: *own, ..found });
+            answer.found.push(Found { item: *own, ..found });
         }
     }
     answers

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use event_store::{DecideError, Decided, Decision, EventStore, Position, States, StoreError, Then, View};
+use event_store::{DecideError, Decided, Decision, Dependent, EventStore, Position, States, StoreError, View};
 
 use super::{
     domain::{
@@ -230,7 +230,7 @@ impl Spec {
                     }
                     _ => vec![],
                 };
-                self.run_on(store, Then::new(of_cart, names)).await
+                self.run_on(store, Dependent::new(of_cart, names)).await
             }
             Shape::Products => self.run_on(store, vec![OfProduct::new(product, salt), OfProduct::new(product + 1, salt)]).await,
             Shape::Wide => {
@@ -245,7 +245,7 @@ impl Spec {
                     }
                     saw => unreachable!("one state was looked at: {saw:?}"),
                 };
-                self.run_on(store, Then::new(NewestOfCart::new(cart, salt), names)).await
+                self.run_on(store, Dependent::new(NewestOfCart::new(cart, salt), names)).await
             }
             Shape::CartThenCountThenItems => {
                 let first = |seen: &OfCart| match looked(seen).as_slice() {
@@ -258,7 +258,7 @@ impl Spec {
                     }
                     _ => vec![],
                 };
-                self.run_on(store, Then::new(Then::new(of_cart, first), second)).await
+                self.run_on(store, Dependent::new(Dependent::new(of_cart, first), second)).await
             }
         }
     }
@@ -347,7 +347,7 @@ where
         last.decided = Some(decided.clone());
         match decided {
             Decides::Events(events) => Ok(Decided::Events(events)),
-            Decides::Already(at) => Ok(Decided::Already(Position(at))),
+            Decides::Already(at) => Ok(Decided::AlreadyDone(Position(at))),
             Decides::Nothing => Ok(Decided::Nothing),
             Decides::Refused => Err(saw),
         }

@@ -1,16 +1,16 @@
-//! Criteria: which events a state folds, and so which events a decision's condition forbids.
+//! Query: which events a state folds, and so which events a decision's condition forbids.
 //!
-//! An event matches when its type is among the criteria's, and every id that *both* carry is equal. (disintegrate's in-memory
+//! An event matches when its type is among the query's, and every id that *both* carry is equal. (disintegrate's in-memory
 //! `StreamQuery::matches` wants the event to carry every id; its SQL does not. The SQL's reading is the useful one, and ours.)
 
 use disintegrate::{Event, IdentifierValue, StateQuery, StreamQuery};
 use uuid::Uuid;
 
-use crate::{event::domain_ids, position::Position, query::lookup::Lookup};
+use crate::{event::domain_ids, position::Position, query::query_item::QueryItem};
 
-/// Criteria that can match nothing, or not what they seem to.
+/// Query that can match nothing, or not what they seem to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CriteriaError {
+pub enum QueryError {
     /// An id that none of the types carries would say nothing.
     #[error("the criteria name the id {0}, which none of their event types carries")]
     UnknownId(&'static str),
@@ -21,25 +21,25 @@ pub enum CriteriaError {
 
 /// The events of some types that carry some ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Criteria {
-    /// One for each set of ids that types among the criteria's have in common with them.
-    pub(crate) lookups: Vec<Lookup>,
+pub struct Query {
+    /// One for each set of ids that types among the query's have in common with them.
+    pub(crate) items: Vec<QueryItem>,
 }
 
-impl Criteria {
-    /// The criteria of a state's query.
+impl Query {
+    /// The query of a state's query.
     ///
     /// # Errors
     /// Where the query names an id that none of its types carries, or one that is no UUID.
-    pub fn of<S: StateQuery, E: Event>(state: &S, newest: bool) -> Result<Self, CriteriaError> {
+    pub fn of<S: StateQuery, E: Event>(state: &S, newest: bool) -> Result<Self, QueryError> {
         let order = domain_ids::<E>();
         let query: StreamQuery<Position, S::Event> = state.query();
-        let mut lookups: Vec<Lookup> = vec![];
+        let mut items: Vec<QueryItem> = vec![];
         for filter in query.filters() {
             for ident in filter.identifiers().keys() {
                 let carried = |name: &&&str| S::Event::SCHEMA.event_info(name).is_some_and(|info| info.has_domain_id(ident));
                 if !filter.events().iter().any(|name| carried(&name)) {
-                    return Err(CriteriaError::UnknownId(static_name(&order, ident.into_inner())));
+                    return Err(QueryError::UnknownId(static_name(&order, ident.into_inner())));
                 }
             }
             for event_type in filter.events() {
@@ -50,7 +50,7 @@ impl Criteria {
                 let mut ids = vec![None; order.len()];
                 for (ident, value) in &**filter.identifiers() {
                     let IdentifierValue::Uuid(id) = value else {
-                        return Err(CriteriaError::NotUuid(static_name(&order, ident.into_inner())));
+                        return Err(QueryError::NotUuid(static_name(&order, ident.into_inner())));
                     };
                     if info.has_domain_id(ident)
                         && let Some(slot) = order.iter().position(|name| *name == ident.into_inner()).and_then(|at| ids.get_mut(at))
@@ -58,18 +58,18 @@ impl Criteria {
                         *slot = Some(*id);
                     }
                 }
-                match lookups.iter_mut().find(|lookup| lookup.ids == ids) {
-                    Some(lookup) => lookup.types.push(event_type),
-                    None => lookups.push(Lookup { types: vec![event_type], ids, newest }),
+                match items.iter_mut().find(|item| item.ids == ids) {
+                    Some(item) => item.types.push(event_type),
+                    None => items.push(QueryItem { types: vec![event_type], ids, newest }),
                 }
             }
         }
-        Ok(Self { lookups })
+        Ok(Self { items })
     }
 
     /// Whether an event of this type, with these ids in the schema's order, matches.
     pub(crate) fn matches(&self, event_type: &str, ids: &[Option<Uuid>]) -> bool {
-        self.lookups.iter().any(|lookup| lookup.matches(event_type, ids))
+        self.items.iter().any(|item| item.matches(event_type, ids))
     }
 }
 

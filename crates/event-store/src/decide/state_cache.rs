@@ -17,7 +17,7 @@ use crate::{
     event::LogEvent,
     metrics::{self, METRICS},
     position::Position,
-    query::criteria::{Criteria, CriteriaError},
+    query::state_query::{Query, QueryError},
     read::head_watcher::HeadWatcher,
 };
 
@@ -30,7 +30,7 @@ type States = Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>;
 /// have two states. Bounded in bytes; what was not asked for the longest goes first (quick_cache's S3-FIFO, which one scan over many
 /// carts does not empty).
 #[derive(Clone)]
-pub struct Known {
+pub struct StateCache {
     /// `None` where nothing is to be kept.
     states: Option<Arc<States>>,
     hasher: DefaultHashBuilder,
@@ -40,7 +40,7 @@ pub struct Known {
 /// A state as it was last folded.
 pub(crate) struct Folded<S> {
     pub(crate) state: S,
-    pub(crate) criteria: Arc<Criteria>,
+    pub(crate) query: Arc<Query>,
     pub(crate) position: Position,
 }
 
@@ -60,14 +60,14 @@ struct Entry {
     epoch: u64,
 }
 
-impl Known {
+impl StateCache {
     /// Keeps up to so many bytes; 0 keeps nothing.
     pub(crate) fn new(bytes: usize, heads: HeadWatcher) -> Self {
         let states =
             (bytes > 0).then(|| Arc::new(Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions)));
         if let Some(states) = &states {
             let states = Arc::downgrade(states);
-            metrics::known_bytes(move || states.upgrade().map(|states| states.weight()));
+            metrics::state_cache_size(move || states.upgrade().map(|states| states.weight()));
         }
         Self { states, hasher: DefaultHashBuilder::default(), heads }
     }
@@ -85,17 +85,17 @@ impl Known {
     ///
     /// # Errors
     /// Where its query does not fit the log's schema.
-    pub(crate) fn look<S: State, E: LogEvent>(&self, initial: &S) -> Result<Folded<S>, CriteriaError> {
+    pub(crate) fn look<S: State, E: LogEvent>(&self, initial: &S) -> Result<Folded<S>, QueryError> {
         if let Some(states) = &self.states {
             let found = states.get(&Probe { hash: self.hash(initial), initial });
             if let Some(folded) = found.filter(|entry| entry.epoch == self.heads.epoch()).and_then(|entry| entry.of::<S>()) {
-                METRICS.known_hits.add(1, &[]);
-                return Ok(Folded { state: folded.state.clone(), criteria: folded.criteria.clone(), position: folded.position });
+                METRICS.state_cache_hits.add(1, &[]);
+                return Ok(Folded { state: folded.state.clone(), query: folded.query.clone(), position: folded.position });
             }
-            METRICS.known_misses.add(1, &[]);
+            METRICS.state_cache_misses.add(1, &[]);
         }
-        let criteria = Arc::new(Criteria::of::<S, E>(initial, S::NEWEST_SUFFICES)?);
-        Ok(Folded { state: initial.clone(), criteria, position: Position::START })
+        let query = Arc::new(Query::of::<S, E>(initial, S::NEWEST_SUFFICES)?);
+        Ok(Folded { state: initial.clone(), query, position: Position::START })
     }
 
     /// The same, where more is known than up to `position`.
@@ -105,11 +105,11 @@ impl Known {
             return None;
         }
         let folded = entry.of::<S>()?;
-        Some(Folded { state: folded.state.clone(), criteria: folded.criteria.clone(), position: folded.position })
+        Some(Folded { state: folded.state.clone(), query: folded.query.clone(), position: folded.position })
     }
 
     /// Keeps a state that was folded from the log of this epoch, unless more is known already.
-    pub(crate) fn keep<S: State>(&self, initial: &S, state: &S, criteria: &Arc<Criteria>, position: Position, epoch: u64) {
+    pub(crate) fn keep<S: State>(&self, initial: &S, state: &S, query: &Arc<Query>, position: Position, epoch: u64) {
         let Some(states) = &self.states else { return };
         let hash = self.hash(initial);
         let newer = states.get(&Probe { hash, initial }).is_some_and(|kept| kept.epoch == epoch && kept.position >= position);
@@ -117,14 +117,14 @@ impl Known {
             return;
         }
         let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (held(initial) + held(state))) as u64;
-        let folded = Arc::new(Folded { state: state.clone(), criteria: criteria.clone(), position });
+        let folded = Arc::new(Folded { state: state.clone(), query: query.clone(), position });
         let mut evicted = Evicted { by: hash, others: 0 };
         states.insert_with_lifecycle(
             Key { hash, initial: Arc::new(initial.clone()) },
             Entry { folded, position, bytes, epoch },
             &mut evicted,
         );
-        METRICS.known_evictions.add(evicted.others, &[]);
+        METRICS.state_cache_evictions.add(evicted.others, &[]);
     }
 
     fn hash<S: State>(&self, initial: &S) -> u64 {
@@ -246,12 +246,12 @@ mod tests {
 
     #[test]
     fn what_is_kept_stays_within_its_bytes_however_much_the_states_hold() {
-        let known = Known::new(100_000, HeadWatcher::new());
+        let known = StateCache::new(100_000, HeadWatcher::new());
         for texts in 0..1_000 {
             let initial = Texts { cart_id: CartId::new(), texts: vec![] };
             let state = Texts { texts: vec!["a text of twenty-odd bytes".to_owned(); texts % 50], ..initial.clone() };
-            let criteria = known.look::<_, DomainEvent>(&initial).map(|folded| folded.criteria);
-            known.keep(&initial, &state, &criteria.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
+            let query = known.look::<_, DomainEvent>(&initial).map(|folded| folded.query);
+            known.keep(&initial, &state, &query.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
         }
         let states = known.states.as_ref().map(|states| (states.weight(), states.len()));
         assert!(states.is_some_and(|(bytes, number)| bytes <= 100_000 && (20..200).contains(&number)), "{states:?}");
@@ -260,18 +260,18 @@ mod tests {
     #[test]
     fn an_older_state_does_not_replace_a_newer_one_nor_one_of_another_log_any() {
         let heads = HeadWatcher::new();
-        let known = Known::new(100_000, heads.clone());
+        let known = StateCache::new(100_000, heads.clone());
         let initial = Texts { cart_id: CartId::new(), texts: vec![] };
         let look = || known.look::<_, DomainEvent>(&initial).map(|folded| folded.position);
-        let criteria = Arc::new(Criteria { lookups: vec![] });
-        known.keep(&initial, &initial, &criteria, Position(7), 0);
-        known.keep(&initial, &initial, &criteria, Position(5), 0);
+        let query = Arc::new(Query { items: vec![] });
+        known.keep(&initial, &initial, &query, Position(7), 0);
+        known.keep(&initial, &initial, &query, Position(5), 0);
         assert_eq!(look(), Ok(Position(7)));
         heads.reset(Position(3));
         assert_eq!(look(), Ok(Position::START), "it is of the log before");
-        known.keep(&initial, &initial, &criteria, Position(9), 0);
+        known.keep(&initial, &initial, &query, Position(9), 0);
         assert_eq!(look(), Ok(Position::START), "a command that began before the reset");
-        known.keep(&initial, &initial, &criteria, Position(4), 1);
+        known.keep(&initial, &initial, &query, Position(4), 1);
         assert_eq!(look(), Ok(Position(4)));
     }
 }

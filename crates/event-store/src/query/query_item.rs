@@ -1,11 +1,11 @@
-//! Lookups: criteria as the SQL functions take them, an array a column.
+//! Lookups: query as the SQL functions take them, an array a column.
 
-use sqlx::{Postgres, postgres::PgArguments, query::Query};
+use sqlx::{Postgres, postgres::PgArguments};
 use uuid::Uuid;
 
 /// The events of these types that carry these ids, all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lookup {
+pub(crate) struct QueryItem {
     pub(crate) types: Vec<&'static str>,
     /// In the schema's order; one that is not asked for is `None`.
     pub(crate) ids: Vec<Option<Uuid>>,
@@ -13,7 +13,7 @@ pub(crate) struct Lookup {
     pub(crate) newest: bool,
 }
 
-impl Lookup {
+impl QueryItem {
     pub(crate) fn matches(&self, event_type: &str, ids: &[Option<Uuid>]) -> bool {
         self.types.contains(&event_type) && self.ids.iter().zip(ids).all(|(wanted, carried)| wanted.is_none() || wanted == carried)
     }
@@ -21,23 +21,23 @@ impl Lookup {
 
 /// Lookups with where each starts, column by column.
 #[derive(Debug, Default)]
-pub(crate) struct LookupColumns {
+pub(crate) struct QueryColumns {
     pub(crate) types: Vec<String>,
     pub(crate) after: Vec<i64>,
     pub(crate) newest: Vec<bool>,
     pub(crate) ids: Vec<Vec<Option<Uuid>>>,
 }
 
-impl LookupColumns {
+impl QueryColumns {
     pub(crate) fn new(ids: usize) -> Self {
         Self { ids: vec![vec![]; ids], ..Self::default() }
     }
 
-    pub(crate) fn push(&mut self, lookup: &Lookup, after: i64) {
-        self.types.push(lookup.types.join(","));
+    pub(crate) fn push(&mut self, item: &QueryItem, after: i64) {
+        self.types.push(item.types.join(","));
         self.after.push(after);
-        self.newest.push(lookup.newest);
-        for (column, id) in self.ids.iter_mut().zip(&lookup.ids) {
+        self.newest.push(item.newest);
+        for (column, id) in self.ids.iter_mut().zip(&item.ids) {
             column.push(*id);
         }
     }
@@ -55,8 +55,8 @@ impl LookupColumns {
         }
     }
 
-    pub(crate) fn bind<'q>(self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
-        self.ids.into_iter().fold(query.bind(self.types).bind(self.after).bind(self.newest), Query::bind)
+    pub(crate) fn bind<'q>(self, query: sqlx::query::Query<'q, Postgres, PgArguments>) -> sqlx::query::Query<'q, Postgres, PgArguments> {
+        self.ids.into_iter().fold(query.bind(self.types).bind(self.after).bind(self.newest), sqlx::query::Query::bind)
     }
 }
 
