@@ -11,7 +11,6 @@ pub(crate) struct Metrics {
     pub(crate) append_queue_duration: Histogram<f64>,
     pub(crate) append_duration: Histogram<f64>,
     pub(crate) append_batch: Histogram<u64>,
-    pub(crate) gathered: Counter<u64>,
     pub(crate) appends: Counter<u64>,
     pub(crate) conflicts: Counter<u64>,
     pub(crate) command_timeouts: Counter<u64>,
@@ -26,7 +25,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
     pub(crate) fn begin(&self) {
-        let here = [&self.appends, &self.gathered, &self.conflicts, &self.command_timeouts, &self.unknown_outcomes];
+        let here = [&self.appends, &self.conflicts, &self.command_timeouts, &self.unknown_outcomes];
         for counter in here.into_iter().chain([&self.state_cache_hits, &self.state_cache_evictions]) {
             counter.add(0, &[]);
         }
@@ -58,10 +57,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .u64_histogram("log.append.batch")
             .with_description("Appends carried by one call.")
             .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
-            .build(),
-        gathered: meter
-            .u64_counter("log.append.gathered")
-            .with_description("Calls that carried all that come again and again, one at a time, as other processes append as well.")
             .build(),
         appends: meter.u64_counter("log.appends").with_description("Appends written.").build(),
         conflicts: meter

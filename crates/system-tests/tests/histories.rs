@@ -58,8 +58,8 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
     let pool = database::connect(&owner).await.unwrap();
     let summary = workers.check(&pool).await;
     println!("{summary}");
-    let Summary { written, refused, undone, unknown, looked_up, gathered, .. } = summary;
-    assert!(written > 100 && refused > 50 && undone + unknown > 0 && looked_up > 0 && gathered > 0, "{summary}");
+    let Summary { written, refused, undone, unknown, looked_up, .. } = summary;
+    assert!(written > 100 && refused > 50 && undone + unknown > 0 && looked_up > 0, "{summary}");
     drop(pool);
     postgres.stop().await.unwrap();
 }

@@ -3,4 +3,7 @@
 pub(crate) mod appender;
 pub(crate) mod batch;
 pub(crate) mod pending;
+pub(crate) mod queue;
+pub(crate) mod recovery;
+pub(crate) mod session;
 pub(crate) mod source;

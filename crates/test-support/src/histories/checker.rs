@@ -91,18 +91,15 @@ pub struct Summary {
     /// Calls of the log whose connection was lost before their answer, so that what became of them was looked up; of the processes that
     /// were not killed.
     pub looked_up: usize,
-    /// Calls that carried all that a process appends again and again, as others append as well; of the processes that were not killed.
-    pub gathered: usize,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { events, written, empty, refused, undone, unknown, unacknowledged, conflicts, looked_up, gathered } = self;
+        let Self { events, written, empty, refused, undone, unknown, unacknowledged, conflicts, looked_up } = self;
         write!(
             f,
             "{events} events; {written} commands written after {conflicts} conflicts, {empty} empty, {refused} refused, {undone} not done, \
-             {unknown} unknown; {unacknowledged} appends unacknowledged; {looked_up} calls looked up, \
-             {gathered} gathered"
+             {unknown} unknown; {unacknowledged} appends unacknowledged; {looked_up} calls looked up"
         )
     }
 }

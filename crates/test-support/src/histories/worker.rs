@@ -44,12 +44,10 @@ pub(crate) struct Work {
 pub(crate) struct Calls {
     /// Whose connection was lost before they were answered, so that what became of them was looked up.
     pub(crate) looked_up: usize,
-    /// Which carried all that come again and again, as other processes append as well.
-    pub(crate) gathered: usize,
 }
 
 fn calls(metrics: &Registry) -> Calls {
-    Calls { looked_up: count(metrics, "log_unknown_outcomes_total"), gathered: count(metrics, "log_append_gathered_total") }
+    Calls { looked_up: count(metrics, "log_unknown_outcomes_total") }
 }
 
 fn count(metrics: &Registry, counter: &str) -> usize {

@@ -201,7 +201,6 @@ impl Workers {
             if let Ok(counted) = fs::read_to_string(self.counted(process)) {
                 let counted: Calls = serde_json::from_str(&counted).expect("the counts are what the process wrote");
                 calls.looked_up += counted.looked_up;
-                calls.gathered += counted.gathered;
             }
             let lines = fs::read_to_string(self.records(process)).unwrap_or_default();
             // A process that was killed may not have ended its last line.
@@ -212,8 +211,8 @@ impl Workers {
         match check(seed, &log, &records) {
             Ok(summary) => {
                 fs::remove_dir_all(&self.directory).expect("the records can be removed");
-                let Calls { looked_up, gathered } = calls;
-                Summary { looked_up, gathered, ..summary }
+                let Calls { looked_up } = calls;
+                Summary { looked_up, ..summary }
             }
             Err(violations) => {
                 let first: Vec<_> = violations.iter().take(5).collect();
