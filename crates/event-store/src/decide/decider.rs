@@ -29,9 +29,6 @@ use crate::{
     settings::StoreSettings,
 };
 
-/// So many conflicts of one command, and so many more, are told to other processes.
-const LOSING: u32 = 4;
-
 /// Runs decisions.
 pub(crate) struct Decider {
     reader: Reader,
@@ -44,8 +41,6 @@ pub(crate) struct Decider {
     turns: Turns,
     /// Commands that are on their way to the log.
     admitted: Semaphore,
-    /// Commands that waited for their turn while somebody kept losing.
-    in_line: AtomicUsize,
     /// How many of them there may be at once.
     places: AtomicUsize,
     max_batch: usize,
@@ -70,7 +65,6 @@ impl Decider {
             cache,
             turns: Turns::default(),
             admitted: Semaphore::new(max_batch),
-            in_line: AtomicUsize::default(),
             places: AtomicUsize::new(max_batch),
             max_batch,
             command_timeout,
@@ -127,9 +121,6 @@ impl Decider {
             let events = with_ids(events, &self.ids)?;
             if place.is_none() {
                 let (turn, in_line) = self.take_turn(&mut stages, &events).await;
-                if in_line {
-                    self.let_others_in().await;
-                }
                 let (among, queued) = self.be_admitted().await?;
                 place = Some((turn, among));
                 // What others have left meanwhile, or were told that they missed, is known by now.
@@ -162,9 +153,6 @@ impl Decider {
                 }
             }
             conflicts += 1;
-            if conflicts % LOSING == 0 {
-                self.heads.loses();
-            }
             if conflicts > 2 {
                 tokio::time::sleep(jittered(conflicts)).await;
             }
@@ -175,17 +163,6 @@ impl Decider {
         let query: Vec<_> = parts(stages).iter().map(|part| part.query().clone()).collect();
         let items = query.iter().flat_map(|query| query.items.iter());
         self.turns.take(items, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
-    }
-
-    /// Of two processes with many commands on one cart, the one that is a step ahead stays so: while the log tells the other what it
-    /// missed, the next is on its way. So where somebody keeps losing, the turn stays empty now and then, for long enough that one who is
-    /// told what it missed, and has paused at random, comes first: the other one is then a step ahead.
-    async fn let_others_in(&self) {
-        const EVERY: usize = 16;
-        const FOR: Duration = Duration::from_millis(3);
-        if self.heads.somebody_loses() && self.in_line.fetch_add(1, Ordering::Relaxed) % EVERY == EVERY - 1 {
-            tokio::time::sleep(FOR).await;
-        }
     }
 
     /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows

@@ -24,9 +24,6 @@ use crate::{
 
 const CHANNEL: &str = "event_head";
 
-/// Announced in place of a head by a process whose commands keep losing to another's. Binaries that do not know it see no head in it.
-const LOSING: &str = "losing";
-
 /// The newest position that this process knows of.
 #[derive(Clone)]
 pub struct HeadWatcher {
@@ -36,10 +33,6 @@ pub struct HeadWatcher {
     written: Arc<watch::Sender<Position>>,
     /// When the newest position was last seen to move.
     grew: Arc<Mutex<Option<Instant>>>,
-    /// How often a command of this process has lost again and again: to be announced.
-    lost: Arc<watch::Sender<u64>>,
-    /// When a process last announced that its commands keep losing.
-    losing: Arc<Mutex<Option<Instant>>>,
     /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
     epoch: Arc<AtomicU64>,
     /// The log that the last connection was to.
@@ -52,8 +45,6 @@ impl HeadWatcher {
             newest: Arc::new(watch::Sender::new(Position::START)),
             written: Arc::new(watch::Sender::new(Position::START)),
             grew: Arc::default(),
-            lost: Arc::default(),
-            losing: Arc::default(),
             epoch: Arc::default(),
             log_id: Arc::default(),
         }
@@ -88,16 +79,6 @@ impl HeadWatcher {
     /// Whether somebody appends at this time: within the last second, a new position was seen.
     pub fn grows(&self) -> bool {
         self.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
-    }
-
-    /// A command of this process was overtaken by others' again and again.
-    pub(crate) fn loses(&self) {
-        self.lost.send_modify(|times| *times += 1);
-    }
-
-    /// Whether a process has announced within the last second that its commands keep losing.
-    pub(crate) fn somebody_loses(&self) -> bool {
-        self.losing.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|losing| losing.elapsed() < Duration::from_secs(1))
     }
 
     /// This process has committed up to a position.
@@ -137,16 +118,15 @@ impl HeadWatcher {
     }
 }
 
-/// Announces what this process has written, and that its commands keep losing, in a transaction of its own and at most once in an interval.
+/// Announces what this process has written, in a transaction of its own and at most once in an interval.
 pub(crate) async fn announce(pool: PgPool, heads: HeadWatcher, interval: Duration, closed: CancellationToken) {
-    let (mut written, mut lost) = (heads.written.subscribe(), heads.lost.subscribe());
+    let mut written = heads.written.subscribe();
     loop {
-        let announced = tokio::select! {
+        tokio::select! {
             () = closed.cancelled() => return,
-            changed = written.changed() => changed.map(|()| written.borrow_and_update().to_string()),
-            changed = lost.changed() => changed.map(|()| LOSING.to_owned()),
-        };
-        let Ok(announced) = announced else { return };
+            changed = written.changed() => if changed.is_err() { return },
+        }
+        let announced = written.borrow_and_update().to_string();
         // A lost announcement costs readers their poll interval and nothing else.
         let announcing = with_timeout(async {
             let mut connection = PooledConnection::from(&pool).await?;
@@ -204,9 +184,6 @@ async fn listen_once(pool: &PgPool, heads: &HeadWatcher, poll: Duration) -> Resu
         let deadline = tokio::time::Instant::now() + poll;
         loop {
             match tokio::time::timeout_at(deadline, listener.try_recv()).await {
-                Ok(Ok(Some(announced))) if announced.payload() == LOSING => {
-                    *heads.losing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                }
                 Ok(Ok(Some(announced))) => {
                     // It is told, and not believed: anybody may notify, and who was just disconnected may tell of another log.
                     if announced.payload().parse().is_ok_and(|head| Position(head) > heads.newest()) {
