@@ -1,7 +1,7 @@
 //! The one way to run a decision.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -39,11 +39,8 @@ pub(crate) struct Decider {
     cache: StateCache,
     /// Of the commands that are about to append, by what they write.
     turns: Turns,
-    /// Commands that are on their way to the log.
-    admitted: Semaphore,
-    /// How many of them there may be at once.
-    places: AtomicUsize,
-    max_batch: usize,
+    /// Bounds the commands that are on their way to the log. Longer queues make decisions stale and cause more conflicts.
+    in_flight: Semaphore,
     command_timeout: Duration,
 }
 
@@ -56,7 +53,6 @@ impl Decider {
         appends: mpsc::Sender<Append>,
         cache: StateCache,
     ) -> Self {
-        let (max_batch, command_timeout) = (settings.max_batch, settings.command_timeout);
         Self {
             reader,
             heads,
@@ -64,10 +60,8 @@ impl Decider {
             appends,
             cache,
             turns: Turns::default(),
-            admitted: Semaphore::new(max_batch),
-            places: AtomicUsize::new(max_batch),
-            max_batch,
-            command_timeout,
+            in_flight: Semaphore::new(settings.max_batch),
+            command_timeout: settings.command_timeout,
         }
     }
 
@@ -121,8 +115,8 @@ impl Decider {
             let events = with_ids(events, &self.ids)?;
             if place.is_none() {
                 let (turn, in_line) = self.take_turn(&mut stages, &events).await;
-                let (among, queued) = self.be_admitted().await?;
-                place = Some((turn, among));
+                let (permit, queued) = self.acquire_in_flight().await?;
+                place = Some((turn, permit));
                 // What others have left meanwhile, or were told that they missed, is known by now.
                 if (in_line || queued) && refresh(&mut stages, cache) {
                     while stages.open_next(cache).map_err(schema)? {}
@@ -138,9 +132,6 @@ impl Decider {
                 AppendOutcome::Written { last } => {
                     fold_written(&mut parts(&mut stages), &events, last);
                     self.keep(&mut stages, epoch);
-                    if let Some((_, among)) = place {
-                        self.make_room(among, conflicts > 0);
-                    }
                     return Ok(last);
                 }
                 AppendOutcome::Conflict(answer) => {
@@ -165,27 +156,11 @@ impl Decider {
         self.turns.take(items, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
     }
 
-    /// No more commands are on their way to the log at once than one call carries: what an append waits in a queue, its condition grows
-    /// old, and where a state that many depend on changes often, it would be refused again and again. Answers also whether it had to wait.
-    async fn be_admitted(&self) -> Result<(SemaphorePermit<'_>, bool), StoreError> {
-        match self.admitted.try_acquire() {
-            Ok(place) => Ok((place, false)),
-            Err(_) => Ok((self.admitted.acquire().await.map_err(|_| StoreError::Closed)?, true)),
-        }
-    }
-
-    /// One that was refused before it was written leaves its place to nobody, and one that was not makes room for another: so where a
-    /// state that many depend on changes often, those who are on their way become few enough to be quicker than it, and many again after.
-    fn make_room(&self, among: SemaphorePermit<'_>, refused: bool) {
-        const FEWEST: usize = 16;
-        let (places, most) = (&self.places, self.max_batch);
-        let change = |now: usize| if refused { (now > FEWEST).then(|| now - 1) } else { (now < most).then(|| now + 1) };
-        if places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok() {
-            if refused {
-                among.forget();
-            } else {
-                self.admitted.add_permits(1);
-            }
+    /// Returns a permit to append, and whether the command waited for it.
+    async fn acquire_in_flight(&self) -> Result<(SemaphorePermit<'_>, bool), StoreError> {
+        match self.in_flight.try_acquire() {
+            Ok(permit) => Ok((permit, false)),
+            Err(_) => Ok((self.in_flight.acquire().await.map_err(|_| StoreError::Closed)?, true)),
         }
     }
 
