@@ -220,35 +220,6 @@ async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_writes_what_others_forbid_goes_in_turn_with_them_though_it_asks_for_nothing() {
-    let log = TestLog::<DomainEvent>::create().await;
-    let cart = Shopping::new();
-    // Until somebody asks for the cart, nobody minds.
-    log.store.decide(&Always(Add::to(&cart))).await.unwrap();
-    let tasks: Vec<_> = (0..300)
-        .map(|number| {
-            let (store, clear, add) = (log.store.clone(), Clear(cart.cleared()), Always(Add::to(&cart)));
-            tokio::spawn(async move {
-                let decided = AtomicUsize::new(0);
-                match number % 3 {
-                    0 => store.decide(&Counted(add, &decided)).await.unwrap(),
-                    _ => store.decide(&Counted(clear, &decided)).await.unwrap(),
-                };
-                decided.into_inner()
-            })
-        })
-        .collect();
-    let mut most = 0;
-    for task in tasks {
-        most = most.max(task.await.unwrap());
-    }
-    assert_eq!(log.store.head().await.unwrap(), Position(301));
-    // Once on what was known when it came, once on what the one before it left, and once on that a clear had come, which that one's state
-    // does not hold.
-    assert!(most <= 3, "decided {most} times");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_cart_that_many_commands_wait_for_holds_up_no_other() {
     let log = TestLog::<DomainEvent>::create().await;
     let hot = Shopping::new();

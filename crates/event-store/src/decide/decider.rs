@@ -14,11 +14,11 @@ use crate::{
     append::pending::{Append, AppendOutcome, NewEvent},
     decide::{
         catch_up::catch_up,
+        command_locks::{CommandLock, CommandLocks},
         decision::{DecideError, Decided, Decision},
         fold::{WithIds, fold, fold_written, with_ids},
         stages::{AnyPart, Stages, States},
         state_cache::StateCache,
-        turns::{Turn, Turns},
     },
     error::StoreError,
     event::{LogEvent, Metadata, encode},
@@ -37,8 +37,7 @@ pub(crate) struct Decider {
     ids: Vec<&'static str>,
     appends: mpsc::Sender<Append>,
     cache: StateCache,
-    /// Of the commands that are about to append, by what they write.
-    turns: Turns,
+    locks: CommandLocks,
     /// Bounds the commands that are on their way to the log. Longer queues make decisions stale and cause more conflicts.
     in_flight: Semaphore,
     command_timeout: Duration,
@@ -59,7 +58,7 @@ impl Decider {
             ids,
             appends,
             cache,
-            turns: Turns::default(),
+            locks: CommandLocks::default(),
             in_flight: Semaphore::new(settings.max_batch),
             command_timeout: settings.command_timeout,
         }
@@ -113,18 +112,18 @@ impl Decider {
                 }
             };
             let events = with_ids(events, &self.ids)?;
+            let condition = parts(&mut stages).iter().map(|part| (part.query().clone(), part.position())).collect();
             if place.is_none() {
-                let (turn, in_line) = self.take_turn(&mut stages, &events).await;
+                let (lock, was_locked) = self.lock(&condition).await;
                 let (permit, queued) = self.acquire_in_flight().await?;
-                place = Some((turn, permit));
+                place = Some((lock, permit));
                 // What others have left meanwhile, or were told that they missed, is known by now.
-                if (in_line || queued) && refresh(&mut stages, cache) {
+                if (was_locked || queued) && refresh(&mut stages, cache) {
                     while stages.open_next(cache).map_err(schema)? {}
                     read = None;
                     continue;
                 }
             }
-            let condition = parts(&mut stages).iter().map(|part| (part.query().clone(), part.position())).collect();
             sent.store(true, Ordering::Relaxed);
             let appended = self.append(condition, &events, metadata, epoch).await?;
             sent.store(false, Ordering::Relaxed);
@@ -150,10 +149,15 @@ impl Decider {
         }
     }
 
-    async fn take_turn<E: LogEvent, V>(&self, stages: &mut impl Stages<E, V>, events: &[WithIds<E>]) -> (Vec<Turn<'_>>, bool) {
-        let query: Vec<_> = parts(stages).iter().map(|part| part.query().clone()).collect();
-        let items = query.iter().flat_map(|query| query.items.iter());
-        self.turns.take(items, events.iter().map(|(event, ids)| (event.name(), ids.as_slice()))).await
+    /// Locks the first id of a condition, if it names one. Returns also whether the command waited for it.
+    async fn lock(&self, condition: &AppendCondition) -> (Option<CommandLock<'_>>, bool) {
+        match condition.first_id() {
+            Some(id) => {
+                let (lock, waited) = self.locks.lock(id).await;
+                (Some(lock), waited)
+            }
+            None => (None, false),
+        }
     }
 
     /// Returns a permit to append, and whether the command waited for it.
