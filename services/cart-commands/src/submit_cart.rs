@@ -3,7 +3,7 @@
 use actix_web::{http::StatusCode, post, web};
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, OrderedProduct, ProductId};
 use disintegrate::StateQuery;
-use event_store::{Decided, Decision, EventStore, Position, State, Dependent};
+use event_store::{Decided, Decision, Dependent, EventStore, Position, State};
 use serde::Deserialize;
 use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
