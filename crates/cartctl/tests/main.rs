@@ -6,4 +6,3 @@ mod broker;
 mod common;
 mod database;
 mod parked;
-mod readme;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cargo;
 pub mod chaos;
 pub mod demo;
+pub mod docs;
 pub mod queries;
 pub mod settings;
 pub mod stack;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dev::settings::Settings;
 use dev::state::{State, Up};
-use dev::{bench, chaos, demo, queries, table, testing, up};
+use dev::{bench, chaos, demo, docs, queries, table, testing, up};
 use embedded::database;
 use embedded::error::{Context, Error, chain};
 use embedded::layout::Layout;
@@ -79,6 +79,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write the tables in docs/ that repeat the code: settings, routes, error codes, cartctl's commands, metrics, bench results
+    Docs {
+        /// Write nothing, and fail if a table differs from the code
+        #[arg(long)]
+        check: bool,
+    },
     /// Kill, freeze and cut off real processes under load, by a schedule drawn from a seed, and hold what is left against the log
     Chaos {
         /// What is to stand it
@@ -144,6 +150,7 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
             demo::run(&layout, demo::Plan { shoppers, over, patience, outages }, release, &report).await?;
         }
         Task::Queries { check } => queries::run(&layout, check, &report).await?,
+        Task::Docs { check } => docs::run(&layout, check, &report).await?,
         Task::Chaos { subject, minutes, seed } => chaos::run(&layout, subject, minutes, seed, &report).await?,
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
