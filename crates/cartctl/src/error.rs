@@ -42,11 +42,7 @@ pub(crate) enum Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        let code = match &error {
-            StoreError::Unavailable(sqlx::Error::Database(database)) => database.code(),
-            _ => None,
-        };
-        if code.as_deref() == Some("42501") { Self::Forbidden(error) } else { Self::Store(error) }
+        if error.sqlstate().as_deref() == Some("42501") { Self::Forbidden(error) } else { Self::Store(error) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Connections for one piece of work each, and no wait without a bound.
+//! Connections for one piece of work each, and timeouts for everything that waits for the database.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -14,24 +14,25 @@ use tokio::{
 
 use crate::{error::StoreError, metrics::METRICS};
 
-/// How long a statement that reads may go unanswered. Past it the server is frozen, or not there any more.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a statement that reads may go unanswered. After this the server counts as frozen or gone.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection of the pool, lent for one piece of work. It goes back where the work was [`done`](PooledConnection::done), and is closed where the
-/// work was given up in the middle, as its server did not answer or its caller has gone: to find out what it is still good for would take
-/// as long as the server does, and keep its place in the pool for as long.
+/// A connection of the pool, for one piece of work.
+///
+/// Call [`done`](Self::done) when the work is finished: the connection then returns to the pool. A connection that is dropped earlier is
+/// closed, because a statement may still run on it.
 pub struct PooledConnection(Option<PoolConnection<Postgres>>);
 
 impl PooledConnection {
-    /// Takes one.
+    /// Takes a connection out of the pool.
     ///
     /// # Errors
-    /// Where none comes in time.
+    /// If the pool has none within its acquire timeout.
     pub async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
         pool.acquire().await.map(|connection| Self(Some(connection)))
     }
 
-    /// Gives it back: the work is done.
+    /// Returns the connection to the pool.
     pub fn done(mut self) {
         drop(self.0.take());
     }
@@ -39,66 +40,60 @@ impl PooledConnection {
 
 impl Deref for PooledConnection {
     type Target = PgConnection;
-    #[allow(clippy::expect_used, reason = "it is taken by those only that take the whole")]
+    #[allow(clippy::expect_used, reason = "only methods that consume the whole take it out")]
     fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect("it is lent")
+        self.0.as_ref().expect("the connection is there until done")
     }
 }
 
 impl DerefMut for PooledConnection {
     #[allow(clippy::expect_used, reason = "as above")]
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("it is lent")
+        self.0.as_mut().expect("the connection is there until done")
     }
 }
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
-        if let Some(given_up) = self.0.take() {
-            drop(given_up.detach());
+        if let Some(unfinished) = self.0.take() {
+            drop(unfinished.detach());
         }
     }
 }
 
-/// The work's outcome, where it comes in time.
+/// Runs database work with the timeout of a read: 5 seconds.
 ///
 /// # Errors
-/// The work's; or that there was no answer in time.
+/// The work's own error, or [`StoreError::NoAnswer`].
 pub async fn with_timeout<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
     with_timeout_of(ANSWER_TIMEOUT, work).await
 }
 
-/// As [`with_timeout`], for work that may take longer.
+/// Runs database work with a timeout.
 ///
 /// # Errors
-/// As [`with_timeout`].
+/// The work's own error, or [`StoreError::NoAnswer`].
 pub async fn with_timeout_of<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, work).await {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            format!("no answer from the database within {} seconds", limit.as_secs()),
-        )))),
+        Err(_) => Err(StoreError::NoAnswer(limit)),
     }
 }
 
-/// The connections of a store, and the turns to read with them.
+/// A store's connections, and the permits to read with them.
 #[derive(Clone)]
 pub(crate) struct ConnectionPool {
     pool: PgPool,
-    /// Where the store was made.
     runtime: Handle,
-    /// Reads for commands and queries take turns here, for as long as their caller waits, and not at the pool: its short timeout is for a
-    /// database that is away.
+    /// Commands and queries queue here for as long as they may wait. The pool's own timeout is short, to notice a database that is away.
     reads: Arc<Semaphore>,
-    /// For how long a command may wait.
-    patience: Duration,
+    command_timeout: Duration,
 }
 
 impl ConnectionPool {
-    /// On the runtime that this is called in.
-    pub(crate) fn new(pool: PgPool, reads: usize, patience: Duration) -> Self {
-        Self { pool, runtime: Handle::current(), reads: Arc::new(Semaphore::new(reads)), patience }
+    /// Wraps a pool whose connections belong to the current runtime.
+    pub(crate) fn new(pool: PgPool, reads: usize, command_timeout: Duration) -> Self {
+        Self { pool, runtime: Handle::current(), reads: Arc::new(Semaphore::new(reads)), command_timeout }
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -109,10 +104,10 @@ impl ConnectionPool {
         &self.runtime
     }
 
-    /// A connection for one piece of work, see [`PooledConnection`].
+    /// Takes a connection, opened on the store's runtime if it is new.
     ///
-    /// It is made on the store's runtime, whoever asks: a connection ends with the runtime it was made on, and an HTTP worker has one of its
-    /// own, which ends as soon as there is nothing in hand for that worker when the process is asked to stop.
+    /// A connection ends with the runtime that opened it. An HTTP worker's runtime ends early in a shutdown, and would take a connection
+    /// with it that another request has borrowed since.
     pub(crate) async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
         if Handle::current().id() == self.runtime.id() {
             return PooledConnection::from(&self.pool).await;
@@ -121,14 +116,27 @@ impl ConnectionPool {
         self.runtime.spawn(async move { PooledConnection::from(&pool).await }).await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
-    /// Waits for a turn to read, for as long as a command may wait.
+    /// Waits for a permit to read, for at most the command timeout.
     pub(crate) async fn read_permit(&self) -> Result<OwnedSemaphorePermit, StoreError> {
-        match tokio::time::timeout(self.patience, self.reads.clone().acquire_owned()).await {
+        match tokio::time::timeout(self.command_timeout, self.reads.clone().acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| StoreError::Closed),
             Err(_) => {
                 METRICS.command_timeouts.add(1, &[]);
                 Err(StoreError::Busy)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_without_an_answer_is_not_blamed_on_the_pool() {
+        let outcome = with_timeout_of(Duration::from_millis(20), std::future::pending::<Result<(), sqlx::Error>>()).await;
+        let error = outcome.unwrap_err();
+        assert!(error.is_unavailable());
+        assert_eq!(error.to_string(), "the database did not answer within 20 ms");
     }
 }

@@ -1,4 +1,6 @@
-//! What can go wrong with the log itself. A decision's own refusal is not among these.
+//! Faults of the log. A decision's own refusal is not one of them.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use sqlx::{
     error::DatabaseError,
@@ -7,68 +9,70 @@ use sqlx::{
 
 use crate::position::Position;
 
-/// A fault of the store.
-#[derive(Debug, thiserror::Error)]
+/// A fault of the log. Cloning keeps its kind and its cause.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database is away, or does not answer in time. Nothing was done; it may be tried again.
+    /// The database is unreachable or cannot serve at the moment. Nothing was written; a retry may succeed.
     #[error("the log is not reachable")]
-    Unavailable(#[source] sqlx::Error),
-    /// An append was sent and not answered in time, or its connection was lost and could not be had back in time to see what became of it.
-    /// The append is whole or not there.
+    Unavailable(#[source] Arc<sqlx::Error>),
+    /// The database did not answer within this time.
+    #[error("the database did not answer within {} ms", .0.as_millis())]
+    NoAnswer(Duration),
+    /// An append was sent, and its answer is not known. The append was written whole or not at all.
     #[error("the log did not answer an append in time: whether it was written is not known")]
     OutcomeUnknown,
-    /// More work waits for the log than it takes in the time a command may wait.
+    /// The time ran out before the work began: an append was not sent, a read found no free connection. Nothing was written.
     #[error("the log is busy")]
     Busy,
-    /// The log was reset or restored: it is behind what this process has seen of it, or another one.
+    /// The log was reset or restored: it ends before a position that this process has read, or it is another log.
     #[error("the log was reset or restored under this process: {0}")]
     Reset(String),
     /// The database refused the data (SQLSTATE class 22 or 23).
     #[error("the log refused the data")]
-    Rejected(#[source] sqlx::Error),
+    Rejected(#[source] Arc<sqlx::Error>),
     /// The database answered with another error.
     #[error("the log answered with an error")]
-    Database(#[source] sqlx::Error),
-    /// An event's payload is not of today's shape.
+    Database(#[source] Arc<sqlx::Error>),
+    /// An event's payload does not have the shape that this build expects.
     #[error("the event at {position} cannot be read: {error}")]
     Decode {
         /// The event's position.
         position: Position,
-        /// Why.
+        /// The deserializer's error.
         error: String,
     },
     /// An event cannot be written as JSON.
     #[error("an event cannot be written: {0}")]
     Encode(String),
-    /// A decision names an id or type that the log's schema does not have.
+    /// A decision names an id or an event type that the log's schema does not have.
     #[error("the log's schema does not fit: {0}")]
     Schema(String),
-    /// The process is shutting down.
+    /// The store is closed.
     #[error("the store is shutting down")]
     Closed,
 }
 
 impl StoreError {
-    /// Whether it may go away by itself: a caller answers 503, a worker tries again.
+    /// Returns whether the fault may pass by itself. A service then answers 503; a worker tries again.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::OutcomeUnknown | Self::Busy | Self::Reset(_) | Self::Closed)
+        matches!(self, Self::Unavailable(_) | Self::NoAnswer(_) | Self::OutcomeUnknown | Self::Busy | Self::Reset(_) | Self::Closed)
     }
 
-    /// The same error once more: sqlx's errors cannot be cloned.
-    pub(crate) fn again(&self) -> Self {
-        match self {
-            Self::Unavailable(cause) => Self::Unavailable(sqlx::Error::Protocol(cause.to_string())),
-            _ => Self::Closed,
-        }
-    }
-
-    /// Whether the database refused just this data.
+    /// Returns whether the database refused just this data.
     pub fn is_rejected(&self) -> bool {
         matches!(self, Self::Rejected(_))
     }
+
+    /// Returns the SQLSTATE, if the database answered with an error.
+    pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Unavailable(error) | Self::Rejected(error) | Self::Database(error) => error.as_database_error()?.code(),
+            _ => None,
+        }
+    }
 }
 
-/// Whether the server has ended the connection with this error.
+/// Returns whether the server ended the connection with this error.
 pub(crate) fn ends_the_connection(error: &dyn DatabaseError) -> bool {
     let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
     matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
@@ -79,8 +83,8 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             sqlx::Error::Database(database) => match database.code().as_deref() {
                 Some("CL001") => Self::Reset(database.message().to_owned()),
-                // FATAL or PANIC, whatever it was: the connection is gone with it.
-                _ if ends_the_connection(database.as_ref()) => Self::Unavailable(error),
+                // FATAL and PANIC end the connection, whatever the code is.
+                _ if ends_the_connection(database.as_ref()) => Self::Unavailable(error.into()),
                 // Connection exceptions, insufficient resources, operator intervention (shutdown, terminated), timeouts, missing objects
                 // (migrations not applied), read-only (a standby).
                 Some(code)
@@ -91,18 +95,35 @@ impl From<sqlx::Error> for StoreError {
                         ]
                         .contains(&code) =>
                 {
-                    Self::Unavailable(error)
+                    Self::Unavailable(error.into())
                 }
-                Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Rejected(error),
-                _ => Self::Database(error),
+                Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Rejected(error.into()),
+                _ => Self::Database(error.into()),
             },
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
-            | sqlx::Error::Protocol(_) => Self::Unavailable(error),
-            _ => Self::Database(error),
+            | sqlx::Error::Protocol(_) => Self::Unavailable(error.into()),
+            _ => Self::Database(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_error_keeps_its_kind_and_its_cause() {
+        let unavailable = StoreError::from(sqlx::Error::PoolClosed);
+        let reset = StoreError::Reset("it ends at 3".to_owned());
+        for error in [unavailable, StoreError::Busy, StoreError::OutcomeUnknown, reset, StoreError::NoAnswer(Duration::from_secs(5))] {
+            let repeated = error.clone();
+            assert_eq!(repeated.to_string(), error.to_string());
+            let cause = |error: &StoreError| std::error::Error::source(error).map(ToString::to_string);
+            assert_eq!(cause(&repeated), cause(&error));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Events, positions and metadata.
+//! Events and their metadata.
 
 use std::ops::Deref;
 
@@ -8,31 +8,31 @@ use uuid::Uuid;
 
 use crate::{error::StoreError, position::Position};
 
-/// What a log is made of: disintegrate's `Event`, stored as JSON, tagged with ids that are UUIDs.
+/// The events of a log: disintegrate's `Event`, stored as JSON, with domain ids that are UUIDs.
 pub trait LogEvent: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
 impl<E: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static> LogEvent for E {}
 
-/// What is known of an event besides itself.
+/// What is stored beside an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// The W3C trace context of what caused the event, so that one trace leads from the request to the published message.
+    /// The W3C trace context of the event's cause. One trace then leads from the request to the published message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// What this and other events belong together by, where the caller names one.
+    /// An id that the caller gives to events that belong together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// What directly caused the event: a position, or a message's topic, partition and offset.
+    /// The event's direct cause: a position, or a message's topic, partition and offset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
 }
 
 impl Metadata {
-    /// Metadata with the current span's trace context.
+    /// Creates metadata with the current span's trace context.
     pub fn current() -> Self {
         Self { traceparent: crate::trace::current_traceparent(), ..Self::default() }
     }
 
-    /// As stored, with the id by which an append is found again when its answer was lost.
+    /// Returns the stored JSON. The append's id lets recovery find the append again if its answer is lost.
     pub(crate) fn stored(&self, append_id: Uuid) -> String {
         #[derive(Serialize)]
         struct Stored<'a> {
@@ -44,14 +44,14 @@ impl Metadata {
     }
 }
 
-/// An event as it stands in the log.
+/// An event of the log, with its position and metadata.
 #[derive(Debug, Clone)]
 pub struct Recorded<E> {
-    /// Where it stands.
+    /// Its position.
     pub position: Position,
-    /// What happened.
+    /// The event.
     pub event: E,
-    /// What is known besides.
+    /// Its metadata.
     pub metadata: Metadata,
     /// When it was written, by the database's clock.
     pub recorded_at: time::OffsetDateTime,
@@ -64,17 +64,17 @@ impl<E> Deref for Recorded<E> {
     }
 }
 
-/// The ids of a log's schema, in the order in which every array and column list of the SQL has them.
+/// Returns the domain ids of a log's schema, sorted: the order that every array and column list of the SQL has.
 pub fn domain_ids<E: Event>() -> Vec<&'static str> {
     let mut ids: Vec<_> = E::SCHEMA.domain_ids.iter().map(|id| id.ident.into_inner()).collect();
     ids.sort_unstable();
     ids
 }
 
-/// An event's ids, in the schema's order.
+/// Returns an event's ids, in the schema's order.
 ///
 /// # Errors
-/// Where an id is no UUID: the log has only uuid columns.
+/// If an id is not a UUID: the log has only uuid columns.
 pub(crate) fn ids_of<E: Event>(event: &E, order: &[&'static str]) -> Result<Vec<Option<Uuid>>, StoreError> {
     let mut ids = vec![None; order.len()];
     for (ident, value) in &*event.domain_ids() {
@@ -92,10 +92,10 @@ pub(crate) fn encode<E: Serialize>(event: &E) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(event).map_err(|error| StoreError::Encode(error.to_string()))
 }
 
-/// Reads an event back from its stored payload.
+/// Reads an event from its stored payload.
 ///
 /// # Errors
-/// Where the payload is not of today's shape.
+/// If the payload does not have the event's shape.
 pub fn decode<E: DeserializeOwned>(position: i64, payload: &[u8]) -> Result<E, StoreError> {
     serde_json::from_slice(payload).map_err(|error| StoreError::Decode { position: Position(position), error: error.to_string() })
 }

@@ -1,4 +1,4 @@
-//! What the store counts, through the globally installed OpenTelemetry meter.
+//! Metrics of the store, through the globally installed OpenTelemetry meter.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -23,7 +23,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Counts from zero: a counter that comes about with its first fault was never seen to grow.
+    /// Starts each counter at 0, so that Prometheus' `rate()` sees the first increment.
     pub(crate) fn begin(&self) {
         let here = [&self.appends, &self.conflicts, &self.command_timeouts, &self.unknown_outcomes];
         for counter in here.into_iter().chain([&self.state_cache_hits, &self.state_cache_evictions]) {
@@ -32,71 +32,68 @@ impl Metrics {
     }
 }
 
-/// Counts a query that waited for a position: for how long, and what came of it.
+/// Records how long a query waited for a position, and the outcome.
 pub fn record_query_wait(query: &'static str, time: Duration, outcome: &'static str) {
     METRICS.query_waits.record(time.as_secs_f64(), &[KeyValue::new("query", query), KeyValue::new("outcome", outcome)]);
 }
 
-/// Made at first use, which is after the service has installed its meter.
+/// Created at first use, which is after the service has installed its meter.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = global::meter("event-store");
     Metrics {
         append_queue_duration: meter
             .f64_histogram("log.append.queue.duration")
             .with_unit("s")
-            .with_description("How long an append waited in the appender's queue before the call that carried it was sent.")
+            .with_description("Time from queueing an append to sending the call that carries it.")
             .with_boundaries(vec![0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
             .build(),
         append_duration: meter
             .f64_histogram("log.append.duration")
             .with_unit("s")
-            .with_description("A call of event_append, from sending to its answer.")
+            .with_description("Time from sending a call that appends to its answer.")
             .with_boundaries(vec![0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0])
             .build(),
         append_batch: meter
             .u64_histogram("log.append.batch")
-            .with_description("Appends carried by one call.")
+            .with_description("Appends in one call.")
             .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
             .build(),
         appends: meter.u64_counter("log.appends").with_description("Appends written.").build(),
         conflicts: meter
             .u64_counter("log.conflicts")
-            .with_description("Appends refused because events that their condition forbids had come; decided again.")
+            .with_description("Appends whose condition failed. Their commands decide again.")
             .build(),
-        state_cache_hits: meter.u64_counter("state_cache.hits").with_description("States that a decision found known.").build(),
+        state_cache_hits: meter.u64_counter("state_cache.hits").with_description("States that a decision found in the cache.").build(),
         state_cache_misses: meter
             .u64_counter("state_cache.misses")
-            .with_description("States that a decision found unknown, and started with as empty.")
+            .with_description("States that a decision did not find in the cache and started empty.")
             .build(),
         state_cache_evictions: meter
             .u64_counter("state_cache.evictions")
-            .with_description("States forgotten, as there was no more room.")
+            .with_description("States evicted because the cache was full.")
             .build(),
-        command_timeouts: meter
-            .u64_counter("log.command.timeouts")
-            .with_description("Commands given up because the log was busy past the bound.")
-            .build(),
+        command_timeouts: meter.u64_counter("log.command.timeouts").with_description("Commands and reads that ran out of time.").build(),
         unknown_outcomes: meter
             .u64_counter("log.unknown_outcomes")
-            .with_description("Calls whose connection was lost before their answer; looked up afterwards.")
+            .with_description("Calls whose connection was lost before their answer. Their outcomes are looked up.")
             .build(),
-        head: meter.i64_gauge("log.head").with_description("The newest position known to this process.").build(),
+        head: meter.i64_gauge("log.head").with_description("The newest position that this process has seen.").build(),
         query_waits: meter
             .f64_histogram("query.wait.duration")
             .with_unit("s")
-            .with_description("How long queries waited for the position they asked for, by query and outcome.")
+            .with_description("Time that queries waited for a position, by query and outcome: reached, behind, parked or fault.")
             .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
             .build(),
     }
 });
 
-/// Has what a store's known states take read whenever the metrics are.
+/// Reports the size of a store's state cache whenever the metrics are read.
 pub(crate) fn state_cache_size(bytes: impl Fn() -> Option<u64> + Send + Sync + 'static) {
-    // Read for as long as the meter lives: the instrument itself need not be kept.
+    // The meter keeps the callback, so the instrument can be dropped.
     let _ = global::meter("event-store")
         .u64_observable_gauge("state_cache.size")
         .with_unit("By")
-        .with_description("What the known states take, as reckoned from what they hold.")
+        .with_description("Estimated bytes of the cached states.")
         .with_callback(move |observer| {
             if let Some(bytes) = bytes() {
                 observer.observe(bytes, &[]);
@@ -105,8 +102,8 @@ pub(crate) fn state_cache_size(bytes: impl Fn() -> Option<u64> + Send + Sync + '
         .build();
 }
 
-/// Has a store's connections counted whenever the metrics are read, by the semantic conventions' names: the pool's, without the
-/// two that the appender has besides.
+/// Reports a store's connections whenever the metrics are read, under the names of the semantic conventions. The appender's two
+/// connections are not part of the pool.
 pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Send + Sync + 'static) {
     let pool = |name: &'static str| KeyValue::new("db.client.connection.pool.name", name);
     let state = |word: &'static str| KeyValue::new("db.client.connection.state", word);
@@ -116,7 +113,7 @@ pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Sen
     let _ = meter
         .i64_observable_up_down_counter("db.client.connection.count")
         .with_unit("{connection}")
-        .with_description("Connections to the database, by pool and state: idle or used.")
+        .with_description("Connections to the database, by pool and state (idle or used).")
         .with_callback(move |observer| {
             if let Some(Connections { idle, used, .. }) = count() {
                 observer.observe(idle, &[pool("log"), state("idle")]);
@@ -127,7 +124,7 @@ pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Sen
     let _ = meter
         .i64_observable_up_down_counter("db.client.connection.max")
         .with_unit("{connection}")
-        .with_description("Connections to the database that a pool may have.")
+        .with_description("The most connections to the database that a pool may open.")
         .with_callback(move |observer| {
             if let Some(Connections { max, .. }) = max() {
                 observer.observe(max, &[pool("log")]);
@@ -136,7 +133,7 @@ pub(crate) fn connections(counts: impl Fn() -> Option<Connections> + Clone + Sen
         .build();
 }
 
-/// The connections of a pool.
+/// The number of a pool's connections.
 pub(crate) struct Connections {
     pub(crate) idle: i64,
     pub(crate) used: i64,

@@ -1,8 +1,8 @@
-//! Migrations: applied by `cargo dev migrate` or the migrate image, never by a service.
+//! Migrations. `cargo dev migrate` or the image `migrate` applies them; a service never does.
 
 use sqlx::{PgConnection, PgPool, migrate::Migrator};
 
-/// The migrations that this build knows.
+/// The migrations that this build contains.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
 /// A migration could not be applied.
@@ -10,28 +10,24 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 #[error("the migrations could not be applied: {0}")]
 pub struct MigrateError(#[from] sqlx::migrate::MigrateError);
 
-/// Applies what is missing, one migration a transaction, under sqlx's lock: several may try at once.
+/// Applies the missing migrations, each in its own transaction. sqlx's lock makes it safe to run several at once.
 ///
 /// # Errors
-/// Where the database is away, the role may not, or what is applied differs from what this build knows.
+/// If the database is unreachable, the role may not create tables, or an applied migration differs from this build's.
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     Ok(MIGRATOR.run(pool).await?)
 }
 
-/// What to do where migrations are missing.
+/// How to apply missing migrations.
 pub(crate) const HOW: &str = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
 
-/// Nothing is applied yet.
-fn all_missing() -> String {
-    format!("the migrations: {HOW}")
-}
-
-/// What is missing for this build to work, as a sentence; `None` where all is applied.
+/// Returns what is missing for this build to work, as a sentence. `None` if every migration is applied.
 pub(crate) async fn missing(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let applied: Vec<i64> = match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await {
         Ok(applied) => applied,
+        // No migration was ever applied.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
-            return Ok(Some(all_missing()));
+            return Ok(Some(format!("the migrations: {HOW}")));
         }
         Err(error) => return Err(error),
     };

@@ -1,11 +1,11 @@
-//! The database's password out of a file, as secrets are handed to containers.
+//! The database's password from a file, the way secrets are mounted into containers.
 
 use std::{io, path::Path};
 
-/// The file's text, less the end of its line.
+/// Reads a password from a file, without the line break at its end.
 ///
 /// # Errors
-/// It cannot be read, or is empty.
+/// If the file cannot be read or is empty.
 pub fn read_password(path: &Path) -> io::Result<String> {
     let text = std::fs::read_to_string(path)?;
     let password = text.trim_end_matches(['\r', '\n']);

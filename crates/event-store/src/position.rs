@@ -1,17 +1,19 @@
-//! Where an event stands in the log.
+//! Positions in the log.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Where an event stands in the log: 1 for the first, without gaps, in commit order. 0 is before the first.
+/// The position of an event in the log.
+///
+/// The first event has position 1. Positions follow commit order, without gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize, sqlx::Type)]
 #[serde(transparent)]
 #[sqlx(transparent)]
 pub struct Position(pub i64);
 
 impl Position {
-    /// Before the first event.
+    /// The position before the first event.
     pub const START: Self = Self(0);
 }
 

@@ -1,4 +1,4 @@
-//! Whether the log can be used, and what is missing where it cannot.
+//! Readiness: whether the log can be used, and what an operator has to do if it cannot.
 
 use std::{borrow::Cow, fmt::Display, time::Duration};
 
@@ -6,44 +6,60 @@ use sqlx::{
     Connection, PgConnection,
     postgres::{PgConnectOptions, PgDatabaseError},
 };
-
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backoff::Backoff,
     connection::{ConnectionPool, with_timeout},
     error::StoreError,
     migrate,
 };
 
-/// Why a server that is there is no use.
+/// Why a server refuses to serve this role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NotLetIn {
+enum AccessRefused {
     UnknownRole,
     WrongPassword,
-    /// It wants TLS, a certificate, or another address.
-    NotThisWay,
-    Tls,
+    /// `pg_hba.conf` wants TLS, a certificate, or another address.
+    HostBasedRules,
+    Certificate,
 }
 
-impl NotLetIn {
-    fn mend(self) -> Cow<'static, str> {
+impl AccessRefused {
+    fn remedy(self) -> Cow<'static, str> {
         match self {
-            Self::UnknownRole => format!("the migrations make the services' roles: {}", migrate::HOW).into(),
-            Self::WrongPassword => "put the role's password into DATABASE_URL, or give the role that one with ALTER ROLE".into(),
-            Self::NotThisWay => {
-                "its pg_hba.conf does not let this role in so; with sslmode=verify-full in DATABASE_URL, TLS is used".into()
+            Self::UnknownRole => format!("the role does not exist. The migrations create the services' roles: {}", migrate::HOW).into(),
+            Self::WrongPassword => "set the role's password in DATABASE_URL, or change it with ALTER ROLE".into(),
+            Self::HostBasedRules => {
+                "its pg_hba.conf does not admit this role over this connection. Use TLS: set sslmode=verify-full in DATABASE_URL".into()
             }
-            Self::Tls => {
-                "sslrootcert in DATABASE_URL is to name a file with the certificate that the server's is signed by, and the host the \
-                          name that is in it"
+            Self::Certificate => {
+                "TLS verification failed. Set sslrootcert in DATABASE_URL to a file with the server's CA certificate, and \
+                                  the host to the name in the server's certificate"
                     .into()
             }
         }
     }
+
+    fn of(error: &sqlx::Error) -> Option<Self> {
+        match error {
+            sqlx::Error::Tls(_) => Some(Self::Certificate),
+            // rustls reports a certificate that it does not accept as an I/O error.
+            sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => Some(Self::Certificate),
+            sqlx::Error::Database(error) => match (error.code().as_deref(), error.try_downcast_ref::<PgDatabaseError>()?.routine()) {
+                (Some("28P01"), _) => Some(Self::WrongPassword),
+                // PostgreSQL has one code for both.
+                (Some("28000"), Some("ClientAuthentication")) => Some(Self::HostBasedRules),
+                (Some("28000"), _) => Some(Self::UnknownRole),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
-/// Where a database is, without who connects.
-fn place(options: &PgConnectOptions) -> String {
+/// Returns the address of a database, without the role and its password.
+fn address(options: &PgConnectOptions) -> String {
     let database = options.get_database().unwrap_or_else(|| options.get_username());
     match options.get_socket() {
         Some(socket) => format!("{}/{database}", socket.display()),
@@ -51,26 +67,10 @@ fn place(options: &PgConnectOptions) -> String {
     }
 }
 
-fn not_let_in(error: &sqlx::Error) -> Option<NotLetIn> {
-    match error {
-        sqlx::Error::Tls(_) => Some(NotLetIn::Tls),
-        // rustls reports a certificate it does not accept as an error of the connection.
-        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => Some(NotLetIn::Tls),
-        sqlx::Error::Database(error) => match (error.code().as_deref(), error.try_downcast_ref::<PgDatabaseError>()?.routine()) {
-            (Some("28P01"), _) => Some(NotLetIn::WrongPassword),
-            // One code for both.
-            (Some("28000"), Some("ClientAuthentication")) => Some(NotLetIn::NotThisWay),
-            (Some("28000"), _) => Some(NotLetIn::UnknownRole),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Whether the log can be reached and is migrated.
+/// Checks that the log can be reached and is migrated.
 ///
 /// # Errors
-/// What is waited for, as words for an operator.
+/// What is waited for, in words for an operator.
 pub(crate) async fn ready(connections: &ConnectionPool, connect_timeout: Duration) -> Result<(), String> {
     let missing = with_timeout(async {
         let mut connection = connections.connection().await?;
@@ -78,59 +78,53 @@ pub(crate) async fn ready(connections: &ConnectionPool, connect_timeout: Duratio
         connection.done();
         Ok(missing)
     });
-    let away = |error: &dyn Display| format!("the database at {} ({error})", place(&connections.pool().connect_options()));
+    let away = |error: &dyn Display| format!("the database at {} ({error})", address(&connections.pool().connect_options()));
     match missing.await {
         Ok(None) => Ok(()),
         Ok(Some(missing)) => Err(missing),
         Err(StoreError::Unavailable(error) | StoreError::Database(error)) => {
-            let error = cause(error, connections, connect_timeout).await;
-            Err(match not_let_in(&error) {
-                Some(why) => format!("{}: {}", away(&error), why.mend()),
-                None => away(&error),
+            let cause = if matches!(*error, sqlx::Error::PoolTimedOut) { connect_error(connections, connect_timeout).await } else { None };
+            let error = cause.as_ref().unwrap_or(&error);
+            Err(match AccessRefused::of(error) {
+                Some(refused) => format!("{}: {}", away(error), refused.remedy()),
+                None => away(error),
             })
         }
         Err(error) => Err(away(&error)),
     }
 }
 
-/// The pool keeps trying and says only that its time was over: what the server says, or the network, is asked here.
-async fn cause(error: sqlx::Error, connections: &ConnectionPool, connect_timeout: Duration) -> sqlx::Error {
-    if !matches!(error, sqlx::Error::PoolTimedOut) {
-        return error;
-    }
+/// Connects once and returns the error. The pool keeps trying and reports only its own timeout, not what the server or the network said.
+async fn connect_error(connections: &ConnectionPool, connect_timeout: Duration) -> Option<sqlx::Error> {
     let options = connections.pool().connect_options();
-    let connecting = PgConnection::connect_with(&options);
-    // The pool has had most of the time that a probe waits.
-    match tokio::time::timeout(connect_timeout / 4, connecting).await {
-        Ok(Err(cause)) => cause,
-        // It is there, and the pool's connections are all in use; or it does not answer at all.
-        Ok(Ok(_)) | Err(_) => error,
+    // The pool has used most of the time that a readiness probe waits.
+    match tokio::time::timeout(connect_timeout / 4, PgConnection::connect_with(&options)).await {
+        Ok(Err(error)) => Some(error),
+        // The server is there, and the pool's connections are all in use; or the server does not answer at all.
+        Ok(Ok(_)) | Err(_) => None,
     }
 }
 
-/// Waits until [`ready`] says so, saying in the log what it waits for, whenever that changes.
-///
-/// # Errors
-/// Where `cancelled` comes first.
+/// Waits until [`ready`] succeeds. Logs what it waits for, whenever that changes.
 pub(crate) async fn wait_ready(
     connections: &ConnectionPool,
     connect_timeout: Duration,
     cancelled: &CancellationToken,
 ) -> Result<(), StoreError> {
-    let mut said = String::new();
-    let mut pause = Duration::from_millis(100);
+    let mut logged = String::new();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
         match ready(connections, connect_timeout).await {
             Ok(()) => return Ok(()),
-            Err(reason) if reason != said => {
-                tracing::warn!(waiting_for = %reason, "not ready yet");
-                said = reason;
+            Err(reason) if reason != logged => {
+                tracing::warn!(waiting_for = %reason, "not ready");
+                logged = reason;
             }
             Err(_) => {}
         }
         tokio::select! {
             () = cancelled.cancelled() => return Err(StoreError::Closed),
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+            () = backoff.wait() => {}
         }
     }
 }

@@ -1,24 +1,25 @@
-//! How a store behaves.
+//! Settings of a store.
 
 use std::time::Duration;
 
-/// How the store behaves.
+/// Settings of a store.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// Connections for reading, projecting and listening; the appender has two besides. At least 4.
+    /// Connections for reading, projecting and listening: at least 4. The appender opens two more.
     pub max_connections: u32,
-    /// How long a command may decide again, or wait for its turn, before it is answered that the log is busy.
+    /// How long a command may take, retries included. Then it fails with [`Busy`](crate::StoreError::Busy) or
+    /// [`OutcomeUnknown`](crate::StoreError::OutcomeUnknown).
     pub command_timeout: Duration,
-    /// Bytes of states that are kept for the next decision, as reckoned from what they hold; 0 keeps none, and every decision reads first.
-    /// Answers are the same either way.
+    /// Bytes that cached states may take, estimated from their content. With 0 nothing is cached, and every decision reads first; answers
+    /// are the same.
     pub state_cache_bytes: usize,
-    /// How long a connection may take to come about.
+    /// How long opening a connection may take.
     pub connect_timeout: Duration,
-    /// Appends that one call carries at the most.
+    /// Appends in one call at most, and commands on their way to the log at most.
     pub max_batch: usize,
-    /// Announcements of the head are at least this far apart.
+    /// The shortest time between two announcements of the head.
     pub announce_interval: Duration,
-    /// How often the head is looked up, should an announcement be lost.
+    /// How often the head is polled, in case an announcement is lost.
     pub poll_interval: Duration,
 }
 

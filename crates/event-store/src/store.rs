@@ -1,6 +1,6 @@
-//! The handle on the log.
+//! The handle on a log.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{collections::HashMap, marker::PhantomData, sync::Arc, time::Duration};
 
 use sqlx::{
     Connection, PgConnection, PgPool,
@@ -34,7 +34,9 @@ use crate::{
     settings::StoreSettings,
 };
 
-/// The log of `E`. Cheap to clone; the clones share one appender and one set of connections.
+/// A log of events of type `E`, on PostgreSQL.
+///
+/// Clones are cheap and share one appender and one set of connections.
 pub struct EventStore<E> {
     shared: Arc<Shared>,
     event: PhantomData<fn() -> E>,
@@ -50,11 +52,11 @@ struct Shared {
     connections: ConnectionPool,
     settings: StoreSettings,
     ids: Vec<&'static str>,
-    heads: HeadWatcher,
+    head_watcher: HeadWatcher,
     reader: Reader,
     decider: Decider,
     source: SourceAppender,
-    /// Stops the appender, the announcer and the listener when the last handle is gone, or [`EventStore::close`] is called.
+    /// Stops the appender, the announcer and the listener.
     closed: CancellationToken,
 }
 
@@ -64,37 +66,36 @@ impl Drop for Shared {
     }
 }
 
-/// Which log a new connection is to. Before the migrations, it is none yet.
-async fn identify(connection: &mut PgConnection, heads: HeadWatcher) -> Result<(), sqlx::Error> {
+/// Notes which log a new connection belongs to. Before the migrations there is no log yet.
+async fn identify(connection: &mut PgConnection, head_watcher: HeadWatcher) -> Result<(), sqlx::Error> {
     let migrated: bool =
         sqlx::query_scalar("SELECT to_regprocedure('public.event_log_id()') IS NOT NULL").fetch_one(&mut *connection).await?;
     if migrated {
-        heads.connected_to(sqlx::query_scalar("SELECT public.event_log_id()").fetch_one(connection).await?);
+        head_watcher.connected_to(sqlx::query_scalar("SELECT public.event_log_id()").fetch_one(connection).await?);
     }
     Ok(())
 }
 
 fn connections(pool: &PgPool) -> Connections {
-    // The two are not read at one moment.
+    // Both are read at different moments, so the difference may be negative.
     let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
     let used = (i64::from(pool.size()) - idle).max(0);
     Connections { idle, used, max: pool.options().get_max_connections().into() }
 }
 
 impl<E: LogEvent> EventStore<E> {
-    /// A store on this database. Connects when it is first needed and whenever it has to again: a database that is away shows in
-    /// [`EventStore::ready`] and in the answers.
+    /// Opens a log, without connecting yet. If the database is unreachable, [`ready`](Self::ready) and each operation say so.
     ///
-    /// Must be called within a tokio runtime: it starts the appender, the announcer and the listener.
+    /// Call it within a Tokio runtime: it spawns the appender, the announcer and the listener.
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
         METRICS.begin();
-        let heads = HeadWatcher::new();
-        let connected = heads.clone();
+        let head_watcher = HeadWatcher::new();
+        let connected = head_watcher.clone();
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections.max(4))
             .acquire_timeout(settings.connect_timeout)
             .after_connect(move |connection, _| Box::pin(identify(connection, connected.clone())))
-            // One that was used just now is taken to be there still: a ping would double what a read costs.
+            // A connection that was used within the last second is taken as alive. A ping would double the cost of a read.
             .test_before_acquire(false)
             .before_acquire(|connection, used| {
                 Box::pin(
@@ -108,23 +109,23 @@ impl<E: LogEvent> EventStore<E> {
         tokio::spawn(appender::run(
             appender::Settings { options, ids: ids.clone(), settings: settings.clone() },
             queue,
-            heads.clone(),
+            head_watcher.clone(),
             closed.clone(),
         ));
-        tokio::spawn(head_watcher::announce(pool.clone(), heads.clone(), settings.announce_interval, closed.clone()));
-        tokio::spawn(head_watcher::listen(pool.clone(), heads.clone(), settings.poll_interval, closed.clone()));
-        // The listener has one connection, and the announcer now and then another.
+        tokio::spawn(head_watcher::announce(pool.clone(), head_watcher.clone(), settings.announce_interval, closed.clone()));
+        tokio::spawn(head_watcher::listen(pool.clone(), head_watcher.clone(), settings.poll_interval, closed.clone()));
+        // The listener holds one connection, and the announcer uses another from time to time.
         let reads = settings.max_connections.saturating_sub(2).max(1) as usize;
         let connections = ConnectionPool::new(pool, reads, settings.command_timeout);
-        let reader = Reader::new(connections.clone(), heads.clone(), ids.len());
-        let known = StateCache::new(settings.state_cache_bytes, heads.clone());
+        let reader = Reader::new(connections.clone(), head_watcher.clone(), ids.len());
+        let cache = StateCache::new(settings.state_cache_bytes, head_watcher.clone());
         let shared = Shared {
-            decider: Decider::new(&settings, reader.clone(), heads.clone(), ids.clone(), appends, known),
-            source: SourceAppender::new(connections.clone(), heads.clone(), ids.clone()),
+            decider: Decider::new(&settings, reader.clone(), head_watcher.clone(), ids.clone(), appends, cache),
+            source: SourceAppender::new(connections.clone(), head_watcher.clone(), ids.clone()),
             reader,
             connections,
             settings,
-            heads,
+            head_watcher,
             ids,
             closed,
         };
@@ -134,128 +135,132 @@ impl<E: LogEvent> EventStore<E> {
         Self { shared, event: PhantomData }
     }
 
-    /// The connections that reads and projections use.
+    /// Returns the pool of connections for reading and projecting.
     pub fn pool(&self) -> &PgPool {
         self.shared.connections.pool()
     }
 
-    /// A connection for one piece of work, see [`PooledConnection`].
+    /// Takes a connection out of the pool, opened on the store's runtime.
     ///
     /// # Errors
-    /// Where none comes in time.
+    /// If the pool has none within the connect timeout.
     pub async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
         self.shared.connections.connection().await
     }
 
-    /// Waits for a turn to read, for as long as a command may wait.
+    /// Waits for a permit to read. Holders of permits never exhaust the pool.
     ///
     /// # Errors
-    /// Where none comes in that time.
+    /// [`StoreError::Busy`] after the command timeout.
     pub async fn read_permit(&self) -> Result<OwnedSemaphorePermit, StoreError> {
         self.shared.connections.read_permit().await
     }
 
-    /// How the store was asked to behave.
+    /// Returns the settings.
     pub fn settings(&self) -> &StoreSettings {
         &self.shared.settings
     }
 
-    /// The names of the log's domain ids: each is a column of the table `event`.
+    /// Returns the names of the log's domain ids, sorted. Each is a column of the table `event`.
     pub fn domain_ids(&self) -> &[&'static str] {
         &self.shared.ids
     }
 
-    /// The newest position, as it becomes known.
+    /// Returns the watcher of the newest position.
     pub fn head_watcher(&self) -> &HeadWatcher {
-        &self.shared.heads
+        &self.shared.head_watcher
     }
 
-    /// Whether the log can be reached and is migrated.
+    /// Checks that the log can be reached and is migrated.
     ///
     /// # Errors
-    /// What is waited for, as words for an operator.
+    /// What is missing, in words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         readiness::ready(&self.shared.connections, self.shared.settings.connect_timeout).await
     }
 
-    /// Waits until [`EventStore::ready`] says so, saying in the log what it waits for, whenever that changes.
+    /// Waits until [`ready`](Self::ready) succeeds. Logs what it waits for, whenever that changes.
     ///
     /// # Errors
-    /// Where `cancelled` comes first.
+    /// [`StoreError::Closed`] if `cancelled` comes first.
     pub async fn wait_ready(&self, cancelled: &CancellationToken) -> Result<(), StoreError> {
         readiness::wait_ready(&self.shared.connections, self.shared.settings.connect_timeout, cancelled).await
     }
 
-    /// Stops taking appends, lets those in flight end, and closes the connections.
+    /// Takes no more appends, waits for those in flight, and closes the connections.
     pub async fn close(&self) {
         self.shared.closed.cancel();
         self.pool().close().await;
     }
 
-    /// The newest position in the log.
+    /// Reads the newest position in the log.
     ///
     /// # Errors
-    /// Where the log cannot be read.
+    /// If the log cannot be read.
     pub async fn head(&self) -> Result<Position, StoreError> {
         self.shared.reader.head().await
     }
 
-    /// Waits until the log has come to a position, for a query that is counted under this name: what is read after that is no older.
+    /// Waits until the log reaches a position. A read that starts afterwards sees it.
+    ///
+    /// `query` labels the metric `query.wait.duration`.
     ///
     /// # Errors
-    /// Where the log cannot be read.
+    /// If the log cannot be read.
     pub async fn wait(&self, query: &'static str, position: Position, timeout: Duration) -> Result<Wait, StoreError> {
         self.shared.reader.wait(query, position, timeout).await
     }
 
-    /// Folds a state, or several, from the log as it stands at this moment. Answers also the position up to which they are complete.
+    /// Folds states from the log as it is now. Returns also the position up to which they are complete.
     ///
     /// # Errors
-    /// Where the log cannot be read.
+    /// If the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
         read_up_to(&self.shared.reader, states, None).await
     }
 
-    /// Folds a state, or several, as they were at a position. Answers also the position up to which they are complete: that one, or the
-    /// log's head where it is not there yet.
+    /// Folds states as they were at a position. Returns also the position up to which they are complete: `at`, or the head if the log has
+    /// not reached `at`.
     ///
     /// # Errors
-    /// Where the log cannot be read.
+    /// If the log cannot be read.
     pub async fn read_at<S: States<E>>(&self, states: S, at: Position) -> Result<(S::View, Position), StoreError> {
         read_up_to(&self.shared.reader, states, Some(at)).await
     }
 
-    /// Runs a decision: lets it decide on what is known of what it asks for, appends, and where events came in between, decides again on
-    /// those, for as long as the setting `command_timeout` says. Answers the position of its last event; of what it found already done; or, where there
-    /// was nothing to do, up to where that was known.
+    /// Runs a decision: decides on the cached states and appends its events. After a conflict it folds the missed events and decides again,
+    /// until the command timeout.
+    ///
+    /// Returns the position of its last event. If it was already done, returns the position of that; if there was nothing to do, the
+    /// position up to which that was read.
     ///
     /// # Errors
-    /// The decision's own refusal, which rests on a read made for this command; or a store that is away, or busy past the bound.
+    /// The decision's refusal, which always rests on a read made for this command, or a fault of the store.
     pub async fn decide<D: Decision<Event = E>>(&self, decision: &D) -> Result<Position, DecideError<D::Error>> {
         self.decide_with(decision, Metadata::current()).await
     }
 
-    /// As [`EventStore::decide`], with metadata of the caller's.
+    /// Runs a decision as [`decide`](Self::decide) does, with metadata from the caller.
     ///
     /// # Errors
-    /// As [`EventStore::decide`].
+    /// As [`decide`](Self::decide).
     pub async fn decide_with<D: Decision<Event = E>>(&self, decision: &D, metadata: Metadata) -> Result<Position, DecideError<D::Error>> {
         self.shared.decider.decide(decision, &metadata).await
     }
 
-    /// The offset of the next message to read, by partition; a partition never read has none.
+    /// Returns the offset of the next message to read, by partition. A partition that was never read is missing.
     ///
     /// # Errors
-    /// Where the log cannot be read.
-    pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<std::collections::HashMap<i32, i64>, StoreError> {
+    /// If the log cannot be read.
+    pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
         self.shared.source.stored_offsets(consumer, topic).await
     }
 
-    /// Appends a batch's events and moves the stored offset from `from` (`None`: never read) to `to`, both or neither. Where the stored
-    /// offset is another than `from`, nothing is done.
+    /// Appends a batch's events and moves the stored offset from `from` to `to`: both or neither. `None` means never read. If the stored
+    /// offset is not `from`, nothing is written.
     ///
     /// # Errors
-    /// Where the log is away (the outcome may be unknown then: [`EventStore::stored_offsets`] tells), or refuses the data.
+    /// If the log is unreachable or refuses the data. After a lost answer, [`stored_offsets`](Self::stored_offsets) shows the outcome.
     pub async fn append_from(
         &self,
         source: SourcePartition<'_>,

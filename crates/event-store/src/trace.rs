@@ -1,4 +1,4 @@
-//! W3C trace context, in and out of the current span, by the globally installed propagator.
+//! W3C trace context into and out of the current span, through the globally installed propagator.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ impl Extractor for Traceparent<'_> {
     }
 }
 
-/// The current span's context as a `traceparent` header, where there is one.
+/// Returns the current span's context as a `traceparent` header, if it has one.
 pub fn current_traceparent() -> Option<String> {
     let context = tracing::Span::current().context();
     let mut headers = HashMap::new();
@@ -24,18 +24,18 @@ pub fn current_traceparent() -> Option<String> {
     headers.remove("traceparent")
 }
 
-/// Makes a span the child of what a `traceparent` header names; leaves it as it is where there is none.
+/// Makes a span the child of the span that a `traceparent` header names. Without a header the span stays as it is.
 pub fn set_parent(span: &tracing::Span, traceparent: Option<&str>) {
     if let Some(traceparent) = traceparent {
         let parent = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Traceparent(traceparent)));
-        // Refused only where the span was already started without a parent, as a span that no layer records is.
+        // It fails only for a span that no layer records.
         let _ = span.set_parent(parent);
     }
 }
 
-/// Makes a span follow from what its work came from: the child of it where it is one, linked to each where they are several.
+/// Makes a span follow its causes: the child of a single cause, or linked to several.
 pub fn follow<'a>(span: &tracing::Span, traceparents: impl Iterator<Item = Option<&'a str>>) {
-    /// Links say where a batch came from; more of them than this say nothing more.
+    /// Links show where a batch came from. More links would add nothing.
     const LINKS: usize = 32;
     let mut causes: Vec<&str> = vec![];
     for cause in traceparents.flatten() {

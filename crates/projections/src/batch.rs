@@ -18,9 +18,9 @@ use crate::{projection::Projection, segment::segment_of, settings::BATCH_TIMEOUT
 pub(crate) fn is_poison(error: &StoreError) -> bool {
     match error {
         StoreError::Rejected(_) | StoreError::Decode { .. } => true,
-        StoreError::Database(sqlx::Error::Database(error)) => {
+        StoreError::Database(cause) if cause.as_database_error().is_some() => {
             // More rows than one, limits exceeded (a value too long for its index), raised by a function, a view's check.
-            ["21", "38", "39", "44", "54", "P0"].contains(&error.code().as_deref().and_then(|code| code.get(..2)).unwrap_or_default())
+            ["21", "38", "39", "44", "54", "P0"].contains(&error.sqlstate().as_deref().and_then(|code| code.get(..2)).unwrap_or_default())
         }
         // The projection's own: a value that cannot be had from a row, or be sent.
         StoreError::Database(_) => true,
@@ -33,7 +33,7 @@ pub(crate) fn words(error: &StoreError) -> String {
     let (StoreError::Rejected(source) | StoreError::Database(source) | StoreError::Unavailable(source)) = error else {
         return error.to_string();
     };
-    let sqlx::Error::Database(database) = source else { return source.to_string() };
+    let Some(database) = source.as_database_error() else { return source.to_string() };
     let detail = database.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
     let code = database.code().unwrap_or_default();
     let mut words = format!("{} (SQLSTATE {code})", database.message());
@@ -219,5 +219,5 @@ async fn find_keys<P: Projection>(store: &EventStore<P::Log>, unreadable: &mut [
 
 /// Whether the database gave up on a transaction or statement because it took too long: a smaller batch may not.
 pub(crate) fn took_too_long(error: &StoreError) -> bool {
-    matches!(error, StoreError::Unavailable(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("25P04" | "57014")))
+    matches!(error, StoreError::Unavailable(_)) && matches!(error.sqlstate().as_deref(), Some("25P04" | "57014"))
 }

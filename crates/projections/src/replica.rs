@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use event_store::Position;
+use event_store::{Position, connection::with_timeout_of};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::{
     sync::{Notify, watch},
@@ -252,10 +252,7 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
         };
         let lease = replicas.iter().map(|replica| replica.lease).min().unwrap_or_default();
         let begun = Instant::now();
-        let outcome = match tokio::time::timeout(lease.max(Duration::from_secs(1)), see(&own, &replicas)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
-        };
+        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), see(&own, &replicas)).await;
         drop(beating);
         match outcome {
             Ok(mut seen) => {

@@ -256,7 +256,7 @@ async fn who_is_not_let_in_says_what_to_do_and_never_the_password() {
         (servers.url(role, PASSWORD, &servers.other), ["certificate", "sslrootcert in DATABASE_URL"]),
         (
             servers.url(role, PASSWORD, &servers.authority).replace("@127.0.0.1:", "@localhost:"),
-            ["not valid for name", "the name that is in it"],
+            ["not valid for name", "the name in the server's certificate"],
         ),
         (format!("postgres://{role}:{PASSWORD}@127.0.0.1:{port}/cartlog?sslmode=disable"), ["no encryption", "sslmode=verify-full"]),
     ] {

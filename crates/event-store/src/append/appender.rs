@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,6 +22,8 @@ use crate::{
         recovery::look_up,
         session::Session,
     },
+    backoff::Backoff,
+    connection::with_timeout_of,
     error::{StoreError, ends_the_connection},
     metrics::METRICS,
     position::Position,
@@ -43,6 +45,10 @@ pub(crate) struct Settings {
 
 /// How long a call may take. After this the connection counts as lost, and the call's outcome is looked up on another one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pauses between retries of a batch whose connection is lost again and again.
+const FIRST_RETRY: Duration = Duration::from_millis(10);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
 /// One of the appender's two workers, each with a connection.
 struct Worker {
@@ -72,23 +78,25 @@ impl Worker {
 
     /// Appends a batch and answers each of its appends.
     async fn append(&mut self, mut batch: Vec<Append>) {
-        let mut pause = Duration::ZERO;
+        let mut backoff = None;
         loop {
-            match self.call(&batch).await {
+            match self.call(&mut batch).await {
                 Ok(answer) => return self.answer(batch, answer),
-                Err(StoreError::Unavailable(error)) if self.session.is_some() && !rolled_back(&error) => {
-                    batch = self.resolve(batch, error).await;
+                Err(error) if self.session.is_some() && may_be_committed(&error) => {
+                    batch = self.resolve(batch, &error).await;
                     if batch.is_empty() {
                         return;
                     }
-                    // The first retry comes at once; if connections are lost again and again, retries slow down.
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).clamp(Duration::from_millis(10), Duration::from_millis(500));
+                    // The first retry comes at once. If connections are lost again and again, retries slow down.
+                    match &mut backoff {
+                        Some(backoff) => Backoff::wait(backoff).await,
+                        None => backoff = Some(Backoff::new(FIRST_RETRY, LONGEST_RETRY)),
+                    }
                 }
-                Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::NoAnswer(_) | StoreError::Closed)) => {
                     // A server that takes no writes may have been the primary. The next connection may find the new one.
                     self.session = None;
-                    return refuse(batch, || error.again());
+                    return refuse(batch, &error);
                 }
                 // Each append alone, so that one bad row fails only its own append.
                 Err(_) if batch.len() > 1 => {
@@ -97,16 +105,13 @@ impl Worker {
                     }
                     return;
                 }
-                Err(error) => {
-                    let mut error = Some(error);
-                    return refuse(batch, || error.take().unwrap_or(StoreError::Closed));
-                }
+                Err(error) => return refuse(batch, &error),
             }
         }
     }
 
-    /// Sends a batch. After an error, `self.session` is `None` if the call was not sent.
-    async fn call(&mut self, batch: &[Append]) -> Result<Answer, StoreError> {
+    /// Sends a batch, without the appends whose callers have given up. If it returns an error and there is no session, nothing was sent.
+    async fn call(&mut self, batch: &mut Vec<Append>) -> Result<Answer, StoreError> {
         if self.session.is_none() {
             let session = self.connect().await?;
             self.session = Some(session);
@@ -119,12 +124,16 @@ impl Worker {
         let seen = self.head_watcher.newest().0;
         let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
         session.head = session.head.max(seen);
+        batch.retain(|append| append.send_state.send());
+        if batch.is_empty() {
+            return Ok(Answer { head: session.head, found: vec![] });
+        }
         let ids = self.settings.ids.len();
         let mut item_append = vec![];
         let mut items = QueryColumns::new(ids);
         let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
             (vec![], vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
-        for (n, append) in (0_i32..).zip(batch) {
+        for (n, append) in (0_i32..).zip(batch.iter()) {
             for (item, after) in append.condition.items() {
                 item_append.push(n);
                 items.push(item, after.0);
@@ -142,16 +151,12 @@ impl Worker {
         let query = items.bind(sqlx::query(&self.sql).bind(item_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
         let query = e_ids.into_iter().fold(query, sqlx::query::Query::bind);
         let started = Instant::now();
-        let rows: Result<Vec<PgRow>, sqlx::Error> = match tokio::time::timeout(CALL_TIMEOUT, query.fetch_all(&mut session.connection)).await
-        {
-            Ok(rows) => rows,
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
-        };
+        let rows = with_timeout_of(CALL_TIMEOUT, query.fetch_all(&mut session.connection)).await;
         METRICS.append_duration.record(started.elapsed().as_secs_f64(), &[]);
         METRICS.append_batch.record(batch.len() as u64, &[]);
-        let answer = match rows.and_then(|rows| Answer::from_rows(&rows)).map_err(StoreError::from) {
+        let answer = match rows.and_then(|rows| Ok(Answer::from_rows(&rows)?)) {
             Err(StoreError::Reset(reason)) => {
-                tracing::warn!(%reason, "the log was reset or restored: forgetting what was known of it");
+                tracing::warn!(%reason, "the log was reset or restored: forgetting the cached states");
                 self.head_watcher.reset(Position::START);
                 return Err(StoreError::Reset(reason));
             }
@@ -182,8 +187,7 @@ impl Worker {
                 METRICS.conflicts.add(1, &[]);
                 AppendOutcome::Conflict(Answer { head: answer.head, found: missed })
             };
-            // A caller that is gone needs no answer.
-            let _ = append.reply.send(Ok(outcome));
+            append.answer(Ok(outcome));
         }
         if let Some(session) = &mut self.session {
             session.head = head;
@@ -197,15 +201,19 @@ impl Worker {
 
     /// Looks up what became of a batch whose connection was lost, before anyone decides again. Answers the appends that were written, and
     /// returns those to send again: nothing of them is in the log, and nothing of them can be committed any more.
-    async fn resolve(&mut self, batch: Vec<Append>, lost: sqlx::Error) -> Vec<Append> {
+    async fn resolve(&mut self, batch: Vec<Append>, lost: &StoreError) -> Vec<Append> {
         METRICS.unknown_outcomes.add(1, &[]);
-        tracing::warn!(error = %lost, appends = batch.len(), "the connection was lost during an append: looking up what became of it");
+        tracing::warn!(
+            error = lost as &dyn std::error::Error,
+            appends = batch.len(),
+            "the connection was lost during an append: looking up its outcome"
+        );
         let Some(session) = self.session.take() else { return batch };
         let (backend, known) = (session.backend.clone(), session.head);
         let appends: Vec<_> = batch.iter().map(|append| append.id).collect();
         drop(session);
         let deadline = Instant::now() + self.settings.settings.command_timeout;
-        let mut pause = Duration::from_millis(20);
+        let mut backoff = Backoff::new(Duration::from_millis(20), LONGEST_RETRY);
         let written = loop {
             let looked_up = match self.connect().await {
                 Ok(mut session) => {
@@ -220,18 +228,15 @@ impl Worker {
             match looked_up {
                 Ok(written) => break written,
                 Err(error) if Instant::now() >= deadline => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "what became of an append could not be looked up");
-                    refuse(batch, || StoreError::OutcomeUnknown);
+                    tracing::error!(error = &error as &dyn std::error::Error, "the outcome of an append could not be looked up");
+                    refuse(batch, &StoreError::OutcomeUnknown);
                     return vec![];
                 }
                 Err(StoreError::Reset(_)) => {
-                    refuse(batch, || StoreError::OutcomeUnknown);
+                    refuse(batch, &StoreError::OutcomeUnknown);
                     return vec![];
                 }
-                Err(_) => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(500));
-                }
+                Err(_) => backoff.wait().await,
             }
         };
         let mut unwritten = vec![];
@@ -240,13 +245,12 @@ impl Worker {
                 Some(last) => {
                     METRICS.appends.add(1, &[]);
                     self.head_watcher.committed(*last);
-                    // A caller that is gone needs no answer.
-                    let _ = append.reply.send(Ok(AppendOutcome::Written { last: *last }));
+                    append.answer(Ok(AppendOutcome::Written { last: *last }));
                 }
                 // Its caller was told that the outcome is unknown. Now it is known, and must not change.
                 None if append.reply.is_closed() => {}
                 // The lookup searched another log than the one that the append was sent to.
-                None if append.epoch != self.head_watcher.epoch() => refuse(vec![append], || StoreError::OutcomeUnknown),
+                None if append.epoch != self.head_watcher.epoch() => refuse(vec![append], &StoreError::OutcomeUnknown),
                 None => unwritten.push(append),
             }
         }
@@ -258,16 +262,21 @@ impl Worker {
     }
 }
 
-/// Returns whether the server answered that the call failed and keeps serving the connection. Then nothing of the call was written. If the
-/// server ended the connection, it may have done so after the commit.
-fn rolled_back(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| !ends_the_connection(error))
+/// Returns whether a call that failed so may have been committed.
+///
+/// It was not if the server answered with an error and keeps serving the connection. If the server ended the connection, it may have done
+/// so after the commit.
+fn may_be_committed(error: &StoreError) -> bool {
+    match error {
+        StoreError::NoAnswer(_) => true,
+        StoreError::Unavailable(error) => error.as_database_error().is_none_or(ends_the_connection),
+        _ => false,
+    }
 }
 
 /// Answers a whole batch with an error.
-fn refuse(batch: Vec<Append>, mut error: impl FnMut() -> StoreError) {
+fn refuse(batch: Vec<Append>, error: &StoreError) {
     for append in batch {
-        // A caller that is gone needs no answer.
-        let _ = append.reply.send(Err(error()));
+        append.answer(Err(error.clone()));
     }
 }

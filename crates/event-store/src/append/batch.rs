@@ -1,7 +1,7 @@
-//! Which appends may share a call.
+//! A batch: appends that may share a call.
 //!
-//! Conditions are checked against the log before the batch's own events are in it. So two appends share a batch only if neither writes an
-//! event that the other's condition matches, whatever the condition; the later one waits for the next call.
+//! The log checks all conditions of a call before it writes the call's events. So two appends may share a call only if neither writes an
+//! event that the other's condition matches. The later one waits for the next call.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,21 +11,21 @@ use crate::{append::pending::Append, query::state_query::Query};
 
 /// A domain id's number in the schema, and its value.
 type Id = (usize, Uuid);
-/// An append's number in the batch, and an event's in it.
-type At = (usize, usize);
+/// An append's number in the batch, and an event's number in the append.
+type EventIndex = (usize, usize);
 
-/// What the appends of a batch write and forbid, by the ids they lead with.
+/// A batch, with indexes of what its appends write and what their conditions match.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) appends: Vec<Append>,
-    /// Each with its number in its query; by the item's first id, `None` for items without an id.
+    /// Query items as (query, number in the query), by the item's first id. `None` holds the items without an id.
     items: HashMap<Option<Id>, Vec<(Arc<Query>, usize)>>,
-    /// By each of the event's ids.
-    events: HashMap<Id, Vec<At>>,
+    /// The events, by each of their ids.
+    events: HashMap<Id, Vec<EventIndex>>,
 }
 
 impl Batch {
-    /// Whether this append may join.
+    /// Returns whether an append may join.
     pub(crate) fn admits(&self, append: &Append) -> bool {
         let written_is_forbidden = append.events.iter().any(|event| {
             let forbids =
@@ -44,7 +44,7 @@ impl Batch {
         !written_is_forbidden && !forbidden_is_written
     }
 
-    /// Takes an append in.
+    /// Adds an append.
     pub(crate) fn push(&mut self, append: Append) {
         let at = self.appends.len();
         for query in append.condition.queries() {
@@ -93,9 +93,9 @@ mod tests {
     }
 
     proptest! {
-        /// The indexes find what comparing everything with everything finds.
+        /// The indexes find what comparing every pair finds.
         #[test]
-        fn a_batch_admits_an_append_only_where_neither_writes_what_the_other_forbids(appends in proptest::collection::vec(append(), 1..8)) {
+        fn a_batch_admits_only_appends_that_do_not_conflict(appends in proptest::collection::vec(append(), 1..8)) {
             let mut batch = Batch::default();
             for (items, events) in appends {
                 let meets = batch.appends.iter().any(|other| {
@@ -109,6 +109,7 @@ mod tests {
                     metadata: String::new(),
                     epoch: 0,
                     queued: std::time::Instant::now(),
+                    send_state: Arc::default(),
                     reply: tokio::sync::oneshot::channel().0,
                 };
                 prop_assert_eq!(batch.admits(&append), !meets);

@@ -1,37 +1,51 @@
 //! An append on its way to the log.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::{error::StoreError, position::Position, query::append_condition::AppendCondition, read::answer::Answer};
+use crate::{
+    append::send_state::SendState, error::StoreError, position::Position, query::append_condition::AppendCondition, read::answer::Answer,
+};
 
 /// An event to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct NewEvent {
     pub(crate) event_type: &'static str,
     pub(crate) payload: Vec<u8>,
+    /// In the schema's order.
     pub(crate) ids: Vec<Option<Uuid>>,
 }
 
-/// One append: it is written where none of its items finds anything, and not otherwise.
+/// An append that waits for its outcome.
 pub(crate) struct Append {
     pub(crate) id: Uuid,
     pub(crate) condition: AppendCondition,
     pub(crate) events: Vec<NewEvent>,
     pub(crate) metadata: String,
-    /// The log that it was decided on.
+    /// The epoch of the log that was decided on.
     pub(crate) epoch: u64,
-    /// When it was queued.
     pub(crate) queued: Instant,
+    pub(crate) send_state: Arc<SendState>,
     pub(crate) reply: oneshot::Sender<Result<AppendOutcome, StoreError>>,
 }
 
-/// What became of an append.
+impl Append {
+    /// Tells the caller the outcome. A caller that is gone needs none.
+    pub(crate) fn answer(self, outcome: Result<AppendOutcome, StoreError>) {
+        if !matches!(outcome, Ok(AppendOutcome::Written { .. }) | Err(StoreError::OutcomeUnknown)) {
+            self.send_state.not_written();
+        }
+        let _ = self.reply.send(outcome);
+    }
+}
+
+/// The outcome of an append.
+#[derive(Debug)]
 pub(crate) enum AppendOutcome {
-    /// Its events were written, the last one here.
+    /// The events were written, the last one at this position.
     Written { last: Position },
-    /// Something its condition forbids has come: nothing was written. The answer's items are numbered as the append's.
+    /// The condition failed, and nothing was written. The answer holds the missed events; its items are numbered as the condition's.
     Conflict(Answer),
 }

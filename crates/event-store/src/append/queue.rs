@@ -65,18 +65,25 @@ impl AppendQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::sync::oneshot;
     use uuid::Uuid;
 
     use super::*;
-    use crate::{append::pending::AppendOutcome, error::StoreError, query::append_condition::AppendCondition};
+    use crate::{
+        append::{pending::AppendOutcome, send_state::SendState},
+        error::StoreError,
+        query::append_condition::AppendCondition,
+    };
 
     type Caller = oneshot::Receiver<Result<AppendOutcome, StoreError>>;
 
     async fn enqueue(queue: &mpsc::Sender<Append>) -> Caller {
         let (reply, caller) = oneshot::channel();
         let (id, metadata, queued) = (Uuid::nil(), String::new(), Instant::now());
-        let append = Append { id, condition: AppendCondition::default(), events: vec![], metadata, epoch: 0, queued, reply };
+        let (condition, send_state) = (AppendCondition::default(), Arc::<SendState>::default());
+        let append = Append { id, condition, events: vec![], metadata, epoch: 0, queued, send_state, reply };
         assert!(queue.send(append).await.is_ok());
         caller
     }

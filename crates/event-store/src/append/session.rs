@@ -41,7 +41,7 @@ impl Session {
                 StoreError::Database(error) | StoreError::Rejected(error) => StoreError::Unavailable(error),
                 error => error,
             })?,
-            Err(_) => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+            Err(_) => return Err(StoreError::NoAnswer(timeout)),
         };
         if head_watcher.connected_to(log_id) {
             return Err(StoreError::Reset("it is another one than the one connected to before".to_owned()));

@@ -1,4 +1,4 @@
-//! From another log into this one, once each: a batch of a partition's messages and the partition's next offset in one call.
+//! Appending from another log, each message once: a batch's events and its partition's next offset are written in one call.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::{
     read::head_watcher::HeadWatcher,
 };
 
-/// A partition of a topic, as one consumer (a group) reads it.
+/// A partition of a topic, read by one consumer group.
 #[derive(Debug, Clone, Copy)]
 pub struct SourcePartition<'a> {
     /// The consumer group.
@@ -26,39 +26,36 @@ pub struct SourcePartition<'a> {
     pub partition: i32,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Translated {
-    /// It is in the log, and the stored offset has moved.
+    /// The events were written, and the stored offset moved.
     Appended {
         /// The position of the newest event.
         head: Position,
     },
-    /// Another has moved the stored offset since: nothing was appended, and this consumer has to read from there.
+    /// The stored offset was another one than expected. Nothing was written; the consumer must continue at the stored offset.
     Moved {
-        /// What is stored.
+        /// The stored offset; `None` if the partition was never read.
         stored: Option<i64>,
     },
 }
 
-/// Appends what comes from another log.
+/// Appends batches from another log.
 pub(crate) struct SourceAppender {
     connections: ConnectionPool,
-    heads: HeadWatcher,
+    head_watcher: HeadWatcher,
     ids: Vec<&'static str>,
     sql: String,
 }
 
 impl SourceAppender {
-    pub(crate) fn new(connections: ConnectionPool, heads: HeadWatcher, ids: Vec<&'static str>) -> Self {
+    pub(crate) fn new(connections: ConnectionPool, head_watcher: HeadWatcher, ids: Vec<&'static str>) -> Self {
         let sql = format!("SELECT moved, stored_offset, head FROM event_append_from({})", placeholders(1, 8 + ids.len()));
-        Self { connections, heads, ids, sql }
+        Self { connections, head_watcher, ids, sql }
     }
 
-    /// The offset of the next message to read, by partition; a partition never read has none.
-    ///
-    /// # Errors
-    /// Where the log cannot be read.
+    /// See [`EventStore::stored_offsets`](crate::EventStore::stored_offsets).
     pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
         let rows: Vec<(i32, i64)> = with_timeout(async {
             let mut connection = self.connections.connection().await?;
@@ -74,11 +71,7 @@ impl SourceAppender {
         Ok(rows.into_iter().collect())
     }
 
-    /// Appends a batch's events and moves the stored offset from `from` (`None`: never read) to `to`, both or neither. Where the stored
-    /// offset is another than `from`, nothing is done.
-    ///
-    /// # Errors
-    /// Where the log is away (the outcome may be unknown then: [`SourceAppender::stored_offsets`] tells), or refuses the data.
+    /// See [`EventStore::append_from`](crate::EventStore::append_from).
     pub(crate) async fn append_from<E: LogEvent>(
         &self,
         source: SourcePartition<'_>,
@@ -119,12 +112,12 @@ impl SourceAppender {
             return Ok(Translated::Moved { stored: row.try_get(1)? });
         }
         let head = row.try_get(2)?;
-        self.heads.committed(head);
+        self.head_watcher.committed(head);
         Ok(Translated::Appended { head })
     }
 }
 
-/// Up to where a consumer has translated a partition into the log.
+/// How far a consumer group has translated a partition into the log.
 #[derive(Debug, Clone, Serialize)]
 pub struct StoredOffset {
     /// The consumer group.
@@ -135,14 +128,14 @@ pub struct StoredOffset {
     pub partition: i32,
     /// The offset of the next message to translate.
     pub next_offset: i64,
-    /// How long ago it was moved.
+    /// Seconds since the offset last moved.
     pub age_seconds: f64,
 }
 
-/// Every stored offset, of every consumer.
+/// Returns every stored offset of every consumer group.
 ///
 /// # Errors
-/// Where the database is away, or the role may not.
+/// If the database is unreachable or the role may not read the offsets.
 pub async fn stored_offsets(pool: &PgPool) -> Result<Vec<StoredOffset>, StoreError> {
     let stored = sqlx::query_as!(
         StoredOffset,

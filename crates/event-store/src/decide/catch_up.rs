@@ -1,4 +1,4 @@
-//! Folding states from the log, stage by stage.
+//! Reading states from the log, stage by stage.
 
 use crate::{
     decide::{
@@ -13,22 +13,23 @@ use crate::{
     read::reader::Reader,
 };
 
-/// Folds states as they are at a position, or at the head.
+/// Folds states up to a position, or up to the head. Returns also the position up to which they are complete.
 pub(crate) async fn read_up_to<E: LogEvent, S: States<E>>(
     reader: &Reader,
     states: S,
     end: Option<Position>,
 ) -> Result<(S::View, Position), StoreError> {
-    let no_cache = StateCache::nothing();
-    let epoch = reader.heads().epoch();
-    let mut stages = states.start(&no_cache).map_err(|error| StoreError::Schema(error.to_string()))?;
+    let no_cache = StateCache::disabled();
+    let epoch = reader.head_watcher().epoch();
+    let mut stages = states.start(&no_cache).map_err(schema)?;
     let at = catch_up(reader, &mut stages, &no_cache, epoch, end).await?;
-    let view = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
+    let view = stages.view().ok_or_else(stage_not_open)?;
     Ok((view, at))
 }
 
-/// Reads what each part has not folded yet, then opens the next stage and reads that, until nothing is unread. All of it is from the
-/// log of this epoch, and nothing of what comes after `end`, where there is one.
+/// Reads what each part has not folded yet. Then opens the next stage and reads its parts, until every part is complete.
+///
+/// Everything is read from the log of this epoch, and nothing after `end`.
 pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
     reader: &Reader,
     stages: &mut T,
@@ -46,37 +47,36 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
             }
         }
         if end.is_some() {
-            // The newest one may come after the end: the newest up to there is the last of all.
+            // The newest event may come after the end. So all events are read, and the last one before the end counts.
             columns.newest.fill(false);
         }
-        let mut answer = reader.look(columns).await?;
-        if reader.heads().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
+        let mut answer = reader.find(columns).await?;
+        if reader.head_watcher().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
             return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
         }
         if parts.iter().any(|part| part.position().0 > answer.head) {
-            reader.heads().reset(Position(answer.head));
+            reader.head_watcher().reset(Position(answer.head));
             return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
         }
-        reader.heads().seen(Position(answer.head));
+        reader.head_watcher().seen(Position(answer.head));
         if let Some(end) = end {
             answer.end_at(end);
         }
-        let complete = fold(&mut parts, 0, &answer)?;
-        if complete && !stages.open_next(cache).map_err(|error| StoreError::Schema(error.to_string()))? {
+        let complete = fold(&mut parts, &answer)?;
+        if complete && !stages.open_next(cache).map_err(schema)? {
             return Ok(Position(answer.head));
         }
     }
 }
 
-/// Folds states from a history at hand, by the same rules as from the log: for tests, and for tools that read a log elsewhere.
+/// Folds states from a given history, by the same rules as from the log: for tests, and for tools that have a log's events elsewhere.
 ///
 /// # Errors
-/// Where a state's query, or an event's ids, do not fit the schema.
+/// If a state's query or an event's ids do not fit the schema.
 pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, E)]) -> Result<S::View, StoreError> {
-    let schema = |error: QueryError| StoreError::Schema(error.to_string());
     let order = domain_ids::<E>();
     let head = history.iter().map(|(position, _)| *position).max().unwrap_or_default();
-    let no_cache = StateCache::nothing();
+    let no_cache = StateCache::disabled();
     let mut stages = states.start(&no_cache).map_err(schema)?;
     loop {
         let mut parts = vec![];
@@ -91,7 +91,15 @@ pub fn fold_history<E: LogEvent, S: States<E>>(states: S, history: &[(Position, 
             part.fold(matching, head);
         }
         if !stages.open_next(&no_cache).map_err(schema)? {
-            return stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()));
+            return stages.view().ok_or_else(stage_not_open);
         }
     }
+}
+
+pub(crate) fn schema(error: QueryError) -> StoreError {
+    StoreError::Schema(error.to_string())
+}
+
+pub(crate) fn stage_not_open() -> StoreError {
+    StoreError::Schema("a stage was not opened".into())
 }

@@ -1,19 +1,22 @@
-//! The one way to run a decision.
+//! The way to run a decision.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use rand::Rng;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    append::pending::{Append, AppendOutcome, NewEvent},
+    append::{
+        pending::{Append, AppendOutcome, NewEvent},
+        send_state::SendState,
+    },
+    backoff::Backoff,
     decide::{
-        catch_up::catch_up,
+        catch_up::{catch_up, schema, stage_not_open},
         command_locks::{CommandLock, CommandLocks},
         decision::{DecideError, Decided, Decision},
         fold::{WithIds, fold, fold_written, with_ids},
@@ -24,15 +27,18 @@ use crate::{
     event::{LogEvent, Metadata, encode},
     metrics::METRICS,
     position::Position,
-    query::{append_condition::AppendCondition, state_query::QueryError},
+    query::append_condition::AppendCondition,
     read::{head_watcher::HeadWatcher, reader::Reader},
     settings::StoreSettings,
 };
 
+/// Conflicts of one command that it retries without a pause. Later retries pause, so that two commands do not meet again.
+const CONFLICTS_WITHOUT_PAUSE: u32 = 2;
+
 /// Runs decisions.
 pub(crate) struct Decider {
     reader: Reader,
-    heads: HeadWatcher,
+    head_watcher: HeadWatcher,
     /// The log's domain ids, in the schema's order.
     ids: Vec<&'static str>,
     appends: mpsc::Sender<Append>,
@@ -47,14 +53,14 @@ impl Decider {
     pub(crate) fn new(
         settings: &StoreSettings,
         reader: Reader,
-        heads: HeadWatcher,
+        head_watcher: HeadWatcher,
         ids: Vec<&'static str>,
         appends: mpsc::Sender<Append>,
         cache: StateCache,
     ) -> Self {
         Self {
             reader,
-            heads,
+            head_watcher,
             ids,
             appends,
             cache,
@@ -67,39 +73,44 @@ impl Decider {
     /// See [`EventStore::decide`](crate::EventStore::decide).
     pub(crate) async fn decide<D: Decision>(&self, decision: &D, metadata: &Metadata) -> Result<Position, DecideError<D::Error>> {
         let deadline = Instant::now() + self.command_timeout;
-        let sent = AtomicBool::new(false);
-        match tokio::time::timeout_at(deadline.into(), self.deciding(decision, metadata, &sent)).await {
+        let send_state = Arc::new(SendState::default());
+        match tokio::time::timeout_at(deadline.into(), self.decide_until_written(decision, metadata, &send_state)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 METRICS.command_timeouts.add(1, &[]);
-                // An append that is on its way may still be written.
-                Err(if sent.into_inner() { StoreError::OutcomeUnknown } else { StoreError::Busy }.into())
+                Err(if send_state.give_up() { StoreError::OutcomeUnknown } else { StoreError::Busy }.into())
             }
         }
     }
 
-    async fn deciding<D: Decision>(&self, decision: &D, metadata: &Metadata, sent: &AtomicBool) -> Result<Position, DecideError<D::Error>> {
+    async fn decide_until_written<D: Decision>(
+        &self,
+        decision: &D,
+        metadata: &Metadata,
+        send_state: &Arc<SendState>,
+    ) -> Result<Position, DecideError<D::Error>> {
         let cache = &self.cache;
-        let epoch = self.heads.epoch();
-        // What is known is decided on at once; the append's condition says up to where that is, and the log has the last word.
+        let epoch = self.head_watcher.epoch();
+        // Decides on the cached states at once. The condition names the position of each state, and the log checks it.
         let mut stages = decision.state_query().start(cache).map_err(schema)?;
         while stages.open_next(cache).map_err(schema)? {}
-        // Up to where all of it was read for this command, in one snapshot.
-        let mut read = if cache.keeps() || parts(&mut stages).is_empty() {
+        // The position up to which the states were read for this command, in one snapshot.
+        let mut read = if cache.is_enabled() || parts(&mut stages).is_empty() {
             None
         } else {
             Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?)
         };
-        let mut place = None;
+        let mut turn = None;
         let mut conflicts = 0;
+        let mut backoff = Backoff::new(Duration::from_micros(400), Duration::from_micros(1_600));
         loop {
-            let state = stages.view().ok_or_else(|| StoreError::Schema("a stage was not opened".into()))?;
+            let state = stages.view().ok_or_else(stage_not_open)?;
             let events = match (decision.process(&state), read) {
                 (Ok(Decided::Events(events)), _) if !events.is_empty() => events,
-                // An outcome without an append rests on a read made for this command.
+                // A refusal, or a success without events, must rest on a read made for this command.
                 (_, None) => {
-                    // Nobody need wait for it.
-                    place = None;
+                    // Other commands need not wait for the read.
+                    turn = None;
                     read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
                     continue;
                 }
@@ -113,28 +124,25 @@ impl Decider {
             };
             let events = with_ids(events, &self.ids)?;
             let condition = parts(&mut stages).iter().map(|part| (part.query().clone(), part.position())).collect();
-            if place.is_none() {
+            if turn.is_none() {
                 let (lock, was_locked) = self.lock(&condition).await;
-                let (permit, queued) = self.acquire_in_flight().await?;
-                place = Some((lock, permit));
-                // What others have left meanwhile, or were told that they missed, is known by now.
-                if (was_locked || queued) && refresh(&mut stages, cache) {
+                let (permit, was_full) = self.acquire_in_flight().await?;
+                turn = Some((lock, permit));
+                // Meanwhile other commands have left newer states in the cache.
+                if (was_locked || was_full) && refresh(&mut stages, cache) {
                     while stages.open_next(cache).map_err(schema)? {}
                     read = None;
                     continue;
                 }
             }
-            sent.store(true, Ordering::Relaxed);
-            let appended = self.append(condition, &events, metadata, epoch).await?;
-            sent.store(false, Ordering::Relaxed);
-            match appended {
+            match self.append(condition, &events, metadata, epoch, send_state).await? {
                 AppendOutcome::Written { last } => {
                     fold_written(&mut parts(&mut stages), &events, last);
                     self.keep(&mut stages, epoch);
                     return Ok(last);
                 }
                 AppendOutcome::Conflict(answer) => {
-                    let complete = fold(&mut parts(&mut stages), 0, &answer)?;
+                    let complete = fold(&mut parts(&mut stages), &answer)?;
                     self.keep(&mut stages, epoch);
                     read = Some(Position(answer.head));
                     if !complete || stages.open_next(cache).map_err(schema)? {
@@ -143,24 +151,24 @@ impl Decider {
                 }
             }
             conflicts += 1;
-            if conflicts > 2 {
-                tokio::time::sleep(jittered(conflicts)).await;
+            if conflicts > CONFLICTS_WITHOUT_PAUSE {
+                backoff.wait().await;
             }
         }
     }
 
-    /// Locks the first id of a condition, if it names one. Returns also whether the command waited for it.
+    /// Locks the condition's first id, if it names one. Returns also whether another command held the lock.
     async fn lock(&self, condition: &AppendCondition) -> (Option<CommandLock<'_>>, bool) {
         match condition.first_id() {
             Some(id) => {
-                let (lock, waited) = self.locks.lock(id).await;
-                (Some(lock), waited)
+                let (lock, was_locked) = self.locks.lock(id).await;
+                (Some(lock), was_locked)
             }
             None => (None, false),
         }
     }
 
-    /// Returns a permit to append, and whether the command waited for it.
+    /// Acquires a permit to append. Returns also whether the command had to wait for it.
     async fn acquire_in_flight(&self) -> Result<(SemaphorePermit<'_>, bool), StoreError> {
         match self.in_flight.try_acquire() {
             Ok(permit) => Ok((permit, false)),
@@ -168,6 +176,7 @@ impl Decider {
         }
     }
 
+    /// Keeps the states in the cache for the next decision.
     fn keep<E, V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {
         for part in parts(stages) {
             part.keep(&self.cache, epoch);
@@ -180,6 +189,7 @@ impl Decider {
         events: &[WithIds<E>],
         metadata: &Metadata,
         epoch: u64,
+        send_state: &Arc<SendState>,
     ) -> Result<AppendOutcome, StoreError> {
         let id = Uuid::now_v7();
         let events = events
@@ -187,8 +197,9 @@ impl Decider {
             .map(|(event, ids)| Ok(NewEvent { event_type: event.name(), payload: encode(event)?, ids: ids.clone() }))
             .collect::<Result<_, StoreError>>()?;
         let (reply, outcome) = oneshot::channel();
-        let append = Append { id, condition, events, metadata: metadata.stored(id), epoch, queued: Instant::now(), reply };
-        // From the queue to the answer: another task sends it, with those of others.
+        let (metadata, queued, send_state) = (metadata.stored(id), Instant::now(), send_state.clone());
+        let append = Append { id, condition, events, metadata, epoch, queued, send_state, reply };
+        // From the queue to the answer. The appender's task sends it, together with the appends of other commands.
         let span = tracing::debug_span!(
             "append",
             otel.kind = "client",
@@ -199,16 +210,12 @@ impl Decider {
         );
         let appending = async {
             self.appends.send(append).await.map_err(|_| StoreError::Closed)?;
-            let appended = outcome.await.map_err(|_| StoreError::Closed)?;
-            tracing::Span::current().record("conflict", matches!(appended, Ok(AppendOutcome::Conflict(_))));
-            appended
+            let outcome = outcome.await.map_err(|_| StoreError::Closed)?;
+            tracing::Span::current().record("conflict", matches!(outcome, Ok(AppendOutcome::Conflict(_))));
+            outcome
         };
         appending.instrument(span).await
     }
-}
-
-fn schema(error: QueryError) -> StoreError {
-    StoreError::Schema(error.to_string())
 }
 
 fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
@@ -217,12 +224,7 @@ fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
     parts
 }
 
+/// Takes newer states from the cache. Returns whether there was one.
 fn refresh<E, V>(stages: &mut impl Stages<E, V>, cache: &StateCache) -> bool {
     parts(stages).into_iter().fold(false, |refreshed, part| part.refresh(cache) | refreshed)
-}
-
-/// A pause before deciding again, drawn at random so that those who met once do not meet again. Short: what is decided on grows old.
-fn jittered(conflicts: u32) -> Duration {
-    let most = 1_u64 << conflicts.min(4);
-    Duration::from_micros(rand::rng().random_range(0..=most * 100))
 }

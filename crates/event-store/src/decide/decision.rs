@@ -2,50 +2,52 @@
 
 use crate::{decide::stages::States, error::StoreError, event::LogEvent, position::Position};
 
-/// A command's rule: disintegrate's `Decision`, extended by stages (see [`Dependent`](crate::Dependent)), by positions, and by success without
-/// events.
+/// A command's rule: disintegrate's `Decision` with stages (see [`Dependent`](crate::Dependent)), positions, and success without events.
 ///
-/// The states it asks for are its consistency boundary: it is written only where, between what was read and its own position, no event
-/// came that one of them folds.
+/// The states are the consistency boundary. The events are written only if no event that a state folds was written between reading the
+/// states and appending.
+///
+/// The first state should be the one that the command changes. In one process, commands whose first states name the same first id append
+/// one after the other.
 pub trait Decision: Send + Sync {
     /// The log's events.
     type Event: LogEvent;
-    /// The states it depends on.
+    /// The states that the decision depends on.
     type StateQuery: States<Self::Event>;
-    /// Its own word for no: a refusal is no fault.
+    /// The domain's refusal. A refusal is not a fault.
     type Error: Send;
 
-    /// The states, with nothing folded yet.
+    /// Returns the states in their initial values.
     fn state_query(&self) -> Self::StateQuery;
 
-    /// Decides, from the states as the log made them. Pure: it may be run again, on newer states.
+    /// Decides on the folded states. Must be pure: it runs again on newer states after a conflict.
     ///
     /// # Errors
-    /// Where the domain says no.
+    /// The domain's refusal.
     fn process(&self, state: &View<Self>) -> Result<Decided<Self::Event>, Self::Error>;
 }
 
 /// What a decision sees of its states.
 pub type View<D> = <<D as Decision>::StateQuery as States<<D as Decision>::Event>>::View;
 
-/// What a decision comes to, where it does not refuse.
+/// The outcome of a decision that does not refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decided<E> {
-    /// These happened; at least one.
+    /// These events happen: at least one.
     Events(Vec<E>),
-    /// Nothing happens, as it had happened already, here.
+    /// Nothing happens, because it happened before, at this position.
     AlreadyDone(Position),
-    /// Nothing happens, as there is nothing to do.
+    /// Nothing happens, because there is nothing to do.
     Nothing,
 }
 
-/// Why a decision came to nothing.
+/// Why a decision wrote nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum DecideError<R> {
-    /// The domain said no.
+    /// The domain refused.
     #[error("refused")]
     Refused(R),
-    /// The store could not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,4 +1,4 @@
-//! Giving states the events that were found for them.
+//! Folding: gives each state the events that were found for it.
 
 use uuid::Uuid;
 
@@ -10,30 +10,32 @@ use crate::{
     read::answer::{Answer, Found},
 };
 
-/// Gives each part what was found for its items. `first` is the answer's index of the parts' first item. Returns whether every
-/// part is complete up to the answer's head.
-pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], first: usize, answer: &Answer) -> Result<bool, StoreError> {
+/// Gives each part the events that its query items found. Returns whether every part is complete up to the answer's head.
+pub(crate) fn fold<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], answer: &Answer) -> Result<bool, StoreError> {
     let mut complete = true;
-    let mut next = first;
+    let mut next = 0;
     for part in parts {
         let items = next..next + part.query().items.len();
         next = items.end;
-        let mut found: Vec<&Found> = answer.found.iter().filter(|f| items.contains(&f.item)).collect();
-        // A cut answer is complete only up to where it was cut; what other items found beyond that is not taken yet.
-        let cut = found.iter().filter(|f| f.more).map(|f| f.position).min();
+        let mut found: Vec<&Found> = answer.found.iter().filter(|found| items.contains(&found.item)).collect();
+        // A cut answer is complete only up to the cut. What other items found after it is folded later.
+        let cut = found.iter().filter(|found| found.more).map(|found| found.position).min();
         let complete_to = cut.unwrap_or(answer.head);
-        found.retain(|f| f.position <= complete_to);
-        found.sort_by_key(|f| f.position);
-        let events =
-            found.iter().map(|f| Ok((Position(f.position), decode(f.position, &f.payload)?))).collect::<Result<_, StoreError>>()?;
+        found.retain(|found| found.position <= complete_to);
+        found.sort_by_key(|found| found.position);
+        let events = found
+            .iter()
+            .map(|found| Ok((Position(found.position), decode(found.position, &found.payload)?)))
+            .collect::<Result<_, StoreError>>()?;
         part.fold(events, Position(complete_to.max(part.position().0)));
         complete &= cut.is_none();
     }
     Ok(complete)
 }
 
-/// Gives each part those of a decision's own events, written up to `last` without a gap, that it folds. What else was written with them
-/// in the same call is nothing that it folds, so it is complete up to there.
+/// Gives each part those of the decision's own events that it folds. They were written without a gap, and the last one at `last`.
+///
+/// Each part is then complete up to `last`: no other append in the same call wrote an event that the condition forbids.
 pub(crate) fn fold_written<E: LogEvent>(parts: &mut [&mut dyn AnyPart<E>], events: &[WithIds<E>], last: Position) {
     let first = last.0 - i64::try_from(events.len()).unwrap_or_default() + 1;
     for part in parts {

@@ -1,4 +1,4 @@
-//! Deciding: a command's rule, the states it folds and the one way to run it.
+//! Deciding: a command's rule, the states that it folds, and the way to run it.
 
 pub(crate) mod catch_up;
 pub(crate) mod command_locks;

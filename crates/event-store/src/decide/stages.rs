@@ -1,4 +1,4 @@
-//! The stages in which a decision reads its states.
+//! The stages in which a decision reads its states, and how far each state is folded.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     query::state_query::{Query, QueryError},
 };
 
-/// A state, and up to where it is complete. Its position never exceeds what it has folded.
+/// A state and the position up to which it is complete. The position never exceeds what was folded.
 #[doc(hidden)]
 pub struct Part<S> {
     initial: S,
@@ -21,21 +21,21 @@ pub struct Part<S> {
     position: Position,
 }
 
-/// A part of a decision's knowledge, whatever its state.
+/// A [`Part`] of any state.
 pub trait AnyPart<E>: Send {
-    /// Which events it folds.
+    /// Returns the query of the events that it folds.
     #[doc(hidden)]
     fn query(&self) -> &Arc<Query>;
-    /// Up to where it is complete.
+    /// Returns the position up to which it is complete.
     #[doc(hidden)]
     fn position(&self) -> Position;
-    /// Takes matching events in, in order, and is complete up to a position from then on.
+    /// Folds matching events, in order. From then on the part is complete up to `complete_to`.
     #[doc(hidden)]
     fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position);
-    /// Takes what is known by now, where that is more. Returns whether it was.
+    /// Takes the cached state if it is newer. Returns whether it was.
     #[doc(hidden)]
     fn refresh(&mut self, cache: &StateCache) -> bool;
-    /// Keeps it for the next decision.
+    /// Keeps the state in the cache.
     #[doc(hidden)]
     fn keep(&self, cache: &StateCache, epoch: u64);
 }
@@ -55,7 +55,7 @@ where
 
     fn fold(&mut self, events: Vec<(Position, E)>, complete_to: Position) {
         for (position, event) in events {
-            // Conversion fails only for a type outside the state's stream, which its query do not name.
+            // Conversion fails only for an event type outside the state's stream, and the query names none.
             if position > self.position
                 && let Ok(event) = event.try_into()
             {
@@ -76,30 +76,30 @@ where
     }
 }
 
-/// The states of a decision: one, a tuple or a `Vec` of them, or [`Dependent`] of two.
+/// The states of a decision: one state, a tuple or `Vec` of them, or a [`Dependent`].
 pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
-    /// What the decision sees: the states themselves; of [`Dependent`], both stages as a pair.
+    /// What the decision sees: the states; a [`Dependent`] shows both stages as a pair.
     type View: Clone + Send + Sync;
-    /// The same, with what is known of each.
+    /// The states with their positions.
     #[doc(hidden)]
     type Stages: Stages<E, Self::View>;
 
-    /// Starts with what is known.
+    /// Starts with the cached states.
     ///
     /// # Errors
-    /// Where a state's query does not fit the log's schema.
+    /// If a state's query does not fit the log's schema.
     #[doc(hidden)]
     fn start(self, cache: &StateCache) -> Result<Self::Stages, QueryError>;
 }
 
-/// What is known of a decision's states, stage by stage.
+/// A decision's states with their positions, stage by stage.
 #[doc(hidden)]
 pub trait Stages<E, S>: Send {
-    /// The parts of the stages opened so far, always in the same order.
+    /// Collects the parts of the open stages, always in the same order.
     fn parts<'a>(&'a mut self, parts: &mut Vec<&'a mut dyn AnyPart<E>>);
-    /// Opens the stage that what is known so far names. Returns whether one was opened that has parts.
+    /// Opens the next stage, which the states so far name. Returns whether one was opened that has parts.
     fn open_next(&mut self, cache: &StateCache) -> Result<bool, QueryError>;
-    /// The states as they stand. `None` where a stage is not open.
+    /// Returns the states. `None` if a stage is not open.
     fn view(&self) -> Option<S>;
 }
 
@@ -113,7 +113,7 @@ where
     type Stages = Part<S>;
 
     fn start(self, cache: &StateCache) -> Result<Part<S>, QueryError> {
-        let Folded { state, query, position } = cache.look::<S, E>(&self)?;
+        let Folded { state, query, position } = cache.get::<S, E>(&self)?;
         Ok(Part { initial: self, state, query, position })
     }
 }
@@ -163,7 +163,7 @@ tuple!(A SA 0, B SB 1);
 tuple!(A SA 0, B SB 1, C SC 2);
 tuple!(A SA 0, B SB 1, C SC 2, D SD 3);
 
-/// A decision without states: it is always taken.
+/// A decision without states has no condition.
 impl<E: LogEvent> States<E> for () {
     type View = ();
     type Stages = ();
@@ -202,9 +202,10 @@ impl<E, S, T: Stages<E, S>> Stages<E, Vec<S>> for Vec<T> {
     }
 }
 
-/// Two stages: the first is read, and names the second. Both are in the decision's condition, and the decision sees both as a pair.
+/// Two stages: the states of the first name the states of the second.
 ///
-/// Submit Cart reads its cart, and that names the products whose inventories it must read.
+/// Both stages are in the condition, and the decision sees them as a pair. For example, submitting a cart reads the cart, which names the
+/// products whose inventories must be read.
 #[derive(Debug, Clone)]
 pub struct Dependent<First, Second, View = First> {
     first: First,
@@ -212,7 +213,7 @@ pub struct Dependent<First, Second, View = First> {
 }
 
 impl<First, Second, View> Dependent<First, Second, View> {
-    /// The first stage, and how it names the second.
+    /// Creates both stages from the first one and a function that names the second.
     pub fn new(first: First, names: fn(&View) -> Second) -> Self {
         Self { first, names }
     }
@@ -222,7 +223,7 @@ impl<First, Second, View> Dependent<First, Second, View> {
 pub struct DependentStages<E: LogEvent, A: States<E>, B: States<E>> {
     first: A::Stages,
     names: fn(&A::View) -> B,
-    /// What was named, and what is known of it.
+    /// The states that were named, and the same with their positions.
     second: Option<(B, B::Stages)>,
 }
 
@@ -261,7 +262,7 @@ where
         let Some(first) = self.first.view() else { return Ok(false) };
         let named = (self.names)(&first);
         match &mut self.second {
-            // The first stage still names the same: what is known of it stays.
+            // The first stage still names the same states, so what they have folded stays.
             Some((before, second)) if *before == named => second.open_next(cache),
             _ => {
                 let mut second = named.clone().start(cache)?;

@@ -1,4 +1,4 @@
-//! States: what a decision folds.
+//! A state that a decision folds.
 
 use std::hash::Hash;
 
@@ -8,14 +8,16 @@ use crate::position::Position;
 
 /// A state that a decision folds: disintegrate's `StateQuery` (derive it), and how an event changes it.
 ///
-/// Keep it small: what is folded is what the decision depends on. Its query, with the ids it was made with, is its part of the
-/// consistency boundary. `Eq` and `Hash`, as it is kept for the next decision that starts from the same value; what it hashes is also
-/// taken for what it holds.
+/// Keep it small: a decision depends on every event that its states fold. The query, with the ids of the initial value, is the state's
+/// part of the consistency boundary. `Eq` and `Hash` are the key of the state cache; the bytes that a state hashes are also the estimate
+/// of its size.
 pub trait State: StateQuery + Eq + Hash + 'static {
-    /// The newest matching event suffices, as for a product's inventory: only that one is read, however many there are. (The index of a
-    /// product has the event's type; a cart's and an item's events of other types are walked over, and with no id the log's from its head.)
+    /// Whether the newest matching event is enough, as for a product's inventory. Then only that event is read.
+    ///
+    /// This is fast for a query by product, whose index holds the event type. A query by cart or item walks over the events of other
+    /// types, and one without an id walks back from the head.
     const NEWEST_SUFFICES: bool = false;
 
-    /// Takes an event of the query in. `at` is the event's position.
+    /// Applies an event of the query. `at` is the event's position.
     fn mutate(&mut self, event: Self::Event, at: Position);
 }

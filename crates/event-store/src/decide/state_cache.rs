@@ -1,7 +1,7 @@
-//! What is known: the states that were folded lately, each with the position up to which it is complete.
+//! The state cache: recently folded states, each with the position up to which it is complete.
 //!
-//! A decision is taken on what is known at once, and the log's check decides: a state that is behind costs a round trip and never
-//! correctness. So nothing here need be kept, and nothing is invalidated but by another log.
+//! A decision runs on cached states at once, and the log checks its condition. A stale state costs a retry and never correctness. So
+//! entries may be evicted at any time, and only another log invalidates them.
 
 use std::{
     any::{Any, TypeId},
@@ -21,23 +21,24 @@ use crate::{
     read::head_watcher::HeadWatcher,
 };
 
-/// What an entry takes besides its two values and what they point to: the allocations' own, its place in the tables.
+/// The estimated bytes of an entry beside its two values: allocations and its place in the tables.
 const OVERHEAD: usize = 256;
 
 type States = Cache<Key, Entry, Bytes, DefaultHashBuilder, Evictions>;
 
-/// States folded lately, by their type and the whole value they started from: two commands that differ only in a field that is no id
-/// have two states. Bounded in bytes; what was not asked for the longest goes first (quick_cache's S3-FIFO, which one scan over many
-/// carts does not empty).
+/// Caches folded states by their type and their whole initial value. Two commands that differ only in a field that is no id have two
+/// entries.
+///
+/// The cache is bounded in bytes. quick_cache evicts by S3-FIFO, so one scan over many states does not empty it.
 #[derive(Clone)]
 pub struct StateCache {
-    /// `None` where nothing is to be kept.
+    /// `None` if nothing is cached.
     states: Option<Arc<States>>,
     hasher: DefaultHashBuilder,
-    heads: HeadWatcher,
+    head_watcher: HeadWatcher,
 }
 
-/// A state as it was last folded.
+/// A folded state.
 pub(crate) struct Folded<S> {
     pub(crate) state: S,
     pub(crate) query: Arc<Query>,
@@ -56,39 +57,39 @@ struct Entry {
     folded: Arc<dyn Any + Send + Sync>,
     position: Position,
     bytes: u64,
-    /// The log it was folded from.
+    /// The epoch of the log that it was folded from.
     epoch: u64,
 }
 
 impl StateCache {
-    /// Keeps up to so many bytes; 0 keeps nothing.
-    pub(crate) fn new(bytes: usize, heads: HeadWatcher) -> Self {
+    /// Creates a cache of up to `bytes`; 0 caches nothing.
+    pub(crate) fn new(bytes: usize, head_watcher: HeadWatcher) -> Self {
         let states =
             (bytes > 0).then(|| Arc::new(Cache::with(bytes / 1_024 + 1, bytes as u64, Bytes, DefaultHashBuilder::default(), Evictions)));
         if let Some(states) = &states {
             let states = Arc::downgrade(states);
             metrics::state_cache_size(move || states.upgrade().map(|states| states.weight()));
         }
-        Self { states, hasher: DefaultHashBuilder::default(), heads }
+        Self { states, hasher: DefaultHashBuilder::default(), head_watcher }
     }
 
-    /// Keeps nothing.
-    pub(crate) fn nothing() -> Self {
+    /// Creates a cache that keeps nothing.
+    pub(crate) fn disabled() -> Self {
         Self::new(0, HeadWatcher::new())
     }
 
-    pub(crate) fn keeps(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.states.is_some()
     }
 
-    /// What is known of the state that starts so; where nothing is, it starts empty and is complete up to the log's start.
+    /// Returns the cached state for an initial value. Without an entry it returns the initial value at the log's start.
     ///
     /// # Errors
-    /// Where its query does not fit the log's schema.
-    pub(crate) fn look<S: State, E: LogEvent>(&self, initial: &S) -> Result<Folded<S>, QueryError> {
+    /// If the state's query does not fit the log's schema.
+    pub(crate) fn get<S: State, E: LogEvent>(&self, initial: &S) -> Result<Folded<S>, QueryError> {
         if let Some(states) = &self.states {
             let found = states.get(&Probe { hash: self.hash(initial), initial });
-            if let Some(folded) = found.filter(|entry| entry.epoch == self.heads.epoch()).and_then(|entry| entry.of::<S>()) {
+            if let Some(folded) = found.filter(|entry| entry.epoch == self.head_watcher.epoch()).and_then(|entry| entry.of::<S>()) {
                 METRICS.state_cache_hits.add(1, &[]);
                 return Ok(Folded { state: folded.state.clone(), query: folded.query.clone(), position: folded.position });
             }
@@ -98,25 +99,25 @@ impl StateCache {
         Ok(Folded { state: initial.clone(), query, position: Position::START })
     }
 
-    /// The same, where more is known than up to `position`.
+    /// Returns the cached state if it is complete beyond `position`.
     pub(crate) fn newer<S: State>(&self, initial: &S, position: Position) -> Option<Folded<S>> {
         let entry = self.states.as_ref()?.get(&Probe { hash: self.hash(initial), initial })?;
-        if entry.position <= position || entry.epoch != self.heads.epoch() {
+        if entry.position <= position || entry.epoch != self.head_watcher.epoch() {
             return None;
         }
         let folded = entry.of::<S>()?;
         Some(Folded { state: folded.state.clone(), query: folded.query.clone(), position: folded.position })
     }
 
-    /// Keeps a state that was folded from the log of this epoch, unless more is known already.
+    /// Caches a state that was folded from the log of this epoch, unless the entry is newer.
     pub(crate) fn keep<S: State>(&self, initial: &S, state: &S, query: &Arc<Query>, position: Position, epoch: u64) {
         let Some(states) = &self.states else { return };
         let hash = self.hash(initial);
         let newer = states.get(&Probe { hash, initial }).is_some_and(|kept| kept.epoch == epoch && kept.position >= position);
-        if newer || epoch != self.heads.epoch() {
+        if newer || epoch != self.head_watcher.epoch() {
             return;
         }
-        let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (held(initial) + held(state))) as u64;
+        let bytes = (OVERHEAD + 2 * size_of::<S>() + 2 * (hashed_bytes(initial) + hashed_bytes(state))) as u64;
         let folded = Arc::new(Folded { state: state.clone(), query: query.clone(), position });
         let mut evicted = Evicted { by: hash, others: 0 };
         states.insert_with_lifecycle(
@@ -138,8 +139,8 @@ impl Entry {
     }
 }
 
-/// How much a state holds: what it hashes is what it holds, so no state need say it.
-fn held(state: &impl Hash) -> usize {
+/// Estimates a state's size by the bytes that it hashes.
+fn hashed_bytes(state: &impl Hash) -> usize {
     struct Counted(usize);
     impl Hasher for Counted {
         fn write(&mut self, bytes: &[u8]) {
@@ -154,7 +155,7 @@ fn held(state: &impl Hash) -> usize {
     counted.0
 }
 
-/// The value a state starts from, whatever its type.
+/// An initial value of any state.
 trait Initial: Any + Send + Sync {
     fn is(&self, other: &dyn Any) -> bool;
 }
@@ -180,7 +181,7 @@ impl PartialEq for Key {
 
 impl Eq for Key {}
 
-/// A key that is looked for, without a copy of its value.
+/// A key to look up, without a copy of its value.
 struct Probe<'a, S> {
     hash: u64,
     initial: &'a S,
@@ -210,7 +211,7 @@ impl Weighter<Key, Entry> for Bytes {
 #[derive(Clone)]
 struct Evictions;
 
-/// What an entry takes the room of. The cache says so of the state that it replaces as well, which is no eviction.
+/// Counts the entries that an insertion evicts. The cache also reports the entry that is replaced, which is not an eviction.
 #[derive(Default)]
 struct Evicted {
     by: u64,
@@ -245,33 +246,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays_within_its_bytes_however_much_the_states_hold() {
-        let known = StateCache::new(100_000, HeadWatcher::new());
+    fn entries_stay_within_the_bytes() {
+        let cache = StateCache::new(100_000, HeadWatcher::new());
         for texts in 0..1_000 {
             let initial = Texts { cart_id: CartId::new(), texts: vec![] };
             let state = Texts { texts: vec!["a text of twenty-odd bytes".to_owned(); texts % 50], ..initial.clone() };
-            let query = known.look::<_, DomainEvent>(&initial).map(|folded| folded.query);
-            known.keep(&initial, &state, &query.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
+            let query = cache.get::<_, DomainEvent>(&initial).map(|folded| folded.query);
+            cache.keep(&initial, &state, &query.unwrap_or_else(|error| panic!("{error}")), Position(1), 0);
         }
-        let states = known.states.as_ref().map(|states| (states.weight(), states.len()));
+        let states = cache.states.as_ref().map(|states| (states.weight(), states.len()));
         assert!(states.is_some_and(|(bytes, number)| bytes <= 100_000 && (20..200).contains(&number)), "{states:?}");
     }
 
     #[test]
-    fn an_older_state_does_not_replace_a_newer_one_nor_one_of_another_log_any() {
-        let heads = HeadWatcher::new();
-        let known = StateCache::new(100_000, heads.clone());
+    fn an_older_state_or_one_of_another_log_replaces_nothing() {
+        let head_watcher = HeadWatcher::new();
+        let cache = StateCache::new(100_000, head_watcher.clone());
         let initial = Texts { cart_id: CartId::new(), texts: vec![] };
-        let look = || known.look::<_, DomainEvent>(&initial).map(|folded| folded.position);
+        let position = || cache.get::<_, DomainEvent>(&initial).map(|folded| folded.position);
         let query = Arc::new(Query { items: vec![] });
-        known.keep(&initial, &initial, &query, Position(7), 0);
-        known.keep(&initial, &initial, &query, Position(5), 0);
-        assert_eq!(look(), Ok(Position(7)));
-        heads.reset(Position(3));
-        assert_eq!(look(), Ok(Position::START), "it is of the log before");
-        known.keep(&initial, &initial, &query, Position(9), 0);
-        assert_eq!(look(), Ok(Position::START), "a command that began before the reset");
-        known.keep(&initial, &initial, &query, Position(4), 1);
-        assert_eq!(look(), Ok(Position(4)));
+        cache.keep(&initial, &initial, &query, Position(7), 0);
+        cache.keep(&initial, &initial, &query, Position(5), 0);
+        assert_eq!(position(), Ok(Position(7)));
+        head_watcher.reset(Position(3));
+        assert_eq!(position(), Ok(Position::START), "the entry is of the log before");
+        cache.keep(&initial, &initial, &query, Position(9), 0);
+        assert_eq!(position(), Ok(Position::START), "the command began before the reset");
+        cache.keep(&initial, &initial, &query, Position(4), 1);
+        assert_eq!(position(), Ok(Position(4)));
     }
 }

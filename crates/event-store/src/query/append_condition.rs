@@ -9,22 +9,23 @@ use crate::{
     query::{query_item::QueryItem, state_query::Query},
 };
 
-/// What must not have happened for an append to be written: an event that matches a query, after the position up to which it was read.
+/// The condition of an append: no event matches one of its queries after that query's position.
+///
+/// This is the append condition of the [DCB specification](https://dcb.events/specification/), with a position for each query.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AppendCondition(Vec<(Arc<Query>, Position)>);
 
 impl AppendCondition {
-    /// Its queries.
     pub(crate) fn queries(&self) -> impl Iterator<Item = &Arc<Query>> {
         self.0.iter().map(|(query, _)| query)
     }
 
-    /// The items of its queries, each with the position after which it must find nothing.
+    /// Returns the items of all queries, each with the position after which it must find nothing.
     pub(crate) fn items(&self) -> impl Iterator<Item = (&QueryItem, Position)> {
         self.0.iter().flat_map(|(query, after)| query.items.iter().map(|item| (item, *after)))
     }
 
-    /// The first id that one of its queries names: the id's number in the schema, and its value.
+    /// Returns the first id that a query names: the id's number in the schema, and its value.
     pub(crate) fn first_id(&self) -> Option<(usize, Uuid)> {
         self.items().find_map(|(item, _)| item.ids.iter().enumerate().find_map(|(n, id)| id.map(|id| (n, id))))
     }
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_id_is_the_first_states_even_if_others_come_earlier_in_the_schema() {
+    fn first_id_is_that_of_the_first_query_with_an_id() {
         let (cart, product) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let query = |ids: [Option<Uuid>; 2]| {
             let items = vec![QueryItem { types: vec!["A"], ids: ids.to_vec(), newest: false }];

@@ -1,4 +1,4 @@
-//! Which events a state folds, and so which events a decision's condition forbids.
+//! Queries: which events a state folds, and which events an append's condition forbids.
 
 pub(crate) mod append_condition;
 pub(crate) mod query_item;

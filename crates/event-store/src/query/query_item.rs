@@ -1,15 +1,15 @@
-//! Lookups: query as the SQL functions take them, an array a column.
+//! Query items, and their form as arguments of the SQL functions: one array a column.
 
 use sqlx::{Postgres, postgres::PgArguments};
 use uuid::Uuid;
 
-/// The events of these types that carry these ids, all of them.
+/// Matches events of these types that carry all of these ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryItem {
     pub(crate) types: Vec<&'static str>,
-    /// In the schema's order; one that is not asked for is `None`.
+    /// In the schema's order. `None` matches any value.
     pub(crate) ids: Vec<Option<Uuid>>,
-    /// Only the newest such event is wanted.
+    /// Whether only the newest such event is wanted.
     pub(crate) newest: bool,
 }
 
@@ -19,7 +19,7 @@ impl QueryItem {
     }
 }
 
-/// Lookups with where each starts, column by column.
+/// Query items with the position each one starts after, column by column.
 #[derive(Debug, Default)]
 pub(crate) struct QueryColumns {
     pub(crate) types: Vec<String>,
@@ -29,6 +29,7 @@ pub(crate) struct QueryColumns {
 }
 
 impl QueryColumns {
+    /// Creates columns for a schema with this number of domain ids.
     pub(crate) fn new(ids: usize) -> Self {
         Self { ids: vec![vec![]; ids], ..Self::default() }
     }
@@ -60,7 +61,7 @@ impl QueryColumns {
     }
 }
 
-/// `$1, $2, …` from `first`, `count` of them.
+/// Returns `$1, $2, …`, beginning with number `first`.
 pub(crate) fn placeholders(first: usize, count: usize) -> String {
     (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
 }

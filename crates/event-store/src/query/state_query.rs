@@ -1,36 +1,36 @@
-//! Query: which events a state folds, and so which events a decision's condition forbids.
-//!
-//! An event matches when its type is among the query's, and every id that *both* carry is equal. (disintegrate's in-memory
-//! `StreamQuery::matches` wants the event to carry every id; its SQL does not. The SQL's reading is the useful one, and ours.)
+//! The query of a state.
 
 use disintegrate::{Event, IdentifierValue, StateQuery, StreamQuery};
 use uuid::Uuid;
 
 use crate::{event::domain_ids, position::Position, query::query_item::QueryItem};
 
-/// Query that can match nothing, or not what they seem to.
+/// A state's query does not fit the log's schema.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// An id that none of the types carries would say nothing.
-    #[error("the criteria name the id {0}, which none of their event types carries")]
+    /// No event type of the query carries this id, so the id would select nothing.
+    #[error("the query names the id {0}, which none of its event types carries")]
     UnknownId(&'static str),
-    /// The log has only uuid columns.
-    #[error("the criteria's id {0} is no UUID")]
+    /// The id is not a UUID. The log has only uuid columns.
+    #[error("the query's id {0} is no UUID")]
     NotUuid(&'static str),
 }
 
-/// The events of some types that carry some ids.
+/// Matches the events of some types that carry some ids.
+///
+/// An event matches if its type is in the query and every id that both carry is equal. (disintegrate's in-memory `StreamQuery::matches`
+/// wants the event to carry every id of the query; its SQL does not. Cartlog follows the SQL.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
-    /// One for each set of ids that types among the query's have in common with them.
+    /// One item for each set of ids that some of the query's types carry.
     pub(crate) items: Vec<QueryItem>,
 }
 
 impl Query {
-    /// The query of a state's query.
+    /// Builds the query of a state.
     ///
     /// # Errors
-    /// Where the query names an id that none of its types carries, or one that is no UUID.
+    /// If the query names an id that none of its types carries, or an id that is not a UUID.
     pub fn of<S: StateQuery, E: Event>(state: &S, newest: bool) -> Result<Self, QueryError> {
         let order = domain_ids::<E>();
         let query: StreamQuery<Position, S::Event> = state.query();

@@ -1,13 +1,25 @@
-//! What a call found.
+//! The answer of the log to a read or an append.
 
 use sqlx::{Row, postgres::PgRow};
 
 use crate::position::Position;
 
-/// What a call found, and the head of the snapshot it saw.
+/// The events that query items found, and the head of the same snapshot.
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) head: i64,
     pub(crate) found: Vec<Found>,
+}
+
+/// An event that a query item found.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// The number of the item in the call.
+    pub(crate) item: usize,
+    pub(crate) position: i64,
+    pub(crate) payload: Vec<u8>,
+    /// Whether the item's answer was cut after this event.
+    pub(crate) more: bool,
 }
 
 impl Answer {
@@ -27,20 +39,9 @@ impl Answer {
         Ok(answer)
     }
 
-    /// As it would have been when the log ended at `at`. An answer that was cut beyond that has all there is up to there.
+    /// Reduces the answer to what it was when the log ended at `at`. An answer that was cut later is complete up to there.
     pub(crate) fn end_at(&mut self, at: Position) {
         self.head = self.head.min(at.0);
         self.found.retain(|found| found.position <= at.0);
     }
-}
-
-/// An event that a item found.
-#[derive(Debug, Clone)]
-pub(crate) struct Found {
-    /// Which of the call's items.
-    pub(crate) item: usize,
-    pub(crate) position: i64,
-    pub(crate) payload: Vec<u8>,
-    /// The item's answer was cut here: it has more.
-    pub(crate) more: bool,
 }

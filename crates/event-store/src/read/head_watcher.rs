@@ -1,7 +1,7 @@
-//! The head of the log, as it becomes known: announced after the commit, listened for, and polled for slowly beside that.
+//! The head of the log: announced after a commit, listened for, and polled at a slower pace.
 //!
-//! Never a NOTIFY inside an append's transaction: it takes one lock for the whole database at commit, and with it 22,000 single-row
-//! commits a second became 2,400 (PostgreSQL 15, 32 clients).
+//! An append's transaction never sends NOTIFY: that takes one lock for the whole database at commit, and reduced 22,000 single-row commits
+//! a second to 2,400 (PostgreSQL 15, 32 clients).
 
 use std::{
     sync::{
@@ -24,18 +24,18 @@ use crate::{
 
 const CHANNEL: &str = "event_head";
 
-/// The newest position that this process knows of.
+/// Knows the newest position that this process has seen. Clones share it.
 #[derive(Clone)]
 pub struct HeadWatcher {
-    /// Whatever was heard, read or written.
+    /// The newest position heard of, read or written.
     newest: Arc<watch::Sender<Position>>,
-    /// What this process wrote: to be announced.
+    /// The newest position that this process wrote and has to announce.
     written: Arc<watch::Sender<Position>>,
-    /// When the newest position was last seen to move.
+    /// When the newest position last moved.
     grew: Arc<Mutex<Option<Instant>>>,
-    /// How often the log turned out to be another one than before: what was known of it before that is worth nothing.
+    /// Counts how often the log turned out to be another one. What was read in an earlier epoch is worthless.
     epoch: Arc<AtomicU64>,
-    /// The log that the last connection was to.
+    /// The log of the last new connection.
     log_id: Arc<Mutex<Option<String>>>,
 }
 
@@ -50,22 +50,22 @@ impl HeadWatcher {
         }
     }
 
-    /// The newest position known.
+    /// Returns the newest position seen.
     pub fn newest(&self) -> Position {
         *self.newest.borrow()
     }
 
-    /// To wait for a newer one: subscribe before reading the log, so that nothing that comes between is missed.
+    /// Subscribes to newer positions. Subscribe before you read the log: then no position that appears in between is missed.
     pub fn subscribe(&self) -> watch::Receiver<Position> {
         self.newest.subscribe()
     }
 
-    /// A position was seen in the log.
+    /// Notes a position that was seen in the log.
     pub(crate) fn seen(&self, head: Position) {
         self.newest.send_if_modified(|newest| {
             let newer = head > *newest;
             if newer {
-                // What was there when this process came has not come just now.
+                // The first position seen may be old.
                 if *newest > Position::START {
                     *self.grew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                 }
@@ -76,12 +76,12 @@ impl HeadWatcher {
         });
     }
 
-    /// Whether somebody appends at this time: within the last second, a new position was seen.
+    /// Returns whether the head moved within the last second.
     pub fn grows(&self) -> bool {
         self.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
     }
 
-    /// This process has committed up to a position.
+    /// Notes a position that this process has committed, to be announced.
     pub(crate) fn committed(&self, head: Position) {
         self.seen(head);
         self.written.send_if_modified(|written| {
@@ -93,24 +93,24 @@ impl HeadWatcher {
         });
     }
 
-    /// Counts the logs that this process has known.
+    /// Returns the number of the log that this process reads from, counted from 0.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// A connection was made to this log. Where that is another one than before, what was known is forgotten; answers whether it is.
+    /// Notes the log of a new connection. Returns whether it is another log than before; then everything known is forgotten.
     pub(crate) fn connected_to(&self, log_id: String) -> bool {
         let mut known = self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
         let before = known.replace(log_id);
         let other = before.is_some() && before != *known;
         if other {
-            tracing::warn!(?before, now = ?*known, "this is another log than before, or a restored one: forgetting what was known of it");
+            tracing::warn!(?before, now = ?*known, "connected to another log, or a restored one: forgetting the cached states");
             self.reset(Position::START);
         }
         other
     }
 
-    /// The log is another one, or behind what was known: start anew from its head, and with nothing known.
+    /// Starts a new epoch at this head, because the log is another one or ends before a position that was seen.
     pub(crate) fn reset(&self, head: Position) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.newest.send_replace(head);
@@ -118,9 +118,9 @@ impl HeadWatcher {
     }
 }
 
-/// Announces what this process has written, in a transaction of its own and at most once in an interval.
-pub(crate) async fn announce(pool: PgPool, heads: HeadWatcher, interval: Duration, closed: CancellationToken) {
-    let mut written = heads.written.subscribe();
+/// Announces what this process has written, each time in a transaction of its own, with at least `interval` in between.
+pub(crate) async fn announce(pool: PgPool, head_watcher: HeadWatcher, interval: Duration, closed: CancellationToken) {
+    let mut written = head_watcher.written.subscribe();
     loop {
         tokio::select! {
             () = closed.cancelled() => return,
@@ -130,24 +130,24 @@ pub(crate) async fn announce(pool: PgPool, heads: HeadWatcher, interval: Duratio
         // A lost announcement costs readers their poll interval and nothing else.
         let announcing = with_timeout(async {
             let mut connection = PooledConnection::from(&pool).await?;
-            // Not flushed: what is announced is durable already, and an append would wait for the flush.
+            // Not flushed: the events are durable already, and an append would wait behind the flush.
             let sql = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
             sqlx::query(sql).bind(CHANNEL).bind(&announced).execute(&mut *connection).await?;
             connection.done();
             Ok(())
         });
         if let Err(error) = announcing.await {
-            tracing::debug!(%error, "the head could not be announced");
+            tracing::debug!(%error, "the head was not announced");
         }
         tokio::time::sleep(interval).await;
     }
 }
 
-/// Listens for announcements, and looks the head up at every connection and once in an interval.
-pub(crate) async fn listen(pool: PgPool, heads: HeadWatcher, poll: Duration, closed: CancellationToken) {
+/// Listens for announcements. Polls the head after each connect, and once in each interval.
+pub(crate) async fn listen(pool: PgPool, head_watcher: HeadWatcher, poll: Duration, closed: CancellationToken) {
     let listening = async {
         loop {
-            if let Err(error) = listen_once(&pool, &heads, poll).await {
+            if let Err(error) = listen_once(&pool, &head_watcher, poll).await {
                 tracing::debug!(%error, "not listening for the head: trying again");
             }
             tokio::time::sleep(poll).await;
@@ -159,7 +159,7 @@ pub(crate) async fn listen(pool: PgPool, heads: HeadWatcher, poll: Duration, clo
     }
 }
 
-async fn listen_once(pool: &PgPool, heads: &HeadWatcher, poll: Duration) -> Result<(), StoreError> {
+async fn listen_once(pool: &PgPool, head_watcher: &HeadWatcher, poll: Duration) -> Result<(), StoreError> {
     let mut listener = with_timeout(async {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
@@ -167,8 +167,8 @@ async fn listen_once(pool: &PgPool, heads: &HeadWatcher, poll: Duration) -> Resu
     })
     .await?;
     loop {
-        // Before the query: what becomes known while it runs may well be newer than what it sees.
-        let known = heads.newest();
+        // Read before the query, because a position that is seen while the query runs may be newer than its snapshot.
+        let known = head_watcher.newest();
         let head: Position = with_timeout(async {
             let mut connection = PooledConnection::from(pool).await?;
             let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
@@ -177,16 +177,16 @@ async fn listen_once(pool: &PgPool, heads: &HeadWatcher, poll: Duration) -> Resu
         })
         .await?;
         if head < known {
-            tracing::warn!(%head, %known, "the log is behind what was known of it: it was reset or restored");
-            heads.reset(head);
+            tracing::warn!(%head, %known, "the log ends before a position that was seen: it was reset or restored");
+            head_watcher.reset(head);
         }
-        heads.seen(head);
+        head_watcher.seen(head);
         let deadline = tokio::time::Instant::now() + poll;
         loop {
             match tokio::time::timeout_at(deadline, listener.try_recv()).await {
                 Ok(Ok(Some(announced))) => {
-                    // It is told, and not believed: anybody may notify, and who was just disconnected may tell of another log.
-                    if announced.payload().parse().is_ok_and(|head| Position(head) > heads.newest()) {
+                    // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log.
+                    if announced.payload().parse().is_ok_and(|head| Position(head) > head_watcher.newest()) {
                         break;
                     }
                 }

@@ -1,6 +1,6 @@
-//! Reading events, and watching the head.
+//! Reading events, and watching the head of the log.
 
 pub(crate) mod answer;
 pub(crate) mod head_watcher;
+pub(crate) mod read_queue;
 pub(crate) mod reader;
-pub(crate) mod together;

@@ -1,4 +1,4 @@
-//! Reading: one statement answers the matching events *and* the head of the same snapshot.
+//! Reading: one statement returns the matching events and the head of the same snapshot.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,11 +13,11 @@ use crate::{
     read::{
         answer::Answer,
         head_watcher::HeadWatcher,
-        together::{Asked, Reads, split},
+        read_queue::{ReadQueue, WaitingRead, split},
     },
 };
 
-/// The head, as a row with no item, and what the items find: in one statement, so in one snapshot.
+/// Returns the statement that reads. The head comes as a row without an item.
 fn sql(ids: usize) -> String {
     format!(
         "SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
@@ -27,47 +27,43 @@ fn sql(ids: usize) -> String {
     )
 }
 
-/// What waiting for a position came to.
+/// The outcome of waiting for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// The log has come to it.
+    /// The log has reached the position.
     Reached,
-    /// The time is up, and the log only so far.
+    /// The time ran out. The log ends at this position.
     TimedOut(Position),
 }
 
-/// Reads the log. Cheap to clone.
+/// Reads the log. Clones share their connections.
 #[derive(Clone)]
 pub(crate) struct Reader(Arc<Inner>);
 
 struct Inner {
     connections: ConnectionPool,
-    heads: HeadWatcher,
-    /// How many domain ids the log has.
+    head_watcher: HeadWatcher,
+    /// The number of the log's domain ids.
     ids: usize,
     sql: String,
-    /// Those that wait for a connection, to go together.
-    waiting: Reads,
+    waiting: ReadQueue,
 }
 
 impl Reader {
-    pub(crate) fn new(connections: ConnectionPool, heads: HeadWatcher, ids: usize) -> Self {
-        Self(Arc::new(Inner { connections, heads, ids, sql: sql(ids), waiting: Reads::default() }))
+    pub(crate) fn new(connections: ConnectionPool, head_watcher: HeadWatcher, ids: usize) -> Self {
+        Self(Arc::new(Inner { connections, head_watcher, ids, sql: sql(ids), waiting: ReadQueue::default() }))
     }
 
-    pub(crate) fn heads(&self) -> &HeadWatcher {
-        &self.0.heads
+    pub(crate) fn head_watcher(&self) -> &HeadWatcher {
+        &self.0.head_watcher
     }
 
-    /// How many domain ids the log has.
+    /// Returns the number of the log's domain ids.
     pub(crate) fn ids(&self) -> usize {
         self.0.ids
     }
 
-    /// The newest position in the log.
-    ///
-    /// # Errors
-    /// Where the log cannot be read.
+    /// See [`EventStore::head`](crate::EventStore::head).
     pub(crate) async fn head(&self) -> Result<Position, StoreError> {
         with_timeout(async {
             let mut connection = self.0.connections.connection().await?;
@@ -78,45 +74,42 @@ impl Reader {
         .await
     }
 
-    /// Waits until the log has come to a position, for a query that is counted under this name: what is read after that is no older.
-    ///
-    /// # Errors
-    /// Where the log cannot be read.
+    /// See [`EventStore::wait`](crate::EventStore::wait).
     pub(crate) async fn wait(&self, query: &'static str, position: Position, timeout: Duration) -> Result<Wait, StoreError> {
         let started = Instant::now();
-        let outcome = self.waited(position, started + timeout).await;
-        let word = match outcome {
-            Ok(Wait::Reached) => "there",
+        let outcome = self.wait_until(position, started + timeout).await;
+        let label = match outcome {
+            Ok(Wait::Reached) => "reached",
             Ok(Wait::TimedOut(_)) => "behind",
             Err(_) => "fault",
         };
-        record_query_wait(query, started.elapsed(), word);
+        record_query_wait(query, started.elapsed(), label);
         outcome
     }
 
-    async fn waited(&self, position: Position, until: Instant) -> Result<Wait, StoreError> {
-        let mut newest = self.0.heads.subscribe();
+    async fn wait_until(&self, position: Position, deadline: Instant) -> Result<Wait, StoreError> {
+        let mut newest = self.head_watcher().subscribe();
         loop {
             if *newest.borrow_and_update() >= position {
                 return Ok(Wait::Reached);
             }
-            // What another process has just appended is announced some milliseconds later.
+            // Another process announces its append some milliseconds after the commit, so the log itself is asked.
             let permit = self.0.connections.read_permit().await?;
             let head = self.head().await?;
             drop(permit);
             if head >= position {
                 return Ok(Wait::Reached);
             }
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 return Ok(Wait::TimedOut(head));
             }
-            // Past the time, the log is asked once more.
-            let _ = timeout_at(until, newest.wait_for(|newest| *newest >= position)).await;
+            // After the deadline the log is asked once more.
+            let _ = timeout_at(deadline, newest.wait_for(|newest| *newest >= position)).await;
         }
     }
 
-    /// What the items find, and the head of the snapshot they saw, which is no older than this call.
-    pub(crate) async fn look(&self, items: QueryColumns) -> Result<Answer, StoreError> {
+    /// Returns what the items find, and the head of that snapshot. The snapshot is no older than this call.
+    pub(crate) async fn find(&self, items: QueryColumns) -> Result<Answer, StoreError> {
         let (ticket, mut answer) = self.0.waiting.push(items);
         loop {
             let permit = tokio::select! {
@@ -126,17 +119,17 @@ impl Reader {
             };
             let together = self.0.waiting.take();
             if together.is_empty() {
-                // Another took it along.
+                // Another caller has taken this read along.
                 break;
             }
-            let with_ours = together.iter().any(|asked| asked.ticket == ticket);
-            // A task of its own, where connections are made: should this caller go, the others still want their answers.
+            let has_own = together.iter().any(|read| read.ticket == ticket);
+            // A task of its own, because the other callers want their answers even if this one goes away.
             let inner = self.0.clone();
             self.0.connections.runtime().spawn(async move {
                 inner.read_together(together).await;
                 drop(permit);
             });
-            if with_ours {
+            if has_own {
                 break;
             }
         }
@@ -145,24 +138,24 @@ impl Reader {
 }
 
 impl Inner {
-    async fn read_together(self: Arc<Self>, together: Vec<Asked>) {
-        match self.read(together.iter().map(|asked| &asked.items)).await {
+    async fn read_together(self: Arc<Self>, together: Vec<WaitingRead>) {
+        match self.read(together.iter().map(|read| &read.items)).await {
             Ok(answer) => {
-                let lengths: Vec<_> = together.iter().map(|asked| asked.items.len()).collect();
-                for (asked, answer) in together.into_iter().zip(split(answer, &lengths)) {
-                    // Who has gone need not know; here and below.
-                    let _ = asked.reply.send(Ok(answer));
+                let lengths: Vec<_> = together.iter().map(|read| read.items.len()).collect();
+                for (read, answer) in together.into_iter().zip(split(answer, &lengths)) {
+                    // A caller that is gone needs no answer; here and below.
+                    let _ = read.reply.send(Ok(answer));
                 }
             }
             Err(error) if error.is_unavailable() => {
-                for asked in together {
-                    let _ = asked.reply.send(Err(error.again()));
+                for read in together {
+                    let _ = read.reply.send(Err(error.clone()));
                 }
             }
-            // What is wrong with one of them is no concern of the others.
+            // Each read alone, so that one bad read fails only its own caller.
             Err(_) => {
-                for asked in together {
-                    let _ = asked.reply.send(self.read([&asked.items]).await);
+                for read in together {
+                    let _ = read.reply.send(self.read([&read.items]).await);
                 }
             }
         }

@@ -278,7 +278,7 @@ impl Spec {
             (Err(DecideError::Refused(saw)), _) => Outcome::Refused { saw },
             (Err(DecideError::Store(error)), _) => match &error {
                 // These say that nothing was done.
-                StoreError::Unavailable(_) | StoreError::Busy => Outcome::Undone { error: error.to_string() },
+                StoreError::Unavailable(_) | StoreError::NoAnswer(_) | StoreError::Busy => Outcome::Undone { error: error.to_string() },
                 StoreError::OutcomeUnknown | StoreError::Closed => Outcome::Unknown { error: error.to_string() },
                 _ => Outcome::Fault { error: format!("{error:?}") },
             },
