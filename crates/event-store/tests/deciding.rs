@@ -69,7 +69,8 @@ impl Decision for Count {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_commands_that_differ_only_in_a_field_that_is_no_id_have_two_states() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn states_that_differ_in_a_field_that_is_no_id_are_kept_apart() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     log.append(cart.with_items(2)).await;
@@ -82,7 +83,8 @@ async fn two_commands_that_differ_only_in_a_field_that_is_no_id_have_two_states(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_on_what_is_known_or_new_decides_once_and_one_on_what_another_wrote_decides_on_what_it_missed() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_command_on_fresh_states_decides_once_on_stale_ones_twice() {
     let log = TestLog::<DomainEvent>::create().await;
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     let (cart, decided) = (Shopping::new(), AtomicUsize::new(0));
@@ -99,7 +101,8 @@ async fn a_command_on_what_is_known_or_new_decides_once_and_one_on_what_another_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_never_rests_on_what_was_known_before() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_refusal_never_rests_on_the_cache_alone() {
     let log = TestLog::<DomainEvent>::create().await;
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     let cart = Shopping::new();
@@ -174,7 +177,8 @@ impl Decision for Always {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_commands_on_one_cart_at_once_go_one_after_the_other_without_a_conflict() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn commands_on_one_cart_in_one_process_do_not_conflict() {
     let log = TestLog::<DomainEvent>::create().await;
     let (cart, decided) = (Shopping::new(), Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..300)
@@ -194,7 +198,8 @@ async fn many_commands_on_one_cart_at_once_go_one_after_the_other_without_a_conf
 
 /// Each process has a queue of its own for the cart, and they meet in the log alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep_another_cart_from_nothing() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn two_processes_that_contend_for_a_cart_both_finish() {
     let log = TestLog::<DomainEvent>::create().await;
     let store = || EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     let (stores, cart) = ([store(), store()], Shopping::new());
@@ -220,7 +225,8 @@ async fn two_stores_that_add_to_one_cart_at_once_both_come_to_their_end_and_keep
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cart_that_many_commands_wait_for_holds_up_no_other() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_busy_cart_holds_up_no_other() {
     let log = TestLog::<DomainEvent>::create().await;
     let hot = Shopping::new();
     let mut waiting = tokio::task::JoinSet::new();
@@ -243,7 +249,8 @@ async fn a_cart_that_many_commands_wait_for_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_cancelled_command_releases_its_lock() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     let mut holding = log.store.pool().begin().await.unwrap();
@@ -262,7 +269,8 @@ async fn a_command_that_was_given_up_in_its_turn_lets_the_next_one_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_forgotten_is_decided_on_all_the_same() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn evicted_states_change_no_answer() {
     let log = TestLog::<DomainEvent>::create().await;
     let settings = StoreSettings { state_cache_bytes: 20_000, ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
@@ -284,7 +292,8 @@ async fn what_was_forgotten_is_decided_on_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_known_of_a_log_that_was_emptied_is_forgotten() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn cached_states_of_an_emptied_log_are_forgotten() {
     let log = TestLog::<DomainEvent>::create().await;
     let (cart, pool) = (Shopping::new(), log.store.pool().clone());
     for _ in 0..3 {
@@ -298,7 +307,8 @@ async fn what_was_known_of_a_log_that_was_emptied_is_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_warm_command_is_one_call_to_the_log() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_command_on_a_cached_state_is_one_call() {
     let log = TestLog::<DomainEvent>::create().await;
     // Counted by the server, for connections made from here on.
     let counting = log.database.options().options([("track_functions", "pl")]);
@@ -312,7 +322,8 @@ async fn a_warm_command_is_one_call_to_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_is_written_reads_nothing_and_one_that_missed_something_is_told_it_with_the_conflict() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     let log = TestLog::<DomainEvent>::create().await;
     // Who cannot call this cannot read; event_append can, as it runs as the owner.
     sqlx::query("REVOKE EXECUTE ON FUNCTION event_matching FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
@@ -365,7 +376,8 @@ impl Decision for AddInStock {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_product_that_a_thousand_want_at_once_while_its_inventory_changes_all_the_time_is_added_by_all() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_thousand_adds_of_a_product_succeed_while_its_stock_changes() {
     let log = TestLog::<DomainEvent>::create().await;
     let product = Shopping::new();
     let changes = Arc::new(AtomicUsize::new(0));

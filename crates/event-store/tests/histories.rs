@@ -28,7 +28,7 @@ const KNOWN_BYTES: [usize; 3] = [0, 20_000, 16 << 20];
 
 /// Not a test of its own: the processes of the others run this alone.
 #[test]
-fn works_on_the_log_when_another_test_asks_for_it() {
+fn worker_process() {
     test_support::histories::work_if_asked();
 }
 
@@ -40,14 +40,7 @@ fn workers(database: &Database, seed: u64, state_cache_bytes: usize, tasks: u32)
 }
 
 fn workers_on(database_url: String, seed: u64, state_cache_bytes: usize, tasks: u32) -> Workers {
-    let setup = Setup {
-        database_url,
-        seed,
-        processes: 3,
-        tasks,
-        state_cache_bytes,
-        worker: "histories::works_on_the_log_when_another_test_asks_for_it",
-    };
+    let setup = Setup { database_url, seed, processes: 3, tasks, state_cache_bytes, worker: "histories::worker_process" };
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
@@ -116,7 +109,8 @@ fn meant_something_and_lost_answers(summary: &Summary) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_several_processes_decide_at_once_is_exact() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn decisions_of_several_processes_are_exact() {
     for (seed, (state_cache_bytes, tasks)) in seeds().into_iter().cycle().zip(KNOWN_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
         println!("seed {seed}, {state_cache_bytes} bytes of states known, {tasks} tasks");
         let database = Database::create().await;
@@ -138,7 +132,8 @@ async fn what_several_processes_decide_at_once_is_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_killed_loses_and_doubles_nothing_that_was_acknowledged() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_killed_process_loses_and_doubles_no_append() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
@@ -159,7 +154,8 @@ const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE usename = 'cartlog_commands' AND datname = current_database()";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing_wrongly() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn cut_connections_lose_and_double_no_append() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
@@ -179,7 +175,8 @@ async fn connections_that_are_cut_double_nothing_lose_nothing_and_answer_nothing
 
 /// A server that ends a connection seldom does so between commit and answer. Here each cut is there.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_answer_lost_after_the_commit_is_recovered() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
@@ -203,7 +200,8 @@ async fn answers_that_are_lost_after_the_commit_are_given_all_the_same() {
 const FROZEN_DELAYS: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_it_is_thawed() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
     for (seed, tasks) in seeds_and_tasks() {
         let database = Database::create().await;
         let pool = database.pool().await;
@@ -232,7 +230,8 @@ async fn a_process_that_is_frozen_lets_the_others_go_on_and_goes_on_itself_when_
 
 /// What became of a call is looked up under the lock, on each of a process's two connections: it is released without the process.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_frozen_while_both_its_connections_look_up_what_became_of_their_calls_lets_the_others_go_on() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_process_frozen_during_recovery_holds_up_no_other() {
     let database = Database::create().await;
     let pool = database.pool().await;
     let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
@@ -265,7 +264,8 @@ async fn a_process_that_is_frozen_while_both_its_connections_look_up_what_became
 
 /// The worst moment: the server holds the lock, has begun to answer an append, and nobody takes what it sends.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_frozen_while_a_large_answer_comes_to_it_lets_the_others_go_on() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
     let database = Database::create().await;
     let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
     let all = workers.running();
@@ -308,7 +308,8 @@ async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_and_without_states_being_known_every_answer_is_the_same() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn every_answer_is_the_same_with_and_without_the_state_cache() {
     for seed in seeds() {
         for stores in [1, 2] {
             let [nothing, little, plenty] = KNOWN_BYTES.map(|state_cache_bytes| one_after_the_other(seed, stores, state_cache_bytes));
@@ -416,6 +417,7 @@ impl Decision for Counted {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn submits_of_carts_with_different_products_never_conflict() {
     for state_cache_bytes in KNOWN_BYTES {
         let log = TestLog::<DomainEvent>::create().await;
@@ -443,7 +445,8 @@ async fn submits_of_carts_with_different_products_never_conflict() {
 type Happens = fn(&Shopping, &Shopping) -> DomainEvent;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submit_is_decided_again_for_its_own_products_and_for_no_others() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_submit_conflicts_only_with_changes_of_its_own_products() {
     for state_cache_bytes in KNOWN_BYTES {
         // What comes between, how often it is decided then, and whether it is submitted.
         let between: [(Happens, u32, bool); 5] = [

@@ -23,7 +23,8 @@ async fn positions(log: &TestLog<DomainEvent>) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_processes_never_exceed_a_bound_and_positions_are_contiguous_in_commit_order() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn two_processes_keep_a_limit_and_positions_have_no_gaps() {
     let log = TestLog::<DomainEvent>::create().await;
     let other = EventStore::new(log.database.options(), StoreSettings::default());
     let carts: Vec<_> = (0..10).map(|_| Shopping::new()).collect();
@@ -48,7 +49,8 @@ async fn two_processes_never_exceed_a_bound_and_positions_are_contiguous_in_comm
 }
 
 #[tokio::test]
-async fn a_state_of_more_events_than_one_answer_holds_is_folded_whole() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_state_larger_than_one_answer_is_folded_whole() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     log.append((0..1_234).map(|_| Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0))).await;
@@ -75,6 +77,7 @@ impl State for Newest {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn states_are_read_as_they_were_at_any_position() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
@@ -93,7 +96,8 @@ async fn states_are_read_as_they_were_at_any_position() {
 }
 
 #[tokio::test]
-async fn the_log_is_waited_for_until_it_has_come_to_a_position_or_the_time_is_up() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn waiting_ends_when_the_log_reaches_the_position_or_times_out() {
     let log = TestLog::<DomainEvent>::create().await;
     let (cart, long) = (Shopping::new(), Duration::from_secs(30));
     let head = log.append(cart.with_items(2)).await;
@@ -113,7 +117,8 @@ async fn the_log_is_waited_for_until_it_has_come_to_a_position_or_the_time_is_up
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn connections_cut_between_commit_and_answer_neither_double_nor_lose() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn connections_cut_under_load_lose_and_double_no_append() {
     let log = TestLog::<DomainEvent>::create().await;
     let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     let stop = Arc::new(AtomicBool::new(false));
@@ -158,7 +163,8 @@ async fn connections_cut_between_commit_and_answer_neither_double_nor_lose() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_emptied_under_a_live_process_is_noticed_and_worked_on() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_log_emptied_under_a_running_process_is_noticed() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     for n in 0..3 {
@@ -170,7 +176,8 @@ async fn a_log_that_was_emptied_under_a_live_process_is_noticed_and_worked_on() 
 }
 
 #[tokio::test]
-async fn the_function_refuses_a_condition_ahead_of_the_head_and_a_snapshot_that_would_be_old() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn appending_refuses_conditions_past_the_head_and_old_snapshots() {
     let pool = Database::create().await.pool().await;
     let append = "SELECT * FROM event_append('{0}', '{CartCreated}', '{7}', '{f}', ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
     let error = sqlx::query(append).execute(&pool).await.unwrap_err();
@@ -184,7 +191,8 @@ async fn the_function_refuses_a_condition_ahead_of_the_head_and_a_snapshot_that_
 }
 
 #[tokio::test]
-async fn no_service_writes_the_log_but_through_the_functions() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_service_writes_the_log_only_through_the_functions() {
     let log = TestLog::<DomainEvent>::create().await;
     log.append([Shopping::new().created()]).await;
     for role in ["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher"] {
@@ -208,7 +216,8 @@ async fn no_service_writes_the_log_but_through_the_functions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_that_wait_go_together_and_each_gets_its_own_also_where_some_have_gone() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn waiting_reads_share_a_statement_and_get_their_own_answers() {
     const READS: usize = 300;
     let log = TestLog::<DomainEvent>::create().await;
     let carts: Vec<_> = (0..READS).map(|_| Shopping::new()).collect();
@@ -257,7 +266,8 @@ async fn reads_that_wait_go_together_and_each_gets_its_own_also_where_some_have_
 }
 
 #[tokio::test]
-async fn who_waits_for_the_database_says_where_it_is_and_what_to_do() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn readiness_says_where_the_database_is_and_what_to_do() {
     let (migrated, empty) = (Database::create().await, Database::create_empty().await);
     let said =
         async |options: PgConnectOptions| EventStore::<DomainEvent>::new(options, StoreSettings::default()).ready().await.unwrap_err();
@@ -273,7 +283,8 @@ async fn who_waits_for_the_database_says_where_it_is_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_held_is_busy_after_the_bound_and_the_outcome_is_not_claimed() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_append_without_an_answer_has_an_unknown_outcome() {
     let log = TestLog::<DomainEvent>::create().await;
     let settings = StoreSettings { command_timeout: Duration::from_millis(200), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
@@ -288,7 +299,8 @@ async fn a_log_that_is_held_is_busy_after_the_bound_and_the_outcome_is_not_claim
 }
 
 #[tokio::test]
-async fn another_process_learns_of_an_append_by_announcement() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_append_is_announced_to_other_processes() {
     let log = TestLog::<DomainEvent>::create().await;
     let settings = StoreSettings { poll_interval: Duration::from_secs(3_600), ..StoreSettings::default() };
     let reader = EventStore::<DomainEvent>::new(log.database.options(), settings);
@@ -300,7 +312,8 @@ async fn another_process_learns_of_an_append_by_announcement() {
 }
 
 #[tokio::test]
-async fn an_item_added_without_a_fingerprint_reads_back_with_the_default_one() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_event_of_an_older_shape_reads_back_with_its_default() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     log.append([cart.added(0)]).await;
@@ -329,7 +342,8 @@ async fn an_item_added_without_a_fingerprint_reads_back_with_the_default_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_announcement_of_what_is_not_there_is_not_believed() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_announced_position_that_is_not_in_the_log_is_ignored() {
     let log = TestLog::<DomainEvent>::create().await;
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     let append_and_hear = async || {
@@ -345,7 +359,8 @@ async fn an_announcement_of_what_is_not_there_is_not_believed() {
 }
 
 #[tokio::test]
-async fn what_is_answered_under_the_lock_is_bounded_and_each_lookup_is_told_that_there_is_more() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     let pool = Database::create().await.pool().await;
     // Two hundred kilobytes each: two of them are what a lookup's answer holds.
     sqlx::query(
@@ -372,7 +387,8 @@ async fn what_is_answered_under_the_lock_is_bounded_and_each_lookup_is_told_that
 }
 
 #[tokio::test]
-async fn where_the_newest_event_suffices_it_alone_is_read_whatever_is_asked_for() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_query_for_the_newest_event_reads_it_alone() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     log.append([cart.added(0), cart.inventory(0, 1), cart.removed(0), cart.price_changed(0)]).await;
@@ -399,7 +415,8 @@ async fn where_the_newest_event_suffices_it_alone_is_read_whatever_is_asked_for(
 
 /// As an HTTP worker's, which ends as soon as it has nothing in hand when the process is asked to stop.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_does_not_end_with_the_runtime_of_those_who_first_needed_it() {
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_connection_outlives_the_runtime_of_its_first_caller() {
     let log = TestLog::<DomainEvent>::create().await;
     let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     let others = store.clone();

@@ -18,7 +18,7 @@ use test_support::{
 
 /// Not a test of its own: the processes of the other one run this alone.
 #[test]
-fn works_on_the_log_when_another_test_asks_for_it() {
+fn worker_process() {
     test_support::histories::work_if_asked();
 }
 
@@ -45,7 +45,7 @@ async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_
         // So many that it gathers them.
         tasks: 48,
         state_cache_bytes: 16 << 20,
-        worker: "works_on_the_log_when_another_test_asks_for_it",
+        worker: "worker_process",
     };
     let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
     let all = workers.running();
