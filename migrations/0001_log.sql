@@ -1,13 +1,15 @@
 -- The log: one table, one order, one writer.
---
--- The columns are disintegrate-postgres 4's (event_id, event_type, payload, inserted_at, a uuid column per domain id), so that what
--- was built on it can read this log, and one more: metadata.
 
+-- Nobody may call a function until a migration grants it. PostgreSQL's default would let everybody.
+ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+-- The columns of disintegrate-postgres 4 (event_id, event_type, payload, inserted_at, one uuid column per domain id), so that it can read
+-- this log, and metadata.
 CREATE TABLE event (
-    -- The position. Assigned under the append lock as the last one plus the row's number: commit order, without gaps.
+    -- The position. append_events assigns the last position plus 1 under the append lock: commit order, without gaps.
     event_id    bigint      PRIMARY KEY,
     event_type  text        NOT NULL,
-    -- The event as JSON, tagged with its type from outside: {"CartCreated": {…}}
+    -- The event as JSON with its type outside: {"CartCreated": {…}}
     payload     bytea       NOT NULL,
     inserted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     cart_id     uuid,
@@ -19,18 +21,29 @@ CREATE TABLE event (
 
 CREATE INDEX event_cart_id ON event (cart_id, event_id) WHERE cart_id IS NOT NULL;
 CREATE INDEX event_item_id ON event (item_id, event_id) WHERE item_id IS NOT NULL;
--- With the type: a popular product is in a million ItemAdded, and who asks for its InventoryChanged must not walk over them.
+-- The type comes before the position: a popular product has a million ItemAdded, and a query for its InventoryChanged must skip them.
 CREATE INDEX event_product_id ON event (product_id, event_type, event_id) WHERE product_id IS NOT NULL;
 
--- Which log this is. Differs in every database that was migrated by itself; event_log_id() adds what a restore changes.
+-- No plan depends on the statistics of this table, so ANALYZE reads 3,000 rows instead of 30,000. A large sample slows appends meanwhile.
+ALTER TABLE event
+    ALTER event_id    SET STATISTICS 10,
+    ALTER event_type  SET STATISTICS 10,
+    ALTER payload     SET STATISTICS 0,
+    ALTER inserted_at SET STATISTICS 0,
+    ALTER cart_id     SET STATISTICS 10,
+    ALTER item_id     SET STATISTICS 10,
+    ALTER product_id  SET STATISTICS 10,
+    ALTER metadata    SET STATISTICS 0;
+
+-- Which log this is: one row with an id that differs in every migrated database.
 CREATE TABLE event_log (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     id        uuid NOT NULL DEFAULT gen_random_uuid()
 );
 INSERT INTO event_log DEFAULT VALUES;
 
--- Up to where each consumer has translated a partition of a topic into the log: the offset of the next message to read.
-CREATE TABLE translation_offset (
+-- The offset of the next message that each consumer reads from a partition of a topic.
+CREATE TABLE source_offset (
     consumer    text        NOT NULL,
     topic       text        NOT NULL,
     partition   integer     NOT NULL,
@@ -39,9 +52,9 @@ CREATE TABLE translation_offset (
     PRIMARY KEY (consumer, topic, partition)
 );
 
--- The identity of the log as a running process sees it: the cluster, its timeline (a point-in-time restore or a failover starts a
--- new one), the database and the log in it. A process that sees it change drops what it knew.
-CREATE FUNCTION event_log_id() RETURNS text
+-- Answers the identity of the log: cluster, timeline, database, and the id above. A restore or a failover starts a new timeline.
+-- A process that sees another identity drops every state and position it has in memory.
+CREATE FUNCTION log_identity() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT concat_ws(':',
         (SELECT system_identifier FROM pg_control_system()),
@@ -50,173 +63,200 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         (SELECT id FROM public.event_log))
 $$;
 
--- disintegrate-postgres asks this for the position up to which it may read. Here position order is commit order, so it is simply the
--- newest; STABLE, so that it sees what the statement that calls it sees.
+-- disintegrate-postgres asks this function how far it may read. Position order is commit order here, so the answer is the newest position.
+-- STABLE: the function sees the snapshot of the statement that calls it.
 CREATE FUNCTION event_store_current_epoch() RETURNS bigint
 LANGUAGE sql STABLE AS $$ SELECT coalesce(max(event_id), 0) FROM event $$;
 
--- The events that match lookups. A lookup is (types, ids, after): an event matches when its type is among the types, it carries each
--- id that is given, and its position is greater than `after`; `newest` asks for the last such event alone. A lookup's answer is cut
--- after 500 events or 256 KiB; the last row of a cut answer has `more`.
+-- Takes the append lock until the end of the transaction. Appends hold it until their commit has ended, so a statement that sees
+-- position p sees every event up to p.
+CREATE FUNCTION lock_log() RETURNS void
+LANGUAGE sql VOLATILE AS $$ SELECT pg_advisory_xact_lock(4841369599423283247) $$;
+
+-- Answers the events that match query items. Each array has one element per item; q_types holds the item's types, separated by commas.
+-- An event matches an item if its type is one of those types, if it carries each given id, and if its position is above q_after.
+-- q_newest asks for the newest such event only. The answer of an item ends after 500 events or 256 KiB; then its last row has `more`.
 --
--- One LATERAL … ORDER BY … LIMIT per leading id, and rows compared as (id, event_id) > (id, after) and <= (id, the largest): only the
--- index that leads with the id can serve that, so the plan is the same whatever ANALYZE last saw. Joins do not have that property; nor has
--- `id = … AND event_id > …`, which the primary key can serve by walking the log; and beside `id = …` a row comparison no longer says where
--- in the index to start.
-CREATE FUNCTION event_matching(
-    l_types text[], l_after bigint[], l_newest boolean[], l_cart_id uuid[], l_item_id uuid[], l_product_id uuid[]
-) RETURNS TABLE (lookup integer, event_id bigint, event_type text, payload bytea, more boolean)
+-- Each branch is one LATERAL … ORDER BY … LIMIT over the index of its leading id, with row comparisons: (id, event_id) > (id, after)
+-- and <= (id, maximum). Only that index can serve this, so the plan does not depend on statistics. Three other forms do depend on them:
+-- a join; `id = … AND event_id > …`, which may walk the primary key; and `id = …` beside the row comparison, which reads the id from its
+-- first event.
+CREATE FUNCTION read_events(
+    q_types text[], q_after bigint[], q_newest boolean[], q_cart_id uuid[], q_item_id uuid[], q_product_id uuid[]
+) RETURNS TABLE (query_item integer, event_id bigint, event_type text, payload bytea, more boolean)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH l AS MATERIALIZED (
-        SELECT (ord - 1)::integer AS lookup, string_to_array(types, ',') AS types, after, newest, cart_id, item_id, product_id
-        FROM unnest(l_types, l_after, l_newest, l_cart_id, l_item_id, l_product_id)
-             WITH ORDINALITY AS l(types, after, newest, cart_id, item_id, product_id, ord)
+    WITH q AS MATERIALIZED (
+        SELECT (ord - 1)::integer AS query_item, string_to_array(types, ',') AS types, after, newest, cart_id, item_id, product_id
+        FROM unnest(q_types, q_after, q_newest, q_cart_id, q_item_id, q_product_id)
+             WITH ORDINALITY AS q(types, after, newest, cart_id, item_id, product_id, ord)
     ), matching AS (
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
+        -- A cart: all its events, or the newest.
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
-              AND (l.item_id IS NULL OR e.item_id = l.item_id)
-              AND (l.product_id IS NULL OR e.product_id = l.product_id)
-              AND e.event_type = ANY (l.types)
+            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q.cart_id, q.after) AND (e.cart_id, e.event_id) <= (q.cart_id, 9223372036854775807)
+              AND (q.item_id IS NULL OR e.item_id = q.item_id)
+              AND (q.product_id IS NULL OR e.product_id = q.product_id)
+              AND e.event_type = ANY (q.types)
             ORDER BY e.cart_id, e.event_id LIMIT 500
         ) e
-        WHERE l.cart_id IS NOT NULL AND NOT l.newest
+        WHERE q.cart_id IS NOT NULL AND NOT q.newest
       UNION ALL
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
-              AND (l.item_id IS NULL OR e.item_id = l.item_id)
-              AND (l.product_id IS NULL OR e.product_id = l.product_id)
-              AND e.event_type = ANY (l.types)
+            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q.cart_id, q.after) AND (e.cart_id, e.event_id) <= (q.cart_id, 9223372036854775807)
+              AND (q.item_id IS NULL OR e.item_id = q.item_id)
+              AND (q.product_id IS NULL OR e.product_id = q.product_id)
+              AND e.event_type = ANY (q.types)
             ORDER BY e.cart_id DESC, e.event_id DESC LIMIT 1
         ) e
-        WHERE l.cart_id IS NOT NULL AND l.newest
+        WHERE q.cart_id IS NOT NULL AND q.newest
       UNION ALL
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
+        -- An item without its cart.
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (l.item_id, l.after) AND (e.item_id, e.event_id) <= (l.item_id, 9223372036854775807)
-              AND (l.product_id IS NULL OR e.product_id = l.product_id)
-              AND e.event_type = ANY (l.types)
+            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q.item_id, q.after) AND (e.item_id, e.event_id) <= (q.item_id, 9223372036854775807)
+              AND (q.product_id IS NULL OR e.product_id = q.product_id)
+              AND e.event_type = ANY (q.types)
             ORDER BY e.item_id, e.event_id LIMIT 500
         ) e
-        WHERE l.cart_id IS NULL AND l.item_id IS NOT NULL
+        WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND NOT q.newest
       UNION ALL
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM unnest(l.types) AS t(type) CROSS JOIN LATERAL (
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
+            SELECT e.event_id, e.event_type, e.payload FROM event e
+            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q.item_id, q.after) AND (e.item_id, e.event_id) <= (q.item_id, 9223372036854775807)
+              AND (q.product_id IS NULL OR e.product_id = q.product_id)
+              AND e.event_type = ANY (q.types)
+            ORDER BY e.item_id DESC, e.event_id DESC LIMIT 1
+        ) e
+        WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND q.newest
+      UNION ALL
+        -- A product: one probe per type.
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
+            SELECT e.event_id, e.event_type, e.payload FROM unnest(q.types) AS t(type) CROSS JOIN LATERAL (
                 SELECT e.event_id, e.event_type, e.payload FROM event e
                 WHERE e.product_id IS NOT NULL
-                  AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                  AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
+                  AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
+                  AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
                 ORDER BY e.product_id, e.event_type, e.event_id LIMIT 500
             ) e
             ORDER BY e.event_id LIMIT 500
         ) e
-        WHERE l.cart_id IS NULL AND l.item_id IS NULL AND l.product_id IS NOT NULL AND NOT l.newest
+        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND NOT q.newest
       UNION ALL
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM unnest(l.types) AS t(type) CROSS JOIN LATERAL (
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
+            SELECT e.event_id, e.event_type, e.payload FROM unnest(q.types) AS t(type) CROSS JOIN LATERAL (
                 SELECT e.event_id, e.event_type, e.payload FROM event e
                 WHERE e.product_id IS NOT NULL
-                  AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                  AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
+                  AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
+                  AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
                 ORDER BY e.product_id DESC, e.event_type DESC, e.event_id DESC LIMIT 1
             ) e
             ORDER BY e.event_id DESC LIMIT 1
         ) e
-        WHERE l.cart_id IS NULL AND l.item_id IS NULL AND l.product_id IS NOT NULL AND l.newest
+        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND q.newest
       UNION ALL
-        -- No id: every event of these types. Walks the log from `after`, so it is for those who are near the head.
-        SELECT l.lookup, e.* FROM l CROSS JOIN LATERAL (
+        -- No id: every event of the types. Reads the log from q_after on, so the caller should be near the head.
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
             SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.event_id > l.after AND e.event_type = ANY (l.types)
+            WHERE e.event_id > q.after AND e.event_type = ANY (q.types)
             ORDER BY e.event_id LIMIT 500
         ) e
-        WHERE l.cart_id IS NULL AND l.item_id IS NULL AND l.product_id IS NULL
+        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND NOT q.newest
+      UNION ALL
+        -- Reads the log backwards from the head until it meets such an event.
+        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
+            SELECT e.event_id, e.event_type, e.payload FROM event e
+            WHERE e.event_id > q.after AND e.event_type = ANY (q.types)
+            ORDER BY e.event_id DESC LIMIT 1
+        ) e
+        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND q.newest
     ), measured AS (
         SELECT m.*,
                row_number() OVER w AS n,
                sum(octet_length(m.payload)) OVER w AS bytes,
                lead(octet_length(m.payload)) OVER w AS next_bytes
         FROM matching m
-        WINDOW w AS (PARTITION BY m.lookup ORDER BY m.event_id)
+        WINDOW w AS (PARTITION BY m.query_item ORDER BY m.event_id)
     )
-    SELECT m.lookup, m.event_id, m.event_type, m.payload, m.n = 500 OR coalesce(m.bytes + m.next_bytes > 262144, false)
+    SELECT m.query_item, m.event_id, m.event_type, m.payload, m.n = 500 OR coalesce(m.bytes + m.next_bytes > 262144, false)
     FROM measured m
     WHERE m.n = 1 OR m.bytes <= 262144
-    ORDER BY m.lookup, m.event_id;
+    ORDER BY m.query_item, m.event_id;
 END;
 
--- Everything up to a position is visible to a statement that sees that position: appends are serialised by this lock, held from an
--- append's first statement to the end of its commit.
-CREATE FUNCTION event_lock() RETURNS void
-LANGUAGE sql VOLATILE AS $$ SELECT pg_advisory_xact_lock(4841369599423283247) $$;
-
--- Many appends in one call, each with its own condition (its lookups) and its own outcome. Answers one row for the call
--- (lookup NULL, event_id the head before it), then the events that the lookups missed. An append none of whose lookups missed
--- anything is written, in the order of the appends, at head + 1, head + 2, …; the others are not.
+-- Runs many appends in one call. Each append has its own condition (its query items) and its own outcome.
+-- q_append and e_append say to which append a query item and an event belong. The first row of the answer has query_item NULL and, in
+-- event_id, the head before the call. The other rows are the missed events. An append without a missed event is written, in the order of
+-- the arrays, at head + 1, head + 2, …. An append with a missed event is a conflict and is not written.
 --
--- VOLATILE, so that under READ COMMITTED each statement after the lock sees all that was committed before the lock was got.
+-- VOLATILE: under READ COMMITTED each statement after the lock sees everything that was committed before the lock was granted.
 --
--- SECURITY DEFINER: no service may write the log but through here. No SET search_path, which costs each call more than its lookups do:
--- every relation and type is named with its schema instead, and no service may make objects of any kind, temporary ones neither
--- (0002_roles).
-CREATE FUNCTION event_append(
-    l_append integer[], l_types text[], l_after bigint[], l_newest boolean[], l_cart_id uuid[], l_item_id uuid[], l_product_id uuid[],
+-- SECURITY DEFINER: this is the services' only way to write the log. It has no SET search_path, because that costs more per call than the
+-- condition. Instead it names every relation and type with its schema, and no role may create objects (0004_roles.sql).
+CREATE FUNCTION append_events(
+    q_append integer[], q_types text[], q_after bigint[], q_newest boolean[], q_cart_id uuid[], q_item_id uuid[], q_product_id uuid[],
     e_append integer[], e_type text[], e_payload bytea[], e_metadata text[], e_cart_id uuid[], e_item_id uuid[], e_product_id uuid[]
-) RETURNS TABLE (lookup integer, event_id bigint, event_type text, payload bytea, more boolean)
+) RETURNS TABLE (query_item integer, event_id bigint, event_type text, payload bytea, more boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 #variable_conflict use_column
 DECLARE
-    head    bigint;
-    written integer;
-    refused integer[] := '{}';
-    bytes   bigint := 0;
-    cut     integer;
+    head      bigint;
+    written   integer;
+    conflicts integer[] := '{}';
+    bytes     bigint := 0;
+    cut       integer;
 BEGIN
-    -- event_lock(), without a call of its own.
-    PERFORM pg_advisory_xact_lock(4841369599423283247);
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'event_append must run under READ COMMITTED: it would check its conditions against an old snapshot'
+    -- The lock of lock_log(), in an expression, because PERFORM would plan and start a statement. Its void result is not NULL.
+    IF pg_catalog.pg_advisory_xact_lock(4841369599423283247) IS NULL OR current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'append_events must run under READ COMMITTED: it would check its conditions against an old snapshot'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
     head := coalesce((SELECT e.event_id FROM public.event e ORDER BY e.event_id DESC LIMIT 1), 0);
-    lookup := NULL; event_id := head; event_type := NULL; payload := NULL; more := false;
+    query_item := NULL; event_id := head; event_type := NULL; payload := NULL; more := false;
     RETURN NEXT;
 
-    -- What is common: no lookup finds anything, and all is written, in one statement. Each lookup is a probe of the index that leads with
-    -- its first id, by a row comparison and an order that no other index can serve, as in event_matching. Not by EXISTS: the planner drops
-    -- the order from it, and takes another index when statistics are missing or old.
+    -- The common case: no append has a conflict, and one statement writes all of them. Each query item probes the index of its leading id
+    -- with a row comparison and an order, as in read_events. A plain EXISTS would lose the order, and then the planner may take another
+    -- index if statistics are missing or old. unnest is in the SELECT list, because in FROM it would store and join its rows first.
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
     SELECT head + e.ord, e.type, e.payload, e.metadata::pg_catalog.jsonb, e.cart_id, e.item_id, e.product_id
-    FROM unnest(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id)
-         WITH ORDINALITY AS e(type, payload, metadata, cart_id, item_id, product_id, ord)
+    FROM (SELECT generate_subscripts(e_type, 1) AS ord, unnest(e_type) AS type, unnest(e_payload) AS payload, unnest(e_metadata) AS metadata,
+                 unnest(e_cart_id) AS cart_id, unnest(e_item_id) AS item_id, unnest(e_product_id) AS product_id) e
     WHERE NOT EXISTS (
-        SELECT FROM unnest(l_types, l_after, l_cart_id, l_item_id, l_product_id) AS l(types, after, cart_id, item_id, product_id)
-        WHERE l.after > head OR CASE
-            WHEN l.cart_id IS NOT NULL THEN (
+        SELECT FROM (SELECT unnest(q_types) AS types, unnest(q_after) AS after,
+                            unnest(q_cart_id) AS cart_id, unnest(q_item_id) AS item_id, unnest(q_product_id) AS product_id) q
+        WHERE q.after > head OR CASE
+            WHEN q.cart_id IS NOT NULL THEN (
                 SELECT true FROM public.event e
-                WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (l.cart_id, l.after) AND (e.cart_id, e.event_id) <= (l.cart_id, 9223372036854775807)
-                  AND (l.item_id IS NULL OR e.item_id = l.item_id)
-                  AND (l.product_id IS NULL OR e.product_id = l.product_id)
-                  AND e.event_type = ANY (string_to_array(l.types, ','))
+                WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q.cart_id, q.after) AND (e.cart_id, e.event_id) <= (q.cart_id, 9223372036854775807)
+                  AND (q.item_id IS NULL OR e.item_id = q.item_id)
+                  AND (q.product_id IS NULL OR e.product_id = q.product_id)
+                  AND e.event_type = ANY (string_to_array(q.types, ','))
                 ORDER BY e.cart_id, e.event_id LIMIT 1)
-            WHEN l.item_id IS NOT NULL THEN (
+            WHEN q.item_id IS NOT NULL THEN (
                 SELECT true FROM public.event e
-                WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (l.item_id, l.after) AND (e.item_id, e.event_id) <= (l.item_id, 9223372036854775807)
-                  AND (l.product_id IS NULL OR e.product_id = l.product_id)
-                  AND e.event_type = ANY (string_to_array(l.types, ','))
+                WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q.item_id, q.after) AND (e.item_id, e.event_id) <= (q.item_id, 9223372036854775807)
+                  AND (q.product_id IS NULL OR e.product_id = q.product_id)
+                  AND e.event_type = ANY (string_to_array(q.types, ','))
                 ORDER BY e.item_id, e.event_id LIMIT 1)
-            WHEN l.product_id IS NOT NULL THEN EXISTS (
-                SELECT FROM unnest(string_to_array(l.types, ',')) AS t(type) WHERE (
+            -- One type, the usual case, needs no list of types.
+            WHEN q.product_id IS NOT NULL AND strpos(q.types, ',') = 0 THEN (
+                SELECT true FROM public.event e
+                WHERE e.product_id IS NOT NULL
+                  AND (e.product_id, e.event_type, e.event_id) > (q.product_id, q.types, q.after)
+                  AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, q.types, 9223372036854775807)
+                ORDER BY e.product_id, e.event_type, e.event_id LIMIT 1)
+            WHEN q.product_id IS NOT NULL THEN EXISTS (
+                SELECT FROM unnest(string_to_array(q.types, ',')) AS t(type) WHERE (
                     SELECT true FROM public.event e
                     WHERE e.product_id IS NOT NULL
-                      AND (e.product_id, e.event_type, e.event_id) > (l.product_id, t.type, l.after)
-                      AND (e.product_id, e.event_type, e.event_id) <= (l.product_id, t.type, 9223372036854775807)
+                      AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
+                      AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
                     ORDER BY e.product_id, e.event_type, e.event_id LIMIT 1))
             ELSE (
                 SELECT true FROM public.event e
-                WHERE e.event_id > l.after AND e.event_type = ANY (string_to_array(l.types, ','))
+                WHERE e.event_id > q.after AND e.event_type = ANY (string_to_array(q.types, ','))
                 ORDER BY e.event_id LIMIT 1)
         END);
     GET DIAGNOSTICS written = ROW_COUNT;
@@ -224,23 +264,23 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Something was missed by somebody: which events by whom, and the others are written.
-    IF EXISTS (SELECT FROM unnest(l_after) AS a(after) WHERE a.after > head) THEN
+    -- At least one append has a conflict: answer the missed events, and write the other appends.
+    IF EXISTS (SELECT FROM unnest(q_after) AS a(after) WHERE a.after > head) THEN
         RAISE EXCEPTION 'a condition is ahead of the log, whose head is %: the log was reset or restored', head
             USING ERRCODE = 'CL001';
     END IF;
-    FOR lookup, event_id, event_type, payload, more IN
-        SELECT m.lookup, m.event_id, m.event_type, m.payload, m.more
-        FROM public.event_matching(l_types, l_after, l_newest, l_cart_id, l_item_id, l_product_id) m
+    FOR query_item, event_id, event_type, payload, more IN
+        SELECT m.query_item, m.event_id, m.event_type, m.payload, m.more
+        FROM public.read_events(q_types, q_after, q_newest, q_cart_id, q_item_id, q_product_id) m
     LOOP
-        -- What is answered under the lock is bounded: past 4 MiB each lookup is told its first event alone, and that there are more.
-        CONTINUE WHEN lookup = cut;
+        -- The answer is bounded, because it is made under the lock: past 4 MiB each query item gets its first event, and `more`.
+        CONTINUE WHEN query_item = cut;
         bytes := bytes + octet_length(payload);
         IF bytes > 4194304 THEN
             more := true;
-            cut := lookup;
+            cut := query_item;
         END IF;
-        refused := refused || l_append[lookup + 1];
+        conflicts := conflicts || q_append[query_item + 1];
         RETURN NEXT;
     END LOOP;
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
@@ -248,14 +288,14 @@ BEGIN
            e.type, e.payload, e.metadata::pg_catalog.jsonb, e.cart_id, e.item_id, e.product_id
     FROM unnest(e_append, e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id)
          WITH ORDINALITY AS e(append, type, payload, metadata, cart_id, item_id, product_id, ord)
-    WHERE e.append <> ALL (refused)
+    WHERE e.append <> ALL (conflicts)
     ORDER BY e.ord;
 END $$;
 
--- The messages of a batch from one partition of a topic, as events, and the partition's next offset, in one step. The stored offset is
--- moved only from where this consumer was reading (`from_offset`, NULL where it never read); where another has moved it, nothing is
--- appended, and the answer says what is stored. Answers the position of the newest event.
-CREATE FUNCTION event_append_from(
+-- Appends the events of a batch of messages, and moves the stored offset of their partition, in one step: each message once.
+-- The offset moves only from from_offset (NULL: this consumer never read the partition). If it is another one, nothing is written, and
+-- the answer says which offset is stored. Otherwise the answer has the position of the newest event.
+CREATE FUNCTION append_events_from_source(
     for_consumer text, from_topic text, from_partition integer, from_offset bigint, to_offset bigint,
     e_type text[], e_payload bytea[], e_metadata text[], e_cart_id uuid[], e_item_id uuid[], e_product_id uuid[]
 ) RETURNS TABLE (moved boolean, stored_offset bigint, head bigint)
@@ -264,20 +304,20 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(4841369599423283247);
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'event_append_from must run under READ COMMITTED: it would compare an old offset'
+        RAISE EXCEPTION 'append_events_from_source must run under READ COMMITTED: it would compare an old offset'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
     head := coalesce((SELECT e.event_id FROM public.event e ORDER BY e.event_id DESC LIMIT 1), 0);
-    stored_offset := (SELECT o.next_offset FROM public.translation_offset o
+    stored_offset := (SELECT o.next_offset FROM public.source_offset o
                       WHERE o.consumer = for_consumer AND o.topic = from_topic AND o.partition = from_partition);
     IF stored_offset IS DISTINCT FROM from_offset THEN
         moved := false;
         RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO public.translation_offset AS o (consumer, topic, partition, next_offset)
+    INSERT INTO public.source_offset AS o (consumer, topic, partition, next_offset)
     VALUES (for_consumer, from_topic, from_partition, to_offset)
-    ON CONFLICT ON CONSTRAINT translation_offset_pkey DO UPDATE SET next_offset = excluded.next_offset, updated_at = clock_timestamp();
+    ON CONFLICT ON CONSTRAINT source_offset_pkey DO UPDATE SET next_offset = excluded.next_offset, updated_at = clock_timestamp();
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
     SELECT head + e.ord, e.type, e.payload, e.metadata::pg_catalog.jsonb, e.cart_id, e.item_id, e.product_id
     FROM unnest(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id)

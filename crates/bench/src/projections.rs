@@ -136,7 +136,7 @@ async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<(Sample,
 async fn theirs(bench: &Bench) -> Result<Sample> {
     let (database, store) = bench.server.rival().await?;
     RIVAL.add_carts(&database.pool, bench.sizes.events / 2, Products::Many(1_000)).await?;
-    // As in migrations/0003_projections.sql.
+    // As in migrations/0003_read_models.sql.
     let tables = "CREATE TABLE cart_items_cart (cart_id uuid PRIMARY KEY);
         CREATE TABLE cart_items_item (
             cart_id uuid NOT NULL, item_id uuid NOT NULL, product_id uuid NOT NULL, description text NOT NULL, image text NOT NULL,

@@ -1,4 +1,4 @@
-//! To the database and the broker.
+//! Connects to the database and the broker.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 
 use crate::{Common, error::Error};
 
-/// Where the broker is, unless said otherwise.
+/// The default for `--bootstrap-servers`.
 pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
 
-/// How the broker is spoken to: each variable, and what librdkafka calls it.
+/// The variables for the connection to the broker, with librdkafka's names.
 const SECURITY: [(&str, &str); 7] = [
     ("CARTLOG_KAFKA_SECURITY_PROTOCOL", "security.protocol"),
     ("CARTLOG_KAFKA_SASL_MECHANISM", "sasl.mechanism"),
@@ -23,45 +23,46 @@ const SECURITY: [(&str, &str); 7] = [
     ("CARTLOG_KAFKA_SSL_KEY_LOCATION", "ssl.key.location"),
 ];
 
-/// The time for connecting.
+/// The longest wait for a connection to the database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Common {
-    /// The log, which is there and migrated.
+    /// Connects to the log. Fails if the database is unreachable or not migrated.
     pub(crate) async fn log(&self) -> Result<EventStore<DomainEvent>, Error> {
-        let missing = "the database is not known: set --database-url or DATABASE_URL (`cargo dev env` prints that of `cargo dev up`)";
+        let missing = "No database is given. Set --database-url or DATABASE_URL; `cargo dev env` prints the one of `cargo dev up`";
         let url = self.database_url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Usage(missing.to_owned()))?;
-        // It may hold a password, so neither it nor the parser's words are shown.
-        let wrong = "the database's URL must be one such as postgres://owner:password@host:5432/cartlog";
+        // The URL may contain a password, so the message repeats neither the URL nor the parser's error.
+        let wrong = "The database URL is malformed. It must look like postgres://owner:password@host:5432/cartlog";
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(Error::Usage(wrong.to_owned()));
         }
         let mut options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
         // An empty variable counts as unset.
         if let Some(path) = self.database_password_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
-            let wrong = |error| format!("the password cannot be read from {} (--database-password-file): {error}", path.display());
+            let wrong = |error| format!("Cannot read the password from {} (--database-password-file): {error}", path.display());
             options = options.password(&event_store::read_password(path).map_err(|error| Error::Usage(wrong(error)))?);
         }
-        // Frozen in the middle of something, this command must not hold up the services.
+        // If this process freezes, its transaction must not block the services.
         let options = options.application_name("cartctl").options([
             ("idle_in_transaction_session_timeout", "5s"),
             ("lock_timeout", "5s"),
             ("statement_timeout", "30s"),
         ]);
-        // A pool tries for as long as it may, and hides why it has no connection; one connection says it at once.
+        // A pool retries until its timeout and hides the cause. A single connection reports the cause at once.
         let first = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
-        first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Error::Unreachable)?.close().await.map_err(Error::Unreachable)?;
+        let first = first.map_err(|_| Error::NoAnswer(CONNECT_TIMEOUT.as_secs()))?;
+        first.map_err(Error::Unreachable)?.close().await.map_err(Error::Unreachable)?;
         let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, state_cache_bytes: 0, ..StoreSettings::default() };
         let log = EventStore::new(options, settings);
-        log.ready().await.map_err(|missing| Error::Refused(format!("the log is not ready: {missing}")))?;
+        log.ready().await.map_err(|missing| Error::Refused(format!("The log is not ready: {missing}")))?;
         Ok(log)
     }
 
-    /// The broker, whether it is there or not.
+    /// Creates a client of the broker. Does not connect yet.
     pub(crate) fn kafka(&self) -> Result<Operator, Error> {
         // An empty variable counts as unset.
         let servers = if self.bootstrap_servers.is_empty() { BOOTSTRAP_SERVERS } else { &self.bootstrap_servers };
-        // By the services' variables, so that one environment serves both. librdkafka says where one is wrong.
+        // The services use the same variables. librdkafka reports wrong values.
         let security = SECURITY.iter().filter_map(|(variable, property)| {
             let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
             Some((*property, value))

@@ -65,7 +65,7 @@ pub(crate) async fn diff(
 }
 
 async fn compare(log: &EventStore<DomainEvent>, name: &str, other: &str, samples: i64, output: &Output) -> Result<Difference, Error> {
-    if follow(log, name, other, Until::AsFar, output).await?.status == "serving" {
+    if follow(log, name, other, Until::CaughtUp, output).await?.status == "serving" {
         return Err(Error::Refused(format!(
             "the new build of {name} went into service meanwhile; ask again, and it is compared with the one that was"
         )));

@@ -1,4 +1,4 @@
-//! What ends a command, and with which exit code.
+//! The errors that end a command, and their exit codes.
 
 use std::{error::Error as _, process::ExitCode};
 
@@ -10,33 +10,35 @@ pub(crate) enum Error {
     /// A setting is missing or wrong.
     #[error("{0}")]
     Usage(String),
-    /// There is no such thing, or nothing to do.
+    /// The thing does not exist, or there is nothing to do.
     #[error("{0}")]
     Nothing(String),
     #[error("{0}")]
     NotConfirmed(String),
-    /// It cannot be done, and the message says why.
+    /// The command is not possible now. The message says why and what to do.
     #[error("{0}")]
     Refused(String),
-    #[error("the database cannot be reached; set --database-url or DATABASE_URL where it is another")]
+    #[error("Cannot connect to the database. Check --database-url or DATABASE_URL")]
     Unreachable(#[source] sqlx::Error),
-    #[error("this role may not do that: connect as cartlog_operator (--database-url)")]
+    #[error("Cannot connect to the database: no answer within {0} seconds. Check --database-url or DATABASE_URL")]
+    NoAnswer(u64),
+    #[error("The database role lacks a privilege. Connect as cartlog_operator (--database-url)")]
     Forbidden(#[source] StoreError),
-    /// What was compared is not the same.
+    /// The compared builds differ.
     #[error("{0}")]
     Differs(String),
-    /// The operator has seen enough; the message says what goes on.
+    /// Ctrl-C. The message says what continues.
     #[error("{0}")]
     Interrupted(String),
     #[error(transparent)]
     Store(StoreError),
-    #[error("{0}; set --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS where it is another")]
+    #[error("{0}. Check --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS")]
     Broker(#[source] OperateError),
     #[error(transparent)]
     Kafka(OperateError),
     #[error(transparent)]
     KafkaSettings(#[from] StartError),
-    #[error("the answer cannot be written")]
+    #[error("Cannot write to standard output")]
     Output(#[from] std::io::Error),
 }
 
@@ -62,13 +64,13 @@ impl Error {
             Self::Nothing(_) => 3,
             Self::NotConfirmed(_) => 4,
             Self::Differs(_) => 5,
-            // As a shell has it.
+            // As shells report SIGINT.
             Self::Interrupted(_) => 130,
             _ => 1,
         })
     }
 
-    /// The error and its causes, each said once.
+    /// Formats the error and its causes on one line, each once.
     pub(crate) fn in_one_line(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.source();

@@ -1,4 +1,4 @@
-//! Following a build on its way to the head of the log, with a bar where there is a terminal, and a line now and then where there is none.
+//! Shows the progress of a rebuild: a bar on a terminal, otherwise a line now and then.
 
 use std::time::{Duration, Instant};
 
@@ -12,40 +12,40 @@ use crate::{
     output::{Output, span},
 };
 
-/// How often it is looked how far it is.
-const LOOK: Duration = Duration::from_millis(250);
-/// How often that is said where there is no terminal.
-const SAY: Duration = Duration::from_secs(5);
-/// A build that has not come further for so long is in trouble.
+/// The pause between two polls.
+const POLL: Duration = Duration::from_millis(250);
+/// The pause between two lines if there is no terminal.
+const REPORT: Duration = Duration::from_secs(5);
+/// A build without progress for this long gets a warning.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Up to where a build is followed.
+/// When following ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// It is in service.
-    InService,
-    /// It has come as far as the one in service.
-    AsFar,
+    /// The build serves.
+    Serving,
+    /// The build has caught up with the serving one.
+    CaughtUp,
 }
 
-/// Follows a build of a projection until it is there. Ctrl-C ends that, and nothing else.
+/// Follows a build. Ctrl-C ends the following; the rebuild continues.
 pub(crate) async fn follow(log: &EventStore<DomainEvent>, name: &str, build: &str, until: Until, output: &Output) -> Result<Build, Error> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{prefix} {bar:40} {percent} %  {msg}").map_err(std::io::Error::other)?;
     bar.set_style(style);
     bar.set_prefix(name.to_owned());
     let followed = tokio::select! {
-        there = until_there(log, name, build, until, &bar, output) => there,
+        followed = poll(log, name, build, until, &bar, output) => followed,
         _ = tokio::signal::ctrl_c() => Err(Error::Interrupted(format!(
-            "the build of {name} goes on without this command; `cartctl status --watch` shows how far it is, \
-             `cartctl projections drop {name}` gives it up"
+            "The rebuild of {name} continues without this command. Watch it with `cartctl status --watch`, \
+             or drop it with `cartctl projections drop {name}`"
         ))),
     };
     bar.finish_and_clear();
     followed
 }
 
-async fn until_there(
+async fn poll(
     log: &EventStore<DomainEvent>,
     name: &str,
     build: &str,
@@ -53,8 +53,8 @@ async fn until_there(
     bar: &ProgressBar,
     output: &Output,
 ) -> Result<Build, Error> {
-    let mut pace = Pace::default();
-    let (mut said, mut moved, mut furthest): (Option<Instant>, _, _) = (None, Instant::now(), f64::MIN);
+    let mut estimator = Estimator::default();
+    let (mut reported, mut moved, mut furthest): (Option<Instant>, _, _) = (None, Instant::now(), f64::MIN);
     let mut warned = Warned::default();
     let mut serving_at = None;
     loop {
@@ -63,25 +63,25 @@ async fn until_there(
                 let of = |wanted: &dyn Fn(&Build) -> bool| builds.iter().find(|one| one.name == name && wanted(one));
                 let Some(followed) = of(&|one| one.build == build) else {
                     return Err(Error::Refused(format!(
-                        "the build of {name} was dropped meanwhile; `cartctl projections rebuild {name}` begins it anew"
+                        "The build of {name} was dropped meanwhile. Start again with `cartctl projections rebuild {name}`"
                     )));
                 };
                 if followed.status == "serving" {
                     return Ok(followed.clone());
                 }
-                // As far as the one in service was when it was last looked: both go on all the time.
-                if until == Until::AsFar && serving_at.is_some_and(|at| followed.position >= at) {
+                // Both builds keep moving, so compare with the position of the serving one at the previous poll.
+                if until == Until::CaughtUp && serving_at.is_some_and(|at| followed.position >= at) {
                     return Ok(followed.clone());
                 }
                 serving_at = of(&|one| one.status == "serving").map(|serving| serving.position);
 
                 let progress = followed.progress(head);
-                let estimate = pace.at(progress, head);
+                let estimate = estimator.estimate(progress, head);
                 bar.set_length(head.0.unsigned_abs());
                 bar.set_position(applied(progress, head));
                 bar.set_message(estimate.clone());
-                if bar.is_hidden() && said.is_none_or(|said| said.elapsed() >= SAY) {
-                    said = Some(Instant::now());
+                if bar.is_hidden() && reported.is_none_or(|at| at.elapsed() >= REPORT) {
+                    reported = Some(Instant::now());
                     output.note(&format!("{name}: {:.0} %, {estimate}", (progress * 100.0).floor()));
                 }
                 let first = furthest == f64::MIN;
@@ -94,37 +94,35 @@ async fn until_there(
                     Ok(!alive.iter().any(|replica| replica.name == name && replica.version == version))
                 };
                 if followed.paused {
-                    warned.once(bar, output, &format!("{name} is paused: `cartctl projections resume {name}` lets it go on"));
+                    warned.once(bar, output, &format!("{name} is paused. Resume it with `cartctl projections resume {name}`"));
                 } else if first || moved.elapsed() >= STUCK {
                     if nobody().await? {
-                        let text = format!(
-                            "no process that is alive runs version {version} of {name}, so nothing is done until one does: start the service"
-                        );
+                        let text = format!("No running process has version {version} of {name}. Start the service to continue the rebuild");
                         warned.once(bar, output, &text);
                     } else if moved.elapsed() >= STUCK && progress < 1.0 {
                         let text = format!(
-                            "{name} has not come further for {}: the logs of the service that runs it say why",
+                            "{name} has made no progress for {}. See the logs of the service that runs it",
                             span(moved.elapsed().as_secs_f64())
                         );
                         warned.once(bar, output, &text);
                     }
                 }
             }
-            // It may be there again the next time.
+            // The database may be back at the next poll.
             Err(error) if error.is_unavailable() => warned.once(bar, output, &Error::Store(error).in_one_line()),
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
-/// What was said already.
+/// The warnings that were printed.
 #[derive(Default)]
 struct Warned(Vec<String>);
 
 impl Warned {
     fn once(&mut self, bar: &ProgressBar, output: &Output, text: &str) {
-        // A span of time in it makes it no other.
+        // The same warning with another duration is not new.
         let words = text.split(" for ").next().unwrap_or(text);
         if !self.0.iter().any(|said| said == words) {
             self.0.push(words.to_owned());
@@ -133,14 +131,14 @@ impl Warned {
     }
 }
 
-/// How fast it goes, since the first look.
+/// Estimates the remaining time from the speed since the first poll.
 #[derive(Default)]
-struct Pace {
+struct Estimator {
     first: Option<(Instant, u64)>,
 }
 
-impl Pace {
-    fn at(&mut self, progress: f64, head: Position) -> String {
+impl Estimator {
+    fn estimate(&mut self, progress: f64, head: Position) -> String {
         let applied = applied(progress, head);
         let (since, from) = *self.first.get_or_insert((Instant::now(), applied));
         estimate(applied, head, applied.saturating_sub(from), since.elapsed())
@@ -152,7 +150,7 @@ fn applied(progress: f64, head: Position) -> u64 {
     (progress * head.0 as f64) as u64
 }
 
-/// How far, how fast, and how long it will take.
+/// Formats progress, speed and remaining time.
 fn estimate(applied: u64, head: Position, since: u64, elapsed: Duration) -> String {
     let far = format!("{applied} of {head} events");
     let seconds = elapsed.as_secs_f64();
@@ -161,7 +159,7 @@ fn estimate(applied: u64, head: Position, since: u64, elapsed: Duration) -> Stri
     }
     let rate = since as f64 / seconds;
     let left = head.0.unsigned_abs().saturating_sub(applied) as f64 / rate;
-    format!("{far}, {rate:.0} a second, about {} left", span(left))
+    format!("{far}, {rate:.0} events/s, about {} left", span(left))
 }
 
 #[cfg(test)]
@@ -169,10 +167,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_estimate_is_what_is_left_at_the_pace_so_far() {
+    fn estimate_divides_the_rest_by_the_speed() {
         let of = |applied, since, seconds| estimate(applied, Position(1_000_000), since, Duration::from_secs(seconds));
         assert_eq!(of(0, 0, 0), "0 of 1000000 events");
         assert_eq!(of(400_000, 0, 5), "400000 of 1000000 events");
-        assert_eq!(of(400_000, 100_000, 2), "400000 of 1000000 events, 50000 a second, about 12 s left");
+        assert_eq!(of(400_000, 100_000, 2), "400000 of 1000000 events, 50000 events/s, about 12 s left");
     }
 }

@@ -1,4 +1,4 @@
-//! `cartctl log`: the events, decoded.
+//! `cartctl log`: decoded events.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -15,20 +15,20 @@ use crate::{
     output::{Output, clean, moment},
 };
 
-/// Events that are read at once while following.
+/// The number of events per read while following.
 const PAGE: i64 = 1_000;
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// The newest events, and with --follow what comes
+    /// Show the newest events, and with --follow the next ones as they come
     Tail {
         #[command(flatten)]
         newest: Newest,
-        /// Go on until Ctrl-C
+        /// Show new events until Ctrl-C
         #[arg(short, long)]
         follow: bool,
     },
-    /// The events of a cart or a product, or the one at a position, with their metadata
+    /// Show the events of a cart or of a product, or the event at a position, with metadata
     Show {
         #[command(flatten)]
         of: Of,
@@ -39,7 +39,7 @@ pub(crate) enum Task {
 
 #[derive(Args)]
 pub(crate) struct Newest {
-    /// So many of the newest
+    /// The number of newest events to show
     #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(0..=1_000_000))]
     last: i64,
 }
@@ -47,27 +47,27 @@ pub(crate) struct Newest {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Of {
-    /// A cart's id
+    /// The id of a cart
     #[arg(long)]
     cart: Option<CartId>,
-    /// A product's id
+    /// The id of a product
     #[arg(long)]
     product: Option<ProductId>,
-    /// A position
+    /// The position of an event
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     position: Option<i64>,
 }
 
-/// An event as it is shown.
+/// An event in the output.
 #[derive(Serialize)]
 pub(crate) struct Event<'a> {
     position: Position,
     recorded_at: String,
     #[serde(rename = "type")]
     event_type: &'a str,
-    /// Its fields, in today's shape.
+    /// Its fields, upcast to the current version.
     data: Option<Value>,
-    /// Why it cannot be read.
+    /// Why the event cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     metadata: &'a RawValue,
@@ -89,7 +89,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The event on a line.
+    /// Formats the event on one line.
     pub(crate) fn line(&self) -> String {
         let mut line = format!("{:>8}  {}  {}", self.position, self.recorded_at, self.event_type);
         if let Some(Value::Object(fields)) = &self.data {
@@ -104,7 +104,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// `{"Type": {fields}}` is how an event is stored.
+/// Unwraps the stored form `{"Type": {fields}}`.
 fn fields(event: Value) -> Value {
     match event {
         Value::Object(object) => object.into_iter().next().map_or(Value::Null, |(_, fields)| fields),
@@ -116,7 +116,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     let log = common.log().await?;
     match task {
         Task::Tail { newest: Newest { last }, follow } => {
-            // Subscribed before reading, so that nothing that comes in between is missed.
+            // Subscribe before reading, so that no event in between is missed.
             let heads = log.head_watcher().subscribe();
             let head = log.head().await?;
             let events = operations::newest(&log, Which::All, last).await?;
@@ -126,7 +126,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                 return Ok(());
             }
             tokio::select! {
-                ended = following(&log, heads, from, output) => ended,
+                ended = print_new(&log, heads, from, output) => ended,
                 _ = tokio::signal::ctrl_c() => Ok(()),
             }
         }
@@ -143,11 +143,11 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             };
             let mut events = operations::newest(&log, which, last.saturating_add(1)).await?;
             if events.is_empty() {
-                return Err(Error::Nothing(format!("the log has no event of {named}; its head is {}", log.head().await?)));
+                return Err(Error::Nothing(format!("The log has no event of {named}. Its head is {}", log.head().await?)));
             }
             if i64::try_from(events.len()).is_ok_and(|found| found > last) {
                 events.remove(0);
-                output.note(&format!("only the newest {last} are shown; --last takes more"));
+                output.note(&format!("Only the newest {last} events are shown. Use --last to show more"));
             }
             print(&events, true, output)
         }
@@ -168,7 +168,7 @@ fn print(events: &[Entry<DomainEvent>], metadata: bool, output: &Output) -> Resu
     Ok(())
 }
 
-async fn following(
+async fn print_new(
     log: &EventStore<DomainEvent>,
     mut heads: tokio::sync::watch::Receiver<Position>,
     mut from: Position,
@@ -183,9 +183,9 @@ async fn following(
                 continue;
             }
             Ok(_) => {}
-            // What was on its way is there when the database is.
+            // Retry: no event is lost while the database is away.
             Err(Error::Store(error)) if error.is_unavailable() => {
-                output.note(&format!("waiting for the log: {error}"));
+                output.note(&format!("Waiting for the log: {error}"));
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
@@ -197,13 +197,13 @@ async fn following(
     }
 }
 
-/// What comes next, where there is more.
+/// Reads the next page. Fails if the log was restored to an older position.
 async fn page(log: &EventStore<DomainEvent>, from: Position) -> Result<Vec<Entry<DomainEvent>>, Error> {
     let events = operations::after(log, from, PAGE).await?;
     if events.is_empty() {
         let head = log.head().await?;
         if head < from {
-            return Err(Error::Refused(format!("the log was reset or restored: its head is {head}, and {from} was shown")));
+            return Err(Error::Refused(format!("The log was reset or restored: its head is {head}, but event {from} was shown")));
         }
     }
     Ok(events)

@@ -1,4 +1,4 @@
-//! `cartctl`: the operator's command, over the database and the broker; no service need be up.
+//! `cartctl`, the command line for operators. It uses the database and the broker, and works without the services.
 
 mod connect;
 mod dead_letters;
@@ -22,21 +22,21 @@ use error::Error;
 use output::Output;
 
 const AFTER_HELP: &str = "\
-With --json, an answer is one JSON document on a line; a list, `translations show`, `dead-letters replay` and `log` answer with one
-for each thing, on a line each, and `status --watch` with one each time. Notes and errors go to standard error, as text.
+With --json, standard output has one JSON document per line. Lists, `translations show`, `dead-letters replay` and `log` print one
+document per entry. `status --watch` prints one document per interval. Notes and errors are text on standard error.
 
 Exit codes:
-  0  it is done
-  1  the database, the broker or the request is at fault; the message says what to do
-  2  the command is used wrongly
-  3  there is no such thing, or nothing to do
-  4  it was not confirmed
-  5  what was compared differs
-  130  interrupted; what was begun goes on";
+  0  done
+  1  the database or the broker failed, or the command is not possible now
+  2  wrong usage
+  3  no such thing, or nothing to do
+  4  not confirmed
+  5  the compared builds differ
+  130  interrupted";
 
-/// Shows how Cartlog stands, and sets it right.
+/// Shows the state of Cartlog and repairs it.
 ///
-/// Connects to the database as cartlog_operator or as its owner (whose address `cargo dev env` prints), and to the broker.
+/// Connects to the broker, and to the database as cartlog_operator or as the database's owner. `cargo dev env` prints the owner's URL.
 #[derive(Parser)]
 #[command(name = "cartctl", version = version::VERSION, after_help = AFTER_HELP)]
 struct Arguments {
@@ -46,49 +46,49 @@ struct Arguments {
     task: Task,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Args)]
 struct Common {
-    /// The database: postgres://cartlog_operator:password@host:5432/cartlog
+    /// The database, e.g. postgres://cartlog_operator:password@host:5432/cartlog
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// A file with the database's password and nothing else, for a URL without one
+    /// A file that contains only the database password, for a URL without one
     #[arg(long, global = true, env = "CARTLOG_DATABASE_PASSWORD_FILE", value_name = "FILE")]
     database_password_file: Option<PathBuf>,
-    /// The brokers: host:port, separated by commas
+    /// The brokers as host:port, separated by commas
     #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = connect::BOOTSTRAP_SERVERS, value_name = "SERVERS")]
     bootstrap_servers: String,
-    /// Answer in JSON
+    /// Print JSON
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Task {
-    /// Everything at a glance: the head of the log, projections, to-dos, stored offsets, dead letters
+    /// Show the head of the log, projections, to-dos, stored offsets and dead letters
     Status(status::Arguments),
-    /// Read models and automations: how far they are; pause them, make one anew, compare, switch, drop
+    /// List, pause, rebuild, compare, switch and drop read models; list and pause automations
     #[command(subcommand)]
     Projections(projections::Task),
-    /// What projections cannot apply: shown, tried again, skipped
+    /// List, retry and skip events that projections cannot apply
     #[command(subcommand)]
     Parked(parked::Task),
-    /// What automations have to do
+    /// List to-dos of automations, and retry failed ones
     #[command(subcommand)]
     Todos(todos::Task),
-    /// Carts whose publication failed
+    /// List carts whose publication failed, and retry them
     #[command(subcommand)]
     Publications(todos::Publications),
-    /// Up to where Kafka's topics are translated into the log
+    /// Show and set the stored offsets of Kafka topics
     #[command(subcommand)]
     Translations(translations::Task),
-    /// Messages that could not be translated
+    /// List, show and replay messages that could not be translated
     #[command(subcommand)]
     DeadLetters(dead_letters::Task),
-    /// The events
+    /// Show events of the log
     #[command(subcommand)]
     Log(log::Task),
-    /// Print a shell's completions: `cartctl completions bash >> ~/.bashrc`
+    /// Print shell completions, e.g. `cartctl completions bash >> ~/.bashrc`
     Completions {
         /// The shell
         shell: Shell,
@@ -101,7 +101,7 @@ async fn main() -> ExitCode {
     let output = Output::new(common.json);
     match run(task, &common, &output).await {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read has seen enough.
+        // The reader of the output has closed it, e.g. `head`.
         Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             output.complain(&error.in_one_line());
@@ -128,16 +128,16 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
     }
 }
 
-/// What a destructive command takes.
+/// Options of a destructive command.
 #[derive(Args)]
 struct Confirmed {
-    /// Do it without asking
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
 impl Confirmed {
-    /// Asks, where nobody has said so yet.
+    /// Asks for confirmation, unless `--yes` was given.
     fn ask(&self, output: &Output, what: &str) -> Result<(), Error> {
         if self.yes { Ok(()) } else { output.ask(what) }
     }

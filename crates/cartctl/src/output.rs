@@ -1,4 +1,4 @@
-//! What is said: answers to standard output, as tables or JSON, and everything else to standard error.
+//! Prints answers to standard output, as tables or JSON, and everything else to standard error.
 
 use std::{
     borrow::Cow,
@@ -21,14 +21,14 @@ impl Output {
         Self { json }
     }
 
-    /// One JSON document, on a line.
+    /// Prints a JSON document on one line.
     pub(crate) fn document(&self, document: &impl Serialize) -> Result<(), Error> {
         let mut line = serde_json::to_vec(document).map_err(io::Error::other)?;
         line.push(b'\n');
         self.raw(&line)
     }
 
-    /// Lines for people.
+    /// Prints text.
     pub(crate) fn text(&self, text: &str) -> Result<(), Error> {
         self.raw(format!("{text}\n").as_bytes())
     }
@@ -39,7 +39,7 @@ impl Output {
         Ok(stdout.flush()?)
     }
 
-    /// A list: a document on each line, or a table; where it is empty, a note says so.
+    /// Prints a list as a table, or as one JSON document per line. Notes `empty` if a table would have no rows.
     pub(crate) fn list<T: Serialize>(&self, of: &[T], empty: &str, heads: &[&str], row: impl Fn(&T) -> Vec<String>) -> Result<(), Error> {
         if self.json {
             return of.iter().try_for_each(|one| self.document(one));
@@ -51,35 +51,36 @@ impl Output {
         self.text(&table(heads, of.iter().map(row)))
     }
 
-    /// What is no answer, but good to know.
-    #[allow(clippy::print_stderr, reason = "this is where it is said")]
+    /// Prints a note to standard error.
+    #[allow(clippy::print_stderr, reason = "notes go to standard error")]
     pub(crate) fn note(&self, text: &str) {
         eprintln!("{}", clean(text));
     }
 
+    /// Prints an error to standard error.
     pub(crate) fn complain(&self, text: &str) {
         self.note(&format!("cartctl: {text}"));
     }
 
-    /// Asks whether to go on.
-    #[allow(clippy::print_stderr, reason = "a question is no answer")]
+    /// Asks the operator to confirm.
+    #[allow(clippy::print_stderr, reason = "standard output is for answers")]
     pub(crate) fn ask(&self, what: &str) -> Result<(), Error> {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(Error::NotConfirmed(format!(
-                "{what} Nothing was done: there is no terminal to ask at; --yes does it without asking"
+                "{what} Nothing was done, because there is no terminal to confirm at. Pass --yes to confirm"
             )));
         }
-        eprint!("{} Go on? [y/N] ", clean(what));
+        eprint!("{} Continue? [y/N] ", clean(what));
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
         match answer.trim().to_lowercase().as_str() {
             "y" | "yes" => Ok(()),
-            _ => Err(Error::NotConfirmed("nothing was done".to_owned())),
+            _ => Err(Error::NotConfirmed("Nothing was done".to_owned())),
         }
     }
 }
 
-/// Columns, numbers to the right.
+/// Formats rows as a table, with numbers aligned to the right.
 pub(crate) fn table(heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(heads.to_vec());
@@ -93,7 +94,7 @@ pub(crate) fn table(heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>)
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// Text of others, without what a terminal would take for a command.
+/// Escapes control characters, so that stored text cannot control the terminal.
 pub(crate) fn clean(text: &str) -> Cow<'_, str> {
     if !text.contains(|c: char| c.is_control() && c != '\n') {
         return Cow::Borrowed(text);
@@ -109,7 +110,7 @@ pub(crate) fn clean(text: &str) -> Cow<'_, str> {
     Cow::Owned(cleaned)
 }
 
-/// Bytes as text, where they are; else in hexadecimal digits.
+/// Formats bytes as text if they are UTF-8, otherwise as hexadecimal digits after 0x.
 pub(crate) fn bytes(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -117,6 +118,7 @@ pub(crate) fn bytes(bytes: &[u8]) -> String {
     }
 }
 
+/// Formats bytes as hexadecimal digits after 0x.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::from("0x"), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -124,12 +126,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A time as RFC 3339 has it.
+/// Formats a time as RFC 3339.
 pub(crate) fn moment(at: OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Seconds, as people say them.
+/// Formats seconds in the largest unit that fits.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a span of time that is shown")]
 pub(crate) fn span(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
@@ -147,13 +149,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_wrote_does_not_command_the_terminal() {
+    fn clean_escapes_control_characters() {
         assert_eq!(clean("a\u{1b}[2Jb\u{9b}c\nd"), "a\\u{1b}[2Jb\\u{9b}c\nd");
         assert!(!table(&["key"], [vec!["\u{1b}]0;x".to_owned()]]).contains('\u{1b}'));
     }
 
     #[test]
-    fn a_span_is_short() {
+    fn span_picks_a_unit() {
         for (seconds, text) in [(-1.0, "0.0 s"), (0.25, "0.2 s"), (59.9, "59 s"), (150.0, "2 min"), (7_300.0, "2 h"), (200_000.0, "2 days")]
         {
             assert_eq!(span(seconds), text);

@@ -152,7 +152,7 @@ async fn rebuild(
     }
     let began = Instant::now();
     let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
-    let made = follow(log, name, other, if held { Until::AsFar } else { Until::InService }, output).await?;
+    let made = follow(log, name, other, if held { Until::CaughtUp } else { Until::Serving }, output).await?;
     let in_service = made.status == "serving";
     let seconds = began.elapsed().as_secs_f64();
     if output.json {

@@ -108,6 +108,7 @@ fn places(documents: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn dead_letters_are_listed_shown_and_replayed_once_after_a_fix() {
     let shop = Shop::create().await;
     for (partition, inventory) in [(0, 5), (0, 0), (1, 7)] {
@@ -159,6 +160,7 @@ async fn dead_letters_are_listed_shown_and_replayed_once_after_a_fix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_dead_letter_that_is_not_there_is_said() {
     let shop = Shop::create().await;
     shop.send_inventory(0, 5).await;
@@ -172,6 +174,7 @@ async fn a_dead_letter_that_is_not_there_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn a_stored_offset_is_shown_and_set_within_what_the_broker_has() {
     let shop = Shop::create().await;
     for inventory in [1, 2, 3] {

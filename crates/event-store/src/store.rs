@@ -69,9 +69,9 @@ impl Drop for Shared {
 /// Notes which log a new connection belongs to. Before the migrations there is no log yet.
 async fn identify(connection: &mut PgConnection, head_watcher: HeadWatcher) -> Result<(), sqlx::Error> {
     let migrated: bool =
-        sqlx::query_scalar("SELECT to_regprocedure('public.event_log_id()') IS NOT NULL").fetch_one(&mut *connection).await?;
+        sqlx::query_scalar("SELECT to_regprocedure('public.log_identity()') IS NOT NULL").fetch_one(&mut *connection).await?;
     if migrated {
-        head_watcher.connected_to(sqlx::query_scalar("SELECT public.event_log_id()").fetch_one(connection).await?);
+        head_watcher.connected_to(sqlx::query_scalar("SELECT public.log_identity()").fetch_one(connection).await?);
     }
     Ok(())
 }

@@ -28,11 +28,11 @@ impl<D: Decision> Decision for Counted<'_, D> {
     }
 }
 
-/// Calls of event_append that the server has counted. Reads are not among them: the function that they use is a part of their statement.
+/// Calls of append_events that the server has counted. Reads are not among them: the function that they use is a part of their statement.
 async fn appends(log: &TestLog<DomainEvent>) -> i64 {
     let pool = log.store.pool();
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(pool).await.unwrap();
-    sqlx::query_scalar("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'event_append'")
+    sqlx::query_scalar("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'append_events'")
         .fetch_one(pool)
         .await
         .unwrap()
@@ -254,7 +254,7 @@ async fn a_cancelled_command_releases_its_lock() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     let mut holding = log.store.pool().begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let reached = Arc::new(tokio::sync::Semaphore::new(0));
     let (store, told) = (log.store.clone(), reached.clone());
     let add = Meanwhile::new(Add::to(&cart), move || told.add_permits(1));
@@ -325,8 +325,8 @@ async fn a_command_on_a_cached_state_is_one_call() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     let log = TestLog::<DomainEvent>::create().await;
-    // Who cannot call this cannot read; event_append can, as it runs as the owner.
-    sqlx::query("REVOKE EXECUTE ON FUNCTION event_matching FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
+    // Who cannot call this cannot read; append_events can, as it runs as the owner.
+    sqlx::query("REVOKE EXECUTE ON FUNCTION read_events FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
     let [store, other] =
         [(); 2].map(|()| EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default()));
     let (cart, decided) = (Shopping::new(), AtomicUsize::new(0));
@@ -341,7 +341,7 @@ async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     assert_eq!(add(&store).await, (Position(4), 2), "a known cart, of which the other's event was missed");
     // A refusal does read.
     let refused = format!("{:?}", store.decide(&Emptied(Add::to(&cart))).await.unwrap_err());
-    assert!(refused.contains("permission denied for function event_matching"), "{refused}");
+    assert!(refused.contains("permission denied for function read_events"), "{refused}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]

@@ -85,7 +85,7 @@ fn other_lookups(product: &str, after: i64, more: &[(&'static str, &'static str,
 fn appended(product: &str, lookups: &str) -> String {
     // All of them are of one append; those that are too many are nobody's.
     format!(
-        "SELECT * FROM event_append(array_fill(0, ARRAY[10]), {lookups}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'],
+        "SELECT * FROM append_events(array_fill(0, ARRAY[10]), {lookups}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'],
          ARRAY[uuidv7()], ARRAY[uuidv7()], ARRAY['{product}'::uuid])"
     )
 }
@@ -95,7 +95,7 @@ fn append(product: &str, after: i64) -> String {
 }
 
 fn matching(product: &str, after: i64) -> String {
-    format!("SELECT * FROM event_matching({})", lookups(product, after))
+    format!("SELECT * FROM read_events({})", lookups(product, after))
 }
 
 fn append_otherwise(product: &str, after: i64) -> String {
@@ -103,7 +103,7 @@ fn append_otherwise(product: &str, after: i64) -> String {
 }
 
 fn matching_otherwise(product: &str, after: i64) -> String {
-    format!("SELECT * FROM event_matching({})", other_lookups(product, after, &NEWEST))
+    format!("SELECT * FROM read_events({})", other_lookups(product, after, &NEWEST))
 }
 
 /// As the store reads: prepared, so with one plan for whatever is looked up from the sixth time on.
@@ -121,7 +121,7 @@ async fn session(database: &Database) -> PgConnection {
         "PREPARE reading (text[], bigint[], boolean[], uuid[], uuid[], uuid[]) AS
          SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more
          FROM event e
-         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM event_matching($1, $2, $3, $4, $5, $6)",
+         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM read_events($1, $2, $3, $4, $5, $6)",
     )
     .execute(&mut session)
     .await

@@ -238,11 +238,11 @@ async fn a_process_frozen_during_recovery_holds_up_no_other() {
     let all = workers.running();
     until_each_answered(&mut workers, TASKS[1]).await;
     let mut holding = pool.begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let wait_for_the_lock = async |in_what: &str| {
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database() \
-                AND wait_event = 'advisory' AND query {in_what} '%event_append%'"
+                AND wait_event = 'advisory' AND query {in_what} '%append_events%'"
         );
         eventually(in_what, || async {
             let waiting: i64 = sqlx::query_scalar(&sql).fetch_one(&pool).await.unwrap();
@@ -273,7 +273,7 @@ async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
     let mut frozen = sqlx::PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
     // A thousand conditions, each of which finds all that is in the log.
     let mut answer = sqlx::query(
-        "SELECT event_append(array_fill(0, ARRAY[1000]), array_fill('Opened,Put,Taken,Described,Counted,Noted'::text, ARRAY[1000]), \
+        "SELECT append_events(array_fill(0, ARRAY[1000]), array_fill('Opened,Put,Taken,Described,Counted,Noted'::text, ARRAY[1000]), \
             array_fill(0::bigint, ARRAY[1000]), array_fill(false, ARRAY[1000]), \
             array_fill(NULL::uuid, ARRAY[1000]), array_fill(NULL::uuid, ARRAY[1000]), array_fill(NULL::uuid, ARRAY[1000]), \
             '{}', '{}', '{}', '{}', '{}', '{}', '{}')",

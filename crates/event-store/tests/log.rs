@@ -179,7 +179,7 @@ async fn a_log_emptied_under_a_running_process_is_noticed() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn appending_refuses_conditions_past_the_head_and_old_snapshots() {
     let pool = Database::create().await.pool().await;
-    let append = "SELECT * FROM event_append('{0}', '{CartCreated}', '{7}', '{f}', ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
+    let append = "SELECT * FROM append_events('{0}', '{CartCreated}', '{7}', '{f}', ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
     let error = sqlx::query(append).execute(&pool).await.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "CL001");
     for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
@@ -202,7 +202,7 @@ async fn a_service_writes_the_log_only_through_the_functions() {
             "UPDATE event SET event_type = ''",
             "DELETE FROM event",
             "TRUNCATE event",
-            "DELETE FROM translation_offset",
+            "DELETE FROM source_offset",
             "UPDATE event_log SET id = gen_random_uuid()",
             "CREATE TABLE public.mine (n int)",
         ] {
@@ -290,7 +290,7 @@ async fn an_append_without_an_answer_has_an_unknown_outcome() {
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let pool = log.database.pool().await;
     let mut holding = pool.begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let cart = Shopping::new();
     let held = store.decide(&Add(cart.added(0))).await;
     assert!(matches!(held, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{held:?}");
@@ -371,7 +371,7 @@ async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     .await
     .unwrap();
     let lookups = 40;
-    let append = "SELECT lookup, octet_length(payload), more FROM event_append(
+    let append = "SELECT lookup, octet_length(payload), more FROM append_events(
         array_fill(0, ARRAY[$1]), array_fill('ItemAdded'::text, ARRAY[$1]), array_fill(0::bigint, ARRAY[$1]), array_fill(false, ARRAY[$1]),
         array_fill('01980000-0000-7000-8000-00000000000a'::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]),
         '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
@@ -403,8 +403,7 @@ async fn a_query_for_the_newest_event_reads_it_alone() {
         (None, None, None, 4),
     ] {
         let all = "ItemAdded,ItemRemoved,InventoryChanged,PriceChanged";
-        let matching =
-            "SELECT event_id, more FROM event_matching(ARRAY[$1], ARRAY[0]::bigint[], ARRAY[$2], ARRAY[$3], ARRAY[$4], ARRAY[$5])";
+        let matching = "SELECT event_id, more FROM read_events(ARRAY[$1], ARRAY[0]::bigint[], ARRAY[$2], ARRAY[$3], ARRAY[$4], ARRAY[$5])";
         let matching =
             |only: bool| sqlx::query_as::<_, (i64, bool)>(matching).bind(all).bind(only).bind(cart_id).bind(item_id).bind(product_id);
         let every = matching(false).fetch_all(pool).await.unwrap();

@@ -57,7 +57,7 @@ async fn a_log_emptied_during_a_decision_is_reset() {
 async fn an_append_the_database_refuses_fails_no_other_of_its_call() {
     let log = TestLog::<DomainEvent>::create().await;
     let mut holding = log.store.pool().begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     // While the lock is held, the first is on its way and the others gather.
     let decided = Arc::new(tokio::sync::Semaphore::new(0));
     let tasks: Vec<_> = (0..12)
@@ -179,7 +179,7 @@ async fn an_outcome_is_unknown_if_another_log_took_this_ones_place() {
     let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     commands.decide(&Add::to(&Shopping::new())).await.unwrap();
     let mut holding = log.store.pool().begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let store = commands.clone();
     let deciding = tokio::spawn(async move { store.decide(&Add::to(&Shopping::new())).await });
     eventually("it is on its way", || async {

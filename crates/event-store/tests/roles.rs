@@ -37,13 +37,15 @@ fn may(role: &str, schema: &str, table: &str) -> &'static [&'static str] {
         ("cartlog_projections", "projection_a" | "projection_b", _) => &["INSERT", "UPDATE", "DELETE", "TRUNCATE"],
         (OPERATOR, "projection_a" | "projection_b", _) => &["TRUNCATE"],
         ("cartlog_projections", "automation", _) => &["INSERT", "UPDATE", "DELETE"],
-        ("cartlog_projections" | "cartlog_publisher", "public", "todo") => &["INSERT", "UPDATE"],
-        ("cartlog_projections" | OPERATOR, "public", "projection") => &["INSERT", "UPDATE", "DELETE"],
-        ("cartlog_publisher", "public", "projection") => &["INSERT", "UPDATE"],
+        ("cartlog_projections" | "cartlog_publisher", "public", "todo") => &["INSERT", "UPDATE", "DELETE"],
+        (OPERATOR, "public", "projection") => &["INSERT", "UPDATE", "DELETE"],
+        ("cartlog_projections" | "cartlog_publisher", "public", "projection") => &["INSERT", "UPDATE"],
         ("cartlog_projections" | "cartlog_publisher", "public", "checkpoint" | "replica") => &["INSERT", "UPDATE", "DELETE"],
-        ("cartlog_projections" | "cartlog_publisher" | OPERATOR, "public", "parked" | "parked_event") => &["INSERT", "UPDATE", "DELETE"],
+        ("cartlog_projections" | "cartlog_publisher" | OPERATOR, "public", "parked_key" | "parked_event") => {
+            &["INSERT", "UPDATE", "DELETE"]
+        }
         (OPERATOR, "public", "checkpoint" | "skipped_event") => &["INSERT", "UPDATE", "DELETE"],
-        (OPERATOR, "public", "todo" | "translation_offset") => &["UPDATE"],
+        (OPERATOR, "public", "todo" | "source_offset") => &["UPDATE"],
         _ => &[],
     }
 }
@@ -83,7 +85,7 @@ async fn no_role_reads_a_table_that_it_does_not_need() {
     let (log, _) = log().await;
     for (table, readers) in [
         ("public.event", &["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher", OPERATOR] as &[_]),
-        ("public.translation_offset", &["cartlog_translator", OPERATOR]),
+        ("public.source_offset", &["cartlog_translator", OPERATOR]),
         ("public.todo", &["cartlog_projections", "cartlog_publisher", OPERATOR]),
         ("automation.archive_item_open_item", &["cartlog_projections", OPERATOR]),
         ("projection_a.cart_items_item", &["cartlog_projections", OPERATOR]),
@@ -102,14 +104,14 @@ async fn no_role_reads_a_table_that_it_does_not_need() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn no_role_calls_a_function_that_is_not_its_own() {
     let (log, owner) = log().await;
-    let append = "SELECT * FROM event_append('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{0}', '{CartCreated}', ARRAY['\\x7b7d'::bytea], \
+    let append = "SELECT * FROM append_events('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{0}', '{CartCreated}', ARRAY['\\x7b7d'::bytea], \
                   ARRAY['{}'], ARRAY[gen_random_uuid()], '{NULL}', '{NULL}')";
-    let append_from = "SELECT * FROM event_append_from('test', 'mine', 0, NULL, 1, '{}', '{}', '{}', '{}', '{}', '{}')";
+    let append_from = "SELECT * FROM append_events_from_source('test', 'mine', 0, NULL, 1, '{}', '{}', '{}', '{}', '{}', '{}')";
     for (call, callers) in [
         (append, &SERVICES as &[&str]),
         (append_from, &["cartlog_translator"]),
-        ("SELECT event_log_id()", &["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher", OPERATOR]),
-        ("SELECT projection_holds(gen_random_uuid())", &["cartlog_projections", "cartlog_publisher", OPERATOR]),
+        ("SELECT log_identity()", &["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher", OPERATOR]),
+        ("SELECT key_in_scope(gen_random_uuid())", &["cartlog_projections", "cartlog_publisher", OPERATOR]),
         ("SELECT pg_read_file('PG_VERSION')", &[]),
         ("SELECT pg_ls_dir('.')", &[]),
         ("SELECT lo_import('/etc/passwd')", &[]),
@@ -174,7 +176,7 @@ async fn no_role_creates_changes_drops_or_escalates() {
         "CREATE INDEX ON event (inserted_at)".into(),
         "CREATE TRIGGER mine BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()".into(),
         "CREATE RULE mine AS ON INSERT TO event DO INSTEAD NOTHING".into(),
-        "DROP FUNCTION event_lock()".into(),
+        "DROP FUNCTION lock_log()".into(),
         "LOCK TABLE event IN ROW EXCLUSIVE MODE".into(),
         "LOCK TABLE event IN ACCESS EXCLUSIVE MODE".into(),
         "SELECT FROM event FOR UPDATE".into(),

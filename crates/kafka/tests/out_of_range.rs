@@ -52,11 +52,7 @@ async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
     assert!(log.counts().await.is_empty());
 
     // It heals by itself where the log is set right.
-    sqlx::query("UPDATE translation_offset SET next_offset = 8 WHERE consumer = $1")
-        .bind(&group)
-        .execute(&log.pool)
-        .await
-        .expect("the log");
+    sqlx::query("UPDATE source_offset SET next_offset = 8 WHERE consumer = $1").bind(&group).execute(&log.pool).await.expect("the log");
     log.until_counts(&[8, 9]).await;
     translator.until_ready().await;
     translator.stop().await;

@@ -177,7 +177,7 @@ async fn one_that_another_has_overtaken_appends_nothing_and_reads_anew() {
     translator.until_ready().await;
 
     // Somebody sets it back: then that is read again, as told.
-    sqlx::query("UPDATE translation_offset SET next_offset = 6 WHERE consumer = $1 AND partition = 0")
+    sqlx::query("UPDATE source_offset SET next_offset = 6 WHERE consumer = $1 AND partition = 0")
         .bind(&group)
         .execute(&log.pool)
         .await

@@ -1,10 +1,12 @@
-//! `cartlog-migrate`: applies the migrations to DATABASE_URL and says what it did. The step before the services, in deployments.
+//! `cartlog-migrate` applies the migrations to `DATABASE_URL`. Deployments run it before the services.
 //!
-//! Exits with 0 where every migration is applied; 1 where the database is away or one of them fails, so that another try may help;
-//! 2 where DATABASE_URL is missing or no database's URL, or where CARTLOG_DATABASE_PASSWORD_FILE, for a URL without a password, cannot be
-//! read; 3 where the database has migrations that this build does not know, or knows
-//! otherwise: then this build is the wrong one.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command says what it does")]
+//! Exit codes:
+//!
+//! - 0: every migration is applied.
+//! - 1: the database is unreachable, or a migration failed. Another try may help.
+//! - 2: `DATABASE_URL` is missing or malformed, or `CARTLOG_DATABASE_PASSWORD_FILE` cannot be read.
+//! - 3: the database has migrations that this build does not have, or has with other content. Run another build.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command reports on its standard output")]
 
 use std::{env, error::Error, io, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -15,19 +17,21 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// The time for connecting. Applying has no bound: a migration takes what it takes.
+/// The longest wait for a connection. The migrations themselves have no time limit.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the migrations are not applied.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    // The URL may hold a password, so neither it nor the parser's words are shown.
-    #[error("DATABASE_URL is missing or no database's URL; it must be one such as postgres://owner:password@host:5432/cartlog")]
+    // The URL may contain a password, so the message repeats neither the URL nor the parser's error.
+    #[error("DATABASE_URL is missing or malformed. Set it to a URL such as postgres://owner:password@host:5432/cartlog")]
     Url,
-    #[error("CARTLOG_DATABASE_PASSWORD_FILE names {0}, which cannot be read; it must be a file with the password and nothing else in it")]
+    #[error("Cannot read {0}, which CARTLOG_DATABASE_PASSWORD_FILE names. It must be a file that contains only the password")]
     PasswordFile(String, #[source] io::Error),
-    #[error("the database cannot be reached")]
+    #[error("Cannot connect to the database")]
     Unreachable(#[source] sqlx::Error),
+    #[error("Cannot connect to the database: no answer within {0} seconds")]
+    NoAnswer(u64),
     #[error(transparent)]
     Migration(#[from] MigrateError),
 }
@@ -37,7 +41,7 @@ impl Failure {
         match self {
             Self::Url | Self::PasswordFile(..) => ExitCode::from(2),
             Self::Migration(error) if is_wrong_build(error) => ExitCode::from(3),
-            Self::Unreachable(_) | Self::Migration(_) => ExitCode::from(1),
+            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Migration(_) => ExitCode::from(1),
         }
     }
 }
@@ -45,9 +49,12 @@ impl Failure {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let _ = clap::Command::new("cartlog-migrate")
-        .about("Applies the migrations to the database that DATABASE_URL names, as its owner, and says what it did")
+        .about("Applies the migrations to the database in DATABASE_URL, as the role that owns its tables")
         .version(version::VERSION)
-        .after_help("Exits with 0 where all are applied, 1 where the database is away or one fails, 2 without a DATABASE_URL, 3 where the database has others.")
+        .after_help(
+            "Exit codes:\n  0  every migration is applied\n  1  the database is unreachable, or a migration failed\n  \
+             2  DATABASE_URL is missing or malformed\n  3  the database has other migrations than this build",
+        )
         .get_matches();
     match migrate().await {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,9 +93,10 @@ async fn migrate() -> Result<(), Failure> {
         options.get_port(),
         options.get_username(),
     );
-    // A pool tries for as long as it may, and hides why it has no connection; one connection says it at once.
+    // A pool retries until its timeout and hides the cause. A single connection reports the cause at once.
     let first = tokio::time::timeout(CONNECT_DEADLINE, options.connect()).await;
-    first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Failure::Unreachable)?.close().await.map_err(Failure::Unreachable)?;
+    let first = first.map_err(|_| Failure::NoAnswer(CONNECT_DEADLINE.as_secs()))?;
+    first.map_err(Failure::Unreachable)?.close().await.map_err(Failure::Unreachable)?;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(CONNECT_DEADLINE)
@@ -98,14 +106,14 @@ async fn migrate() -> Result<(), Failure> {
     let before = applied(&pool).await.map_err(Failure::Unreachable)?;
     event_store::migrate(&pool).await?;
     for migration in MIGRATOR.iter() {
-        let word = if before.contains(&migration.version) { "was applied before" } else { "is applied now" };
+        let word = if before.contains(&migration.version) { "was already applied" } else { "applied" };
         println!("{:04} {} {word}", migration.version, migration.description);
     }
     pool.close().await;
     Ok(())
 }
 
-/// The versions that are applied already; none where the database has never seen a migration.
+/// Returns the versions that are already applied. Empty if the database was never migrated.
 async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
     const UNDEFINED_TABLE: &str = "42P01";
     match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await {
@@ -114,7 +122,7 @@ async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
     }
 }
 
-/// The database was migrated by a build that knows other migrations than this one.
+/// Returns whether the database was migrated by a build with other migrations.
 fn is_wrong_build(error: &MigrateError) -> bool {
     matches!(
         error.source().and_then(|source| source.downcast_ref()),

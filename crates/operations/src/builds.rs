@@ -78,7 +78,7 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
     // Whoever began to read it while it was in service reads to the end.
-    sqlx::query!(r#"SELECT pg_advisory_xact_lock(projection_lock($1, $2)) AS "locked!: ()""#, name, build)
+    sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, build)
         .fetch_one(&mut *transaction)
         .await?;
     for table in tables {
@@ -199,14 +199,14 @@ pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration
 async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
     let going = sqlx::query!(
         r#"WITH builds AS (
-               SELECT build, stop_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
+               SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
            ), going AS (
-               SELECT extract(epoch FROM max(stop_until) - clock_timestamp())::float8 AS seconds FROM builds
-               WHERE stop_until > clock_timestamp()
+               SELECT extract(epoch FROM max(hold_until) - clock_timestamp())::float8 AS seconds FROM builds
+               WHERE hold_until > clock_timestamp()
            ), stopped AS (
                UPDATE projection p
-               SET stop_at = (SELECT max(c.position) FROM checkpoint c JOIN builds USING (build) WHERE c.name = $1),
-                   stop_until = clock_timestamp() + make_interval(secs => $2)
+               SET hold_at = (SELECT max(c.position) FROM checkpoint c JOIN builds USING (build) WHERE c.name = $1),
+                   hold_until = clock_timestamp() + make_interval(secs => $2)
                FROM builds b WHERE p.name = $1 AND p.build = b.build AND (SELECT count(*) FROM builds) = 2
                   AND (SELECT seconds FROM going) IS NULL
                RETURNING p.build
@@ -230,7 +230,7 @@ async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), Compa
 /// Where the database is away or the migrations are missing.
 pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     with_timeout(async {
-        sqlx::query!("UPDATE projection SET stop_at = NULL, stop_until = NULL WHERE name = $1 AND stop_at IS NOT NULL", name)
+        sqlx::query!("UPDATE projection SET hold_at = NULL, hold_until = NULL WHERE name = $1 AND hold_at IS NOT NULL", name)
             .execute(pool)
             .await?;
         Ok(())
@@ -258,7 +258,7 @@ async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snaps
                    SELECT max(c.position) AS furthest, min(c.position) AS nearest
                    FROM checkpoint c JOIN projection p USING (name, build) WHERE name = $1 AND p.status IN ('serving', 'building')
                ), raised AS (
-                   UPDATE projection p SET stop_at = s.furthest FROM stand s WHERE p.name = $1 AND p.stop_at < s.furthest
+                   UPDATE projection p SET hold_at = s.furthest FROM stand s WHERE p.name = $1 AND p.hold_at < s.furthest
                )
                SELECT nearest <> furthest AS "apart!" FROM stand"#,
             name

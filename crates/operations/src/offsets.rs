@@ -13,9 +13,9 @@ pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result
     with_timeout(async {
         let mut transaction = pool.begin().await?;
         // A batch that is being appended compares the offset and moves it under this lock, and would move it once more otherwise.
-        sqlx::query!(r#"SELECT event_lock() AS "locked!: ()""#).fetch_one(&mut *transaction).await?;
+        sqlx::query!(r#"SELECT lock_log() AS "locked!: ()""#).fetch_one(&mut *transaction).await?;
         let before = sqlx::query_scalar!(
-            "SELECT next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2 AND partition = $3 FOR UPDATE",
+            "SELECT next_offset FROM source_offset WHERE consumer = $1 AND topic = $2 AND partition = $3 FOR UPDATE",
             source.consumer,
             source.topic,
             source.partition
@@ -23,7 +23,7 @@ pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result
         .fetch_optional(&mut *transaction)
         .await?;
         sqlx::query!(
-            "UPDATE translation_offset SET next_offset = $4, updated_at = clock_timestamp()
+            "UPDATE source_offset SET next_offset = $4, updated_at = clock_timestamp()
              WHERE consumer = $1 AND topic = $2 AND partition = $3",
             source.consumer,
             source.topic,

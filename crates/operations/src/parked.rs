@@ -51,13 +51,13 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
                SELECT k.name, k.build, p.status, k.key, NULL::integer[] AS segments, k.position, k.error, k.attempts, k.parked_at AS since,
                       (SELECT count(*) FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key) AS queued,
                       k.retry_asked_at IS NOT NULL AS retry_asked
-               FROM parked k JOIN projection p USING (name, build)
+               FROM parked_key k JOIN projection p USING (name, build)
                UNION ALL
-               SELECT c.name, c.build, p.status, NULL, array_agg(c.segment ORDER BY c.segment), c.stopped_at, min(c.stopped_error),
-                      max(c.stopped_attempts), min(c.stopped_since), 0, false
+               SELECT c.name, c.build, p.status, NULL, array_agg(c.segment ORDER BY c.segment), c.blocked_at, min(c.blocked_error),
+                      max(c.blocked_attempts), min(c.blocked_since), 0, false
                FROM checkpoint c JOIN projection p USING (name, build)
-               WHERE c.position < c.stopped_at
-               GROUP BY c.name, c.build, p.status, c.stopped_at
+               WHERE c.position < c.blocked_at
+               GROUP BY c.name, c.build, p.status, c.blocked_at
            ) stands
            WHERE status <> 'retired' AND ($1::text IS NULL OR name = $1)
            ORDER BY name, status DESC, since, key"#,
@@ -73,7 +73,7 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
 /// As [`crate::builds`].
 pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
     let asked = sqlx::query!(
-        "UPDATE parked SET retry_asked_at = clock_timestamp()
+        "UPDATE parked_key SET retry_asked_at = clock_timestamp()
          WHERE ($1::text IS NULL OR name = $1) AND ($2::uuid[] IS NULL OR key = ANY ($2)) RETURNING name, build, key",
         projection,
         keys
@@ -111,18 +111,18 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
         let mut transaction = pool.begin().await?;
         if key.is_some() {
             // Who is trying it at this moment is waited for.
-            sqlx::query!("SELECT FROM parked WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
+            sqlx::query!("SELECT FROM parked_key WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
                 .execute(&mut *transaction)
                 .await?;
         }
         let builds = sqlx::query_scalar!(
             r#"WITH stands AS (
-                   SELECT k.build, k.error, k.attempts FROM parked k
+                   SELECT k.build, k.error, k.attempts FROM parked_key k
                    WHERE k.name = $1 AND k.key = $2 AND $3 = (
                        SELECT min(q.position) FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key)
                    UNION ALL
-                   SELECT build, min(stopped_error), max(stopped_attempts) FROM checkpoint
-                   WHERE $2::uuid IS NULL AND name = $1 AND stopped_at = $3 AND position < stopped_at GROUP BY build
+                   SELECT build, min(blocked_error), max(blocked_attempts) FROM checkpoint
+                   WHERE $2::uuid IS NULL AND name = $1 AND blocked_at = $3 AND position < blocked_at GROUP BY build
                )
                INSERT INTO skipped_event (name, build, started_at, key, position, error, attempts, reason, skipped_by)
                SELECT $1, build, p.started_at, $2, $3, s.error, s.attempts, $4, $5
@@ -146,7 +146,7 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
         .execute(&mut *transaction)
         .await?;
         sqlx::query!(
-            "UPDATE parked SET retry_asked_at = clock_timestamp() WHERE name = $1 AND key = $2 AND build = ANY ($3)",
+            "UPDATE parked_key SET retry_asked_at = clock_timestamp() WHERE name = $1 AND key = $2 AND build = ANY ($3)",
             projection,
             key,
             &builds

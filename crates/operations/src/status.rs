@@ -94,14 +94,14 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
                             WHERE e.event_id = c.position + 1), 0) AS "lag_seconds!",
                   (SELECT r.id FROM replica r
                    WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()) AS replica,
-                  (SELECT count(*) FROM parked k WHERE k.name = p.name AND k.build = p.build) AS "parked!",
-                  coalesce(c.position < c.stopped_at, false) AS "stopped!",
+                  (SELECT count(*) FROM parked_key k WHERE k.name = p.name AND k.build = p.build) AS "parked!",
+                  coalesce(c.position < c.blocked_at, false) AS "stopped!",
                   a.events AS "events_per_second!", coalesce(a.events / nullif(a.batches, 0), 0) AS "batch!"
            FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
            LEFT JOIN (projection p JOIN checkpoint c USING (name, build)) ON true
            CROSS JOIN LATERAL (
-               SELECT coalesce(sum((r.pace -> p.build ->> 'events')::float8), 0) AS events,
-                      sum((r.pace -> p.build ->> 'batches')::float8) AS batches
+               SELECT coalesce(sum((r.throughput -> p.build ->> 'events')::float8), 0) AS events,
+                      sum((r.throughput -> p.build ->> 'batches')::float8) AS batches
                FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()
            ) a
            ORDER BY p.name, p.status = 'serving' DESC, p.build, c.segment"#

@@ -1,4 +1,4 @@
-//! What is read of the log at once, for the segments that stand at one position.
+//! A batch of events, read from the log for the segments at one position.
 
 use std::collections::HashSet;
 
@@ -12,49 +12,53 @@ use sqlx::{postgres::PgDatabaseError, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{projection::Projection, segment::segment_of, settings::BATCH_TIMEOUT};
+use crate::{
+    projection::Projection,
+    segment::{SEGMENTS, segment_of},
+    settings::BATCH_TIMEOUT,
+};
 
-/// Whether an event, or the projection on that event, is at fault: not the database, what is between, or SQL that fits no table.
-pub(crate) fn is_poison(error: &StoreError) -> bool {
+/// Returns whether the event, or the projection on that event, is at fault, and not the database, the network, or SQL without its table.
+pub(crate) fn is_events_fault(error: &StoreError) -> bool {
     match error {
         StoreError::Rejected(_) | StoreError::Decode { .. } => true,
         StoreError::Database(cause) if cause.as_database_error().is_some() => {
-            // More rows than one, limits exceeded (a value too long for its index), raised by a function, a view's check.
+            // Cardinality, external routines, WITH CHECK OPTION, limits such as an index row's size, and exceptions that a function raises.
             ["21", "38", "39", "44", "54", "P0"].contains(&error.sqlstate().as_deref().and_then(|code| code.get(..2)).unwrap_or_default())
         }
-        // The projection's own: a value that cannot be had from a row, or be sent.
+        // Errors of the projection itself, such as a value that it cannot encode or decode.
         StoreError::Database(_) => true,
         _ => false,
     }
 }
 
-/// An error as an operator reads it, with what the database said of it.
-pub(crate) fn words(error: &StoreError) -> String {
+/// Describes an error for operators, with the database's SQLSTATE and detail.
+pub(crate) fn describe(error: &StoreError) -> String {
     let (StoreError::Rejected(source) | StoreError::Database(source) | StoreError::Unavailable(source)) = error else {
         return error.to_string();
     };
     let Some(database) = source.as_database_error() else { return source.to_string() };
     let detail = database.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
     let code = database.code().unwrap_or_default();
-    let mut words = format!("{} (SQLSTATE {code})", database.message());
+    let mut text = format!("{} (SQLSTATE {code})", database.message());
     if let Some(detail) = detail {
-        words = format!("{words}: {detail}");
+        text = format!("{text}: {detail}");
     }
-    words
+    text
 }
 
-/// What was read of the log, in its order.
+/// Events in the order of the log.
 #[derive(Clone)]
 pub(crate) struct Batch<E> {
     pub(crate) events: Vec<Recorded<E>>,
     pub(crate) unreadable: Vec<Unreadable>,
 }
 
-/// An event that is not of today's shape.
+/// An event that cannot be decoded.
 #[derive(Clone)]
 pub(crate) struct Unreadable {
     pub(crate) position: Position,
-    /// By the log's own column, as the event does not tell.
+    /// From the log's column for the id that the projection is keyed by.
     key: Option<Uuid>,
     pub(crate) error: String,
 }
@@ -65,11 +69,11 @@ impl<E> Default for Batch<E> {
     }
 }
 
-/// A batch, where keys are parked.
+/// A batch, after the events of parked keys were taken out.
 pub(crate) enum Sorted {
-    /// What queues is taken out of it; the rest is to be applied.
+    /// The events for the queues. The rest of the batch can be applied.
     Queue(Vec<(Uuid, Position)>),
-    /// The first event in it that cannot be read, and is no parked key's.
+    /// The first event that cannot be decoded and is not a parked key's.
     Unreadable(Position, StoreError),
 }
 
@@ -78,17 +82,17 @@ impl<E> Batch<E> {
         self.events.is_empty() && self.unreadable.is_empty()
     }
 
-    /// Leaves what concerns some of the segments.
-    pub(crate) fn keep<P: Projection<Event = E>>(&mut self, active: &[i32], segments: i32) {
-        if usize::try_from(segments).is_ok_and(|all| all == active.len()) {
+    /// Keeps the events of some segments, and those without a key.
+    pub(crate) fn keep<P: Projection<Event = E>>(&mut self, active: &[i32]) {
+        if active.len() == SEGMENTS as usize {
             return;
         }
-        let concerns = |key: Option<Uuid>| key.is_none_or(|key| active.contains(&segment_of(key, segments)));
+        let concerns = |key: Option<Uuid>| key.is_none_or(|key| active.contains(&segment_of(key)));
         self.events.retain(|event| concerns(P::key(event)));
         self.unreadable.retain(|event| concerns(event.key));
     }
 
-    /// The key of a batch of one.
+    /// Returns the key of a batch of one event.
     pub(crate) fn key<P: Projection<Event = E>>(&self) -> Option<Uuid> {
         match (self.events.first(), self.unreadable.first()) {
             (Some(event), _) => P::key(event),
@@ -97,9 +101,8 @@ impl<E> Batch<E> {
         }
     }
 
-    /// Takes out what has to queue: what is a parked key's; and what has no key queues behind each parked key of the segments, and is
-    /// applied to the others.
-    pub(crate) fn sort<P: Projection<Event = E>>(&mut self, parked: &[Uuid], active: &[i32], segments: i32) -> Sorted {
+    /// Takes out the events of parked keys. An event without a key stays, and also queues for each parked key of the segments.
+    pub(crate) fn sort<P: Projection<Event = E>>(&mut self, parked: &[Uuid], active: &[i32]) -> Sorted {
         if let Some(event) = self.unreadable.iter().find(|event| event.key.is_none_or(|key| !parked.contains(&key))) {
             return Sorted::Unreadable(event.position, StoreError::Decode { position: event.position, error: event.error.clone() });
         }
@@ -107,7 +110,7 @@ impl<E> Batch<E> {
         if parked.is_empty() {
             return Sorted::Queue(queue);
         }
-        let concerned: HashSet<_> = parked.iter().copied().filter(|key| active.contains(&segment_of(*key, segments))).collect();
+        let concerned: HashSet<_> = parked.iter().copied().filter(|key| active.contains(&segment_of(*key))).collect();
         self.events.retain(|event| match P::key(event) {
             Some(key) => {
                 let parked = concerned.contains(&key);
@@ -123,19 +126,19 @@ impl<E> Batch<E> {
     }
 }
 
-/// An event's row.
+/// The row of an event.
 pub(crate) struct Row {
     pub(crate) event_id: i64,
     pub(crate) payload: Vec<u8>,
     pub(crate) inserted_at: OffsetDateTime,
-    /// Where the projection makes something of it.
+    /// `None` if the projection does not use it.
     pub(crate) metadata: Option<Json<Metadata>>,
 }
 
-/// The metadata of events in so many positions is read at any rate: it says what a batch came from.
+/// Metadata is always read for this many positions of a batch, for its trace.
 const TRACED: i64 = 100;
 
-/// Reads what a projection takes of the log between two positions.
+/// Reads the events that a projection takes, after one position and up to another.
 pub(crate) async fn read<P: Projection>(
     store: &EventStore<P::Log>,
     types: &[String],
@@ -176,7 +179,7 @@ pub(crate) fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
                 let metadata = row.metadata.map(|metadata| metadata.0).unwrap_or_default();
                 batch.events.push(Recorded { position, event, metadata, recorded_at: row.inserted_at });
             }
-            // Of another stream.
+            // An event of another stream.
             Ok(Err(_)) => {}
             Err(error) => {
                 let error = if let StoreError::Decode { error, .. } = error { error } else { error.to_string() };
@@ -187,7 +190,7 @@ pub(crate) fn decoded<P: Projection>(rows: Vec<Row>) -> Batch<P::Event> {
     batch
 }
 
-/// Whether an event's key is what its column would say.
+/// Returns whether an event's key equals the id that the projection is keyed by.
 fn is_keyed_by<P: Projection>(event: &P::Event) -> bool {
     P::KEYED_BY.is_none_or(|id| {
         let ids = event.domain_ids();
@@ -196,11 +199,11 @@ fn is_keyed_by<P: Projection>(event: &P::Event) -> bool {
     })
 }
 
-/// The keys of events that cannot be read, by the column of the id that the projection is keyed by.
+/// Reads the keys of undecodable events from the column of the id that the projection is keyed by.
 async fn find_keys<P: Projection>(store: &EventStore<P::Log>, unreadable: &mut [Unreadable]) -> Result<(), StoreError> {
     let Some(id) = P::KEYED_BY else { return Ok(()) };
     let Some(column) = store.domain_ids().iter().find(|known| **known == id) else {
-        return Err(StoreError::Schema(format!("{} is keyed by {id}, and there is no such domain id", P::NAME)));
+        return Err(StoreError::Schema(format!("{} is keyed by {id}, but the log has no such domain id", P::NAME)));
     };
     let positions: Vec<i64> = unreadable.iter().map(|event| event.position.0).collect();
     let sql = format!("SELECT event_id, {column} FROM event WHERE event_id = ANY ($1)");
@@ -217,7 +220,7 @@ async fn find_keys<P: Projection>(store: &EventStore<P::Log>, unreadable: &mut [
     Ok(())
 }
 
-/// Whether the database gave up on a transaction or statement because it took too long: a smaller batch may not.
+/// Returns whether the database ended a transaction or statement because it took too long. A smaller batch may succeed.
 pub(crate) fn took_too_long(error: &StoreError) -> bool {
     matches!(error, StoreError::Unavailable(_)) && matches!(error.sqlstate().as_deref(), Some("25P04" | "57014"))
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with reading a projection.
+//! The error of reading a projection.
 
 use event_store::StoreError;
 use uuid::Uuid;
@@ -6,15 +6,15 @@ use uuid::Uuid;
 /// Why a projection was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectionError {
-    /// What is asked for depends on a key that is parked, since an event of it could not be applied.
-    #[error("in {projection}, {key} is parked: an event of it could not be applied")]
+    /// The key is parked, because one of its events could not be applied.
+    #[error("{key} is parked in {projection}, because one of its events could not be applied")]
     Parked {
         /// The projection.
         projection: String,
         /// The key.
         key: Uuid,
     },
-    /// The store could not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

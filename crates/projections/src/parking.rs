@@ -1,9 +1,9 @@
-//! What cannot be applied: an event parks its key, what is the key's queues behind it, and all of it is applied in order when an operator
-//! has asked for that.
+//! Parked keys. An event that cannot be applied parks its key: that event and the key's later ones queue, and all other keys continue. When
+//! an operator asks for a retry, the queue is applied in order.
 //!
-//! Only the replica that holds a key's segment parks the key, adds to its queue and takes it out again, each in a transaction that the
-//! segment's checkpoint fences; so where a checkpoint stands says of its parked keys that all up to there is applied or in their queues.
-//! Operators ask, and take out of a queue what is to be skipped.
+//! Only the owner of a key's segment parks the key, extends its queue and applies it, always in a transaction that locks or moves the
+//! segment's checkpoint. So every event up to the checkpoint is either applied or in a queue. Operators ask for retries, and remove events
+//! from queues that shall be skipped.
 
 use event_store::{
     Metadata, Position, StoreError,
@@ -14,8 +14,8 @@ use sqlx::{Connection, PgConnection, types::Json};
 use uuid::Uuid;
 
 use crate::{
-    batch::{Row, Unreadable, decoded, took_too_long, words},
-    lease::{Held, Leases},
+    batch::{Row, Unreadable, decoded, describe, took_too_long},
+    lease::{Leases, OwnedSegments},
     metrics::METRICS,
     projection::Projection,
     running::Running,
@@ -23,12 +23,11 @@ use crate::{
     settings::BATCH_TIMEOUT,
 };
 
-/// Keys that are parked in a build at the most. Where there are more, it is the projection that is at fault and not the events, and it
-/// stands still as a whole.
-const MOST: usize = 1_000;
+/// The most parked keys of a build. With more, the projection is at fault and not the events, so its segments are blocked instead.
+const MOST_PARKED: usize = 1_000;
 
 impl Leases<'_> {
-    /// Adds to the queues of parked keys.
+    /// Appends events to the queues of parked keys.
     pub(crate) async fn queue(&self, transaction: &mut PgConnection, queue: &[(Uuid, Position)]) -> Result<(), sqlx::Error> {
         if queue.is_empty() {
             return Ok(());
@@ -46,24 +45,23 @@ impl Leases<'_> {
         Ok(())
     }
 
-    /// Says of a segment that it stands before an event, and why. Answers whether an operator has decided that the event be skipped;
-    /// `None` where the segment is another's.
-    pub(crate) async fn stop(&self, held: &Held, segment: i32, before: Position, error: &str) -> Result<Option<bool>, StoreError> {
+    /// Stores that a segment is blocked before an event, and why. Returns whether an operator decided to skip that event. `None`: another
+    /// replica owns the segment.
+    pub(crate) async fn block(&self, segment: i32, before: Position, error: &str) -> Result<Option<bool>, StoreError> {
         with_timeout(async {
             let mut connection = PooledConnection::from(self.pool).await?;
             let skipped = sqlx::query_scalar!(
                 r#"UPDATE checkpoint c
-                   SET stopped_at = $6, stopped_error = $7,
-                       stopped_attempts = CASE WHEN stopped_at = $6 THEN stopped_attempts ELSE 0 END + 1,
-                       stopped_since = CASE WHEN stopped_at = $6 THEN stopped_since ELSE clock_timestamp() END
-                   WHERE name = $1 AND build = $2 AND segments = $3 AND segment = $4 AND owner = $5 AND position < $6
+                   SET blocked_at = $5, blocked_error = $6,
+                       blocked_attempts = CASE WHEN blocked_at = $5 THEN blocked_attempts ELSE 0 END + 1,
+                       blocked_since = CASE WHEN blocked_at = $5 THEN blocked_since ELSE clock_timestamp() END
+                   WHERE name = $1 AND build = $2 AND segment = $3 AND owner = $4 AND position < $5
                    RETURNING EXISTS (
                        SELECT FROM skipped_event s JOIN projection p USING (name, build, started_at)
-                       WHERE s.name = c.name AND s.build = c.build AND s.position = $6 AND s.key IS NULL
+                       WHERE s.name = c.name AND s.build = c.build AND s.position = $5 AND s.key IS NULL
                    ) AS "skipped!""#,
                 self.name,
                 self.build,
-                held.segments,
                 segment,
                 self.replica,
                 before.0,
@@ -77,15 +75,15 @@ impl Leases<'_> {
         .await
     }
 
-    /// Says of a parked key that its queue's first event still cannot be applied, and why: where its segment is still this replica's.
-    async fn still_parked(&self, held: &Held, segment: i32, key: Uuid, position: Position, error: &str) -> Result<(), StoreError> {
+    /// Stores why the first event of a parked key's queue failed again, if this replica still owns the segment.
+    async fn still_parked(&self, segment: i32, key: Uuid, position: Position, error: &str) -> Result<(), StoreError> {
         with_timeout(async {
             let mut connection = PooledConnection::from(self.pool).await?;
             sqlx::query!(
                 "WITH fence AS (
-                     SELECT FROM checkpoint WHERE name = $1 AND build = $2 AND segments = $6 AND segment = $7 AND owner = $8 FOR UPDATE
+                     SELECT FROM checkpoint WHERE name = $1 AND build = $2 AND segment = $6 AND owner = $7 FOR UPDATE
                  )
-                 UPDATE parked SET attempts = CASE WHEN position = $4 THEN attempts ELSE 0 END + 1, position = $4, error = $5,
+                 UPDATE parked_key SET attempts = CASE WHEN position = $4 THEN attempts ELSE 0 END + 1, position = $4, error = $5,
                         tried_at = clock_timestamp(), retry_asked_at = NULL
                  WHERE name = $1 AND build = $2 AND key = $3 AND EXISTS (SELECT FROM fence)",
                 self.name,
@@ -93,7 +91,6 @@ impl Leases<'_> {
                 key,
                 position.0,
                 error,
-                held.segments,
                 segment,
                 self.replica
             )
@@ -106,37 +103,37 @@ impl Leases<'_> {
     }
 }
 
-/// What parking a key came to.
+/// The outcome of parking a key.
 pub(crate) enum Parked {
-    /// It is parked, and the checkpoints are moved.
+    /// The key is parked, and the checkpoints are moved.
     Whole,
-    /// A segment is another's now.
+    /// Another replica owns a segment.
     Lost,
-    /// So many keys are parked that one more would not help.
+    /// Too many keys are parked already.
     TooMany,
 }
 
-/// What trying a part of a queue came to.
+/// The outcome of applying a part of a queue.
 enum Retried {
-    /// The key's segment is another's now.
+    /// Another replica owns the segment.
     Lost,
-    /// The key is parked no more.
+    /// The queue is empty, and the key is no longer parked.
     Unparked,
-    /// There is more in the queue.
-    Further,
-    /// So many events could not be applied, of which this is the first.
-    Refused(StoreError, usize, Position),
+    /// The queue has more events.
+    More,
+    /// Applying this many events failed; the first is at this position.
+    Failed(StoreError, usize, Position),
 }
 
-/// Parks keys, and tries them again, for the segments of a build that are held here.
+/// Parks keys and retries them, for the segments of a build that this replica owns.
 pub(crate) struct Parking<'a, P: Projection> {
     pub(crate) running: &'a Running<P>,
     pub(crate) leases: Leases<'a>,
-    pub(crate) held: &'a Held,
+    pub(crate) owned: &'a OwnedSegments,
 }
 
 impl<P: Projection> Parking<'_, P> {
-    /// Parks a key with the event that cannot be applied, in the transaction that moves the checkpoints past it.
+    /// Parks a key with the event that failed, in the transaction that moves the checkpoints past that event.
     pub(crate) async fn park(
         &self,
         key: Uuid,
@@ -147,20 +144,20 @@ impl<P: Projection> Parking<'_, P> {
     ) -> Result<Parked, StoreError> {
         let leases = self.leases;
         let parked = with_timeout(async {
-            let mut lent = PooledConnection::from(leases.pool).await?;
-            let mut transaction = lent.begin().await?;
-            let advanced = leases.advance(&mut transaction, self.held, active, from, at).await?;
+            let mut pooled = PooledConnection::from(leases.pool).await?;
+            let mut transaction = pooled.begin().await?;
+            let advanced = leases.advance(&mut transaction, self.owned, active, from, at).await?;
             let parked = match () {
                 () if !advanced.moved => Parked::Lost,
-                () if advanced.parked.len() >= MOST => Parked::TooMany,
+                () if advanced.parked.len() >= MOST_PARKED => Parked::TooMany,
                 () => {
                     sqlx::query!(
-                        "INSERT INTO parked (name, build, key, position, error) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+                        "INSERT INTO parked_key (name, build, key, position, error) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
                         leases.name,
                         leases.build,
                         key,
                         at.0,
-                        words(error)
+                        describe(error)
                     )
                     .execute(&mut *transaction)
                     .await?;
@@ -172,7 +169,7 @@ impl<P: Projection> Parking<'_, P> {
                 Parked::Whole => transaction.commit().await?,
                 Parked::Lost | Parked::TooMany => transaction.rollback().await?,
             }
-            lent.done();
+            pooled.done();
             Ok(parked)
         })
         .await?;
@@ -184,22 +181,21 @@ impl<P: Projection> Parking<'_, P> {
                 %key,
                 position = %at,
                 error = error as &dyn std::error::Error,
-                "the event cannot be applied: its key is parked, and the rest goes on; `cartctl parked` shows and retries it"
+                "parked key"
             ),
-            Parked::TooMany => tracing::error!(projection, build, parked = MOST, "so many keys are parked that no more are"),
+            Parked::TooMany => tracing::error!(projection, build, parked = MOST_PARKED, "too many parked keys, blocking segments instead"),
             Parked::Lost => {}
         }
         Ok(parked)
     }
 
-    /// Tries those parked keys again for which an operator has asked, where their segments are in hand. `false`: one of those is another's
-    /// now.
+    /// Retries the keys that an operator asked for, in owned segments. Returns `false` if another replica owns one of these segments.
     pub(crate) async fn retry_parked(&self) -> Result<bool, StoreError> {
         let leases = self.leases;
         let asked = with_timeout(async {
             let mut connection = PooledConnection::from(leases.pool).await?;
             let asked = sqlx::query_scalar!(
-                "SELECT key FROM parked WHERE name = $1 AND build = $2 AND retry_asked_at IS NOT NULL ORDER BY retry_asked_at, position",
+                "SELECT key FROM parked_key WHERE name = $1 AND build = $2 AND retry_asked_at IS NOT NULL ORDER BY retry_asked_at, position",
                 leases.name,
                 leases.build
             )
@@ -210,15 +206,15 @@ impl<P: Projection> Parking<'_, P> {
         })
         .await?;
         for key in asked {
-            let segment = segment_of(key, self.held.segments);
-            if self.held.positions.contains_key(&segment) && !self.retry(key, segment).await? {
+            let segment = segment_of(key);
+            if self.owned.positions.contains_key(&segment) && !self.retry(key, segment).await? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Tries a parked key's queue, as far as it goes. `false`: its segment is another's now.
+    /// Applies a parked key's queue until it is empty or fails. Returns `false` if another replica owns the segment.
     async fn retry(&self, key: Uuid, segment: i32) -> Result<bool, StoreError> {
         let (projection, build) = (P::NAME, self.leases.build);
         let mut window = usize::try_from(self.running.settings.batch).unwrap_or(1).max(1);
@@ -226,40 +222,40 @@ impl<P: Projection> Parking<'_, P> {
             match self.retry_some(key, segment, window).await? {
                 Retried::Lost => return Ok(false),
                 Retried::Unparked => {
-                    tracing::info!(projection, build, %key, "the parked key is as far as the others");
+                    tracing::info!(projection, build, %key, "unparked key");
                     return Ok(true);
                 }
-                Retried::Further => {}
-                Retried::Refused(error, events, _) if events > 1 && took_too_long(&error) => window = events / 2,
-                Retried::Refused(error, events, _) if events > 1 && !error.is_unavailable() => window = (events / 10).max(1),
-                Retried::Refused(error, _, position) if took_too_long(&error) || !error.is_unavailable() => {
+                Retried::More => {}
+                Retried::Failed(error, events, _) if events > 1 && took_too_long(&error) => window = events / 2,
+                Retried::Failed(error, events, _) if events > 1 && !error.is_unavailable() => window = (events / 10).max(1),
+                Retried::Failed(error, _, position) if took_too_long(&error) || !error.is_unavailable() => {
                     METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
-                    self.leases.still_parked(self.held, segment, key, position, &words(&error)).await?;
+                    self.leases.still_parked(segment, key, position, &describe(&error)).await?;
                     let error: &dyn std::error::Error = &error;
-                    tracing::error!(projection, build, %key, %position, error, "the event still cannot be applied: its key stays parked");
+                    tracing::error!(projection, build, %key, %position, error, "retry failed, key stays parked");
                     return Ok(true);
                 }
-                Retried::Refused(error, ..) => return Err(error),
+                Retried::Failed(error, ..) => return Err(error),
             }
         }
     }
 
-    /// Tries the first events of a parked key's queue, so many at the most, in one transaction.
+    /// Applies up to `window` events of a parked key's queue in one transaction.
     async fn retry_some(&self, key: Uuid, segment: i32, window: usize) -> Result<Retried, StoreError> {
         let leases = self.leases;
         with_timeout_of(BATCH_TIMEOUT, async {
-            let mut lent = PooledConnection::from(leases.pool).await?;
-            let mut transaction = lent.begin().await?;
-            if !leases.hold(&mut transaction, self.held, segment, key).await? {
+            let mut pooled = PooledConnection::from(leases.pool).await?;
+            let mut transaction = pooled.begin().await?;
+            if !leases.lock(&mut transaction, segment, key).await? {
                 transaction.rollback().await?;
-                lent.done();
+                pooled.done();
                 return Ok(Retried::Lost);
             }
-            // An operator who takes something out of the queue does so before this, or after.
-            sqlx::query!("SELECT FROM parked WHERE name = $1 AND build = $2 AND key = $3 FOR UPDATE", leases.name, leases.build, key)
+            // Serialises with an operator who removes an event from the queue.
+            sqlx::query!("SELECT FROM parked_key WHERE name = $1 AND build = $2 AND key = $3 FOR UPDATE", leases.name, leases.build, key)
                 .execute(&mut *transaction)
                 .await?;
-            // An array: as a join, which it becomes where the log was last analysed when it was empty, it would begin at the log's first event.
+            // An array, because a join may read the log from its first event if statistics are old.
             let rows = sqlx::query_as!(
                 Row,
                 r#"SELECT event_id, payload, inserted_at, metadata AS "metadata?: Json<Metadata>" FROM event
@@ -280,26 +276,26 @@ impl<P: Projection> Parking<'_, P> {
                 batch.events.retain(|event| event.position < unreadable.position);
                 last = batch.events.last().map(|event| event.position.0);
             }
-            let refused = match (batch.events.first(), unreadable) {
+            let failed = match (batch.events.first(), unreadable) {
                 (Some(first), _) => {
                     let connection: &mut PgConnection = &mut transaction;
                     let applied = self.running.projection.apply(connection, &batch.events).await;
-                    applied.err().map(|error| Retried::Refused(error.into(), batch.events.len(), first.position))
+                    applied.err().map(|error| Retried::Failed(error.into(), batch.events.len(), first.position))
                 }
                 (None, Some(Unreadable { position, error, .. })) => {
-                    Some(Retried::Refused(StoreError::Decode { position, error }, 1, position))
+                    Some(Retried::Failed(StoreError::Decode { position, error }, 1, position))
                 }
                 (None, None) => None,
             };
-            match refused {
-                // The connection is of no use any more, and its error says why.
-                Some(Retried::Refused(error, events, position)) if error.is_unavailable() => {
-                    return Ok(Retried::Refused(error, events, position));
+            match failed {
+                // The connection is broken. Its error says why, a rollback's would not.
+                Some(Retried::Failed(error, events, position)) if error.is_unavailable() => {
+                    return Ok(Retried::Failed(error, events, position));
                 }
-                Some(refused) => {
+                Some(failed) => {
                     transaction.rollback().await?;
-                    lent.done();
-                    return Ok(refused);
+                    pooled.done();
+                    return Ok(failed);
                 }
                 None => {}
             }
@@ -313,7 +309,7 @@ impl<P: Projection> Parking<'_, P> {
             .execute(&mut *transaction)
             .await?;
             sqlx::query!(
-                "DELETE FROM parked k WHERE name = $1 AND build = $2 AND key = $3 AND NOT EXISTS (
+                "DELETE FROM parked_key k WHERE name = $1 AND build = $2 AND key = $3 AND NOT EXISTS (
                      SELECT FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key)",
                 leases.name,
                 leases.build,
@@ -330,17 +326,17 @@ impl<P: Projection> Parking<'_, P> {
             .fetch_optional(&mut *transaction)
             .await?;
             if let Err(error) = transaction.commit().await {
-                // A constraint may be checked as late as here.
+                // A deferred constraint fails at the commit.
                 let first = batch.events.first().map(|event| event.position);
-                return Ok(Retried::Refused(error.into(), batch.events.len().max(1), first.unwrap_or_default()));
+                return Ok(Retried::Failed(error.into(), batch.events.len().max(1), first.unwrap_or_default()));
             }
-            lent.done();
+            pooled.done();
             self.running.count(leases.build, batch.events.len());
             Ok(match (next, last) {
                 (None, _) => Retried::Unparked,
-                (Some(_), Some(_)) => Retried::Further,
+                (Some(_), Some(_)) => Retried::More,
                 (Some(next), None) => {
-                    Retried::Refused(StoreError::Reset(format!("the event at {next} is parked and not there any more")), 1, Position(next))
+                    Retried::Failed(StoreError::Reset(format!("the parked event at {next} is no longer there")), 1, Position(next))
                 }
             })
         })

@@ -1,4 +1,4 @@
-//! What a projection is.
+//! The trait of a projection.
 
 use async_trait::async_trait;
 use disintegrate::Event;
@@ -9,50 +9,45 @@ use uuid::Uuid;
 /// What a projection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Tables that are read; they can be made anew at any time.
+    /// Tables for queries. Can be rebuilt at any time.
     ReadModel,
-    /// The state and to-dos of an automation. Never made anew: what it did would be done again.
+    /// The state and the to-dos of an [`Automation`](crate::Automation). Never rebuilt, because it would enqueue its to-dos again.
     Automation,
 }
 
-/// A function from batches of events to SQL.
+/// Turns batches of events into SQL.
 #[async_trait]
 pub trait Projection: Send + Sync + 'static {
-    /// The log's events.
+    /// The events of the log.
     type Log: LogEvent;
-    /// Those it takes: one of the log's streams. It is asked for no others, so an event type that a newer release added is none of its
-    /// business.
+    /// The events that the projection takes: one of the log's streams. Other types, also those of newer releases, are not read.
     type Event: Event + TryFrom<Self::Log> + Clone + Send + Sync;
 
-    /// Its name, in tables, metrics and logs.
+    /// The name in tables, metrics and logs.
     const NAME: &'static str;
-    /// Raised when it makes other rows of the same events: it is then made anew, beside the one in service.
+    /// Raise it if the same events lead to other rows: the runtime then rebuilds the read model beside the serving build.
     const VERSION: i32 = 1;
-    /// What it is for.
+    /// What the projection is for.
     const KIND: Kind = Kind::ReadModel;
-    /// Its tables, without schema: emptied before it is made anew.
+    /// The tables, without schema. A rebuild empties them first.
     const TABLES: &'static [&'static str];
-    /// Into how many segments its keys are cut, and so how many replicas can share its work at the most. May be changed in any release:
-    /// nothing is made anew for it.
-    const SEGMENTS: i32 = 8;
 
-    /// The domain id that is the key, by its name in the log's schema. By it, an event that is not of today's shape is known to be a key's,
-    /// which is parked with it; without, it counts as one without key.
+    /// The domain id that is the key, as the log names it. With it, an event that cannot be decoded parks its key. Without it, such an event
+    /// blocks every segment.
     const KEYED_BY: Option<&'static str> = None;
 
-    /// Whether it makes something of the events' metadata. Where it does not, they come without it but for the first few of a batch, by which
-    /// that is traced: reading and parsing it would be for nothing.
+    /// Whether `apply` reads the events' metadata. If not, only the first events of a batch come with metadata, for its trace.
     const METADATA: bool = matches!(Self::KIND, Kind::Automation);
 
-    /// What events keep their order by. An event without a key concerns every key: it is applied once in each segment, and then may touch
-    /// only rows whose key `projection_holds`, in SQL.
+    /// Returns the key within which events keep their order. An event without a key is applied once per segment, and then `apply` may only
+    /// write rows for whose key the SQL function `key_in_scope` is true.
     fn key(event: &Self::Event) -> Option<Uuid>;
 
-    /// Applies a batch, in the order of the log, within the transaction that moves the checkpoint. Set-based: one statement a kind of
-    /// change, not one a row.
+    /// Applies a batch in the order of the log, in the transaction that moves the checkpoint. Use one statement per kind of change, not one
+    /// per row.
     ///
     /// # Errors
-    /// The database's. The transaction is rolled back then, and the batch is tried again, in smaller ones; an event that fails alone parks
-    /// its key, and the rest goes on.
+    /// Database errors. The transaction is rolled back, and the batch is retried in smaller batches. An event that fails alone parks its
+    /// key; all other keys continue.
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<Self::Event>]) -> Result<(), sqlx::Error>;
 }

@@ -1,25 +1,26 @@
-//! The handle on the projections of a process.
+//! The handle to the projections of a process.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use event_store::{EventStore, LogEvent, Position, StoreError};
 use sqlx::PgConnection;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    automation::{Automation, run_automation},
     backlog::{Backlog, backlog},
     error::ProjectionError,
     projection::Projection,
+    read::read,
     registration,
     replica::Replicas,
     run::run,
-    serving::{self, Wait},
     settings::Settings,
+    wait::{Wait, wait},
 };
 
-/// The projections that run in this process, and those of others to read. Cheap to clone; the clones share one heartbeat.
+/// Runs projections in this process, and reads any projection. Cheap to clone; the clones share one heartbeat.
 pub struct Projections<E> {
     store: EventStore<E>,
     replicas: Replicas,
@@ -32,68 +33,79 @@ impl<E> Clone for Projections<E> {
 }
 
 impl<E: LogEvent> Projections<E> {
-    /// The projections of this log; none runs yet.
+    /// Creates a handle without running projections. Create one per process and clone it.
     pub fn new(store: EventStore<E>) -> Self {
         Self { store, replicas: Replicas::default() }
     }
 
-    /// The log.
+    /// Returns the log.
     pub fn store(&self) -> &EventStore<E> {
         &self.store
     }
 
-    /// Runs a projection until it is told to stop. Any number of processes may run the same one: they share its segments, and when one dies
-    /// the others take over. `applied` is told up to where, whenever this process has applied something: not how it goes past what is
-    /// nothing of it.
+    /// Runs a projection until shutdown. Any number of processes may run the same projection: they share its segments, and if one dies the
+    /// others take over.
     ///
     /// # Errors
-    /// None: what goes wrong is said, counted and tried again.
+    /// None. Errors are logged, counted and retried.
     pub fn run<P: Projection<Log = E>>(
         &self,
         projection: P,
         settings: Settings,
-        applied: Arc<watch::Sender<Position>>,
         shutdown: CancellationToken,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<P, E> {
-        run(self.store.clone(), self.replicas.clone(), projection, settings, applied, shutdown)
+        run(self.store.clone(), self.replicas.clone(), Arc::new(projection), settings, Arc::default(), shutdown)
     }
 
-    /// Reads the build of a projection that is in service: its tables are found without a schema, and are not emptied meanwhile. What is read
-    /// is about a key, or where none is given about any: where that is parked, it is not read.
+    /// Runs an automation until shutdown: its projection, and the commands of its to-dos. Processes share the segments as with
+    /// [`run`](Self::run), and each to-do is leased to one process.
     ///
     /// # Errors
-    /// Where the database is away, busy or does not answer, or the projection was never run; where a key is parked.
+    /// None. Errors are logged, counted and retried.
+    pub fn run_automation<A: Automation<Log = E>>(
+        &self,
+        automation: A,
+        settings: Settings,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<A, E> {
+        run_automation(self.store.clone(), self.replicas.clone(), Arc::new(automation), settings, shutdown)
+    }
+
+    /// Reads the serving build of a projection. The closure's SQL names tables without a schema, and a rebuild cannot empty them meanwhile.
+    /// Pass the key that the query is about, or `None` if it is about all keys.
+    ///
+    /// # Errors
+    /// The key, or any key if `None`, is parked. The projection never ran. The database is unreachable, busy or does not answer.
     pub async fn read<T>(
         &self,
         name: &'static str,
         key: Option<Uuid>,
-        read: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, ProjectionError> {
-        serving::read(&self.store, name, key, read).await
+        read(&self.store, name, key, query).await
     }
 
-    /// Waits until the build of a projection that is in service has applied the log up to a position: for a key, or where there is none for
-    /// every key, whichever replicas have them in hand. Where a key is parked that this is about, it does not wait; that it is there does
-    /// not say that none is.
+    /// Waits until the serving build of a projection has applied the log up to a position, for a key or for all keys, in whichever process.
+    /// Returns [`Wait::Parked`] at once if the key was parked when waiting began. [`Wait::Reached`] does not say that no key is parked.
     ///
     /// # Errors
-    /// Where the database is away or busy.
+    /// The database is unreachable or busy.
     pub async fn wait(&self, name: &'static str, key: Option<Uuid>, position: Position, timeout: Duration) -> Result<Wait, StoreError> {
-        serving::wait(&self.store, &self.replicas, name, key, position, timeout).await
+        wait(&self.store, &self.replicas, name, key, position, timeout).await
     }
 
-    /// How far the projections are behind that this process runs, by name. In one statement.
+    /// Reads the backlog of the projections that this process runs, by name, with one statement. It covers all processes.
     ///
     /// # Errors
-    /// Where the database is away or does not answer.
+    /// The database is unreachable or does not answer.
     pub async fn backlog(&self) -> Result<BTreeMap<String, Backlog>, StoreError> {
         backlog(&self.store, &self.replicas).await
     }
 
-    /// Whether a projection is known: it has a build in service, however far that has come.
+    /// Returns whether a projection has a serving build, however far that is.
     ///
     /// # Errors
-    /// Where the database is away or the migrations are missing.
+    /// The database is unreachable, or a migration is missing.
     pub async fn registered(&self, name: &str) -> Result<bool, StoreError> {
         registration::registered(&self.store, name).await
     }

@@ -1,5 +1,7 @@
-//! The replicas of projections in this process: one heartbeat for them all, which says that they are alive, writes down how far what they
-//! hold has come, and sees how everything stands.
+//! The replicas of this process, and their heartbeat.
+//!
+//! One heartbeat serves all replicas of the process. It extends their lease, stores positions that no batch stored, and reads the state of
+//! all builds.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,121 +18,117 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    lately::Lately,
-    lease::Held,
-    pace::{Pace, PerSecond},
+    checkpoint_cache::CheckpointCache,
+    lease::OwnedSegments,
     settings::heartbeat,
+    throughput::{Throughput, ThroughputMeter},
 };
 
-/// A projection as this process runs it.
+/// A projection as it runs in this process.
 pub(crate) struct Replica {
     pub(crate) id: Uuid,
     pub(crate) name: &'static str,
     pub(crate) version: i32,
-    /// Into how many segments this release wants it cut.
-    pub(crate) segments: i32,
-    /// The events that it takes.
+    /// The event types that the projection takes.
     pub(crate) types: Arc<[String]>,
-    /// For how long it counts as alive after a heartbeat.
+    /// How long the replica counts as alive after a heartbeat.
     pub(crate) lease: Duration,
-    /// What the last heartbeat saw.
-    seen: watch::Sender<Seen>,
-    /// What is held here, for each build.
-    held: watch::Sender<BTreeMap<&'static str, Held>>,
-    /// How fast each is applied here.
-    paces: Mutex<BTreeMap<&'static str, Pace>>,
+    /// What the last heartbeat read.
+    view: watch::Sender<ClusterView>,
+    /// What this replica owns, by build.
+    owned: watch::Sender<BTreeMap<&'static str, OwnedSegments>>,
+    meters: Mutex<BTreeMap<&'static str, ThroughputMeter>>,
 }
 
 impl Replica {
-    pub(crate) fn new(name: &'static str, version: i32, segments: i32, types: Arc<[String]>, lease: Duration) -> Self {
-        let (seen, held) = (watch::Sender::new(Seen::nothing()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, segments, types, lease, seen, held, paces: Mutex::default() }
+    pub(crate) fn new(name: &'static str, version: i32, types: Arc<[String]>, lease: Duration) -> Self {
+        let (view, owned) = (watch::Sender::new(ClusterView::empty()), watch::Sender::default());
+        Self { id: Uuid::now_v7(), name, version, types, lease, view, owned, meters: Mutex::default() }
     }
 
-    pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
-        self.seen.subscribe()
+    pub(crate) fn view(&self) -> watch::Receiver<ClusterView> {
+        self.view.subscribe()
     }
 
-    pub(crate) fn held(&self) -> watch::Receiver<BTreeMap<&'static str, Held>> {
-        self.held.subscribe()
+    pub(crate) fn owned(&self) -> watch::Receiver<BTreeMap<&'static str, OwnedSegments>> {
+        self.owned.subscribe()
     }
 
-    pub(crate) fn tell(&self, build: &'static str, held: &Held) {
-        self.paces().entry(build).or_insert_with(|| Pace::begin(Instant::now()));
-        self.held.send_if_modified(|told| {
-            let told = told.entry(build).or_default();
-            let changed = told != held;
+    /// Publishes what this replica owns of a build, to waiting callers and to the heartbeat.
+    pub(crate) fn publish(&self, build: &'static str, owned: &OwnedSegments) {
+        self.meters().entry(build).or_insert_with(|| ThroughputMeter::new(Instant::now()));
+        self.owned.send_if_modified(|published| {
+            let published = published.entry(build).or_default();
+            let changed = published != owned;
             if changed {
-                told.clone_from(held);
+                published.clone_from(owned);
             }
             changed
         });
     }
 
-    /// A batch of so many events was applied to a build.
+    /// Counts an applied batch.
     pub(crate) fn count(&self, build: &'static str, events: usize) {
-        self.paces().entry(build).or_insert_with(|| Pace::begin(Instant::now())).count(events);
+        self.meters().entry(build).or_insert_with(|| ThroughputMeter::new(Instant::now())).count(events);
     }
 
-    /// How fast each build was applied lately, where it was.
-    fn pace(&self, now: Instant) -> BTreeMap<&'static str, PerSecond> {
-        self.paces().iter_mut().filter_map(|(build, pace)| Some((*build, pace.at(now)?))).collect()
+    fn throughput(&self, now: Instant) -> BTreeMap<&'static str, Throughput> {
+        self.meters().iter_mut().filter_map(|(build, meter)| Some((*build, meter.sample(now)?))).collect()
     }
 
-    fn paces(&self) -> MutexGuard<'_, BTreeMap<&'static str, Pace>> {
-        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn meters(&self) -> MutexGuard<'_, BTreeMap<&'static str, ThroughputMeter>> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How a projection's builds stood at a moment.
+/// The state of a projection's builds, as a heartbeat read it.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    /// Before the database was asked: what was changed after this may not be seen.
+pub(crate) struct ClusterView {
+    /// When the read began. Later changes may be missing.
     pub(crate) begun: Instant,
     pub(crate) builds: BTreeMap<String, Build>,
 }
 
-impl Seen {
-    fn nothing() -> Self {
+impl ClusterView {
+    fn empty() -> Self {
         Self { begun: Instant::now(), builds: BTreeMap::new() }
     }
 }
 
-/// A build that is in service or being made.
+/// A build that serves or is being rebuilt.
 #[derive(Debug, Clone)]
 pub(crate) struct Build {
     pub(crate) version: i32,
     pub(crate) serving: bool,
     pub(crate) switch_when_ready: bool,
-    /// It rests, as an operator wants it.
     pub(crate) paused: bool,
-    /// Up to where it may go, while it is to be compared with another.
-    pub(crate) stop_at: Option<Position>,
-    /// Into how many segments it is cut, and is to be cut.
-    pub(crate) segments: i32,
-    pub(crate) wanted: i32,
-    /// Whether a replica that is alive wants it so.
-    pub(crate) wanted_by_some: bool,
-    /// Other replicas of this version that are alive, and how many of them come before this one.
+    /// The position that it may not pass while it is compared with another build.
+    pub(crate) hold_at: Option<Position>,
+    /// The other living replicas of this version, and how many of them have a smaller id.
     pub(crate) others: i64,
     pub(crate) before: i64,
-    /// How many keys are parked in it, and whether an operator has asked for some to be tried again.
+    /// The number of parked keys, and whether an operator asked to retry some.
     pub(crate) parked: i64,
     pub(crate) retry_asked: bool,
     pub(crate) checkpoints: Vec<Checkpoint>,
 }
 
-/// A segment as it stands in the table.
+/// A segment's row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Checkpoint {
     pub(crate) segment: i32,
     pub(crate) position: Position,
-    /// The replica that holds it, where that is alive.
+    /// The living replica that owns it.
     pub(crate) owner: Option<Uuid>,
-    /// It stands before an event that cannot be applied.
-    pub(crate) stopped: bool,
-    /// For how long the event after the position has been there.
+    /// The age of the next event.
     pub(crate) lag: Duration,
+}
+
+impl Build {
+    /// Returns the position that the build may not pass: the start of the log if it is paused.
+    pub(crate) fn limit(&self) -> Option<Position> {
+        if self.paused { Some(Position::START) } else { self.hold_at }
+    }
 }
 
 /// The replicas of this process.
@@ -139,19 +137,18 @@ pub(crate) struct Replicas(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    /// What is waited for of each projection, whether it runs here or not.
-    lately: Mutex<HashMap<String, Arc<Lately>>>,
+    /// By projection, whether it runs here or not.
+    caches: Mutex<HashMap<String, Arc<CheckpointCache>>>,
     running: Mutex<Running>,
-    now: Notify,
-    /// Locked for as long as a heartbeat is on its way.
-    heart: tokio::sync::Mutex<()>,
-    /// Locked for as long as a projection that is behind applies a batch and rests after it.
-    catching_up: tokio::sync::Mutex<()>,
+    requested: Notify,
+    /// Locked while a heartbeat is in flight.
+    in_flight: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Running {
     replicas: HashMap<Uuid, Arc<Replica>>,
+    /// Whether the task that sends heartbeats runs.
     beating: bool,
 }
 
@@ -161,30 +158,23 @@ impl Shared {
     }
 }
 
-impl Build {
-    /// Up to where it may be worked: nowhere while it rests.
-    pub(crate) fn limit(&self) -> Option<Position> {
-        if self.paused { Some(Position::START) } else { self.stop_at }
-    }
-}
-
 impl Replicas {
-    /// Lets a replica live for as long as the answer does.
-    pub(crate) fn live(&self, pool: &PgPool, replica: Arc<Replica>) -> Alive {
-        let alive = Alive { id: replica.id, shared: self.0.clone() };
+    /// Sends heartbeats for a replica until the guard is dropped.
+    pub(crate) fn keep_alive(&self, pool: &PgPool, replica: Arc<Replica>) -> HeartbeatGuard {
+        let guard = HeartbeatGuard { id: replica.id, shared: self.0.clone() };
         let mut running = self.0.running();
         running.replicas.insert(replica.id, replica);
         if !std::mem::replace(&mut running.beating, true) {
             tokio::spawn(beat(pool.clone(), self.0.clone()));
         }
-        self.0.now.notify_one();
-        alive
+        self.0.requested.notify_one();
+        guard
     }
 
-    /// What was last seen by those who wait for a projection.
-    pub(crate) fn lately(&self, name: &str) -> Arc<Lately> {
-        let mut lately = self.0.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        lately.entry(name.to_owned()).or_default().clone()
+    /// The stored checkpoints that callers waiting for a projection share.
+    pub(crate) fn checkpoint_cache(&self, name: &str) -> Arc<CheckpointCache> {
+        let mut caches = self.0.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.entry(name.to_owned()).or_default().clone()
     }
 
     /// The projections that this process runs.
@@ -192,56 +182,48 @@ impl Replicas {
         self.0.running().replicas.values().cloned().collect()
     }
 
-    /// The turn of a projection that is behind to apply a batch, and to rest after it, while commands append. Those of this process go one after the other then, so
-    /// that however many are made anew, the database has one such transaction of each process to write beside what is appended. Who has come
-    /// to the log's end waits for none of them, and where nobody appends they go side by side. None where the turn does not come soon: who
-    /// waits hands nothing back meanwhile, and one batch that is stuck is not to hold up the others.
-    pub(crate) async fn turn_to_catch_up(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        tokio::time::timeout(Duration::from_millis(500), self.0.catching_up.lock()).await.ok()
-    }
-
-    /// A projection that this process runs.
+    /// This process's replica of a projection.
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Replica>> {
         self.0.running().replicas.values().find(|replica| replica.name == name).cloned()
     }
 }
 
-/// Dropped, also with a task that is aborted, its replica is no longer said to be alive.
-pub(crate) struct Alive {
+/// Keeps a replica alive. Ends its heartbeats when dropped, also if its task is aborted.
+pub(crate) struct HeartbeatGuard {
     id: Uuid,
     shared: Arc<Shared>,
 }
 
-impl Alive {
-    /// Ends it, and waits until no heartbeat is on its way that would say once more that it is alive.
+impl HeartbeatGuard {
+    /// Ends the heartbeats, and waits for one in flight, which could extend the lease once more.
     pub(crate) async fn end(self) {
         let shared = self.shared.clone();
         drop(self);
-        drop(shared.heart.lock().await);
+        drop(shared.in_flight.lock().await);
     }
 
-    /// Asks for a heartbeat before it is time.
-    pub(crate) fn look(&self) {
-        self.shared.now.notify_one();
+    /// Requests a heartbeat before the next regular one.
+    pub(crate) fn request(&self) {
+        self.shared.requested.notify_one();
     }
 }
 
-impl Drop for Alive {
+impl Drop for HeartbeatGuard {
     fn drop(&mut self) {
         self.shared.running().replicas.remove(&self.id);
-        self.shared.now.notify_one();
+        self.shared.requested.notify_one();
     }
 }
 
 async fn beat(pool: PgPool, shared: Arc<Shared>) {
-    // A connection of its own: a pool that is busy with large batches must not look like a dead process.
+    // The heartbeat has its own connection: a pool that is busy with batches must not look like a dead process.
     let own = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(Duration::from_secs(2))
         .connect_lazy_with(pool.connect_options().as_ref().clone());
-    let mut said = false;
+    let mut warned = false;
     loop {
-        let beating = shared.heart.lock().await;
+        let in_flight = shared.in_flight.lock().await;
         let replicas: Vec<_> = {
             let mut running = shared.running();
             if running.replicas.is_empty() || pool.is_closed() {
@@ -252,121 +234,110 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
         };
         let lease = replicas.iter().map(|replica| replica.lease).min().unwrap_or_default();
         let begun = Instant::now();
-        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), see(&own, &replicas)).await;
-        drop(beating);
+        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), read_views(&own, &replicas)).await;
+        drop(in_flight);
         match outcome {
-            Ok(mut seen) => {
-                said = false;
+            Ok(mut views) => {
+                warned = false;
                 for replica in replicas {
-                    let builds = seen.remove(&replica.id).unwrap_or_default();
-                    replica.seen.send_replace(Seen { begun, builds });
+                    let builds = views.remove(&replica.id).unwrap_or_default();
+                    replica.view.send_replace(ClusterView { begun, builds });
                 }
             }
             Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no heartbeat: waiting for the database");
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "heartbeat failed, waiting for the database");
                 }
             }
         }
-        // Asked for before its time, or not: the next one is due either way.
-        let _ = tokio::time::timeout_at(begun + heartbeat(lease), shared.now.notified()).await;
+        // The next heartbeat follows in time, or at once if one was requested.
+        let _ = tokio::time::timeout_at(begun + heartbeat(lease), shared.requested.notified()).await;
     }
     own.close().await;
 }
 
-/// One heartbeat, one statement: whatever is written is written only where something changed.
-async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
-    let (mut ids, mut names, mut versions, mut segments, mut leases, mut paces) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+/// Sends a heartbeat: one statement, which writes positions only if they moved.
+async fn read_views(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
+    let (mut ids, mut names, mut versions, mut leases, mut throughputs) = (vec![], vec![], vec![], vec![], vec![]);
     let now = Instant::now();
-    let (mut of, mut builds, mut cut, mut held, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut owners, mut builds, mut segments, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![]);
     for replica in replicas {
         ids.push(replica.id);
         names.push(replica.name.to_owned());
         versions.push(replica.version);
-        segments.push(replica.segments);
         leases.push(replica.lease.as_secs_f64());
-        paces.push(serde_json::json!(replica.pace(now)));
-        for (build, hold) in &*replica.held.borrow() {
-            for (segment, at) in &hold.positions {
-                of.push(replica.id);
+        throughputs.push(serde_json::json!(replica.throughput(now)));
+        for (build, owned) in &*replica.owned.borrow() {
+            for (segment, at) in &owned.positions {
+                owners.push(replica.id);
                 builds.push((*build).to_owned());
-                cut.push(hold.segments);
-                held.push(*segment);
+                segments.push(*segment);
                 stored.push(at.stored.0);
-                positions.push(at.position.0);
+                positions.push(at.applied.0);
             }
         }
     }
     let rows = sqlx::query!(
         r#"WITH running AS (
-               SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::float8[], $12::jsonb[])
-                   AS r(id, name, version, segments, lease, pace)
+               SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::float8[], $5::jsonb[])
+                   AS r(id, name, version, lease, throughput)
            ), alive AS (
-               INSERT INTO replica AS r (name, id, version, segments, alive_until, parks, pace)
-               SELECT name, id, version, segments, clock_timestamp() + make_interval(secs => lease), true, pace FROM running
-               ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until, pace = excluded.pace
-           ), held AS (
-               SELECT r.name, h.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::integer[], $10::bigint[], $11::bigint[])
-                   AS h(id, build, segments, segment, stored, position) JOIN running r USING (id)
+               INSERT INTO replica AS r (name, id, version, alive_until, throughput)
+               SELECT name, id, version, clock_timestamp() + make_interval(secs => lease), throughput FROM running
+               ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until, throughput = excluded.throughput
+           ), owned AS (
+               SELECT r.name, o.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::bigint[], $10::bigint[])
+                   AS o(id, build, segment, stored, position) JOIN running r USING (id)
            ), further AS (
-               -- What a batch of this moment has locked, that batch moves.
-               SELECT c.name, c.build, c.segment, h.position
-               FROM checkpoint c JOIN held h USING (name, build, segments, segment)
-               WHERE c.owner = h.id AND c.position >= h.stored AND c.position < h.position
+               -- A batch that locks the row at this moment moves it itself.
+               SELECT c.name, c.build, c.segment, o.position
+               FROM checkpoint c JOIN owned o USING (name, build, segment)
+               WHERE c.owner = o.id AND c.position >= o.stored AND c.position < o.position
                FOR UPDATE OF c SKIP LOCKED
            ), moved AS (
                UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
                WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
-           ), held_back AS (
-               SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked GROUP BY name, build
+           ), parked AS (
+               SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked_key GROUP BY name, build
            )
            SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
-                  CASE WHEN p.stop_until > clock_timestamp() THEN p.stop_at END AS stop_at, p.segments AS wanted,
-                  p.segments = r.segments OR EXISTS (
-                      SELECT FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.segments = p.segments
-                         AND o.alive_until > clock_timestamp()) AS "wanted_by_some!",
+                  CASE WHEN p.hold_until > clock_timestamp() THEN p.hold_at END AS hold_at,
                   (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id <> r.id
                       AND o.alive_until > clock_timestamp()) AS "others!",
                   (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id < r.id
                       AND o.alive_until > clock_timestamp()) AS "before!",
                   coalesce(k.keys, 0) AS "parked!", coalesce(k.asked, false) AS "retry_asked!",
-                  c.segment, c.segments, greatest(c.position, h.position) AS "position!",
+                  c.segment, greatest(c.position, o.position) AS "position!",
                   (SELECT c.owner WHERE c.owner = r.id OR EXISTS (
                       SELECT FROM replica o WHERE o.name = c.name AND o.id = c.owner AND o.alive_until > clock_timestamp())) AS owner,
-                  coalesce(c.position < c.stopped_at, false) AS "stopped!",
                   coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
-                            WHERE e.event_id = greatest(c.position, h.position) + 1), 0) AS "lag!"
+                            WHERE e.event_id = greatest(c.position, o.position) + 1), 0) AS "lag!"
            FROM running r JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
-           LEFT JOIN held h ON h.id = r.id AND h.id = c.owner AND h.build = c.build AND h.segments = c.segments AND h.segment = c.segment
-           LEFT JOIN held_back k ON k.name = p.name AND k.build = p.build
+           LEFT JOIN owned o ON o.id = r.id AND o.id = c.owner AND o.build = c.build AND o.segment = c.segment
+           LEFT JOIN parked k ON k.name = p.name AND k.build = p.build
            WHERE p.status IN ('serving', 'building')
            ORDER BY c.segment"#,
         &ids,
         &names,
         &versions,
-        &segments,
         &leases,
-        &of,
+        &throughputs,
+        &owners,
         &builds,
-        &cut,
-        &held,
+        &segments,
         &stored,
-        &positions,
-        &paces
+        &positions
     )
     .fetch_all(pool)
     .await?;
-    let mut seen: HashMap<Uuid, BTreeMap<String, Build>> = HashMap::new();
+    let mut views: HashMap<Uuid, BTreeMap<String, Build>> = HashMap::new();
     for row in rows {
-        let build = seen.entry(row.id).or_default().entry(row.build).or_insert_with(|| Build {
+        let build = views.entry(row.id).or_default().entry(row.build).or_insert_with(|| Build {
             version: row.version,
             serving: row.serving,
             switch_when_ready: row.switch_when_ready,
             paused: row.paused,
-            stop_at: row.stop_at.map(Position),
-            segments: row.segments,
-            wanted: row.wanted,
-            wanted_by_some: row.wanted_by_some,
+            hold_at: row.hold_at.map(Position),
             others: row.others,
             before: row.before,
             parked: row.parked,
@@ -377,9 +348,8 @@ async fn see(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, B
             segment: row.segment,
             position: Position(row.position),
             owner: row.owner,
-            stopped: row.stopped,
             lag: Duration::try_from_secs_f64(row.lag).unwrap_or_default(),
         });
     }
-    Ok(seen)
+    Ok(views)
 }

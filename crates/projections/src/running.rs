@@ -1,4 +1,4 @@
-//! A projection at work in this process.
+//! A projection that runs in this process.
 
 use std::sync::Arc;
 
@@ -13,40 +13,42 @@ use crate::{
     settings::Settings,
 };
 
-/// A projection in this process, with what its workers share.
+/// What the workers of a projection share.
 pub(crate) struct Running<P: Projection> {
     pub(crate) store: EventStore<P::Log>,
     pub(crate) replicas: Replicas,
-    pub(crate) projection: P,
+    pub(crate) projection: Arc<P>,
     pub(crate) settings: Settings,
+    /// Notified with the position after each applied batch.
     pub(crate) applied: Arc<watch::Sender<Position>>,
     pub(crate) replica: Arc<Replica>,
     pub(crate) types: Arc<[String]>,
 }
 
 impl<P: Projection> Running<P> {
-    /// So many events were applied in one transaction.
+    /// Counts the events that one transaction applied.
     pub(crate) fn count(&self, build: &'static str, events: usize) {
-        // Those of a batch may all be in queues of parked keys.
+        // All events of a batch may have gone to the queues of parked keys.
         if events > 0 {
-            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", build)];
-            METRICS.projection_events.add(events as u64, &of);
-            METRICS.projection_batch.record(events as u64, &of);
+            let labels = [KeyValue::new("projection", P::NAME), KeyValue::new("build", build)];
+            METRICS.projection_events.add(events as u64, &labels);
+            METRICS.projection_batch.record(events as u64, &labels);
             self.replica.count(build, events);
         }
     }
 }
 
-/// From zero: what comes about with its first fault was never seen to grow.
+/// Counts faults. Called with 0 at the start, so that Prometheus' `rate()` sees the first fault.
 pub(crate) fn count_faults<P: Projection>(more: u64) {
     METRICS.projection_faults.add(more, &[KeyValue::new("projection", P::NAME)]);
 }
 
-pub(crate) fn say<P: Projection>(error: &StoreError) {
+/// Counts and logs an error of a worker, which retries.
+pub(crate) fn report<P: Projection>(error: &StoreError) {
     count_faults::<P>(1);
     if error.is_unavailable() {
-        tracing::warn!(projection = P::NAME, error = error as &dyn std::error::Error, "waiting for the log");
+        tracing::warn!(projection = P::NAME, error = error as &dyn std::error::Error, "projection waits for the log");
     } else {
-        tracing::error!(projection = P::NAME, error = error as &dyn std::error::Error, "the projection stands still");
+        tracing::error!(projection = P::NAME, error = error as &dyn std::error::Error, "projection failed");
     }
 }

@@ -1,45 +1,52 @@
-//! How projections are run, and the times that this takes.
+//! Settings of projections, and the timeouts that follow from them.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// How projections are run.
+/// Settings of a projection or an automation in this process.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Positions of the log that one transaction takes at the most.
+    /// The most log positions that one transaction applies.
     pub batch: i64,
-    /// How long a process may be silent before others take over. It is heard of three times in it.
+    /// How long a replica counts as alive after a heartbeat. It sends three heartbeats in this time.
     pub lease: Duration,
-    /// The longest pause before a batch that failed is tried again.
+    /// The longest pause before a failed batch is retried.
     pub max_backoff: Duration,
-    /// Events of a projection that this process applies in a second at the most; 0 is as many as it can. For tests of what scaling does.
+    /// The most events per second that this process applies; 0 for no limit. For tests of scaling.
     pub throttle: u32,
+    /// How long an automation's done to-dos are kept.
+    pub todo_retention: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { batch: 10_000, lease: Duration::from_secs(3), max_backoff: Duration::from_secs(10), throttle: 0 }
+        Self {
+            batch: 10_000,
+            lease: Duration::from_secs(3),
+            max_backoff: Duration::from_secs(10),
+            throttle: 0,
+            todo_retention: Duration::from_secs(30 * 24 * 60 * 60),
+        }
     }
 }
 
 impl Settings {
-    /// From the moment at which a process is silent until another has what it held, at the worst: killed just after a heartbeat, or frozen, in
-    /// the middle of a transaction too, which the database ends after `idle`. What statements take comes to it.
+    /// Returns the longest time from the moment a replica dies or freezes until another owns its segments, without the time of the statements.
+    /// `idle` is the database's idle_in_transaction_session_timeout: until then, a frozen transaction keeps its rows locked.
     pub fn taken_over_within(&self, idle: Duration) -> Duration {
-        // The lease runs out just after another has looked. Where rows are locked still, they are tried for again, and not only with the next
-        // heartbeat.
+        // The lease may expire just after another replica's heartbeat. Locked rows are retried sooner than the next heartbeat.
         (self.lease + heartbeat(self.lease)).max(idle) + LOCKED
     }
 
-    /// From the moment at which a process is known until it has its share: at the worst the others see it with their next heartbeat, and it
-    /// sees with its own what they have handed back.
+    /// Returns the longest time from the moment a replica is registered until it owns its share: the others see it with their next heartbeat
+    /// and release segments, and it sees those with its own next heartbeat.
     pub fn shared_within(&self) -> Duration {
         heartbeat(self.lease) * 2
     }
 
-    /// As they are kept to: slowed down, batches are so small that the pauses between them stay short.
-    pub(crate) fn kept(mut self) -> Self {
+    /// Limits a throttled batch to half a second's events, so that the pauses between batches stay short.
+    pub(crate) fn effective(mut self) -> Self {
         if self.throttle > 0 {
             self.batch = self.batch.min(i64::from(self.throttle / 2));
         }
@@ -47,24 +54,24 @@ impl Settings {
         self
     }
 
-    /// Until so many events have taken as long as they are to take, since they were begun.
-    pub(crate) async fn slow_down(&self, events: usize, begun: Instant) {
+    /// Sleeps until a batch that began at `begun` has taken as long as the throttle demands.
+    pub(crate) async fn throttle(&self, events: usize, begun: Instant) {
         if self.throttle > 0 {
             sleep_until(begun + Duration::from_secs_f64(events as f64 / f64::from(self.throttle))).await;
         }
     }
 }
 
-/// How long after a heartbeat the next one comes, at the latest.
+/// Returns the longest pause between two heartbeats.
 pub(crate) fn heartbeat(lease: Duration) -> Duration {
     lease / 3
 }
 
-/// The pause after which it is tried again to take what somebody who is not alive has locked: the database ends such a transaction.
+/// The pause before segments are acquired again whose rows a dead replica's transaction still locks.
 pub(crate) const LOCKED: Duration = Duration::from_millis(200);
 
-/// How long what is done seldom may take: past it the database does not answer.
-pub(crate) const SLOW: Duration = Duration::from_secs(30);
+/// The timeout of rare work, such as registering.
+pub(crate) const RARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a batch may take to be read or written. Longer than the role's transaction_timeout, which says why it ends.
+/// The timeout for reading or writing a batch. Longer than the role's transaction_timeout, whose error says why a batch was ended.
 pub(crate) const BATCH_TIMEOUT: Duration = Duration::from_secs(40);

@@ -1,5 +1,8 @@
-//! To-dos: what an automation has still to do, leased to workers. A dead worker's lease runs out, and another does it; so what a to-do
-//! asks for must bear being done twice. Done ones are kept, so that nothing is asked for twice.
+//! To-dos: the commands that an automation has to run.
+//!
+//! A to-do is leased to one worker at a time. If the worker dies, the lease expires and another worker attempts the to-do again, so its
+//! command must tolerate running twice. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
+//! them again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,93 +21,95 @@ use uuid::Uuid;
 
 use crate::metrics::METRICS;
 
-/// To-dos are counted up to so many.
+/// The largest count of to-dos. Counting stops there.
 pub(crate) const COUNTED: i32 = 100_000;
 
-/// What an automation has to do, counted up to 100,000 of a kind.
+/// The to-dos of an automation, each counted up to 100,000.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Waiting {
-    /// All that is to be done, what is in hand or waits for its next attempt among it.
+pub struct TodoBacklog {
+    /// All that are neither done nor failed.
     pub open: i64,
-    /// What of it waits for a worker.
+    /// The open ones that wait for a worker.
     pub due: i64,
-    /// What was given up.
+    /// The failed ones, kept for an operator.
     pub failed: i64,
-    /// How long ago the oldest open one was asked for.
+    /// The age of the oldest open one, in seconds.
     pub oldest: Option<f64>,
 }
 
-/// A to-do that an automation's projection asks for.
+/// A to-do to enqueue.
 #[derive(Debug, Clone)]
 pub struct NewTodo {
-    /// What it is for: asked for once for each key.
+    /// The key, unique within the automation. An event must always lead to the same key.
     pub key: String,
-    /// The position of the event that asks for it.
+    /// The position of the event that causes the to-do.
     pub position: Position,
-    /// What is to be done, in the automation's own words.
+    /// The command, in the automation's own form.
     pub payload: serde_json::Value,
-    /// That event's metadata.
+    /// The metadata of that event.
     pub metadata: Metadata,
 }
 
 /// A to-do, leased to this worker.
 #[derive(Debug, Clone)]
 pub struct Todo {
-    /// What it is for.
+    /// The key.
     pub key: String,
-    /// The position of the event that asked for it.
+    /// The position of the event that caused the to-do.
     pub position: Position,
-    /// What is to be done, as JSON.
+    /// The command as JSON.
     payload: String,
-    /// The event's metadata.
+    /// The metadata of that event.
     pub metadata: Metadata,
-    /// How often it was tried, this time among them.
+    /// The number of attempts, with this one.
     pub attempts: u32,
-    /// How long ago it was first tried.
+    /// The time since the first attempt.
     pub trying_for: Duration,
     lease: Uuid,
 }
 
 impl Todo {
-    /// What is to be done. Read from the text, so that exact numbers stay exact.
+    /// Decodes the command. Decimal numbers stay exact.
     ///
     /// # Errors
-    /// Where it is not of this shape.
+    /// The stored JSON does not have this form.
     pub fn payload<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.payload)
     }
 }
 
-/// What became of an attempt.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done, or had been.
+    /// The command ran, now or earlier.
     Done,
-    /// It could not be done now.
+    /// The command failed for now. The to-do is attempted again.
     Retry {
         /// Why.
         error: String,
     },
-    /// It is given up; kept for an operator to retry.
+    /// The command failed for good. The to-do is kept until an operator retries it.
     Failed {
         /// Why.
         error: String,
     },
 }
 
-/// How to-dos are worked.
+/// How a worker attempts to-dos.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a worker may take; after that another does it too.
+    /// How long a to-do is leased. After that, another worker attempts it too.
     pub lease: Duration,
-    /// How many are worked at once.
+    /// The most attempts at once.
     pub concurrency: usize,
-    /// The pause before the second attempt; doubled for each further one.
+    /// The pause before the second attempt. Each further pause is twice as long.
     pub first_backoff: Duration,
     /// The longest pause.
     pub max_backoff: Duration,
-    /// How often to look for those that other processes asked for, and those whose lease ran out.
+    /// The pause between two polls for to-dos of other processes and for expired leases.
     pub poll_interval: Duration,
+    /// How long done to-dos are kept.
+    pub retention: Duration,
 }
 
 impl Default for Settings {
@@ -115,6 +120,7 @@ impl Default for Settings {
             first_backoff: Duration::from_millis(125),
             max_backoff: Duration::from_secs(60),
             poll_interval: Duration::from_secs(1),
+            retention: Duration::from_secs(30 * 24 * 60 * 60),
         }
     }
 }
@@ -123,11 +129,11 @@ fn interval(duration: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }
 
-/// Asks for to-dos, within the transaction of the automation's projection. One whose key is known, done or not, is not asked for again.
+/// Enqueues to-dos in the transaction of the automation's projection. Ignores those whose key exists.
 ///
 /// # Errors
-/// The database's.
-pub async fn ask(transaction: &mut PgConnection, automation: &str, todos: &[NewTodo]) -> Result<(), sqlx::Error> {
+/// Database errors.
+pub async fn enqueue(transaction: &mut PgConnection, automation: &str, todos: &[NewTodo]) -> Result<(), sqlx::Error> {
     if todos.is_empty() {
         return Ok(());
     }
@@ -149,7 +155,7 @@ pub async fn ask(transaction: &mut PgConnection, automation: &str, todos: &[NewT
     Ok(())
 }
 
-/// Works an automation's to-dos until told to stop; then finishes those in hand. `wake` says when there may be new ones.
+/// Attempts an automation's to-dos until shutdown, then finishes the attempts in progress. `wake` notifies of new to-dos.
 pub async fn work<F, W>(
     pool: PgPool,
     automation: &'static str,
@@ -162,16 +168,17 @@ pub async fn work<F, W>(
     W: Future<Output = Outcome> + Send + 'static,
 {
     let todos = Arc::new(Todos { pool, automation, settings });
-    // A task each: an attempt that holds a connection goes on while this loop waits for one.
+    // Each attempt is a task of its own: it proceeds while this loop waits for a connection.
     let mut working = JoinSet::new();
     let measuring = AbortOnDropHandle::new(tokio::spawn(measure(todos.clone())));
-    let mut said = false;
+    let deleting = AbortOnDropHandle::new(tokio::spawn(delete_done(todos.clone())));
+    let mut warned = false;
     while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
         let claimed = if room == 0 { Ok(vec![]) } else { todos.claim(room).await };
         let found = match claimed {
             Ok(claimed) => {
-                said = false;
+                warned = false;
                 let found = claimed.len();
                 for todo in claimed {
                     let span = tracing::info_span!("todo", otel.name = automation, key = todo.key, attempt = todo.attempts);
@@ -182,55 +189,78 @@ pub async fn work<F, W>(
                 found
             }
             Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!(automation, error = &error as &dyn std::error::Error, "to-dos cannot be read: waiting for the database");
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(automation, error = &error as &dyn std::error::Error, "cannot read to-dos, waiting for the database");
                 }
                 0
             }
         };
-        // Where as many were found as asked for, there may be more at once.
+        // A full claim: there may be more.
         if found > 0 && found == room {
             continue;
         }
         tokio::select! {
-            Some(ended) = working.join_next(), if !working.is_empty() => said_so(automation, ended),
+            Some(ended) = working.join_next(), if !working.is_empty() => report_panic(automation, ended),
             _ = wake.changed() => {}
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(todos.settings.poll_interval) => {}
         }
         while let Some(ended) = working.try_join_next() {
-            said_so(automation, ended);
+            report_panic(automation, ended);
         }
     }
     while let Some(ended) = working.join_next().await {
-        said_so(automation, ended);
+        report_panic(automation, ended);
     }
-    drop(measuring);
+    drop((measuring, deleting));
 }
 
-/// How often to-dos are counted.
+/// The pause between two counts of to-dos.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
+/// The pause between two deletions of done to-dos.
+const DELETE_INTERVAL: Duration = Duration::from_secs(60);
+/// The most to-dos that one statement deletes.
+const DELETE_BATCH: i64 = 1_000;
 
-/// Counts what there is to do, and says it in metrics.
+/// Deletes done to-dos after the retention time.
+async fn delete_done(todos: Arc<Todos>) {
+    let mut ticks = tokio::time::interval(DELETE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        loop {
+            match todos.delete_done().await {
+                Ok(deleted) if deleted >= DELETE_BATCH.unsigned_abs() => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(automation = todos.automation, error = &error as &dyn std::error::Error, "cannot delete done to-dos");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Records the number of to-dos.
 async fn measure(todos: Arc<Todos>) {
     let mut ticks = tokio::time::interval(MEASURE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // Where the database is away, that is said by who works them.
-        let Ok(waiting) = todos.waiting().await else { continue };
-        let of = |status| [KeyValue::new("automation", todos.automation), KeyValue::new("status", status)];
-        for (status, count) in [("open", waiting.open), ("due", waiting.due), ("failed", waiting.failed)] {
-            METRICS.todo_count.record(count, &of(status));
+        // If the database is away, the worker reports it.
+        let Ok(backlog) = todos.backlog().await else { continue };
+        let labels = |status| [KeyValue::new("automation", todos.automation), KeyValue::new("status", status)];
+        for (status, count) in [("open", backlog.open), ("due", backlog.due), ("failed", backlog.failed)] {
+            METRICS.todo_count.record(count, &labels(status));
         }
-        METRICS.todo_oldest.record(waiting.oldest.unwrap_or_default(), &[KeyValue::new("automation", todos.automation)]);
+        METRICS.todo_oldest.record(backlog.oldest.unwrap_or_default(), &[KeyValue::new("automation", todos.automation)]);
     }
 }
 
-/// An attempt that panicked is done once more when its lease has run out.
-fn said_so(automation: &str, ended: Result<(), tokio::task::JoinError>) {
+/// Logs a panic. The to-do is attempted again when its lease expires.
+fn report_panic(automation: &str, ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(automation, %error, "an attempt at a to-do died");
+        tracing::error!(automation, %error, "attempt at a to-do panicked");
     }
 }
 
@@ -241,19 +271,39 @@ struct Todos {
 }
 
 impl Todos {
-    async fn waiting(&self) -> Result<Waiting, StoreError> {
+    async fn backlog(&self) -> Result<TodoBacklog, StoreError> {
         with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
-            let waiting = sqlx::query_as!(
-                Waiting,
-                r#"SELECT open AS "open!", due AS "due!", failed AS "failed!", oldest FROM todo_waiting($1, $2)"#,
+            let backlog = sqlx::query_as!(
+                TodoBacklog,
+                r#"SELECT open AS "open!", due AS "due!", failed AS "failed!", oldest FROM todo_backlog($1, $2)"#,
                 self.automation,
                 COUNTED
             )
             .fetch_one(&mut *connection)
             .await?;
             connection.done();
-            Ok(waiting)
+            Ok(backlog)
+        })
+        .await
+    }
+
+    /// Deletes a batch of done to-dos that are older than the retention time. Returns their number.
+    async fn delete_done(&self) -> Result<u64, StoreError> {
+        with_timeout(async {
+            let mut connection = PooledConnection::from(&self.pool).await?;
+            let deleted = sqlx::query!(
+                "DELETE FROM todo WHERE automation = $1 AND key = ANY (ARRAY(
+                     SELECT key FROM todo WHERE automation = $1 AND status = 'done' AND finished_at < clock_timestamp() - $2::interval
+                     ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))",
+                self.automation,
+                interval(self.settings.retention),
+                DELETE_BATCH
+            )
+            .execute(&mut *connection)
+            .await?;
+            connection.done();
+            Ok(deleted.rows_affected())
         })
         .await
     }
@@ -302,16 +352,16 @@ impl Todos {
             .collect())
     }
 
-    /// Writes down what became of an attempt, unless the lease ran out and another has it.
+    /// Stores the outcome of an attempt, unless the lease expired and another worker has the to-do.
     async fn settle(&self, todo: &Todo, outcome: Outcome) {
-        let (word, status, error, pause) = match outcome {
+        let (label, status, error, pause) = match outcome {
             Outcome::Done => ("done", "done", None, Duration::ZERO),
             Outcome::Retry { error } => ("retry", "open", Some(error), self.backoff(todo.attempts)),
             Outcome::Failed { error } => ("failed", "failed", Some(error), Duration::ZERO),
         };
-        METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", word)]);
+        METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", label)]);
         if let Some(error) = &error {
-            tracing::warn!(automation = self.automation, key = todo.key, attempts = todo.attempts, %error, outcome = word, "a to-do was not done");
+            tracing::warn!(automation = self.automation, key = todo.key, attempts = todo.attempts, %error, outcome = label, "attempt at a to-do failed");
         }
         let settled = with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
@@ -332,12 +382,12 @@ impl Todos {
             Ok(())
         });
         if let Err(error) = settled.await {
-            // The lease runs out, and it is done once more.
-            tracing::warn!(automation = self.automation, key = todo.key, %error, "what became of a to-do could not be written down");
+            // The to-do is attempted again when its lease expires.
+            tracing::warn!(automation = self.automation, key = todo.key, %error, "cannot store the outcome of a to-do");
         }
     }
 
-    /// Doubled with every attempt, up to a bound, and drawn from its upper half.
+    /// Doubles the pause with every attempt, up to the longest, and picks a random one from its upper half.
     fn backoff(&self, attempts: u32) -> Duration {
         let pause = self.settings.first_backoff.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.settings.max_backoff);
         pause.mul_f64(rand::rng().random_range(0.5..=1.0))

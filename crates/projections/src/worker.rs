@@ -1,4 +1,4 @@
-//! Working a build of a projection: whichever of its segments this replica holds, a batch at a time.
+//! Applies a build of a projection: reads the log once, and writes a batch for all owned segments that are at one position.
 
 use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
@@ -16,88 +16,99 @@ use tracing::Instrument;
 use crate::{
     backoff::Backoff,
     batch::{self, Batch, Sorted, took_too_long},
-    courtesy::Courtesy,
-    lease::{At, Held, Leases},
+    lease::{Leases, OwnedSegments, SegmentPosition},
     metrics::METRICS,
     parking::{self, Parking},
     projection::Projection,
-    replica::{Alive, Build, Seen},
-    running::{Running, say},
+    replica::{Build, ClusterView, HeartbeatGuard},
+    running::{Running, report},
     segment::share,
     settings::{BATCH_TIMEOUT, LOCKED},
 };
 
-/// Works a build for as long as there is one of this name and of this version, whenever that is.
-pub(crate) async fn work<P: Projection>(running: &Running<P>, alive: &Alive, build: &'static str, shutdown: &CancellationToken) {
+/// The most positions of a batch beside commands: a large transaction would slow them.
+const BESIDE_COMMANDS: i64 = 500;
+/// Beside commands, a batch with this many events is followed by a sleep as long as its write took.
+const MANY: usize = 16;
+/// The longest such sleep.
+const LONGEST_SLEEP: Duration = Duration::from_millis(200);
+
+/// Works a build whenever one of this version exists, until shutdown.
+pub(crate) async fn work<P: Projection>(
+    running: &Running<P>,
+    heartbeat: &HeartbeatGuard,
+    build: &'static str,
+    shutdown: &CancellationToken,
+) {
     let mut backoff = Backoff::new(running.settings.max_backoff);
     let mut worker = Worker {
         running,
-        alive,
+        heartbeat,
         leases: Leases { pool: running.store.pool(), name: P::NAME, build, version: P::VERSION, replica: running.replica.id },
-        held: Held::default(),
+        owned: OwnedSegments::default(),
         changed: Instant::now(),
-        cut_into: None,
         caught_up: false,
         limit: None,
         window: running.settings.batch,
-        courtesy: Courtesy::new(running.settings.batch),
+        lag: i64::MAX,
+        gains: true,
         ahead: None,
-        stopped: BTreeMap::new(),
+        blocked: BTreeMap::new(),
         retry_asked: false,
         written: false,
-        look_at: None,
+        poll_at: None,
     };
     loop {
         let started = Instant::now();
         match worker.work(shutdown).await {
             Ok(()) => break,
-            Err(error) => say::<P>(&error),
+            Err(error) => report::<P>(&error),
         }
         if std::mem::take(&mut worker.written) {
             backoff.went_well();
         }
-        worker.drop_all();
+        worker.forget_segments();
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = backoff.pause(started) => {}
         }
-        // What it holds it knows by a heartbeat from after that.
-        alive.look();
+        // A heartbeat after the error says which segments this replica still owns.
+        heartbeat.request();
     }
-    // Where the database is away, others take them over when this replica is no longer alive.
-    let held = std::mem::take(&mut worker.held);
-    if !held.positions.is_empty() {
-        let _ = worker.leases.hand_back(&held).await;
+    // If the database is away, the segments are free when this replica stops being alive.
+    let owned = std::mem::take(&mut worker.owned);
+    if !owned.positions.is_empty() {
+        let _ = worker.leases.release(&owned).await;
     }
-    running.replica.tell(build, &Held::default());
+    running.replica.publish(build, &OwnedSegments::default());
 }
 
 struct Worker<'a, P: Projection> {
     running: &'a Running<P>,
-    alive: &'a Alive,
+    heartbeat: &'a HeartbeatGuard,
     leases: Leases<'a>,
-    held: Held,
-    /// When this worker last took, handed back or lost segments: what was seen before that is not how things stand.
+    owned: OwnedSegments,
+    /// When the owned segments last changed. An older view of the cluster is out of date.
     changed: Instant,
-    /// Every segment is held, and comes to one position, to be cut anew into so many.
-    cut_into: Option<i32>,
-    /// Everything held had once come to the head.
+    /// Whether everything owned has once reached the head.
     caught_up: bool,
-    /// Up to where it may be worked at this moment, where not up to the head.
+    /// The position that this build may not pass now, if any.
     limit: Option<Position>,
-    /// Positions that the next batch takes at the most.
+    /// The most positions of the next batch.
     window: i64,
-    courtesy: Courtesy,
-    /// The batch after the one that is being written.
+    /// The distance to the head before the current batch, and whether it has shrunk since the batch before.
+    lag: i64,
+    gains: bool,
+    /// The next batch, read while the current one is written.
     ahead: Option<Ahead<P>>,
-    /// Segments that stand before an event which cannot be applied, and for which no key can be parked.
-    stopped: BTreeMap<i32, Stopped>,
-    /// An operator has asked for parked keys to be tried again.
+    /// Segments that are blocked before an event.
+    blocked: BTreeMap<i32, Blocked>,
+    /// Whether an operator asked to retry parked keys.
     retry_asked: bool,
-    /// Something was written since it last went wrong.
+    /// Whether something was written since the last error.
     written: bool,
-    /// When it is looked again how everything stands, where that is before the next heartbeat.
-    look_at: Option<Instant>,
+    /// When to request a heartbeat before the next regular one.
+    poll_at: Option<Instant>,
 }
 
 struct Ahead<P: Projection> {
@@ -106,71 +117,62 @@ struct Ahead<P: Projection> {
     reading: AbortOnDropHandle<Result<Batch<P::Event>, StoreError>>,
 }
 
-/// When a segment that stands is tried again, and the pause after that.
-struct Stopped {
+/// When a blocked segment retries its event, and the pause after that.
+struct Blocked {
     until: Instant,
     pause: Duration,
 }
 
-/// What applying a batch came to.
+/// The outcome of applying a batch.
 enum Applied {
-    /// It is applied, and the checkpoints are moved.
+    /// Committed, and the checkpoints are moved.
     Whole,
-    /// A segment is another's now; nothing is written.
+    /// Nothing is written: another replica owns a segment.
     Lost,
-    /// There is an event that cannot be read after this position, and before it something to apply; nothing is written.
+    /// Nothing is written: an event after this position cannot be decoded, and those up to it come first.
     UpTo(Position),
-    /// The events, or the projection on them, are at fault; nothing is written.
-    Refused(StoreError),
+    /// Nothing is written: the projection failed.
+    Failed(StoreError),
 }
 
 impl<P: Projection> Worker<'_, P> {
     async fn work(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        let mut seen = self.running.replica.seen();
-        seen.mark_changed();
+        let mut view = self.running.replica.view();
+        view.mark_changed();
         let mut heads = self.running.store.head_watcher().subscribe();
         loop {
             if shutdown.is_cancelled() {
                 return Ok(());
             }
             let head = *heads.borrow_and_update();
-            if seen.has_changed().unwrap_or(false) {
-                let seen = seen.borrow_and_update().clone();
-                self.arrange(&seen, head).await?;
+            if view.has_changed().unwrap_or(false) {
+                let view = view.borrow_and_update().clone();
+                self.rebalance(&view, head).await?;
             }
-            // What is paused, or held still to be compared, writes nothing.
-            if self.limit.is_none() && std::mem::take(&mut self.retry_asked) {
-                if !self.parking().retry_parked().await? {
-                    self.lost();
-                }
+            // A paused or held build writes nothing.
+            if self.limit.is_none() && std::mem::take(&mut self.retry_asked) && !self.parking().retry_parked().await? {
+                self.lost_ownership();
             }
             if let Some(range) = self.next(head) {
                 self.step(range, head).await?;
-                if self.next(head).is_none() && !self.held.serving && !std::mem::replace(&mut self.caught_up, true) {
-                    // To see at once whether it may go into service.
-                    self.alive.look();
+                if self.next(head).is_none() && !self.owned.serving && !std::mem::replace(&mut self.caught_up, true) {
+                    // The build may be ready to serve.
+                    self.heartbeat.request();
                 }
                 continue;
             }
-            // Not while one of them stands.
-            if self.held.lowest() == self.held.highest()
-                && let Some(segments) = self.cut_into.take()
-            {
-                self.cut(segments).await?;
-                continue;
-            }
-            self.check(head).await?;
-            let again = self.stopped.values().map(|stopped| stopped.until).chain(self.look_at).min();
+            self.check_head(head).await?;
+            let again = self.blocked.values().map(|blocked| blocked.until).chain(self.poll_at).min();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                changed = seen.changed() => match changed {
-                    Ok(()) => seen.mark_changed(), // To be looked at above.
+                changed = view.changed() => match changed {
+                    Ok(()) => view.mark_changed(), // Handled at the top of the loop.
                     Err(_) => return Ok(()),
                 },
                 changed = heads.changed() => if changed.is_err() { return Ok(()) },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
-                    if self.look_at.take_if(|at| *at <= Instant::now()).is_some() {
-                        self.alive.look();
+                    if self.poll_at.take_if(|at| *at <= Instant::now()).is_some() {
+                        self.heartbeat.request();
                     }
                 }
             }
@@ -178,50 +180,49 @@ impl<P: Projection> Worker<'_, P> {
     }
 
     fn parking(&self) -> Parking<'_, P> {
-        Parking { running: self.running, leases: self.leases, held: &self.held }
+        Parking { running: self.running, leases: self.leases, owned: &self.owned }
     }
 
-    fn drop_all(&mut self) {
-        self.held = Held::default();
-        self.cut_into = None;
+    fn forget_segments(&mut self) {
+        self.owned = OwnedSegments::default();
         self.ahead = None;
-        self.changed();
+        self.owned_changed();
     }
 
-    /// Another has one of the segments: how they stand is seen anew.
-    fn lost(&mut self) {
-        tracing::info!(projection = P::NAME, build = self.leases.build, "segments are another's now");
-        self.drop_all();
-        self.alive.look();
+    /// Forgets all segments, because another replica owns one of them. The next heartbeat says which are left.
+    fn lost_ownership(&mut self) {
+        tracing::info!(projection = P::NAME, build = self.leases.build, "lost segment ownership");
+        self.forget_segments();
+        self.heartbeat.request();
     }
 
-    fn changed(&mut self) {
+    fn owned_changed(&mut self) {
         self.changed = Instant::now();
         self.caught_up = false;
-        let held = &self.held;
-        self.stopped.retain(|segment, _| held.positions.contains_key(segment));
-        self.tell();
+        let owned = &self.owned;
+        self.blocked.retain(|segment, _| owned.positions.contains_key(segment));
+        self.publish();
     }
 
-    fn tell(&self) {
-        self.running.replica.tell(self.leases.build, &self.held);
+    fn publish(&self) {
+        self.running.replica.publish(self.leases.build, &self.owned);
     }
 
-    /// Brings what is held into line with what was seen: takes this replica's share, hands back what is more.
-    async fn arrange(&mut self, seen: &Seen, head: Position) -> Result<(), StoreError> {
-        if seen.begun <= self.changed {
+    /// Acquires this replica's share of the segments, or releases what exceeds it.
+    async fn rebalance(&mut self, view: &ClusterView, head: Position) -> Result<(), StoreError> {
+        if view.begun <= self.changed {
             return Ok(());
         }
-        let Some(build) = seen.builds.get(self.leases.build).filter(|build| build.version == P::VERSION) else {
-            // Retired, or made anew by another release.
-            let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
-            METRICS.projection_parked.record(0, &of);
-            METRICS.projection_stopped.record(0, &of);
-            Self::measure_none(&of);
-            if !self.held.positions.is_empty() {
-                let held = std::mem::take(&mut self.held);
-                self.leases.hand_back(&held).await?;
-                self.drop_all();
+        let Some(build) = view.builds.get(self.leases.build).filter(|build| build.version == P::VERSION) else {
+            // The build is retired, or another release rebuilds it.
+            let labels = self.labels();
+            METRICS.projection_parked.record(0, &labels);
+            METRICS.projection_blocked.record(0, &labels);
+            Self::measure_none(&labels);
+            if !self.owned.positions.is_empty() {
+                let owned = std::mem::take(&mut self.owned);
+                self.leases.release(&owned).await?;
+                self.forget_segments();
             }
             return Ok(());
         };
@@ -229,225 +230,160 @@ impl<P: Projection> Worker<'_, P> {
         self.measure(build, head);
         self.limit = build.limit();
         self.retry_asked = build.retry_asked;
-        self.cut_into = None;
-        // Where one stands it cannot come to where the others are, and these would wait for it.
-        if build.segments != build.wanted && self.limit.is_none() && !build.checkpoints.iter().any(|checkpoint| checkpoint.stopped) {
-            // Brought into one hand first: whoever was at work on a segment, of whatever release, is fenced off.
-            if build.before == 0 {
-                if !self.held.all() {
-                    let taken = self.leases.take_all(build.segments).await?;
-                    tracing::info!(projection = P::NAME, build = self.leases.build, taken = taken.len(), "to be cut anew");
-                    self.held.positions.extend(taken);
-                    self.changed();
-                }
-                self.cut_into = self.held.all().then_some(build.wanted);
-            }
-            return Ok(());
-        }
-        if !build.wanted_by_some && build.before == 0 {
-            // A replica of a release that is gone has asked for it last.
-            self.want().await?;
-        }
-        let share = share(build.segments, build.others + 1, build.before);
-        let mine = self.held.positions.len();
+        let share = share(build.others + 1, build.before);
+        let mine = self.owned.positions.len();
         if mine > share {
-            let mut back = self.held.clone();
-            let mut kept = 0;
-            // The furthest stay: who takes what is behind catches up beside what is live.
-            let mut order: Vec<_> = self.held.positions.iter().map(|(segment, at)| (Reverse(at.position), *segment)).collect();
+            let mut excess = self.owned.clone();
+            // Keep those that are furthest: their new owner would have to catch up beside its live segments.
+            let mut order: Vec<_> = self.owned.positions.iter().map(|(segment, at)| (Reverse(at.applied), *segment)).collect();
             order.sort_unstable();
-            for (_, segment) in order {
-                if kept < share {
-                    kept += 1;
-                    back.positions.remove(&segment);
-                } else {
-                    self.held.positions.remove(&segment);
-                }
+            for (index, (_, segment)) in order.into_iter().enumerate() {
+                let removed_from = if index < share { &mut excess } else { &mut self.owned };
+                removed_from.positions.remove(&segment);
             }
             self.ahead = None;
-            self.leases.hand_back(&back).await?;
-            self.changed();
+            self.leases.release(&excess).await?;
+            self.owned_changed();
         } else if mine < share && build.checkpoints.iter().any(|checkpoint| checkpoint.owner.is_none()) {
             let free = build.checkpoints.iter().filter(|checkpoint| checkpoint.owner.is_none()).count();
-            let taken = self.leases.take(build.segments, share - mine).await?;
-            self.look_at = (taken.len() < free.min(share - mine)).then(|| Instant::now() + LOCKED);
-            if !taken.is_empty() {
+            let acquired = self.leases.acquire(share - mine).await?;
+            self.poll_at = (acquired.len() < free.min(share - mine)).then(|| Instant::now() + LOCKED);
+            if !acquired.is_empty() {
                 self.ahead = None;
-                self.held.positions.extend(taken);
-                self.changed();
+                self.owned.positions.extend(acquired);
+                self.owned_changed();
             }
         }
         Ok(())
     }
 
-    /// What the table says is this replica's: no more, and no less.
+    /// Takes over from the table which segments this replica owns.
     fn adopt(&mut self, build: &Build) {
-        let before = self.held.clone();
-        if self.held.segments != build.segments {
-            self.held.positions.clear();
-        }
-        self.held.segments = build.segments;
-        self.held.serving = build.serving;
+        let before = self.owned.clone();
+        self.owned.serving = build.serving;
         for checkpoint in &build.checkpoints {
             if checkpoint.owner == Some(self.running.replica.id) {
-                self.held.positions.entry(checkpoint.segment).or_insert_with(|| At::stored(checkpoint.position));
+                self.owned.positions.entry(checkpoint.segment).or_insert_with(|| SegmentPosition::stored(checkpoint.position));
             } else {
-                self.held.positions.remove(&checkpoint.segment);
+                self.owned.positions.remove(&checkpoint.segment);
             }
         }
-        if self.held != before {
+        if self.owned != before {
             self.ahead = None;
-            let held = &self.held;
-            self.stopped.retain(|segment, _| held.positions.contains_key(segment));
-            self.tell();
+            let owned = &self.owned;
+            self.blocked.retain(|segment, _| owned.positions.contains_key(segment));
+            self.publish();
         }
     }
 
-    /// Asks for this release's number of segments.
-    async fn want(&self) -> Result<(), StoreError> {
-        with_timeout(async {
-            let mut connection = PooledConnection::from(self.leases.pool).await?;
-            sqlx::query!(
-                "UPDATE projection SET segments = $3 WHERE name = $1 AND build = $2 AND version = $4",
-                P::NAME,
-                self.leases.build,
-                P::SEGMENTS,
-                P::VERSION
-            )
-            .execute(&mut *connection)
-            .await?;
-            connection.done();
-            Ok(())
-        })
-        .await
-    }
-
-    /// Cuts the build anew where all of it stands at one position.
-    async fn cut(&mut self, segments: i32) -> Result<(), StoreError> {
-        let Some(at) = self.held.lowest() else { return Ok(()) };
-        if self.leases.cut(&self.held, at, segments).await? {
-            tracing::info!(projection = P::NAME, build = self.leases.build, position = %at, segments, "cut anew");
-            self.held.segments = segments;
-            self.held.positions = (0..segments).map(|segment| (segment, At::stored(at))).collect();
-            self.ahead = None;
-            self.changed();
-        } else {
-            self.drop_all();
-        }
-        self.alive.look();
-        Ok(())
-    }
-
-    /// The log is never behind what was applied of it, unless it was restored.
-    async fn check(&self, head: Position) -> Result<(), StoreError> {
-        if let Some(highest) = self.held.highest()
+    /// Fails if the log ends before what was applied: then the log was restored.
+    async fn check_head(&self, head: Position) -> Result<(), StoreError> {
+        if let Some(highest) = self.owned.highest()
             && highest > head
             && highest > self.running.store.head().await?
         {
             return Err(StoreError::Reset(format!(
-                "{} has applied it up to {highest}, and it ends before that; restore both, or make the projection anew",
+                "{} has applied it up to {highest}, but it ends before that. Restore the read models too, or rebuild them",
                 P::NAME
             )));
         }
         Ok(())
     }
 
+    fn labels(&self) -> [KeyValue; 2] {
+        [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)]
+    }
+
     fn measure(&self, build: &Build, head: Position) {
-        let of = [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)];
-        METRICS.projection_segments.record(u64::try_from(self.held.positions.len()).unwrap_or_default(), &of);
-        METRICS.projection_stopped.record(u64::try_from(self.stopped.len()).unwrap_or_default(), &of);
-        METRICS.projection_parked.record(u64::try_from(build.parked).unwrap_or_default(), &of);
-        let Some(lowest) = self.held.lowest() else { return Self::measure_none(&of) };
-        METRICS.projection_position.record(lowest.0, &of);
-        METRICS.projection_lag.record((head.0 - lowest.0).max(0), &of);
-        let mine = build.checkpoints.iter().filter(|checkpoint| self.held.positions.contains_key(&checkpoint.segment));
-        let lag = mine.map(|checkpoint| checkpoint.lag).max().unwrap_or_default();
-        METRICS.projection_lag_seconds.record(lag.as_secs_f64(), &of);
+        let labels = self.labels();
+        METRICS.projection_segments.record(u64::try_from(self.owned.positions.len()).unwrap_or_default(), &labels);
+        METRICS.projection_blocked.record(u64::try_from(self.blocked.len()).unwrap_or_default(), &labels);
+        METRICS.projection_parked.record(u64::try_from(build.parked).unwrap_or_default(), &labels);
+        let Some(lowest) = self.owned.lowest() else { return Self::measure_none(&labels) };
+        METRICS.projection_position.record(lowest.0, &labels);
+        METRICS.projection_lag.record((head.0 - lowest.0).max(0), &labels);
+        let mine = build.checkpoints.iter().filter(|checkpoint| self.owned.positions.contains_key(&checkpoint.segment));
+        let age = mine.map(|checkpoint| checkpoint.lag).max().unwrap_or_default();
+        METRICS.projection_lag_age.record(age.as_secs_f64(), &labels);
     }
 
-    /// Of a build of which nothing is held here: what was measured when there was is not so any more.
-    fn measure_none(of: &[KeyValue]) {
-        METRICS.projection_segments.record(0, of);
-        METRICS.projection_lag.record(0, of);
-        METRICS.projection_lag_seconds.record(0.0, of);
+    /// Resets the gauges of a build without owned segments.
+    fn measure_none(labels: &[KeyValue]) {
+        METRICS.projection_segments.record(0, labels);
+        METRICS.projection_lag.record(0, labels);
+        METRICS.projection_lag_age.record(0.0, labels);
     }
 
-    /// Where the segments stand that go on: all but those that stand before an event, until they are to be tried again.
-    fn going(&self) -> impl Iterator<Item = (i32, Position)> {
+    /// The owned segments with their positions, without those that are blocked until their next retry.
+    fn ready(&self) -> impl Iterator<Item = (i32, Position)> {
         let now = Instant::now();
-        let goes = move |segment: &i32| self.stopped.get(segment).is_none_or(|stopped| stopped.until <= now);
-        self.held.positions.iter().filter(move |(segment, _)| goes(segment)).map(|(segment, at)| (*segment, at.position))
+        let is_ready = move |segment: &i32| self.blocked.get(segment).is_none_or(|blocked| blocked.until <= now);
+        self.owned.positions.iter().filter(move |(segment, _)| is_ready(segment)).map(|(segment, at)| (*segment, at.applied))
     }
 
-    /// The next positions to apply: those after the segments that are furthest behind, up to where the next ones stand. So those join them
-    /// there, and each position of the log is read once.
+    /// Returns the next positions to apply: from the segments that are furthest behind to the position of the next ones. There they join,
+    /// so each position of the log is read once.
     fn next(&self, head: Position) -> Option<RangeInclusive<Position>> {
-        let (_, from) = self.going().min_by_key(|(_, position)| *position)?;
-        let end = if self.cut_into.is_some() { self.held.highest()? } else { self.limit.map_or(head, |limit| limit.min(head)) };
-        let joined = self.going().map(|(_, position)| position).filter(|position| *position > from).min().unwrap_or(end);
-        // What stands is tried with the event before which it does.
-        let stands = self.going().any(|(segment, position)| position == from && self.stopped.contains_key(&segment));
+        let (_, from) = self.ready().min_by_key(|(_, position)| *position)?;
+        let end = self.limit.map_or(head, |limit| limit.min(head));
+        let joined = self.ready().map(|(_, position)| position).filter(|position| *position > from).min().unwrap_or(end);
+        let retries = self.ready().any(|(segment, position)| position == from && self.blocked.contains_key(&segment));
         let window = match &self.ahead {
-            _ if stands => 1,
-            // It is read already.
+            // Only the event that blocks the segment.
+            _ if retries => 1,
+            // This batch is already read.
             Some(ahead) if ahead.from == from => ahead.to.0 - from.0,
-            _ => self.window_at(from, head),
+            _ => self.batch_size(),
         };
         let to = Position((from.0 + window).min(joined.0).min(end.0));
         (to > from).then_some(from..=to)
     }
 
-    /// Somebody appends, this build is further behind than a batch, and nobody waits for it to come to a position.
-    fn gives_way(&self, from: Position, head: Position) -> bool {
-        let is_waited_for = self.limit.is_some() || self.cut_into.is_some();
-        !is_waited_for && from.0 + self.running.settings.batch < head.0 && self.running.store.head_watcher().grows()
+    /// Whether to leave time to commands: they append, this build gains on the log all the same, and nobody waits for it.
+    fn is_beside_commands(&self) -> bool {
+        self.gains && self.limit.is_none() && self.running.store.head_watcher().grows()
     }
 
-    /// What a batch after this position takes at the most.
-    fn window_at(&self, from: Position, head: Position) -> i64 {
-        let takes = if self.gives_way(from, head) { self.courtesy.takes() } else { None };
-        takes.map_or(self.window, |little| self.window.min(little))
+    /// The most positions of the next batch.
+    fn batch_size(&self) -> i64 {
+        if self.is_beside_commands() { self.window.min(BESIDE_COMMANDS) } else { self.window }
     }
 
-    /// Applies what is between two positions to the segments that stand at the first of them.
+    /// Applies a range of positions to the segments that are at its start.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let begun = Instant::now();
         let (from, to) = range.into_inner();
-        self.courtesy.look(head);
-        let active: Vec<i32> = self.going().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
+        let lag = head.0 - from.0;
+        self.gains = lag < std::mem::replace(&mut self.lag, lag);
+        let active: Vec<i32> = self.ready().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to == to => ahead.reading.await.unwrap_or(Err(StoreError::Closed))?,
             _ => batch::read::<P>(&self.running.store, &self.running.types, from, to).await?,
         };
-        self.courtesy.wrote(!batch.is_empty());
-        // Where there is as much again, it is read while this one is written. Where there is less it grows in that time.
-        let after = Position(to.0 + self.window_at(to, head));
-        if after <= head && active.len() == self.held.positions.len() && self.cut_into.is_none() {
+        // Read the next batch while this one is written, if the log has a whole one.
+        let after = Position(to.0 + self.batch_size());
+        if after <= head && active.len() == self.owned.positions.len() {
             let (store, types) = (self.running.store.clone(), self.running.types.clone());
             let reading = tokio::spawn(async move { batch::read::<P>(&store, &types, to, after).await });
             self.ahead = Some(Ahead { from: to, to: after, reading: AbortOnDropHandle::new(reading) });
         }
-        // What is none of this projection's moves no checkpoint: the heartbeat writes that down. What is another segment's does, for who
-        // waits for all segments would wait for the heartbeat.
+        // If no event is the projection's, the heartbeat stores the position. If events are another segment's, the checkpoint moves now:
+        // a query about all keys waits for every segment.
         let written = !batch.is_empty();
-        let mut turn = None;
-        let mut rest = Duration::ZERO;
+        let mut sleeps = Duration::ZERO;
         if written {
-            batch.keep::<P>(&active, self.held.segments);
-            let alone = to.0 - from.0 == 1;
-            let gives_way = self.gives_way(to, head);
-            turn = if gives_way { self.running.replicas.turn_to_catch_up().await } else { None };
+            batch.keep::<P>(&active);
+            let is_alone = to.0 - from.0 == 1;
             let writing = Instant::now();
             match self.apply(&mut batch, &active, from, to).await {
-                Ok(Applied::Whole) if gives_way => rest = self.courtesy.rest(to.0 - from.0, writing.elapsed()),
                 Ok(Applied::Whole) => {
-                    self.courtesy.owes_nothing();
-                    if to >= head {
-                        rest = self.courtesy.gathers();
+                    // Leaves half of the time to commands.
+                    if batch.events.len() >= MANY && self.is_beside_commands() {
+                        sleeps = writing.elapsed().min(LONGEST_SLEEP);
                     }
                 }
                 Ok(Applied::Lost) => {
-                    self.lost();
+                    self.lost_ownership();
                     return Ok(());
                 }
                 Ok(Applied::UpTo(position)) => {
@@ -455,33 +391,30 @@ impl<P: Projection> Worker<'_, P> {
                     self.window = position.0 - from.0;
                     return Ok(());
                 }
-                Ok(Applied::Refused(error)) | Err(error) if !alone && took_too_long(&error) => {
+                Ok(Applied::Failed(error)) | Err(error) if !is_alone && took_too_long(&error) => {
                     self.narrow((to.0 - from.0) / 2, from, &error);
                     return Ok(());
                 }
-                // Down to the event that cannot be applied.
-                Ok(Applied::Refused(error)) if !alone && !error.is_unavailable() => {
+                // Narrow down to the event that fails.
+                Ok(Applied::Failed(error)) if !is_alone && !error.is_unavailable() => {
                     self.narrow((to.0 - from.0) / 10, from, &error);
                     return Ok(());
                 }
-                Ok(Applied::Refused(error)) if !error.is_unavailable() => {
+                Ok(Applied::Failed(error)) if !error.is_unavailable() => {
                     self.ahead = None;
-                    drop(turn);
                     return self.cannot_apply(&batch, &active, from, to, error).await;
                 }
-                Ok(Applied::Refused(error)) | Err(error) => return Err(error),
+                Ok(Applied::Failed(error)) | Err(error) => return Err(error),
             }
         }
-        // A size that was not tried is not known to be one that goes.
+        // Grow only after a batch of the full size succeeded.
         if to.0 - from.0 >= self.window {
             self.window = (self.window * 2).min(self.running.settings.batch);
         }
         self.reached(&active, to, written);
         if written {
-            // Within its turn: who works while another rests leaves nothing to the commands.
-            sleep(rest).await;
-            drop(turn);
-            self.running.settings.slow_down(batch.events.len(), begun).await;
+            sleep(sleeps).await;
+            self.running.settings.throttle(batch.events.len(), begun).await;
         }
         Ok(())
     }
@@ -489,29 +422,29 @@ impl<P: Projection> Worker<'_, P> {
     fn narrow(&mut self, window: i64, from: Position, error: &StoreError) {
         self.ahead = None;
         self.window = window.max(1);
-        tracing::warn!(projection = P::NAME, after = %from, error = error as &dyn std::error::Error, "a batch could not be applied: trying smaller ones");
+        let build = self.leases.build;
+        tracing::warn!(projection = P::NAME, build, after = %from, batch = self.window, error = error as &dyn std::error::Error, "batch failed, retrying in smaller ones");
     }
 
-    /// Segments have come to a position, and it is written down or nothing was to be.
+    /// Records that segments have reached a position. `written`: the checkpoints were moved.
     fn reached(&mut self, segments: &[i32], to: Position, written: bool) {
         self.written |= written;
         for segment in segments {
-            self.stopped.remove(segment);
-            if let Some(at) = self.held.positions.get_mut(segment) {
-                at.position = to;
+            self.blocked.remove(segment);
+            if let Some(at) = self.owned.positions.get_mut(segment) {
+                at.applied = to;
                 if written {
                     at.stored = to;
                 }
             }
         }
-        self.tell();
-        if written && self.held.serving {
+        self.publish();
+        if written && self.owned.serving {
             self.running.applied.send_replace(to);
         }
     }
 
-    /// An event fails alone. It parks its key, and the rest goes on; where it has none, or is not what is at fault, the segments that it
-    /// fails in stand before it, and the others go on.
+    /// Handles an event that fails alone: parks its key. If it has no key, or is not at fault itself, blocks the segments in which it fails.
     async fn cannot_apply(
         &mut self,
         batch: &Batch<P::Event>,
@@ -521,15 +454,15 @@ impl<P: Projection> Worker<'_, P> {
         error: StoreError,
     ) -> Result<(), StoreError> {
         let mut error = Some(error);
-        if let (Some(key), Some(poison)) = (batch.key::<P>(), error.as_ref().filter(|error| batch::is_poison(error))) {
-            match self.parking().park(key, poison, active, from, to).await? {
+        if let (Some(key), Some(error)) = (batch.key::<P>(), error.as_ref().filter(|error| batch::is_events_fault(error))) {
+            match self.parking().park(key, error, active, from, to).await? {
                 parking::Parked::Whole => {
                     METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
                     self.reached(active, to, true);
                     return Ok(());
                 }
                 parking::Parked::Lost => {
-                    self.lost();
+                    self.lost_ownership();
                     return Ok(());
                 }
                 parking::Parked::TooMany => {}
@@ -537,64 +470,58 @@ impl<P: Projection> Worker<'_, P> {
         }
         for segment in active {
             let error = match error.take() {
-                // It was tried with this one alone.
+                // The event was already tried in this segment alone.
                 Some(error) if active.len() == 1 => error,
                 _ => {
                     let mut batch = batch.clone();
-                    batch.keep::<P>(&[*segment], self.held.segments);
+                    batch.keep::<P>(&[*segment]);
                     match self.apply(&mut batch, &[*segment], from, to).await? {
                         Applied::Whole => {
                             self.reached(&[*segment], to, true);
                             continue;
                         }
-                        Applied::Refused(error) if !error.is_unavailable() => error,
-                        Applied::Refused(error) => return Err(error),
+                        Applied::Failed(error) if !error.is_unavailable() => error,
+                        Applied::Failed(error) => return Err(error),
                         Applied::Lost | Applied::UpTo(_) => {
-                            self.lost();
+                            self.lost_ownership();
                             return Ok(());
                         }
                     }
                 }
             };
-            match self.leases.stop(&self.held, *segment, to, &batch::words(&error)).await? {
+            match self.leases.block(*segment, to, &batch::describe(&error)).await? {
                 None => {
-                    self.lost();
+                    self.lost_ownership();
                     return Ok(());
                 }
                 Some(true) => {
                     let mut nothing = Batch::default();
                     if !matches!(self.apply(&mut nothing, &[*segment], from, to).await?, Applied::Whole) {
-                        self.lost();
+                        self.lost_ownership();
                         return Ok(());
                     }
-                    tracing::warn!(projection = P::NAME, build = self.leases.build, segment, position = %to, "skipped, as an operator decided");
+                    tracing::warn!(projection = P::NAME, build = self.leases.build, segment, position = %to, "skipped event as an operator decided");
                     self.reached(&[*segment], to, true);
                 }
                 Some(false) => {
                     METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
-                    tracing::error!(
-                        projection = P::NAME,
-                        build = self.leases.build,
-                        segment,
-                        position = %to,
-                        error = &error as &dyn std::error::Error,
-                        "the event cannot be applied: the segment stands before it, and tries again"
-                    );
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(projection = P::NAME, build = self.leases.build, segment, position = %to, error, "segment blocked by an event");
                     let max = self.running.settings.max_backoff;
-                    let pause = self.stopped.get(segment).map_or(Backoff::FIRST, |stopped| stopped.pause);
-                    self.stopped.insert(*segment, Stopped { until: Instant::now() + pause, pause: (pause * 2).min(max) });
+                    let pause = self.blocked.get(segment).map_or(Backoff::FIRST, |blocked| blocked.pause);
+                    self.blocked.insert(*segment, Blocked { until: Instant::now() + pause, pause: (pause * 2).min(max) });
                 }
             }
         }
         Ok(())
     }
 
-    /// Applies a batch and moves the checkpoints, both or neither. What is a parked key's queues.
+    /// Applies a batch and moves the checkpoints, both or neither. Events of parked keys go to their queues.
     async fn apply(&self, batch: &mut Batch<P::Event>, active: &[i32], from: Position, to: Position) -> Result<Applied, StoreError> {
         if batch.is_empty() {
             return with_timeout(async {
                 let mut connection = PooledConnection::from(self.leases.pool).await?;
-                let advanced = self.leases.advance(&mut connection, &self.held, active, from, to).await?;
+                let advanced = self.leases.advance(&mut connection, &self.owned, active, from, to).await?;
                 connection.done();
                 Ok(if advanced.moved { Applied::Whole } else { Applied::Lost })
             })
@@ -603,37 +530,37 @@ impl<P: Projection> Worker<'_, P> {
         let span = tracing::info_span!("project", otel.name = format!("project {}", P::NAME), events = batch.events.len(), position = %to);
         trace::follow(&span, batch.events.iter().map(|event| event.metadata.traceparent.as_deref()));
         let applying = with_timeout_of(BATCH_TIMEOUT, async {
-            let mut lent = PooledConnection::from(self.leases.pool).await?;
-            let mut transaction = lent.begin().await?;
-            // First, for it is also the fence: who lost a segment waits for nobody and writes nothing.
-            let advanced = self.leases.advance(&mut transaction, &self.held, active, from, to).await?;
+            let mut pooled = PooledConnection::from(self.leases.pool).await?;
+            let mut transaction = pooled.begin().await?;
+            // First, because it is the fence: a replica that lost a segment waits for no lock and writes nothing.
+            let advanced = self.leases.advance(&mut transaction, &self.owned, active, from, to).await?;
             let mut applied = if advanced.moved { Applied::Whole } else { Applied::Lost };
             if advanced.moved {
-                match batch.sort::<P>(&advanced.parked, active, self.held.segments) {
+                match batch.sort::<P>(&advanced.parked, active) {
                     Sorted::Queue(queue) => self.leases.queue(&mut transaction, &queue).await?,
-                    Sorted::Unreadable(_, error) if to.0 - from.0 == 1 => applied = Applied::Refused(error),
-                    // What comes before it first; else it alone.
+                    Sorted::Unreadable(_, error) if to.0 - from.0 == 1 => applied = Applied::Failed(error),
+                    // First the events before it, then the event alone.
                     Sorted::Unreadable(position, _) => applied = Applied::UpTo(Position((position.0 - 1).max(from.0 + 1))),
                 }
             }
             if matches!(applied, Applied::Whole) && !batch.events.is_empty() {
                 let connection: &mut PgConnection = &mut transaction;
                 if let Err(error) = self.running.projection.apply(connection, &batch.events).await {
-                    applied = Applied::Refused(error.into());
+                    applied = Applied::Failed(error.into());
                 }
             }
             match applied {
-                // A constraint may be checked as late as here.
+                // A deferred constraint fails at the commit.
                 Applied::Whole => {
                     if let Err(error) = transaction.commit().await {
-                        return Ok(Applied::Refused(error.into()));
+                        return Ok(Applied::Failed(error.into()));
                     }
                 }
-                // The connection is of no use any more, and its error says why.
-                Applied::Refused(error) if error.is_unavailable() => return Ok(Applied::Refused(error)),
+                // The connection is broken. Its error says why, a rollback's would not.
+                Applied::Failed(error) if error.is_unavailable() => return Ok(Applied::Failed(error)),
                 _ => transaction.rollback().await?,
             }
-            lent.done();
+            pooled.done();
             Ok(applied)
         });
         let applied = applying.instrument(span).await?;

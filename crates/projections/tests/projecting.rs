@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
-    cell::Cell,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,6 +23,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+fn cart(event: &CartStream) -> Option<Uuid> {
+    match event {
+        CartStream::CartCreated { cart_id }
+        | CartStream::ItemAdded { cart_id, .. }
+        | CartStream::ItemRemoved { cart_id, .. }
+        | CartStream::CartCleared { cart_id }
+        | CartStream::ItemArchived { cart_id, .. }
+        | CartStream::CartSubmitted { cart_id, .. } => Some(cart_id.uuid()),
+    }
+}
+
 /// Keeps each event's position; a second time would break the primary key.
 #[derive(Clone, Default)]
 struct Positions {
@@ -41,10 +51,9 @@ impl Projection for Positions {
     type Event = CartStream;
     const NAME: &'static str = "carts_with_products";
     const TABLES: &'static [&'static str] = &["carts_with_products"];
-    const SEGMENTS: i32 = 1;
 
-    fn key(_: &CartStream) -> Option<Uuid> {
-        None
+    fn key(event: &CartStream) -> Option<Uuid> {
+        cart(event)
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
@@ -87,7 +96,7 @@ impl Running {
         let settings = Settings { lease: Duration::from_millis(600), batch: 3, ..settings };
         let ran = projection.clone();
         let running = tokio::spawn(async move {
-            projections.run(ran, settings, Arc::default(), CancellationToken::new()).await.unwrap();
+            projections.run(ran, settings, CancellationToken::new()).await.unwrap();
         });
         Self(running, projection)
     }
@@ -117,21 +126,23 @@ async fn owner(log: &TestLog<DomainEvent>) -> Option<Uuid> {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn one_of_several_processes_works_a_projection_and_another_takes_over_when_it_dies() {
     let log = TestLog::<DomainEvent>::create().await;
     let first = Running::start(&log, Positions::default());
-    eventually("the first holds it", || async { owner(&log).await }).await;
-    let second = Running::start(&log, Positions::default());
+    eventually("the first owns the segments", || async { owner(&log).await }).await;
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 4).await;
-    assert_eq!((first.applied(), second.applied()), (4, 0));
+    let second = Running::start(&log, Positions::default());
+    assert_eq!(first.applied(), 4);
     first.0.abort();
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 8).await;
-    assert_eq!((first.applied(), second.applied()), (4, 4));
+    assert_eq!((first.applied() + second.applied(), second.applied() > 0), (8, true));
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn processes_that_die_over_and_over_lose_and_double_nothing() {
     let log = TestLog::<DomainEvent>::create().await;
     for round in 1..=8 {
@@ -147,6 +158,7 @@ async fn processes_that_die_over_and_over_lose_and_double_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn what_goes_wrong_after_something_was_done_is_tried_again_soon_however_often_that_happens() {
     let log = TestLog::<DomainEvent>::create().await;
     // Doubled each time, the pause would be longer than the test waits.
@@ -161,6 +173,7 @@ async fn what_goes_wrong_after_something_was_done_is_tried_again_soon_however_of
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_process_that_was_fenced_off_writes_nothing() {
     let log = TestLog::<DomainEvent>::create().await;
     let running = Running::start(&log, Positions::default());
@@ -168,7 +181,7 @@ async fn a_process_that_was_fenced_off_writes_nothing() {
     until_rows(&log, 4).await;
     // Another has it now, and holds it for long.
     let other = "WITH other AS (
-                     INSERT INTO replica VALUES ('carts_with_products', gen_random_uuid(), 1, 1, clock_timestamp() + interval '1 hour')
+                     INSERT INTO replica VALUES ('carts_with_products', gen_random_uuid(), 1, clock_timestamp() + interval '1 hour')
                      RETURNING id
                  )
                  UPDATE checkpoint SET owner = other.id FROM other";
@@ -183,6 +196,7 @@ async fn a_process_that_was_fenced_off_writes_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gone() {
     let log = TestLog::<DomainEvent>::create().await;
     let projection = Positions::default();
@@ -196,6 +210,7 @@ async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gon
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
     let log = TestLog::<DomainEvent>::create().await;
     let database = log.database.options();
@@ -208,7 +223,7 @@ async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
     let (projection, stop) = (Positions { slow: 20, ..Positions::default() }, CancellationToken::new());
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let projections = Projections::new(store);
-    let running = tokio::spawn(projections.run(projection.clone(), Settings::default(), Arc::default(), stop.clone()));
+    let running = tokio::spawn(projections.run(projection.clone(), Settings::default(), stop.clone()));
     until_rows(&log, 60).await;
     assert_eq!(projection.applied.load(Ordering::SeqCst), 60);
     stop.cancel();
@@ -216,6 +231,7 @@ async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_projection_ahead_of_the_log_stands_still() {
     let log = TestLog::<DomainEvent>::create().await;
     let first = Running::start(&log, Positions::default());
@@ -231,168 +247,75 @@ async fn a_projection_ahead_of_the_log_stands_still() {
     assert!(!second.0.is_finished());
 }
 
-#[derive(Default)]
-struct Batches {
-    at_work: AtomicUsize,
-    done: AtomicUsize,
-    /// Those that began while another's was at work.
-    beside: AtomicUsize,
-}
-
-/// One of several projections that are behind, whose batches are counted together.
-struct Behind<const N: usize>(Arc<Batches>);
+/// Records when each batch began and its number of events. Each batch takes 20 ms.
+struct Batches(Arc<Mutex<Vec<(Instant, usize)>>>);
 
 #[async_trait]
-impl<const N: usize> Projection for Behind<N> {
-    type Log = DomainEvent;
-    type Event = CartStream;
-    const NAME: &'static str = ["carts_with_products", "cart_items", "inventories"][N];
-    const TABLES: &'static [&'static str] = &[];
-    const SEGMENTS: i32 = 1;
-
-    fn key(_: &CartStream) -> Option<Uuid> {
-        None
-    }
-
-    async fn apply(&self, transaction: &mut PgConnection, _: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
-        let beside = self.0.at_work.fetch_add(1, Ordering::SeqCst) > 0;
-        let waited = sqlx::query("SELECT pg_sleep(0.005)").execute(transaction).await;
-        self.0.at_work.fetch_sub(1, Ordering::SeqCst);
-        self.0.beside.fetch_add(usize::from(beside), Ordering::SeqCst);
-        self.0.done.fetch_add(1, Ordering::SeqCst);
-        waited.map(|_| ())
-    }
-}
-
-/// Of the batches of three projections that are behind, the share that begin while another's is at work.
-async fn share_beside(appended_meanwhile: bool) -> f64 {
-    let log = TestLog::<DomainEvent>::create().await;
-    let cart = Shopping::new();
-    for _ in 0..10 {
-        log.append((0..90).map(|_| cart.cleared())).await;
-    }
-    let done = CancellationToken::new();
-    let appending = tokio::spawn({
-        let (store, done) = (log.store.clone(), done.clone());
-        async move {
-            while appended_meanwhile && !done.is_cancelled() {
-                store.decide(&Add::to(&Shopping::new())).await.unwrap();
-            }
-        }
-    });
-    let batches = Arc::<Batches>::default();
-    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-    let projections = Projections::new(store);
-    let settings = Settings { batch: 3, ..Settings::default() };
-    let running = [
-        tokio::spawn(projections.run(Behind::<0>(batches.clone()), settings.clone(), Arc::default(), done.clone())),
-        tokio::spawn(projections.run(Behind::<1>(batches.clone()), settings.clone(), Arc::default(), done.clone())),
-        tokio::spawn(projections.run(Behind::<2>(batches.clone()), settings, Arc::default(), done.clone())),
-    ];
-    // At least 900 altogether. Until a third of them is done, it may not be known whether anybody appends.
-    let after = async |so_many: usize| {
-        eventually("they go on", || async { (batches.done.load(Ordering::SeqCst) >= so_many).then_some(()) }).await;
-        (batches.done.load(Ordering::SeqCst), batches.beside.load(Ordering::SeqCst))
-    };
-    let (before, then) = (after(300).await, after(700).await);
-    done.cancel();
-    appending.await.unwrap();
-    for running in running {
-        running.await.unwrap().unwrap();
-    }
-    (then.1 - before.1) as f64 / (then.0 - before.0) as f64
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn projections_that_are_behind_go_one_after_the_other_while_commands_append_and_else_side_by_side() {
-    // Not none: on a machine that stands still for a second it looks as if nobody appended. Nor all: each has its own pauses.
-    let (appended, idle) = (share_beside(true).await, share_beside(false).await);
-    assert!(appended < 0.2 && idle > 0.4, "{appended} {idle}");
-}
-
-/// Keeps the sizes of its batches, each of which takes some time.
-struct Sizes(Arc<Mutex<Vec<usize>>>);
-
-#[async_trait]
-impl Projection for Sizes {
+impl Projection for Batches {
     type Log = DomainEvent;
     type Event = CartStream;
     const NAME: &'static str = "cart_items";
     const TABLES: &'static [&'static str] = &[];
 
-    fn key(_: &CartStream) -> Option<Uuid> {
-        None
+    fn key(event: &CartStream) -> Option<Uuid> {
+        cart(event)
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
-        self.0.lock().unwrap().push(batch.len());
-        sqlx::query("SELECT pg_sleep(0.005)").execute(transaction).await.map(drop)
+        self.0.lock().unwrap().push((Instant::now(), batch.len()));
+        sqlx::query("SELECT pg_sleep(0.02)").execute(transaction).await.map(drop)
     }
 }
 
-/// Whether it has come, by the sizes of the batches and how many events were appended.
-type Moment<'a> = &'a dyn Fn(&[usize], i64) -> bool;
-
-/// How many there are that a projection is behind by.
-const BEHIND: usize = 60_000;
-
-/// Of a projection that is far behind and takes 100 positions at the most, while so many events are appended a second: the sizes of its
-/// batches, and how many were appended, at each of these moments.
-async fn catching_up(per_second: u32, moments: &[Moment<'_>]) -> Vec<(Vec<usize>, i64)> {
+/// Lets a projection catch up with 5,000 events, and returns its batches. `beside_commands`: commands append meanwhile.
+async fn catch_up(beside_commands: bool) -> Vec<(Instant, usize)> {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
-    for _ in 0..BEHIND / 1_000 {
+    for _ in 0..5 {
         log.append((0..1_000).map(|_| cart.cleared())).await;
     }
-    let (done, sizes) = (CancellationToken::new(), Arc::<Mutex<Vec<usize>>>::default());
-    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-    let projections = Projections::new(store);
-    let settings = Settings { batch: 100, ..Settings::default() };
-    let running = tokio::spawn(projections.run(Sizes(sizes.clone()), settings, Arc::default(), done.clone()));
-    let (started, appended, mut came) = (Instant::now(), Cell::new(0), vec![]);
-    for moment in moments {
-        let so_far = eventually("the moment has come", || async {
-            let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as i64;
-            if due > appended.get() {
-                log.append((appended.get()..due).map(|_| cart.cleared())).await;
-                appended.set(due);
+    let done = CancellationToken::new();
+    let appending = tokio::spawn({
+        let (store, done) = (log.store.clone(), done.clone());
+        async move {
+            while beside_commands && !done.is_cancelled() {
+                store.decide(&Add::to(&Shopping::new())).await.unwrap();
             }
-            let sizes = sizes.lock().unwrap();
-            moment(&sizes, due).then(|| (sizes.clone(), due))
-        });
-        came.push(so_far.await);
+        }
+    });
+    let batches = Arc::<Mutex<Vec<(Instant, usize)>>>::default();
+    let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
+    let projections = Projections::new(store.clone());
+    if beside_commands {
+        eventually("the appends are noticed", || async { store.head_watcher().grows().then_some(()) }).await;
     }
-    let applied: usize = sizes.lock().unwrap().iter().sum();
-    assert!(applied < BEHIND, "it was still behind");
+    let running = tokio::spawn(projections.run(Batches(batches.clone()), Settings::default(), done.clone()));
+    eventually("it has caught up", || async {
+        (batches.lock().unwrap().iter().map(|batch| batch.1).sum::<usize>() >= 5_000).then_some(())
+    })
+    .await;
     done.cancel();
+    appending.await.unwrap();
     running.await.unwrap().unwrap();
-    came
+    let batches = batches.lock().unwrap();
+    batches.clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_is_behind_takes_all_that_it_can_where_little_is_appended() {
-    for per_second in [0, 50] {
-        let whole = |sizes: &[usize], _: i64| sizes.iter().rev().take_while(|size| **size == 100).count() >= 50;
-        catching_up(per_second, &[&whole]).await;
-    }
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn catching_up_takes_whole_batches_without_appends() {
+    let batches = catch_up(false).await;
+    assert_eq!(batches.iter().map(|batch| batch.1).collect::<Vec<_>>(), [5_000]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_is_behind_takes_no_more_than_gains_on_the_log_while_commands_append() {
-    // It could apply three times as many in batches of 10. The first second is for it to see how much is appended.
-    let came = catching_up(500, &[&|_, appended| appended >= 500, &|_, appended| appended >= 2_000]).await;
-    let [(first, appended_first), (then, appended_then)] = &came[..] else { panic!("{came:?}") };
-    let applied: usize = then[first.len()..].iter().sum();
-    let for_each_appended = applied as f64 / (appended_then - appended_first) as f64;
-    assert!((1.1..1.8).contains(&for_each_appended), "{for_each_appended}: {then:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_projection_that_is_behind_takes_as_much_at_a_time_as_it_needs_to_gain_on_the_log() {
-    // More than in batches of 10, and less than in those of 100.
-    let grown = |sizes: &[usize], _: i64| sizes.iter().rev().take(20).filter(|size| **size > 10).count() >= 15;
-    let came = catching_up(5_000, &[&grown]).await;
-    assert!(came[0].0.contains(&10), "it began with little: {came:?}");
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn catching_up_leaves_half_of_the_time_to_appends() {
+    let batches = catch_up(true).await;
+    // On a slow machine the appends may pause for longer than the projection notices.
+    let small = batches.iter().filter(|batch| batch.1 <= 500).count();
+    let slept = batches.windows(2).filter(|pair| pair[1].0 - pair[0].0 >= Duration::from_millis(40)).count();
+    assert!(small * 10 >= batches.len() * 8 && slept * 10 >= (batches.len() - 1) * 7, "{batches:?}");
 }
 
 struct Asking;
@@ -419,7 +342,7 @@ impl Projection for Asking {
                 metadata: Metadata::default(),
             })
             .collect();
-        todo::ask(transaction, Self::NAME, &todos).await
+        todo::enqueue(transaction, Self::NAME, &todos).await
     }
 }
 
@@ -428,6 +351,7 @@ async fn status(log: &TestLog<DomainEvent>, key: &str) -> (String, i32) {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn to_dos_are_asked_for_once_a_key_and_done_by_another_when_a_worker_dies_and_kept_when_they_fail() {
     let log = TestLog::<DomainEvent>::create().await;
     log.append(Shopping::new().with_items(3)).await;

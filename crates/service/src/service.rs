@@ -10,13 +10,10 @@ use std::{
 
 use actix_web::web::Data;
 use anyhow::Context;
-use event_store::{EventStore, LogEvent, Position, StoreSettings};
-use projections::{Projection, Projections, rebuild};
+use event_store::{EventStore, LogEvent, StoreSettings};
+use projections::{Automation, Projection, Projections, rebuild};
 use sqlx::postgres::PgConnectOptions;
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use utoipa::openapi::OpenApi;
@@ -150,17 +147,7 @@ impl Service {
         projection: P,
         is_rebuilt: bool,
     ) -> Self {
-        let (projections, registered, settings) = (projections.clone(), projections.clone(), settings.clone());
-        let service = self.ready_when(P::NAME, move || {
-            let projections = registered.clone();
-            async move {
-                match projections.registered(P::NAME).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err("its first start".to_owned()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-        });
+        let (service, settings, projections) = (self.ready_when_registered::<P>(projections), settings.clone(), projections.clone());
         service.background(P::NAME, move |shutdown: CancellationToken| async move {
             while is_rebuilt && projections.store().wait_ready(&shutdown).await.is_ok() {
                 match rebuild::<P>(projections.store().pool()).await {
@@ -171,8 +158,31 @@ impl Service {
                     }
                 }
             }
-            let applied = Arc::new(watch::Sender::new(Position::START));
-            Ok(projections.run(projection, settings, applied, shutdown).await?)
+            Ok(projections.run(projection, settings, shutdown).await?)
+        })
+    }
+
+    /// Runs an automation in the background, and `/ready` waits until it is registered.
+    #[must_use]
+    pub fn automation<A: Automation>(self, projections: &Projections<A::Log>, settings: &projections::Settings, automation: A) -> Self {
+        let running = projections.clone();
+        let settings = settings.clone();
+        self.ready_when_registered::<A>(projections).background(A::NAME, move |shutdown: CancellationToken| async move {
+            Ok(running.run_automation(automation, settings, shutdown).await?)
+        })
+    }
+
+    fn ready_when_registered<P: Projection>(self, projections: &Projections<P::Log>) -> Self {
+        let projections = projections.clone();
+        self.ready_when(P::NAME, move || {
+            let projections = projections.clone();
+            async move {
+                match projections.registered(P::NAME).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err("its first start".to_owned()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
         })
     }
 

@@ -211,7 +211,7 @@ impl Shop {
     /// Takes the log's lock: whoever wants to append waits until it is let go.
     pub async fn lock(&self) -> Transaction<'static, Postgres> {
         let mut lock = self.pool.begin().await.unwrap();
-        sqlx::query("SELECT event_lock()").execute(&mut *lock).await.unwrap();
+        sqlx::query("SELECT lock_log()").execute(&mut *lock).await.unwrap();
         lock
     }
 

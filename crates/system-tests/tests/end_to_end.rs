@@ -83,7 +83,7 @@ async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behin
     messages.push((product, json!({"product_uuid": product, "inventory": 7})));
     shop.produce("inventories", &messages).await;
     shop.until_count("InventoryChanged", 1).await;
-    let offsets: i64 = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM translation_offset").fetch_one(&shop.pool).await.unwrap();
+    let offsets: i64 = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM source_offset").fetch_one(&shop.pool).await.unwrap();
     assert_eq!(offsets, 6);
     shop.stop().await;
 }
@@ -700,7 +700,7 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
     let asked = tokio::spawn(reqwest::get(format!("{}/{cart}/cartitemsfromdb?min_position=1000000&timeout=30", shop.url(PROJECTIONS))));
     eventually("it is in hand", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event = 'relation' AND query LIKE 'SELECT k.key FROM parked k JOIN%'";
+                       WHERE datname = current_database() AND wait_event = 'relation' AND query LIKE 'SELECT k.key FROM parked_key k JOIN%'";
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&shop.pool).await.unwrap() > 0).then_some(())
     })
     .await;

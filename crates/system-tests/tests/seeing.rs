@@ -274,7 +274,7 @@ async fn one_trace_leads_from_the_clients_request_to_the_published_message_and_t
         producer.send(record, Duration::from_secs(10)).await.unwrap();
         // Alone in its batch: one of several is linked to.
         eventually("the message is translated", || async {
-            let offset: Option<i64> = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM translation_offset WHERE topic = $1")
+            let offset: Option<i64> = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM source_offset WHERE topic = $1")
                 .bind(&topic)
                 .fetch_one(&shop.pool)
                 .await

@@ -49,7 +49,7 @@ async fn frozen_and_thawed(name: &str, during: DuringTheFreeze) {
 
     // In the middle of its work: its appends wait for the log's lock, and it has read what comes after them.
     let mut lock = shop.log.begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *lock).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *lock).await.unwrap();
     shop.send(300..600).await;
     eventually("its appends wait", async || shop.waiting_appends().await > 0).await;
     shop.send(600..900).await;

@@ -1,10 +1,7 @@
 //! A log of a test's own, with the history it is given.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 
@@ -56,7 +53,7 @@ impl<E: LogEvent> TestLog<E> {
     pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: Settings) {
         let head = self.store.head().await.expect("the log can be read");
         let stop = CancellationToken::new();
-        let running = tokio::spawn(self.projections.run(projection, settings, Arc::default(), stop.clone()));
+        let running = tokio::spawn(self.projections.run(projection, settings, stop.clone()));
         eventually("the projection has applied the log", || async {
             let made = sqlx::query("SELECT FROM projection WHERE name = $1 AND status = 'building'").bind(P::NAME);
             let applied = self.projections.wait(P::NAME, None, head, Duration::from_secs(1)).await;

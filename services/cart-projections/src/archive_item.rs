@@ -1,22 +1,25 @@
 //! Archive Item: a product's price changed, so every item of that product that was in an unsubmitted cart before is archived.
 //!
-//! An automation: it keeps the open items and its to-dos in the transaction that moves its checkpoint, is never made anew, and runs the
-//! command for each to-do.
+//! Its projection keeps the items in unsubmitted carts, and enqueues a to-do for each item when its product's price changes.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId};
 use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State};
 use projections::{
-    Kind, Projection,
+    Automation, Kind, Projection,
     todo::{Outcome, Todo},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// Keeps the open items, and asks for a to-do for each when its product's price changes.
-pub(crate) struct ArchiveItemAutomation;
+/// The automation.
+pub(crate) struct ArchiveItemAutomation {
+    pub(crate) log: EventStore<DomainEvent>,
+}
 
 #[async_trait]
 impl Projection for ArchiveItemAutomation {
@@ -82,7 +85,7 @@ impl Projection for ArchiveItemAutomation {
                         jsonb_build_object('cart_id', o.cart_id, 'item_id', o.item_id, 'price_changed_at', c.position), c.metadata
                  FROM unnest($2::uuid[], $3::bigint[], $4::jsonb[]) AS c(product_id, position, metadata)
                  JOIN archive_item_open_item o ON o.product_id = c.product_id AND o.position < c.position
-                      AND projection_holds(o.cart_id)
+                      AND key_in_scope(o.cart_id)
                  WHERE NOT EXISTS (
                      SELECT FROM unnest($5::uuid[], $6::uuid[], $7::bigint[]) AS l(cart_id, item_id, position)
                      WHERE l.cart_id = o.cart_id AND (l.item_id IS NULL OR l.item_id = o.item_id)
@@ -114,17 +117,27 @@ impl Projection for ArchiveItemAutomation {
     }
 }
 
-/// Runs the command for a to-do.
-pub(crate) async fn attempt(log: EventStore<DomainEvent>, todo: Todo) -> Outcome {
-    let command: ArchiveItem = match todo.payload() {
-        Ok(command) => command,
-        Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
-    };
-    let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
-    match service::command(ArchiveItemAutomation::NAME, log.decide_with(&command, metadata)).await {
-        Ok(_) => Outcome::Done,
-        Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
-        Err(DecideError::Refused(never)) => match never {},
+#[async_trait]
+impl Automation for ArchiveItemAutomation {
+    fn longest_attempt(&self) -> Duration {
+        self.log.settings().command_timeout
+    }
+
+    fn max_backoff(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    async fn attempt(&self, todo: Todo) -> Outcome {
+        let command: ArchiveItem = match todo.payload() {
+            Ok(command) => command,
+            Err(error) => return Outcome::Failed { error: format!("cannot decode the to-do: {error}") },
+        };
+        let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
+        match service::command(Self::NAME, self.log.decide_with(&command, metadata)).await {
+            Ok(_) => Outcome::Done,
+            Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
+            Err(DecideError::Refused(never)) => match never {},
+        }
     }
 }
 
@@ -212,7 +225,7 @@ mod specifications {
             log.append([removed.removed(0), cleared.cleared(), submitted.submitted(1)]).await;
             let changed_at = log.append([cart.price_changed(0)]).await;
             log.append(later.with_items(1)).await;
-            log.project(ArchiveItemAutomation, Settings { batch, ..Settings::default() }).await;
+            log.project(ArchiveItemAutomation { log: log.store.clone() }, Settings { batch, ..Settings::default() }).await;
 
             let mut asked: Vec<ArchiveItem> =
                 sqlx::query_scalar("SELECT payload FROM todo WHERE automation = 'archive_item' ORDER BY position, key")
@@ -267,7 +280,7 @@ mod specifications {
         let log = TestLog::<DomainEvent>::create().await;
         let cart = Shopping::new();
         log.append(cart.with_items(1).chain([cart.price_changed(0)])).await;
-        log.project(ArchiveItemAutomation, Settings::default()).await;
+        log.project(ArchiveItemAutomation { log: log.store.clone() }, Settings::default()).await;
         let todos = async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM todo").fetch_one(log.store.pool()).await.unwrap() };
         assert_eq!(todos().await, 1);
         sqlx::query("DELETE FROM todo").execute(log.store.pool()).await.unwrap();
@@ -275,7 +288,7 @@ mod specifications {
         projections::rebuild::<ArchiveItemAutomation>(log.store.pool()).await.unwrap_err();
         log.project(crate::cart_items::CartItemsProjection, Settings::default()).await;
         log.project(crate::carts_with_products::CartsWithProducts, Settings::default()).await;
-        log.project(ArchiveItemAutomation, Settings::default()).await;
+        log.project(ArchiveItemAutomation { log: log.store.clone() }, Settings::default()).await;
         assert_eq!(todos().await, 0);
     }
 }

@@ -397,7 +397,7 @@ mod specifications {
         let (parked, other) = (Shopping::new(), Shopping::new());
         log.append(parked.with_items(1).chain(other.with_items(1))).await;
         log.project(CartItemsProjection, Settings::default()).await;
-        sqlx::query("INSERT INTO parked (name, build, key, position, error) SELECT 'cart_items', 'projection_a', $1, 2, 'a test'")
+        sqlx::query("INSERT INTO parked_key (name, build, key, position, error) SELECT 'cart_items', 'projection_a', $1, 2, 'a test'")
             .bind(parked.cart_id.uuid())
             .execute(log.store.pool())
             .await

@@ -154,7 +154,8 @@ mod specifications {
         let (parked, other) = (Shopping::new(), Shopping::new());
         log.append(other.with_items(1)).await;
         log.project(CartsWithProducts, Settings::default()).await;
-        let park = "INSERT INTO parked (name, build, key, position, error) VALUES ('carts_with_products', 'projection_a', $1, 2, 'a test')";
+        let park =
+            "INSERT INTO parked_key (name, build, key, position, error) VALUES ('carts_with_products', 'projection_a', $1, 2, 'a test')";
         sqlx::query(park).bind(parked.cart_id.uuid()).execute(log.store.pool()).await.unwrap();
         let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(route)).await;
         let request = test::TestRequest::get().uri(&format!("/cartswithproducts/{}", other.product(0))).to_request();

@@ -7,16 +7,15 @@ mod inventories;
 mod submitted_cart;
 mod unknown_cart;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::process::ExitCode;
 
+use archive_item::ArchiveItemAutomation;
 use cart_events::DomainEvent;
 use cart_items::CartItemsProjection;
 use clap::Parser;
-use event_store::Position;
-use projections::{Projection, todo};
+use projections::Projection;
 use serde::Deserialize;
-use service::{CancellationToken, Fault, Program, Service, Slices, Validate, settings::Whole};
-use tokio::sync::watch;
+use service::{Fault, Program, Service, Slices, Validate, settings::Whole};
 
 static PROGRAM: Program<DomainEvent> = Program {
     name: env!("CARGO_PKG_NAME"),
@@ -55,6 +54,7 @@ struct Settings {
     projection_batch: Whole<1, 100_000>,
     projection_lease_seconds: Whole<1, 60>,
     projection_throttle_events_per_second: Whole<0, 1_000_000>,
+    todo_retention_days: Whole<1, 3_650>,
 }
 
 impl Validate for Settings {}
@@ -66,25 +66,12 @@ fn start(arguments: &Arguments, settings: &Settings, service: Service) -> Result
         batch: i64::from(settings.projection_batch.as_u32()),
         lease: settings.projection_lease_seconds.seconds(),
         throttle: settings.projection_throttle_events_per_second.as_u32(),
+        todo_retention: settings.todo_retention_days.days(),
         ..projections::Settings::default()
     };
     let rebuild: &[&str] = if arguments.reset_cart_items { &[CartItemsProjection::NAME] } else { &[] };
     let service = PROGRAM.run_read_models(service, &projections, &settings, rebuild);
-
-    // Longer than an attempt may take, so that no other process takes the to-do over meanwhile.
-    let lease = service.settings().command_timeout_milliseconds.milliseconds() + Duration::from_secs(3);
-    let archived = Arc::new(watch::Sender::new(Position::START));
-    let asked = archived.subscribe();
-    Ok(service
-        .background(archive_item::ArchiveItemAutomation::NAME, move |shutdown: CancellationToken| async move {
-            Ok(projections.run(archive_item::ArchiveItemAutomation, settings, archived, shutdown).await?)
-        })
-        .background("archive_item to-dos", move |shutdown: CancellationToken| async move {
-            let settings = todo::Settings { lease, max_backoff: Duration::from_secs(5), ..todo::Settings::default() };
-            let attempt = |todo| archive_item::attempt(log.clone(), todo);
-            todo::work(log.pool().clone(), archive_item::ArchiveItemAutomation::NAME, settings, asked, shutdown, attempt).await;
-            Ok(())
-        }))
+    Ok(service.automation(&projections, &settings, ArchiveItemAutomation { log }))
 }
 
 #[cfg(test)]

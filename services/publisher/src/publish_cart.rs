@@ -11,7 +11,7 @@ use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Metadata, Position, Recorded, State};
 use kafka::{CloudEvent, Publisher};
 use projections::{
-    Kind, Projection,
+    Automation, Kind, Projection,
     todo::{self, NewTodo, Outcome, Todo},
 };
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,19 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// Asks for a to-do for each submitted cart.
-pub(crate) struct PublishCartAutomation;
+/// The automation.
+#[derive(Clone)]
+pub(crate) struct PublishCartAutomation {
+    pub(crate) log: EventStore<DomainEvent>,
+    pub(crate) publisher: Publisher,
+    pub(crate) topic: String,
+    /// How long a cart is retried after its first attempt while the broker is away.
+    pub(crate) deadline: Duration,
+    /// The longest time to send a message.
+    pub(crate) message_timeout: Duration,
+    /// The most attempts at once.
+    pub(crate) concurrency: usize,
+}
 
 #[async_trait]
 impl Projection for PublishCartAutomation {
@@ -56,7 +67,7 @@ impl Projection for PublishCartAutomation {
                 }
             })
             .collect();
-        todo::ask(transaction, Self::NAME, &todos).await
+        todo::enqueue(transaction, Self::NAME, &todos).await
     }
 }
 
@@ -75,8 +86,7 @@ struct Submitted {
     message: Message,
     /// When the cart was submitted, in seconds since 1970.
     at: i64,
-    /// The milliseconds of that second; to-dos of a release before this one have none.
-    #[serde(default)]
+    /// The milliseconds of that second.
     millisecond: u16,
 }
 
@@ -86,43 +96,26 @@ impl Submitted {
     }
 }
 
-/// What it takes to publish.
-#[derive(Clone)]
-pub(crate) struct Publishing {
-    pub(crate) log: EventStore<DomainEvent>,
-    pub(crate) publisher: Publisher,
-    pub(crate) topic: String,
-    /// For how long, from the first attempt, a broker that is away is waited for.
-    pub(crate) deadline: Duration,
-    /// The most that one send may take.
-    pub(crate) message_timeout: Duration,
-    /// The most that a read may take, and a decision.
-    pub(crate) command_timeout: Duration,
-}
-
-/// What a lease has beyond the longest attempt: for librdkafka, which looks every second what has timed out, and to write the outcome down.
-const LEASE_RESERVE: Duration = Duration::from_secs(3);
-
-impl Publishing {
-    /// How the to-dos are worked. Nobody else takes one up while an attempt at it may go on: it would send the message once more.
-    pub(crate) fn working(&self, concurrency: usize) -> todo::Settings {
-        todo::Settings { lease: self.longest_attempt() + LEASE_RESERVE, concurrency, ..todo::Settings::default() }
+#[async_trait]
+impl Automation for PublishCartAutomation {
+    fn concurrency(&self) -> usize {
+        self.concurrency
     }
 
-    /// It reads, sends and decides.
+    /// A read, a message and a decision.
     fn longest_attempt(&self) -> Duration {
-        self.command_timeout + self.message_timeout + self.command_timeout
+        let command_timeout = self.log.settings().command_timeout;
+        command_timeout + self.message_timeout + command_timeout
     }
 
-    /// Publishes a to-do's cart, unless that was done.
-    pub(crate) async fn attempt(self, todo: Todo) -> Outcome {
+    async fn attempt(&self, todo: Todo) -> Outcome {
         let submitted: Submitted = match todo.payload() {
             Ok(submitted) => submitted,
-            Err(error) => return Outcome::Failed { error: format!("the to-do cannot be read: {error}") },
+            Err(error) => return Outcome::Failed { error: format!("cannot decode the to-do: {error}") },
         };
         let cart_id = submitted.message.cart_id;
-        // Before sending: after a crash between the log and the to-do, the message is not sent once more.
-        match timeout(self.command_timeout, self.log.read(Publication::of(cart_id))).await {
+        // A crash may have lost the outcome after CartPublished. Then the message is not sent again.
+        match timeout(self.log.settings().command_timeout, self.log.read(Publication::of(cart_id))).await {
             Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
@@ -130,12 +123,12 @@ impl Publishing {
         }
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
         let (decided, outcome) = match self.send(&todo, &submitted).await {
-            Ok(()) => (command(PublishCartAutomation::NAME, self.log.decide_with(&PublishCart { cart_id }, metadata)).await, Outcome::Done),
+            Ok(()) => (command(Self::NAME, self.log.decide_with(&PublishCart { cart_id }, metadata)).await, Outcome::Done),
             Err(error) if !error.is_permanent() && todo.trying_for < self.deadline => return Outcome::Retry { error: error.to_string() },
             Err(error) => {
                 let reason = error.to_string();
-                let give_up = GiveUpPublication { cart_id, reason: reason.clone() };
-                (command(PublishCartAutomation::NAME, self.log.decide_with(&give_up, metadata)).await, Outcome::Failed { error: reason })
+                let fail = FailPublication { cart_id, reason: reason.clone() };
+                (command(Self::NAME, self.log.decide_with(&fail, metadata)).await, Outcome::Failed { error: reason })
             }
         };
         match decided {
@@ -145,7 +138,9 @@ impl Publishing {
             Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
         }
     }
+}
 
+impl PublishCartAutomation {
     async fn send(&self, todo: &Todo, submitted: &Submitted) -> Result<(), kafka::SendError> {
         let json = serde_json::json!(submitted.message).to_string();
         self.publisher
@@ -171,9 +166,9 @@ pub(crate) struct PublishCart {
     cart_id: CartId,
 }
 
-/// The command where the broker was away for too long, or never takes the message.
+/// The command if the broker was away for too long, or rejects the message.
 #[derive(Debug, Clone)]
-pub(crate) struct GiveUpPublication {
+pub(crate) struct FailPublication {
     cart_id: CartId,
     reason: String,
 }
@@ -211,7 +206,7 @@ impl Decision for PublishCart {
     }
 }
 
-impl Decision for GiveUpPublication {
+impl Decision for FailPublication {
     type Event = DomainEvent;
     type StateQuery = Publication;
     type Error = Refused;
@@ -267,8 +262,9 @@ impl State for Publication {
 #[cfg(test)]
 mod specifications {
     use cart_events::examples::Shopping;
+    use event_store::StoreSettings;
     use kafka::{Brokers, PublisherSettings};
-    use projections::Settings;
+    use projections::{Settings, todo_settings};
     use service::CancellationToken;
     use test_support::{TestLog, given};
     use tokio::sync::watch;
@@ -279,8 +275,8 @@ mod specifications {
         DomainEvent::CartPublicationFailed { cart_id: cart.cart_id, reason: "the broker was away".into() }
     }
 
-    fn give_up(cart: &Shopping) -> GiveUpPublication {
-        GiveUpPublication { cart_id: cart.cart_id, reason: "the broker was away".into() }
+    fn fail(cart: &Shopping) -> FailPublication {
+        FailPublication { cart_id: cart.cart_id, reason: "the broker was away".into() }
     }
 
     #[test]
@@ -311,8 +307,8 @@ mod specifications {
     #[test]
     fn fails_a_publication() {
         let cart = Shopping::new();
-        given(cart.with_items(1).chain([cart.submitted(1)])).when(&give_up(&cart)).then([failed(&cart)]);
-        given(cart.with_items(1).chain([cart.submitted(1), failed(&cart)])).when(&give_up(&cart)).then_nothing();
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&fail(&cart)).then([failed(&cart)]);
+        given(cart.with_items(1).chain([cart.submitted(1), failed(&cart)])).when(&fail(&cart)).then_nothing();
     }
 
     #[test]
@@ -329,64 +325,68 @@ mod specifications {
         let published = DomainEvent::CartPublished { cart_id: cart.cart_id };
         let submitted = || cart.with_items(1).chain([cart.submitted(1)]);
         for refused in
-            [given(cart.with_items(1)).when(&PublishCart { cart_id: cart.cart_id }), given(cart.with_items(1)).when(&give_up(&cart))]
+            [given(cart.with_items(1)).when(&PublishCart { cart_id: cart.cart_id }), given(cart.with_items(1)).when(&fail(&cart))]
         {
             refused.then_refused(Refused::NotSubmitted(cart.cart_id));
         }
         for refused in [
             given(submitted().chain([published.clone()])).when(&PublishCart { cart_id: cart.cart_id }),
-            given(submitted().chain([published.clone()])).when(&give_up(&cart)),
+            given(submitted().chain([published.clone()])).when(&fail(&cart)),
         ] {
             refused.then_refused(Refused::AlreadyPublished(cart.cart_id));
         }
     }
 
-    /// A log with a submitted cart, and its to-do.
-    async fn asked(cart: &Shopping) -> TestLog<DomainEvent> {
+    /// Creates a log with a submitted cart and its to-do, and the automation with a broker that is away.
+    async fn enqueued(cart: &Shopping) -> (TestLog<DomainEvent>, PublishCartAutomation) {
         let log = TestLog::create().await;
         log.append(cart.with_items(1).chain([cart.submitted(1)])).await;
-        log.project(PublishCartAutomation, Settings::default()).await;
-        log
+        let automation = automation(log.store.clone());
+        log.project(automation.clone(), Settings::default()).await;
+        (log, automation)
     }
 
-    /// To a broker that is away.
-    fn publishing(log: &TestLog<DomainEvent>) -> Publishing {
+    /// The automation with a broker that is away.
+    fn automation(log: EventStore<DomainEvent>) -> PublishCartAutomation {
         let message_timeout = Duration::from_millis(100);
         let brokers = Brokers::new("127.0.0.1:9", "test");
-        Publishing {
-            log: log.store.clone(),
+        PublishCartAutomation {
+            log,
             publisher: Publisher::new(&PublisherSettings { brokers, message_timeout }).unwrap(),
             topic: "published-carts".into(),
             deadline: Duration::from_secs(3_600),
             message_timeout,
-            command_timeout: Duration::from_secs(5),
+            concurrency: 1,
         }
     }
 
-    /// Works the to-do once, as if it was first tried so long ago, and had been tried so often.
-    async fn attempted(publishing: &Publishing, first: &str, attempts: i32) {
+    fn working(automation: &PublishCartAutomation) -> todo::Settings {
+        todo_settings(automation, Settings::default().todo_retention)
+    }
+
+    /// Attempts the to-do once, as if its first attempt was `first` ago and it had `attempts` attempts.
+    async fn attempt_once(automation: &PublishCartAutomation, first: &str, attempts: i32) {
         let earlier = "UPDATE todo SET attempts = $1, next_attempt_at = clock_timestamp(),
                        first_attempt_at = CASE WHEN $1 > 0 THEN clock_timestamp() - $2::interval END";
-        sqlx::query(earlier).bind(attempts).bind(first).execute(publishing.log.pool()).await.unwrap();
+        sqlx::query(earlier).bind(attempts).bind(first).execute(automation.log.pool()).await.unwrap();
         let stop = CancellationToken::new();
-        let (_asking, asked) = watch::channel(Position::START);
+        let (_wake, woken) = watch::channel(Position::START);
         let attempt = |todo| {
             stop.cancel();
-            publishing.clone().attempt(todo)
+            let automation = automation.clone();
+            async move { automation.attempt(todo).await }
         };
-        let (pool, working) = (publishing.log.pool().clone(), publishing.working(1));
-        todo::work(pool, PublishCartAutomation::NAME, working, asked, stop.clone(), attempt).await;
+        todo::work(automation.log.pool().clone(), PublishCartAutomation::NAME, working(automation), woken, stop.clone(), attempt).await;
     }
 
     #[tokio::test]
     #[ignore = "needs PostgreSQL: cargo dev test"]
     async fn backs_off_from_125_ms_to_a_minute() {
-        let log = asked(&Shopping::new()).await;
-        let publishing = publishing(&log);
+        let (log, automation) = enqueued(&Shopping::new()).await;
         let now = async || -> OffsetDateTime { sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(log.store.pool()).await.unwrap() };
         for (before, most) in [(0, 125), (1, 250), (2, 500), (8, 32_000), (9, 60_000), (10, 60_000), (1_000, 60_000)] {
             let start = now().await;
-            attempted(&publishing, "1 minute", before).await;
+            attempt_once(&automation, "1 minute", before).await;
             let (attempts, next): (i32, OffsetDateTime) =
                 sqlx::query_as("SELECT attempts, next_attempt_at FROM todo WHERE status = 'open' AND last_error IS NOT NULL")
                     .fetch_one(log.store.pool())
@@ -402,8 +402,7 @@ mod specifications {
     #[tokio::test]
     #[ignore = "needs PostgreSQL: cargo dev test"]
     async fn fails_an_hour_after_the_first_attempt() {
-        let log = asked(&Shopping::new()).await;
-        let publishing = publishing(&log);
+        let (log, automation) = enqueued(&Shopping::new()).await;
         let became = async || {
             let status: String = sqlx::query_scalar("SELECT status FROM todo").fetch_one(log.store.pool()).await.unwrap();
             let last: String = sqlx::query_scalar("SELECT event_type FROM event ORDER BY event_id DESC LIMIT 1")
@@ -417,7 +416,7 @@ mod specifications {
             ("59 minutes", 70, "open", "CartSubmitted"),
             ("1 hour", 71, "failed", "CartPublicationFailed"),
         ] {
-            attempted(&publishing, first, attempts).await;
+            attempt_once(&automation, first, attempts).await;
             assert_eq!(became().await, (status.to_owned(), last.to_owned()), "first tried {first} ago");
         }
     }
@@ -425,12 +424,14 @@ mod specifications {
     #[tokio::test]
     #[ignore = "needs PostgreSQL: cargo dev test"]
     async fn leases_a_to_do_longer_than_an_attempt() {
-        let log = TestLog::create().await;
-        // 60 seconds is the most that the setting allows.
+        let database = test_support::Database::create().await;
+        // The settings allow up to 60 seconds.
         for command_timeout in [10, 5_000, 60_000].map(Duration::from_millis) {
+            let settings = StoreSettings { command_timeout, ..StoreSettings::default() };
+            let log = EventStore::new(database.options_as("cartlog_publisher"), settings);
             for message_timeout in [100, 5_000, 60_000].map(Duration::from_millis) {
-                let publishing = Publishing { command_timeout, message_timeout, ..publishing(&log) };
-                assert!(publishing.working(1).lease > command_timeout + message_timeout + command_timeout);
+                let automation = PublishCartAutomation { message_timeout, ..automation(log.clone()) };
+                assert!(working(&automation).lease > command_timeout + message_timeout + command_timeout);
             }
         }
     }

@@ -74,10 +74,10 @@ pub(super) struct Evidence {
 }
 
 /// Keys that are parked, and segments that stand before an event.
-const WAITING: &str = "SELECT concat(name, ' ', build, ' has parked ', key, ' before position ', position, ': ', error) FROM parked
+const WAITING: &str = "SELECT concat(name, ' ', build, ' has parked ', key, ' before position ', position, ': ', error) FROM parked_key
     UNION ALL
-    SELECT concat(name, ' ', build, ' has stopped segment ', segment, ' before position ', stopped_at, ': ', stopped_error)
-    FROM checkpoint WHERE stopped_at IS NOT NULL";
+    SELECT concat(name, ' ', build, ' has stopped segment ', segment, ' before position ', blocked_at, ': ', blocked_error)
+    FROM checkpoint WHERE blocked_at IS NOT NULL";
 
 impl Evidence {
     pub(super) async fn collect(pool: &PgPool, received: Received, told: Entries) -> Result<Self, Error> {

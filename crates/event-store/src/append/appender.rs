@@ -62,7 +62,8 @@ struct Worker {
 pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, head_watcher: HeadWatcher, closed: CancellationToken) {
     let ids = settings.ids.len();
     let sql: Arc<str> =
-        format!("SELECT lookup, event_id, event_type, payload, more FROM event_append({})", placeholders(1, 1 + 3 + ids + 4 + ids)).into();
+        format!("SELECT query_item, event_id, event_type, payload, more FROM append_events({})", placeholders(1, 1 + 3 + ids + 4 + ids))
+            .into();
     let queue = Mutex::new(AppendQueue::new(queue, closed, settings.settings.max_batch));
     let worker = || Worker { settings: settings.clone(), sql: sql.clone(), head_watcher: head_watcher.clone(), session: None };
     tokio::join!(worker().work(&queue), worker().work(&queue));

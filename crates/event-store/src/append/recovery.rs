@@ -53,7 +53,7 @@ async fn written_since(
     // would be lost with the primary. A standby, which may not have all of the log yet, refuses to write.
     let appends: Vec<_> = appends.iter().map(Uuid::to_string).collect();
     let sql = format!(
-        "DO $$ BEGIN PERFORM event_lock(), pg_logical_emit_message(true, 'cartlog', ''); END $$; \
+        "DO $$ BEGIN PERFORM lock_log(), pg_logical_emit_message(true, 'cartlog', ''); END $$; \
          SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event \
          WHERE event_id > {known} AND (metadata->>'append_id')::uuid = ANY('{{{}}}') GROUP BY 1",
         appends.join(",")

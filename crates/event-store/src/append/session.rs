@@ -28,7 +28,7 @@ impl Session {
             let mut connection = options.connect().await?;
             let row = sqlx::query(
                 "SELECT pg_backend_pid(), (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()), \
-                        event_log_id(), (SELECT coalesce(max(event_id), 0) FROM event)",
+                        log_identity(), (SELECT coalesce(max(event_id), 0) FROM event)",
             )
             .fetch_one(&mut connection)
             .await?;

@@ -51,7 +51,7 @@ pub(crate) struct SourceAppender {
 
 impl SourceAppender {
     pub(crate) fn new(connections: ConnectionPool, head_watcher: HeadWatcher, ids: Vec<&'static str>) -> Self {
-        let sql = format!("SELECT moved, stored_offset, head FROM event_append_from({})", placeholders(1, 8 + ids.len()));
+        let sql = format!("SELECT moved, stored_offset, head FROM append_events_from_source({})", placeholders(1, 8 + ids.len()));
         Self { connections, head_watcher, ids, sql }
     }
 
@@ -59,7 +59,7 @@ impl SourceAppender {
     pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
         let rows: Vec<(i32, i64)> = with_timeout(async {
             let mut connection = self.connections.connection().await?;
-            let rows = sqlx::query_as("SELECT partition, next_offset FROM translation_offset WHERE consumer = $1 AND topic = $2")
+            let rows = sqlx::query_as("SELECT partition, next_offset FROM source_offset WHERE consumer = $1 AND topic = $2")
                 .bind(consumer)
                 .bind(topic)
                 .fetch_all(&mut *connection)
@@ -141,7 +141,7 @@ pub async fn stored_offsets(pool: &PgPool) -> Result<Vec<StoredOffset>, StoreErr
         StoredOffset,
         r#"SELECT consumer AS "group", topic, partition, next_offset,
                   extract(epoch FROM clock_timestamp() - updated_at)::float8 AS "age_seconds!"
-           FROM translation_offset ORDER BY consumer, topic, partition"#
+           FROM source_offset ORDER BY consumer, topic, partition"#
     );
     with_timeout(async {
         let mut connection = PooledConnection::from(pool).await?;

@@ -204,7 +204,7 @@ impl Decider {
             "append",
             otel.kind = "client",
             db.system.name = "postgresql",
-            db.operation.name = "event_append",
+            db.operation.name = "append_events",
             events = append.events.len(),
             conflict = tracing::field::Empty,
         );

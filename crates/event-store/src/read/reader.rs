@@ -22,7 +22,7 @@ fn sql(ids: usize) -> String {
     format!(
         "SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
          FROM event e \
-         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM event_matching({})",
+         UNION ALL SELECT query_item, event_id, event_type, payload, more FROM read_events({})",
         placeholders(1, 3 + ids)
     )
 }

@@ -35,7 +35,7 @@ impl OutOfRange {
             )
         };
         let update = format!(
-            "UPDATE translation_offset SET next_offset = {low}, updated_at = clock_timestamp() WHERE consumer = {} AND topic = {} AND partition = {};",
+            "UPDATE source_offset SET next_offset = {low}, updated_at = clock_timestamp() WHERE consumer = {} AND topic = {} AND partition = {};",
             quoted(group),
             quoted(&source.topic),
             source.partition
@@ -70,7 +70,7 @@ mod tests {
         let source = Source::new("counts", 3);
         let message = OutOfRange { next: 120, low: 0, high: 40 }.message("it's", &source);
         assert!(message.contains("offset 120") && message.contains("ends at 40"), "{message}");
-        let statement = "UPDATE translation_offset SET next_offset = 0, updated_at = clock_timestamp() \
+        let statement = "UPDATE source_offset SET next_offset = 0, updated_at = clock_timestamp() \
                          WHERE consumer = 'it''s' AND topic = 'counts' AND partition = 3;";
         assert!(message.contains(statement), "{message}");
         let message = OutOfRange { next: 7, low: 10, high: 40 }.message("counters", &source);

@@ -11,7 +11,7 @@ use std::{
 use actix_web::{get, web};
 use event_store::{LogEvent, StoreError};
 use futures::future::{BoxFuture, FutureExt};
-use projections::{Backlog, Projections, Rebuild, todo::Waiting};
+use projections::{Backlog, Projections, Rebuild, todo::TodoBacklog};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -145,16 +145,27 @@ impl From<BTreeMap<String, Backlog>> for Lag {
             (at_work().map(|backlog| backlog.lag).max().unwrap_or(0), at_work().map(|one| one.lag_seconds).fold(0.0, f64::max));
         let (mut projections, mut todos) = (BTreeMap::new(), BTreeMap::new());
         for (name, backlog) in backlogs {
-            let Backlog { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, .. } = backlog;
+            let Backlog { lag, lag_seconds, paused, segments, owned, replicas, events_per_second, batch, parked, blocked, .. } = backlog;
             let (rebuild, waiting) = (backlog.rebuild, backlog.todos);
             if let Some(waiting) = waiting {
-                let Waiting { open, due, failed, oldest } = waiting;
+                let TodoBacklog { open, due, failed, oldest } = waiting;
                 todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
             }
             let rebuild =
                 rebuild.map(|Rebuild { lag, progress, events_per_second, batch }| RebuildLag { lag, progress, events_per_second, batch });
-            let of =
-                ProjectionLag { lag, lag_seconds, paused, segments, held, replicas, events_per_second, batch, parked, stopped, rebuild };
+            let of = ProjectionLag {
+                lag,
+                lag_seconds,
+                paused,
+                segments,
+                held: owned,
+                replicas,
+                events_per_second,
+                batch,
+                parked,
+                stopped: blocked,
+                rebuild,
+            };
             projections.insert(name, of);
         }
         Self { lag, lag_seconds, projections, todos }
@@ -222,16 +233,16 @@ mod tests {
             lag_seconds: lag as f64 / 10.0,
             paused,
             segments: 8,
-            held: 8,
+            owned: 8,
             replicas: 2,
             events_per_second: 120.5,
             batch: 2.5,
             parked: 1,
-            stopped: 0,
+            blocked: 0,
             rebuild: None,
             todos: waiting,
         };
-        let waiting = Waiting { open: 3, due: 2, failed: 1, oldest: Some(7.5) };
+        let waiting = TodoBacklog { open: 3, due: 2, failed: 1, oldest: Some(7.5) };
         let backlogs = [("carts", of(20, false, None)), ("archive", of(30, false, Some(waiting))), ("prices", of(900, true, None))];
         let lag = Lag::from(BTreeMap::from(backlogs.map(|(name, backlog)| (name.to_owned(), backlog))));
         assert_eq!((lag.lag, lag.lag_seconds), (30, 3.0));

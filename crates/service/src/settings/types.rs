@@ -53,6 +53,12 @@ impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
         std::time::Duration::from_secs(self.0)
     }
 
+    /// That many days.
+    #[must_use]
+    pub const fn days(self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0 * 24 * 60 * 60)
+    }
+
     /// That many milliseconds.
     #[must_use]
     pub const fn milliseconds(self) -> std::time::Duration {

@@ -1,0 +1,126 @@
+//! Starting a rebuild of a read model.
+
+use event_store::StoreError;
+use sqlx::PgPool;
+
+use crate::{projection::Projection, segment::SEGMENTS};
+
+/// When a new build starts to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// As soon as it has caught up with the serving build.
+    WhenReady,
+    /// Not before [`switch_when_ready`] is called.
+    WhenAsked,
+}
+
+/// Starts a rebuild of a read model beside the serving build. The replicas that run it fill the new build, and switch when it has caught up.
+/// Does nothing if such a rebuild runs already, or if a living replica of a newer version runs its own.
+///
+/// # Errors
+/// The database failed, a migration is missing, or the projection is an automation.
+pub async fn rebuild<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
+    let tables: Vec<String> = P::TABLES.iter().map(|table| (*table).to_owned()).collect();
+    start(pool, P::NAME, Some((P::VERSION, tables)), Switch::WhenReady).await
+}
+
+/// Starts a rebuild as [`rebuild`] does, with the version and tables of the serving build.
+///
+/// # Errors
+/// As [`rebuild`].
+pub async fn rebuild_named(pool: &PgPool, name: &str, switch: Switch) -> Result<(), StoreError> {
+    start(pool, name, None, switch).await
+}
+
+async fn start(pool: &PgPool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
+    let mut transaction = pool.begin().await?;
+    let Some(serving) = sqlx::query!(
+        "SELECT build, version, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR NO KEY UPDATE",
+        name
+    )
+    .fetch_optional(&mut *transaction)
+    .await?
+    else {
+        return Ok(()); // The projection never ran, so its first build has yet to begin.
+    };
+    if serving.build == "automation" {
+        return Err(StoreError::Schema(format!("{name} is an automation. A rebuild would enqueue its to-dos again")));
+    }
+    let (version, tables) = release.unwrap_or((serving.version, serving.tables));
+    let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
+    let running = sqlx::query_scalar!(
+        r#"SELECT true AS "yes!" FROM projection p
+           WHERE name = $1 AND build = $2 AND status = 'building' AND (version = $3 OR version > $3 AND EXISTS (
+               SELECT FROM replica r WHERE r.name = p.name AND r.version = p.version AND r.alive_until > clock_timestamp()))"#,
+        name,
+        other,
+        version
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    if running.is_some() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "INSERT INTO projection (name, build, version, status, tables, switch_when_ready, paused)
+         VALUES ($1, $2, $3, 'building', $4, $5, $6)
+         ON CONFLICT (name, build) DO UPDATE
+         SET version = $3, status = 'building', tables = $4, switch_when_ready = $5, paused = $6,
+             switch_with_parked = false, hold_at = NULL, hold_until = NULL, started_at = clock_timestamp()",
+        name,
+        other,
+        version,
+        &tables,
+        switch == Switch::WhenReady,
+        serving.paused
+    )
+    .execute(&mut *transaction)
+    .await?;
+    // Readers that began while this build served finish first.
+    sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, other)
+        .fetch_one(&mut *transaction)
+        .await?;
+    // New rows instead of updated ones: a replica that waits to acquire an old row finds it gone.
+    sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
+    // After the checkpoints, because their owner may have parked a key until then.
+    sqlx::query!("DELETE FROM parked_key WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
+    sqlx::query!(
+        "INSERT INTO checkpoint (name, build, segment) SELECT $1, $2, s FROM generate_series(0, $3::integer - 1) AS s",
+        name,
+        other,
+        SEGMENTS
+    )
+    .execute(&mut *transaction)
+    .await?;
+    for table in &tables {
+        // Both names come from constants and from the table `projection`.
+        sqlx::query(&format!("TRUNCATE {other}.{table}")).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    tracing::info!(projection = name, build = other, version, "started a rebuild");
+    Ok(())
+}
+
+/// Lets a new build serve as soon as it has caught up. Returns whether there is one.
+///
+/// # Errors
+/// The database failed, or a migration is missing.
+pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+    let asked =
+        sqlx::query!("UPDATE projection SET switch_when_ready = true WHERE name = $1 AND status = 'building'", name).execute(pool).await?;
+    Ok(asked.rows_affected() > 0)
+}
+
+/// Lets a new build serve as [`switch_when_ready`] does, even if it has parked keys that the serving build does not have.
+///
+/// # Errors
+/// As [`switch_when_ready`].
+pub async fn switch_with_parked(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+    let asked = sqlx::query!(
+        "UPDATE projection SET switch_when_ready = true, switch_with_parked = true WHERE name = $1 AND status = 'building'",
+        name
+    )
+    .execute(pool)
+    .await?;
+    Ok(asked.rows_affected() > 0)
+}
