@@ -79,18 +79,10 @@ pub(crate) async fn packages(layout: &Layout) -> Result<Vec<Package>, Error> {
     Ok(metadata.packages)
 }
 
-/// Builds the four services, with cargo's own progress on the screen, and answers the directory they are in.
+/// Builds these programs, with cargo's own progress on the screen, and answers the directory they are in.
 ///
 /// # Errors
-/// Cargo cannot be run, or a service does not compile (cargo has said why on the screen).
-pub async fn build_services(layout: &Layout, release: bool) -> Result<PathBuf, Error> {
-    build(layout, &services::ALL.map(|service| service.name), release).await
-}
-
-/// Builds these programs, as [`build_services`] does.
-///
-/// # Errors
-/// As [`build_services`].
+/// Cannot run cargo, or a program does not compile (cargo says why on the screen).
 pub async fn build(layout: &Layout, programs: &[&str], release: bool) -> Result<PathBuf, Error> {
     let mut build = command(layout);
     build.args(["build", "--message-format=json-render-diagnostics"]);

@@ -169,6 +169,7 @@ fn print_environment(up: &Up) {
     }
     report::answer(format!("DATABASE_URL={}", up.database.address));
     report::answer(format!("KAFKA_BOOTSTRAP_SERVERS={}", up.kafka.address));
+    report::answer(format!("CARTCTL={}", up.cartctl.display()));
 }
 
 async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::{join_all, select_all, try_join_all};
 use serde::{Deserialize, Serialize};
 
-use crate::cargo;
+use crate::cargo::{self, PROGRAMS};
 use crate::settings::Settings;
 use crate::state::{Up, UpServer, UpService};
 use embedded::database;
@@ -60,9 +60,9 @@ impl Stack {
 
         let (layout, report, settings) = (&self.layout, &self.report, &self.settings);
         let build = async {
-            report.say("building the services");
-            let programs = cargo::build_services(layout, release).await?;
-            report.say("the services are built");
+            report.say("building the services and cartctl");
+            let programs = cargo::build(layout, &PROGRAMS, release).await?;
+            report.say("the services and cartctl are built");
             Ok(programs)
         };
         let (programs, database_url, bootstrap_servers) = tokio::try_join!(
@@ -71,7 +71,7 @@ impl Stack {
             start_kafka(layout, settings, [kafka, controller], &mut self.kafka, report),
         )?;
         self.start_services(&programs, &database_url, &bootstrap_servers).await?;
-        Ok(self.whereabouts(database_url, bootstrap_servers))
+        Ok(self.whereabouts(database_url, bootstrap_servers, programs.join("cartctl")))
     }
 
     async fn start_services(&mut self, programs: &Path, database_url: &str, bootstrap_servers: &str) -> Result<(), Error> {
@@ -110,7 +110,7 @@ impl Stack {
         self.layout.stack().join("logs")
     }
 
-    fn whereabouts(&self, database_url: String, bootstrap_servers: String) -> Up {
+    fn whereabouts(&self, database_url: String, bootstrap_servers: String, cartctl: PathBuf) -> Up {
         let logs = self.logs();
         let service = |service: &Service| UpService {
             name: service.kind().name.to_owned(),
@@ -121,6 +121,7 @@ impl Stack {
         Up {
             services: self.services.iter().map(service).collect(),
             database: UpServer { address: database_url, log: self.postgres.is_some().then(|| logs.join("postgres.log")) },
+            cartctl,
             kafka: UpServer { address: bootstrap_servers, log: self.kafka.is_some().then(|| logs.join("kafka.log")) },
         }
     }

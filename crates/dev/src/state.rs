@@ -28,6 +28,8 @@ pub struct Up {
     pub database: UpServer,
     /// The brokers.
     pub kafka: UpServer,
+    /// The operator's command line.
+    pub cartctl: PathBuf,
 }
 
 /// Where a service is.

@@ -8,7 +8,7 @@ use crate::state::Up;
 use embedded::database;
 use shop::services::{COMMANDS, PROJECTIONS};
 
-/// The table of addresses and logs, and three commands to try with fresh ids.
+/// Answers the table of addresses and logs, three commands to try with fresh ids, and how to call cartctl.
 #[must_use]
 pub fn of(up: &Up) -> String {
     let mut rows: Vec<[String; 3]> = Vec::new();
@@ -29,7 +29,13 @@ pub fn of(up: &Up) -> String {
         let _ = writeln!(text, "  {name:first$}  {address:second$}  {log}");
     }
     text.push_str(&first_cart(up));
+    text.push_str(&operating(up));
     text
+}
+
+fn operating(up: &Up) -> String {
+    let (cartctl, url, servers) = (up.cartctl.display(), database::masked(&up.database.address), &up.kafka.address);
+    format!("\nThe system at a glance:\n\n  {cartctl} --database-url {url} --bootstrap-servers {servers} status\n")
 }
 
 fn first_cart(up: &Up) -> String {

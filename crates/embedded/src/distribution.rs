@@ -24,6 +24,8 @@ const LOG4J: &str = "2.25.4";
 pub struct PostgresDistribution {
     pub(crate) directory: PathBuf,
     pub(crate) account: Option<Account>,
+    /// Says how the start goes.
+    pub(crate) report: Report,
 }
 
 /// Kafka's jars and the Java to run them.
@@ -31,6 +33,8 @@ pub struct PostgresDistribution {
 pub struct KafkaDistribution {
     pub(crate) jars: PathBuf,
     pub(crate) java: PathBuf,
+    /// Says how the start goes.
+    pub(crate) report: Report,
 }
 
 /// PostgreSQL's programs, fetched where they are not there yet.
@@ -55,7 +59,7 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
         std::fs::rename(&unpacked, &directory).context(|| format!("create {}", directory.display()))?;
         files::remove(&fetched)?;
     }
-    Ok(PostgresDistribution { directory, account })
+    Ok(PostgresDistribution { directory, account, report: *report })
 }
 
 /// Kafka's jars, fetched where they are not there yet, and a Java.
@@ -82,7 +86,7 @@ pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution
         files::remove(&jars)?;
         std::fs::rename(&fetched, &jars).context(|| format!("create {}", jars.display()))?;
     }
-    Ok(KafkaDistribution { jars, java })
+    Ok(KafkaDistribution { jars, java, report: *report })
 }
 
 /// The system and processor in the names of PostgreSQL's artifacts.

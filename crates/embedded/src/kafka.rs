@@ -18,7 +18,6 @@ use crate::files;
 use crate::ports;
 use crate::process::Process;
 
-const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -243,7 +242,7 @@ async fn launch(distribution: &KafkaDistribution, files: &BrokerFiles, port: u16
     command.arg("kafka.Kafka").arg(&files.settings);
     let mut process = Process::spawn("Kafka", command, &files.log)?;
     let servers = format!("127.0.0.1:{port}");
-    process.until_ready(START_DEADLINE, || ping(&servers)).await?;
+    process.until_started(&distribution.report, || ping(&servers)).await?;
     Ok(process)
 }
 

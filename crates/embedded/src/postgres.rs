@@ -17,8 +17,8 @@ use crate::layout::Layout;
 use crate::ports;
 use crate::process::Process;
 
-/// Crash recovery of a large log takes its time.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the sessions of a killed server may hold its memory.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the server is started with, beside its data directory and port.
@@ -160,7 +160,7 @@ async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<
 }
 
 async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log: &Path) -> Result<Process, Error> {
-    let end = tokio::time::Instant::now() + START_DEADLINE;
+    let end = tokio::time::Instant::now() + MEMORY_DEADLINE;
     loop {
         let mut command = program(distribution, "postgres");
         if distribution.account.is_some() {
@@ -171,7 +171,7 @@ async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log
             command.args(["-c", setting]);
         }
         let mut process = Process::spawn("PostgreSQL", command, log)?;
-        match process.until_ready(START_DEADLINE, || ping(port)).await {
+        match process.until_started(&distribution.report, || ping(port)).await {
             // A killed server's sessions take a moment to notice, and until then their memory is still in use.
             Err(Error::Ended { tail, .. }) if tail.contains("pre-existing shared memory block") && tokio::time::Instant::now() < end => {
                 tokio::time::sleep(Duration::from_millis(100)).await;

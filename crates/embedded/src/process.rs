@@ -12,11 +12,18 @@ use tokio::time::Instant;
 use crate::error::{Context, Error};
 use crate::files;
 use crate::identity::{self, Identity};
+use crate::report::Report;
 
 /// How many of a log's last lines an error shows.
 pub(crate) const TAIL_LINES: usize = 15;
 /// The end of the name of the file, beside a process's log, that says which process writes the log.
 pub(crate) const SUFFIX: &str = "process";
+/// How long a server that starts may make no progress.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a server may take to start, whatever progress it makes.
+const LONGEST_START: Duration = Duration::from_secs(15 * 60);
+/// How often the screen says that a server is waited for.
+const SAY_EVERY: Duration = Duration::from_secs(20);
 /// How often a condition is looked at that nobody announces.
 pub const POLL: Duration = Duration::from_millis(50);
 
@@ -160,30 +167,70 @@ impl Process {
     /// Waits until `attempt` succeeds.
     ///
     /// # Errors
-    /// The process ended, or `deadline` passed: both with the log's last lines.
-    pub async fn until_ready<F>(&mut self, deadline: Duration, mut attempt: impl FnMut() -> F) -> Result<(), Error>
+    /// The process ended, or `deadline` passed: both with the last lines of the log.
+    pub async fn until_ready<F>(&mut self, deadline: Duration, attempt: impl FnMut() -> F) -> Result<(), Error>
     where
         F: Future<Output = Result<(), String>>,
     {
         let end = Instant::now() + deadline;
+        self.until(|_| end, attempt).await
+    }
+
+    /// Waits until `attempt` succeeds, for as long as the process makes progress: on a slow machine a server takes minutes to start.
+    ///
+    /// # Errors
+    /// The process ended, made no progress for a minute, or took longer than a quarter of an hour: each with the last lines of the log.
+    pub async fn until_started<F>(&mut self, report: &Report, attempt: impl FnMut() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        let start = Instant::now();
+        let (mut newest, mut last_progress, mut said) = (self.progress(), start, start);
+        let (name, report) = (self.name.clone(), *report);
+        let end = move |process: &Self| {
+            let progress = process.progress();
+            if progress != newest {
+                (newest, last_progress) = (progress, Instant::now());
+            }
+            if said.elapsed() >= SAY_EVERY {
+                said = Instant::now();
+                let (waited, idle) = (start.elapsed().as_secs(), last_progress.elapsed().as_secs());
+                report.say(format!("{name} is not ready after {waited} s; it made progress {idle} s ago; waiting"));
+            }
+            (last_progress + PATIENCE).min(start + LONGEST_START)
+        };
+        self.until(end, attempt).await
+    }
+
+    /// What changes while the process works: the size of its log, and the seconds of processor time it used.
+    fn progress(&self) -> (u64, u64) {
+        let log = std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
+        (log, self.identity.processor_seconds())
+    }
+
+    async fn until<F>(&mut self, mut end: impl FnMut(&Self) -> Instant, mut attempt: impl FnMut() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        let start = Instant::now();
         let mut reason = String::from("no answer");
         loop {
             if let Some(status) = self.exited()? {
                 return Err(self.ended(status));
             }
             // An attempt that hangs must neither outlive the deadline nor hide that the process has ended.
-            let left = end.saturating_duration_since(Instant::now());
+            let left = end(self).saturating_duration_since(Instant::now());
             let answer = tokio::time::timeout(left.min(Duration::from_secs(2)), attempt()).await;
             match answer {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(said)) => reason = said,
-                // The last attempt may be cut short, and what was said before it tells more.
+                // The deadline may cut the last attempt short. The answer before it tells more.
                 Err(_) => {}
             }
-            if Instant::now() >= end {
+            if Instant::now() >= end(self) {
                 return Err(Error::NotReady {
                     name: self.name.clone(),
-                    seconds: deadline.as_secs(),
+                    seconds: start.elapsed().as_secs(),
                     reason,
                     log: self.log.clone(),
                     tail: self.tail(),
@@ -196,4 +243,30 @@ impl Process {
 
 fn ended(name: &str, log: &Path, status: ExitStatus) -> Error {
     Error::Ended { name: name.to_owned(), status, log: log.to_owned(), tail: files::tail(log, TAIL_LINES) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_start_is_waited_for_while_the_log_grows() {
+        let directory = Layout::discover().unwrap().scratch("process-progress").unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "while true; do echo working; sleep 0.05; done"]);
+        let mut process = Process::spawn("server", command, &directory.join("server.log")).unwrap();
+        let before = process.progress();
+        let mut attempts = 0;
+        process
+            .until_started(&Report::quiet(), || {
+                attempts += 1;
+                let ready = attempts > 5;
+                async move { if ready { Ok(()) } else { Err("not yet".to_owned()) } }
+            })
+            .await
+            .unwrap();
+        assert_ne!(process.progress(), before);
+        process.kill().await.unwrap();
+    }
 }
