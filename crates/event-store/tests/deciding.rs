@@ -1,4 +1,4 @@
-//! Deciding on what is known: what it saves, and that it changes no answer.
+//! Deciding on cached states: what the cache saves, and that it changes no answer.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::{
@@ -12,7 +12,7 @@ use disintegrate::StateQuery;
 use event_store::{DecideError, Decided, Decision, EventStore, Position, State, StoreSettings, View};
 use test_support::{TestLog, eventually};
 
-/// Counts how often a decision was taken.
+/// Counts how often a decision ran.
 struct Counted<'a, D>(D, &'a AtomicUsize);
 
 impl<D: Decision> Decision for Counted<'_, D> {
@@ -28,7 +28,7 @@ impl<D: Decision> Decision for Counted<'_, D> {
     }
 }
 
-/// Calls of append_events that the server has counted. Reads are not among them: the function that they use is a part of their statement.
+/// Returns how many calls that append the server has counted. Reads are not among them: their function is part of a statement.
 async fn appends(log: &TestLog<DomainEvent>) -> i64 {
     let pool = log.store.pool();
     sqlx::query("SELECT pg_stat_force_next_flush()").execute(pool).await.unwrap();
@@ -38,7 +38,7 @@ async fn appends(log: &TestLog<DomainEvent>) -> i64 {
         .unwrap()
 }
 
-/// Items of a cart beside what a caller brought along: a field that is no id.
+/// Counts a cart's items on top of a number that the caller chooses: a field that is no id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 struct Offset {
@@ -53,7 +53,7 @@ impl State for Offset {
     }
 }
 
-/// Refuses with what it has counted.
+/// Refuses with the count.
 struct Count(Offset);
 
 impl Decision for Count {
@@ -94,8 +94,8 @@ async fn a_command_on_fresh_states_decides_once_on_stale_ones_twice() {
         decided.load(Ordering::SeqCst)
     };
     assert_eq!(add(&log.store).await, 1, "a new cart");
-    assert_eq!(add(&log.store).await, 1, "a known cart");
-    assert_eq!(add(&other).await, 2, "another process missed both, and is told them with the conflict");
+    assert_eq!(add(&log.store).await, 1, "a cached cart");
+    assert_eq!(add(&other).await, 2, "another process missed both, and gets them with the conflict");
     let full = log.store.decide(&Counted(Add::to(&cart), &decided)).await;
     assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
 }
@@ -111,12 +111,12 @@ async fn a_refusal_never_rests_on_the_cache_alone() {
     }
     let full = log.store.decide(&Emptied(Add::to(&cart))).await;
     assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
-    // What this process knows says full; another one has made room since.
+    // The cache says full, but another process has cleared the cart since.
     other.decide(&Clear(cart.cleared())).await.unwrap();
     log.store.decide(&Emptied(Add::to(&cart))).await.unwrap();
 }
 
-/// As `Add`, on a cart that can be cleared.
+/// Like `Add`, on a cart that can be cleared.
 struct Emptied(Add);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
@@ -191,19 +191,19 @@ async fn commands_on_one_cart_in_one_process_do_not_conflict() {
         task.await.unwrap();
     }
     assert_eq!(log.store.head().await.unwrap(), Position(300));
-    // Once on what was known when it came, and once more on what the one before it left.
+    // Once on the state cached when it came, and once on what the command before it left.
     let decided = decided.load(Ordering::SeqCst);
     assert!(decided <= 600, "decided {decided} times");
 }
 
-/// Each process has a queue of its own for the cart, and they meet in the log alone.
+/// Each process has its own lock for the cart, so they contend only in the log.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn two_processes_that_contend_for_a_cart_both_finish() {
     let log = TestLog::<DomainEvent>::create().await;
     let store = || EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     let (stores, cart) = ([store(), store()], Shopping::new());
-    // Both are connected, or one of them may be at its end before the other has begun.
+    // Connects both first: otherwise one may finish before the other has begun.
     for store in &stores {
         store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
     }
@@ -213,10 +213,10 @@ async fn two_processes_that_contend_for_a_cart_both_finish() {
             tokio::spawn(async move { store.decide(&add).await.unwrap() })
         })
         .collect();
-    eventually("they are at it", || async { (log.store.head().await.unwrap() > Position(2)).then_some(()) }).await;
+    eventually("both have begun", || async { (log.store.head().await.unwrap() > Position(2)).then_some(()) }).await;
     for store in &stores {
         let position = store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
-        assert!(position < Position(804), "it came last of all");
+        assert!(position < Position(804), "the other cart waited for all of them");
     }
     for task in tasks {
         task.await.unwrap();
@@ -234,12 +234,12 @@ async fn a_busy_cart_holds_up_no_other() {
         let (store, add) = (log.store.clone(), Always(Add::to(&hot)));
         waiting.spawn(async move { store.decide(&add).await.unwrap() });
     }
-    // The first of them is done, so the others are in line, each for a call of its own.
+    // The first one is done, so the others wait for the cart's lock, each for a call of its own.
     waiting.join_next().await.unwrap().unwrap();
     for _ in 0..10 {
         log.store.decide(&Always(Add::to(&Shopping::new()))).await.unwrap();
     }
-    // Ten calls take as long as some ten of those in line.
+    // Ten calls take about as long as ten of the waiting commands.
     let done = std::iter::from_fn(|| waiting.try_join_next()).count();
     assert!(done < 250, "{done} of those in line were done before");
     while let Some(added) = waiting.join_next().await {
@@ -285,8 +285,8 @@ async fn evicted_states_change_no_answer() {
         let full = store.decide(&Counted(Add::to(cart), &decided)).await;
         assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
     }
-    // What was forgotten starts as empty, is added to, and is then told what it missed: two decisions. What is known says full at once,
-    // and is read: two as well. Forgotten ones are most of them; none is answered from nothing.
+    // An evicted state starts empty, so the command adds, conflicts, and decides again: two decisions. A cached state says full at once
+    // and is read: two decisions as well. Most states are evicted.
     assert_eq!(decided.load(Ordering::SeqCst), 400);
     assert_eq!(log.store.head().await.unwrap(), Position(600));
 }
@@ -310,7 +310,7 @@ async fn cached_states_of_an_emptied_log_are_forgotten() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_command_on_a_cached_state_is_one_call() {
     let log = TestLog::<DomainEvent>::create().await;
-    // Counted by the server, for connections made from here on.
+    // The server counts calls on connections that are opened from here on.
     let counting = log.database.options().options([("track_functions", "pl")]);
     let store = EventStore::<DomainEvent>::new(counting, StoreSettings::default());
     let cart = Shopping::new();
@@ -325,7 +325,7 @@ async fn a_command_on_a_cached_state_is_one_call() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     let log = TestLog::<DomainEvent>::create().await;
-    // Who cannot call this cannot read; append_events can, as it runs as the owner.
+    // A role that cannot call this function cannot read. Appending still works, because it runs as the owner.
     sqlx::query("REVOKE EXECUTE ON FUNCTION read_events FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
     let [store, other] =
         [(); 2].map(|()| EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default()));
@@ -336,9 +336,9 @@ async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
         (at, decided.load(Ordering::SeqCst))
     };
     assert_eq!(add(&store).await, (Position(1), 1), "a new cart");
-    assert_eq!(add(&store).await, (Position(2), 1), "a known cart");
-    assert_eq!(add(&other).await, (Position(3), 2), "a new cart to this process, which missed both");
-    assert_eq!(add(&store).await, (Position(4), 2), "a known cart, of which the other's event was missed");
+    assert_eq!(add(&store).await, (Position(2), 1), "a cached cart");
+    assert_eq!(add(&other).await, (Position(3), 2), "new to this process, which missed both");
+    assert_eq!(add(&store).await, (Position(4), 2), "cached, but the other process's event was missed");
     // A refusal does read.
     let refused = format!("{:?}", store.decide(&Emptied(Add::to(&cart))).await.unwrap_err());
     assert!(refused.contains("permission denied for function read_events"), "{refused}");

@@ -1,4 +1,5 @@
-//! What a command costs does not grow with the log, and hangs on no statistics: counted in pages, as times say nothing on a busy machine.
+//! The cost of a command does not grow with the log and does not depend on statistics. It is counted in pages, because times mean little on
+//! a busy machine.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{collections::BTreeMap, path::Path};
@@ -11,15 +12,15 @@ use sqlx::{Connection, Executor, PgConnection, Row, types::Json};
 use test_support::{Database, eventually};
 use uuid::Uuid;
 
-/// In 50,000 carts, so in as many ItemAdded.
+/// A product in 50,000 carts, so in 50,000 ItemAdded.
 const POPULAR: &str = "01980000-0000-7000-8000-00000000000a";
-/// Whose inventory changed 50,000 times.
+/// A product whose inventory changed 50,000 times.
 const CHANGING: &str = "01980000-0000-7000-8000-00000000000b";
-/// Of which the log has nothing.
+/// A product without events.
 const NEW: &str = "01980000-0000-7000-8000-00000000000c";
 const EVENTS: i64 = 100_000;
 
-/// A log that is vacuumed and analysed by nobody but its owner.
+/// Creates a log that only its owner vacuums and analyses.
 async fn log_left_alone() -> (Database, PgConnection) {
     let database = Database::create().await;
     let mut owner = PgConnection::connect_with(&database.options()).await.unwrap();
@@ -44,19 +45,19 @@ async fn fill(connection: &mut PgConnection, from: i64, events: i64) {
     .unwrap();
 }
 
-/// The lookups of Add Item: a cart that is new, and a product's newest inventory after a position.
-fn lookups(product: &str, after: i64) -> String {
+/// Returns the query items of Add Item: a new cart, and a product's newest inventory after a position.
+fn query_items(product: &str, after: i64) -> String {
     format!(
         "ARRAY['CartCreated,ItemAdded,ItemRemoved,ItemArchived,CartCleared,CartSubmitted', 'InventoryChanged'], ARRAY[0, {after}]::bigint[],
          ARRAY[false, true], ARRAY[uuidv7(), NULL], ARRAY[NULL, NULL]::uuid[], ARRAY[NULL, '{product}'::uuid]"
     )
 }
 
-/// Events of which the newest suffices, of an item and of no id.
+/// Query items for the newest event, by an item and by no id.
 const NEWEST: [(&str, &str, bool); 2] = [("ItemAdded,ItemRemoved", "uuidv7()", true), ("ItemAdded,PriceChanged", "NULL", true)];
 
-/// Lookups by every other choice of ids. The one by none reads what came after its position, so it is there with the newest alone.
-fn other_lookups(product: &str, after: i64, more: &[(&'static str, &'static str, bool)]) -> String {
+/// Query items by every other choice of ids. Without an id only the newest event is asked for: all events after a position would be many.
+fn other_query_items(product: &str, after: i64, more: &[(&'static str, &'static str, bool)]) -> String {
     let (cart, item, product) = ("uuidv7()", "uuidv7()", format!("'{product}'::uuid"));
     let mut all = vec![
         ("ItemAdded,ItemRemoved", cart, item, "NULL", false),
@@ -82,37 +83,37 @@ fn other_lookups(product: &str, after: i64, more: &[(&'static str, &'static str,
     )
 }
 
-fn appended(product: &str, lookups: &str) -> String {
-    // All of them are of one append; those that are too many are nobody's.
+fn appended(product: &str, items: &str) -> String {
+    // All items belong to one append; surplus numbers belong to none.
     format!(
-        "SELECT * FROM append_events(array_fill(0, ARRAY[10]), {lookups}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'],
+        "SELECT * FROM append_events(array_fill(0, ARRAY[10]), {items}, ARRAY[0], ARRAY['ItemAdded'], ARRAY['payload'::bytea], ARRAY['{{}}'],
          ARRAY[uuidv7()], ARRAY[uuidv7()], ARRAY['{product}'::uuid])"
     )
 }
 
 fn append(product: &str, after: i64) -> String {
-    appended(product, &lookups(product, after))
+    appended(product, &query_items(product, after))
 }
 
 fn matching(product: &str, after: i64) -> String {
-    format!("SELECT * FROM read_events({})", lookups(product, after))
+    format!("SELECT * FROM read_events({})", query_items(product, after))
 }
 
 fn append_otherwise(product: &str, after: i64) -> String {
-    appended(product, &other_lookups(product, after, &[]))
+    appended(product, &other_query_items(product, after, &[]))
 }
 
 fn matching_otherwise(product: &str, after: i64) -> String {
-    format!("SELECT * FROM read_events({})", other_lookups(product, after, &NEWEST))
+    format!("SELECT * FROM read_events({})", other_query_items(product, after, &NEWEST))
 }
 
-/// As the store reads: prepared, so with one plan for whatever is looked up from the sixth time on.
+/// Reads as the store does: prepared, so from the sixth run on there is one plan for all arguments.
 fn reading(product: &str, after: i64) -> String {
-    format!("EXECUTE reading({})", lookups(product, after))
+    format!("EXECUTE reading({})", query_items(product, after))
 }
 
 fn reading_otherwise(product: &str, after: i64) -> String {
-    format!("EXECUTE reading({})", other_lookups(product, after, &NEWEST))
+    format!("EXECUTE reading({})", other_query_items(product, after, &NEWEST))
 }
 
 async fn session(database: &Database) -> PgConnection {
@@ -129,7 +130,7 @@ async fn session(database: &Database) -> PgConnection {
     session
 }
 
-/// Pages that a statement touches, the most of several runs: a function keeps its plan from the sixth on.
+/// Returns the most pages that a statement reads in several runs. A function keeps its plan from the sixth run on.
 async fn pages(connection: &mut PgConnection, statement: &str) -> i64 {
     let mut most = 0;
     for _ in 0..8 {
@@ -147,7 +148,7 @@ async fn pages(connection: &mut PgConnection, statement: &str) -> i64 {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_command_reads_as_few_pages_in_a_long_log_as_in_a_short_one() {
     let (database, mut owner) = log_left_alone().await;
-    // Plans are made in a session, and kept there. One of its own for each statement, from when the log is empty on.
+    // A session keeps its plans. Each statement gets a session of its own, opened while the log is empty.
     let mut sessions = vec![];
     for product in [NEW, POPULAR, CHANGING] {
         for known in [false, true] {
@@ -158,7 +159,7 @@ async fn a_command_reads_as_few_pages_in_a_long_log_as_in_a_short_one() {
             }
         }
     }
-    // Analysed when the log was empty, with the plans of then; after; and in new sessions, with new plans.
+    // Statistics of the empty log with its plans, then new statistics, then new sessions with new plans.
     for analysed in ["never", "when it was empty", "now", "now, by new sessions"] {
         match analysed {
             "never" => fill(&mut owner, 1, EVENTS).await,
@@ -187,7 +188,7 @@ async fn a_command_reads_as_few_pages_in_a_long_log_as_in_a_short_one() {
     }
 }
 
-/// The statements on the log that the macros of sqlx know, by the file that holds each.
+/// Returns the statements on the log that sqlx's macros know, by the file that holds each.
 fn statements_on_the_log() -> BTreeMap<String, String> {
     let all = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.sqlx")).unwrap().map(|file| {
         let file = file.unwrap();
@@ -201,7 +202,7 @@ fn statements_on_the_log() -> BTreeMap<String, String> {
     all.filter(|(_, sql)| on_the_log(sql)).collect()
 }
 
-/// How a plan gets at the log: each of its scans, by what, and for what.
+/// Returns the scans of the log in a plan: by which index, and with which condition.
 fn scans(plan: &Value, found: &mut Vec<String>) {
     match plan {
         Value::Array(several) => several.iter().for_each(|plan| scans(plan, found)),
@@ -218,7 +219,7 @@ fn scans(plan: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// What each statement's plan is for each role that may run it.
+/// Returns the plan of each statement, for each role that may run it.
 async fn plans(database: &Database, statements: &BTreeMap<String, String>) -> BTreeMap<(String, &'static str), Vec<String>> {
     let mut plans = BTreeMap::new();
     for role in ["cartlog_commands", "cartlog_translator", "cartlog_projections", "cartlog_publisher", "cartlog_operator"] {
@@ -243,7 +244,7 @@ async fn plans(database: &Database, statements: &BTreeMap<String, String>) -> BT
     plans
 }
 
-/// The states of statistics that a plan may meet, with what the planner learns besides: how long the log is at that time.
+/// The statistics that a plan may meet, and the length of the log at that time, which the planner also sees.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn no_plan_depends_on_when_the_log_was_analysed() {
@@ -272,7 +273,7 @@ async fn no_plan_depends_on_when_the_log_was_analysed() {
     }
 }
 
-/// What cartctl asks with statements that are put together, of which the macros know nothing.
+/// Runs the statements that cartctl builds at run time, which the macros do not know.
 async fn ask_as_the_operator(database: &Database) {
     let store = EventStore::<DomainEvent>::new(database.options_as("cartlog_operator"), StoreSettings::default());
     let uuid = |id: &str| id.parse::<Uuid>().unwrap();
@@ -293,12 +294,12 @@ async fn ask_as_the_operator(database: &Database) {
     drop(store);
 }
 
-/// Entries read of each index of the log by the operator's statements, which never walk it.
+/// Returns the entries that the operator's statements read of each index. They never walk the log.
 async fn read_by_the_operator(database: &Database, owner: &mut PgConnection) -> BTreeMap<String, i64> {
     sqlx::query("SELECT pg_stat_reset()").execute(&mut *owner).await.unwrap();
     ask_as_the_operator(database).await;
     let pool = database.pool().await;
-    // What a session has counted is told when it ends.
+    // A session reports its counts at its end.
     eventually("its sessions are gone", || async {
         let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_operator' AND datname = current_database()";
         (sqlx::query_scalar::<_, i64>(sessions).fetch_one(&pool).await.unwrap() == 0).then_some(())
@@ -311,7 +312,7 @@ async fn read_by_the_operator(database: &Database, owner: &mut PgConnection) -> 
     assert_eq!(walked, 0, "the log was walked");
     let read = "SELECT indexrelname::text, idx_tup_read FROM pg_stat_user_indexes WHERE relid = 'event'::regclass";
     let mut read: BTreeMap<_, _> = sqlx::query_as(read).fetch_all(owner).await.unwrap().into_iter().collect();
-    // Some more or less: the head is looked up now and then, and the planner looks at the ends of an index.
+    // The counts vary a little: the head is polled, and the planner reads the ends of an index.
     let by_position = read.remove("event_pkey");
     assert!(by_position.is_some_and(|read| (1..1_000).contains(&read)), "{by_position:?} by position");
     read
@@ -323,7 +324,7 @@ async fn operator_queries_read_few_pages_of_any_log() {
     let (database, mut owner) = log_left_alone().await;
     fill(&mut owner, 1, EVENTS).await;
     let never = read_by_the_operator(&database, &mut owner).await;
-    // A product of 50,000 events is looked for, among others.
+    // One of the statements searches a product of 50,000 events.
     assert_eq!(never["event_product_id"], EVENTS / 2);
     sqlx::query("ANALYZE event").execute(&mut owner).await.unwrap();
     assert_eq!(never, read_by_the_operator(&database, &mut owner).await, "analysed");
@@ -333,7 +334,7 @@ async fn operator_queries_read_few_pages_of_any_log() {
     assert_eq!(never, read_by_the_operator(&database, &mut owner).await, "analysed when it was empty");
 }
 
-/// The rows that ANALYZE looks at are 300 times the largest target of a column.
+/// ANALYZE samples 300 times the largest statistics target of a column.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn analyze_samples_three_thousand_events_of_any_log() {

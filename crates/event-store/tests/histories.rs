@@ -1,7 +1,7 @@
-//! Whether the log is exact: recorded histories of several processes at once, with random decisions over overlapping boundaries, while
-//! processes die, freeze and lose their connections. `test_support::histories` makes and checks them; `CHECK_SEED` chooses the commands.
+//! Exactness: several processes run random decisions over overlapping boundaries, while processes die, freeze and lose connections.
+//! `test_support::histories` records and checks the histories. `CHECK_SEED` chooses the commands.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
-#![allow(clippy::print_stdout, reason = "the seed, and what the history was made of, are told where a test fails")]
+#![allow(clippy::print_stdout, reason = "a failed test shows its seed and its history's summary")]
 
 use std::{
     path::Path,
@@ -23,16 +23,16 @@ use test_support::{
 };
 use tokio::task::JoinHandle;
 
-/// Nothing is kept; so little that states are forgotten all the time; and plenty.
-const KNOWN_BYTES: [usize; 3] = [0, 20_000, 16 << 20];
+/// Sizes of the state cache: off, so small that states are evicted all the time, and ample.
+const CACHE_BYTES: [usize; 3] = [0, 20_000, 16 << 20];
 
-/// Not a test of its own: the processes of the others run this alone.
+/// Not a test of its own: the other tests' worker processes run it.
 #[test]
 fn worker_process() {
     test_support::histories::work_if_asked();
 }
 
-/// How many commands a process has under way at once: a few, and many.
+/// Commands that a process runs at once: few, and many.
 const TASKS: [u32; 2] = [6, 48];
 
 fn workers(database: &Database, seed: u64, state_cache_bytes: usize, tasks: u32) -> Workers {
@@ -44,12 +44,12 @@ fn workers_on(database_url: String, seed: u64, state_cache_bytes: usize, tasks: 
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
-/// Every seed with every number of tasks.
+/// Returns every seed with every number of tasks.
 fn seeds_and_tasks() -> impl Iterator<Item = (u64, u32)> {
     seeds().into_iter().flat_map(|seed| TASKS.map(|tasks| (seed, tasks))).inspect(|(seed, tasks)| println!("seed {seed}, {tasks} tasks"))
 }
 
-/// Holds, for as long as it runs, that who sees an event sees all before it: positions are in commit order.
+/// Checks while it runs that a reader who sees an event sees all events before it.
 struct CommitOrder {
     stop: Arc<AtomicBool>,
     looking: JoinHandle<u32>,
@@ -64,9 +64,9 @@ impl CommitOrder {
             while !stopped.load(Ordering::Relaxed) {
                 let (newest, count): (i64, i64) =
                     sqlx::query_as("SELECT coalesce(max(event_id), 0), count(*) FROM event").fetch_one(&pool).await.unwrap();
-                assert_eq!(newest, count, "an event is visible and one before it is not");
+                assert_eq!(newest, count, "an event is visible, and an earlier one is not");
                 looks += 1;
-                // Leaves the machine to those who are watched.
+                // Leaves time to the processes under test.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             looks
@@ -86,7 +86,7 @@ async fn until_each_answered(workers: &mut Workers, tasks: u32) {
     workers.until_answered(2 * tasks as usize + 20, &all).await;
 }
 
-/// The history was one in which something could go wrong.
+/// Checks that the history had enough of everything to be worth checking.
 #[track_caller]
 fn meant_something(summary: &Summary) {
     println!("{summary}");
@@ -94,14 +94,14 @@ fn meant_something(summary: &Summary) {
     assert!(written > 150 && empty > 50 && refused > 80 && conflicts > 20, "{summary}");
 }
 
-/// The same, and every command was answered, and told what became of it: none was overtaken until its time was over.
+/// Checks also that every command learned its outcome within its time.
 #[track_caller]
 fn meant_something_and_answered_all(summary: &Summary) {
     meant_something(summary);
     assert_eq!((summary.unknown, summary.undone), (0, 0), "{summary}");
 }
 
-/// It was one in which something could go wrong, and of some calls it was looked up what became of them.
+/// Checks also that the outcome of some calls had to be looked up.
 #[track_caller]
 fn meant_something_and_lost_answers(summary: &Summary) {
     meant_something(summary);
@@ -111,13 +111,13 @@ fn meant_something_and_lost_answers(summary: &Summary) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn decisions_of_several_processes_are_exact() {
-    for (seed, (state_cache_bytes, tasks)) in seeds().into_iter().cycle().zip(KNOWN_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
-        println!("seed {seed}, {state_cache_bytes} bytes of states known, {tasks} tasks");
+    for (seed, (state_cache_bytes, tasks)) in seeds().into_iter().cycle().zip(CACHE_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
+        println!("seed {seed}, {state_cache_bytes} bytes of cache, {tasks} tasks");
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let store = EventStore::new(database.options(), StoreSettings::default());
-        // More than one answer of the log holds.
+        // More events than one answer holds.
         translate(&store, seed, 0, 1_000).await;
         let mut workers = workers(&database, seed, state_cache_bytes, tasks);
         for number in 1_000..1_030 {
@@ -138,7 +138,7 @@ async fn a_killed_process_loses_and_doubles_no_append() {
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
-        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
         for _ in 0..6 {
             until_each_answered(&mut workers, tasks).await;
             let all = workers.running();
@@ -160,7 +160,7 @@ async fn cut_connections_lose_and_double_no_append() {
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
-        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
         let all = workers.running();
         for _ in 0..15 {
             workers.until_answered(8, &all).await;
@@ -173,7 +173,7 @@ async fn cut_connections_lose_and_double_no_append() {
     }
 }
 
-/// A server that ends a connection seldom does so between commit and answer. Here each cut is there.
+/// A server that ends a connection rarely does so between commit and answer. Here every cut is there.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn an_answer_lost_after_the_commit_is_recovered() {
@@ -184,7 +184,7 @@ async fn an_answer_lost_after_the_commit_is_recovered() {
         let proxy = Proxy::before(&database.options()).await;
         let port = |port: u16| format!(":{port}/");
         let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
-        let mut workers = workers_on(database_url, seed, KNOWN_BYTES[2], tasks);
+        let mut workers = workers_on(database_url, seed, CACHE_BYTES[2], tasks);
         let all = workers.running();
         for _ in 0..15 {
             workers.until_answered(8, &all).await;
@@ -196,7 +196,7 @@ async fn an_answer_lost_after_the_commit_is_recovered() {
     }
 }
 
-/// What the others may be delayed by a process that is frozen at the worst moment. A promise, and so the one bound on time here.
+/// The longest delay that a process frozen at the worst moment may cause for others. It is a promise, so it is a bound on time.
 const FROZEN_DELAYS: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,11 +206,11 @@ async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
         let database = Database::create().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
-        let mut workers = workers(&database, seed, KNOWN_BYTES[2], tasks);
+        let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
         let all = workers.running();
         for round in 0..12 {
             workers.until_answered(5, &all).await;
-            // Every other time while it looks up, under the lock, what became of its append.
+            // Every other round it is frozen during recovery, which holds the lock.
             if round % 2 == 0 {
                 sqlx::query(CUT).execute(&pool).await.unwrap();
             }
@@ -218,7 +218,7 @@ async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
             workers.freeze(frozen);
             let others: Vec<_> = all.iter().copied().filter(|process| *process != frozen).collect();
             let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &others)).await;
-            assert!(going_on.is_ok(), "the others stand still");
+            assert!(going_on.is_ok(), "the other processes stand still");
             workers.thaw(frozen);
             workers.until_answered(5, &[frozen]).await;
         }
@@ -228,13 +228,13 @@ async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
     }
 }
 
-/// What became of a call is looked up under the lock, on each of a process's two connections: it is released without the process.
+/// Recovery looks an outcome up under the lock, on each of a process's two connections. The server releases the lock without the process.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_process_frozen_during_recovery_holds_up_no_other() {
     let database = Database::create().await;
     let pool = database.pool().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
+    let mut workers = workers(&database, seeds()[0], CACHE_BYTES[2], TASKS[1]);
     let all = workers.running();
     until_each_answered(&mut workers, TASKS[1]).await;
     let mut holding = pool.begin().await.unwrap();
@@ -256,22 +256,22 @@ async fn a_process_frozen_during_recovery_holds_up_no_other() {
     workers.freeze(all[0]);
     holding.rollback().await.unwrap();
     let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &all[1..])).await;
-    assert!(going_on.is_ok(), "the others stand still");
+    assert!(going_on.is_ok(), "the other processes stand still");
     workers.thaw(all[0]);
     until_each_answered(&mut workers, TASKS[1]).await;
     meant_something_and_lost_answers(&workers.check(&pool).await);
 }
 
-/// The worst moment: the server holds the lock, has begun to answer an append, and nobody takes what it sends.
+/// The worst moment: the server holds the lock, has begun to answer an append, and nobody reads the answer.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
     let database = Database::create().await;
-    let mut workers = workers(&database, seeds()[0], KNOWN_BYTES[2], TASKS[1]);
+    let mut workers = workers(&database, seeds()[0], CACHE_BYTES[2], TASKS[1]);
     let all = workers.running();
     workers.until_answered(10, &all).await;
     let mut frozen = sqlx::PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
-    // A thousand conditions, each of which finds all that is in the log.
+    // A thousand query items, each of which finds every event in the log.
     let mut answer = sqlx::query(
         "SELECT append_events(array_fill(0, ARRAY[1000]), array_fill('Opened,Put,Taken,Described,Counted,Noted'::text, ARRAY[1000]), \
             array_fill(0::bigint, ARRAY[1000]), array_fill(false, ARRAY[1000]), \
@@ -281,14 +281,13 @@ async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
     .fetch(&mut frozen);
     answer.try_next().await.unwrap().unwrap();
     let going_on = tokio::time::timeout(FROZEN_DELAYS, workers.until_answered(8, &all)).await;
-    assert!(going_on.is_ok(), "the others stand still");
+    assert!(going_on.is_ok(), "the other processes stand still");
     let rest = answer.try_for_each(|_| async { Ok(()) }).await;
     assert!(rest.is_err(), "the answer was too small to be stuck");
     workers.check(&database.pool().await).await;
 }
 
-/// Commands one after the other, on stores that take turns, and events that a translator writes in between. Answers what each command came
-/// to, and the log.
+/// Runs commands one after the other, on alternating stores, with a translator's events in between. Returns the outcomes and the log.
 async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize) -> (Vec<Outcome>, Vec<(i64, Happened)>) {
     let database = Database::create().await;
     let stores: Vec<_> =
@@ -297,7 +296,7 @@ async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize)
     let mut outcomes = vec![];
     for number in 0..300 {
         let command = CommandId { process: 0, task: 0, number };
-        // Two of one, two of the other: each finds some states as it left them, and some not.
+        // Two commands a store: each store finds some states as it left them, and some changed.
         let store = &stores[number as usize / 2 % stores.len()];
         outcomes.push(Spec::of(seed, command).run(store).await.0);
         if number % 10 == 0 {
@@ -312,19 +311,19 @@ async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize)
 async fn every_answer_is_the_same_with_and_without_the_state_cache() {
     for seed in seeds() {
         for stores in [1, 2] {
-            let [nothing, little, plenty] = KNOWN_BYTES.map(|state_cache_bytes| one_after_the_other(seed, stores, state_cache_bytes));
+            let [nothing, little, plenty] = CACHE_BYTES.map(|state_cache_bytes| one_after_the_other(seed, stores, state_cache_bytes));
             let (outcomes, log) = nothing.await;
             assert!(log.len() > 200 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. })), "seed {seed}");
             for known in [little.await, plenty.await] {
                 let differs = (0..).zip(outcomes.iter().zip(&known.0)).find(|(_, (without, with))| without != with);
-                assert_eq!(differs, None, "CHECK_SEED={seed}, {stores} stores: the command, without and with states being known");
+                assert_eq!(differs, None, "CHECK_SEED={seed}, {stores} stores: the command, without and with the cache");
                 assert_eq!(log, known.1, "CHECK_SEED={seed}, {stores} stores");
             }
         }
     }
 }
 
-/// As Submit Cart: the cart, and then the inventories of the products in it.
+/// Like Submit Cart: reads the cart, and then the inventories of its products.
 struct Submit(Shopping);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
@@ -383,7 +382,7 @@ impl Decision for Submit {
     }
 }
 
-/// A decision that counts how often it decides that something happens; the first time, something else happens before it is appended.
+/// Counts how often the decision returns events. The first time, something else happens before the append.
 struct Counted {
     decision: Submit,
     meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -419,7 +418,7 @@ impl Decision for Counted {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn submits_of_carts_with_different_products_never_conflict() {
-    for state_cache_bytes in KNOWN_BYTES {
+    for state_cache_bytes in CACHE_BYTES {
         let log = TestLog::<DomainEvent>::create().await;
         let carts: Vec<_> = (0..120).map(|_| Shopping::new()).collect();
         log.append(carts.iter().flat_map(|cart| cart.with_items(3).chain([cart.inventory(0, 5), cart.inventory(1, 7)]))).await;
@@ -436,23 +435,23 @@ async fn submits_of_carts_with_different_products_never_conflict() {
             })
             .collect();
         for submit in submits {
-            assert_eq!(submit.await.unwrap(), 1, "it was decided again, for another's sake");
+            assert_eq!(submit.await.unwrap(), 1, "the submit conflicted with another cart");
         }
     }
 }
 
-/// Something that happens to a cart, or to another one.
+/// An event of a cart, or of another cart.
 type Happens = fn(&Shopping, &Shopping) -> DomainEvent;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_submit_conflicts_only_with_changes_of_its_own_products() {
-    for state_cache_bytes in KNOWN_BYTES {
-        // What comes between, how often it is decided then, and whether it is submitted.
+    for state_cache_bytes in CACHE_BYTES {
+        // The event in between, how often the submit then decides, and whether it succeeds.
         let between: [(Happens, u32, bool); 5] = [
             (|_, other| other.submitted(2), 1, true),
             (|_, other| other.inventory(0, 0), 1, true),
-            // Not in the cart.
+            // A product that is not in the cart.
             (|cart, _| cart.inventory(3, 0), 1, true),
             (|cart, _| cart.inventory(1, 5), 2, true),
             (|cart, _| cart.inventory(1, 0), 1, false),

@@ -1,4 +1,4 @@
-//! The log against a real PostgreSQL: order, conditions, lost answers, grants and resets.
+//! The log on PostgreSQL: order, conditions, lost answers, grants, resets, reads and announcements.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
@@ -30,7 +30,7 @@ async fn two_processes_keep_a_limit_and_positions_have_no_gaps() {
     let carts: Vec<_> = (0..10).map(|_| Shopping::new()).collect();
     let adding = (0..400).map(|n| {
         let store = if n % 2 == 0 { log.store.clone() } else { other.clone() };
-        // Half of them on one hot cart.
+        // Half of the commands go to one cart.
         let cart = if n % 4 < 2 { &carts[0] } else { &carts[n % carts.len()] };
         let add = Add(Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0));
         tokio::spawn(async move { store.decide(&add).await })
@@ -81,7 +81,7 @@ impl State for Newest {
 async fn states_are_read_as_they_were_at_any_position() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
-    // Items and inventories by turns, and more of them than one answer holds.
+    // Items and inventories alternate. There are more than one answer holds.
     let added = || Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0);
     log.append((1..=600).flat_map(|n| [added(), cart.inventory(0, n)])).await;
     let states = (Items { cart_id: cart.cart_id, items: 0 }, Newest { product_id: cart.product(0), inventory: None });
@@ -102,7 +102,7 @@ async fn waiting_ends_when_the_log_reaches_the_position_or_times_out() {
     let (cart, long) = (Shopping::new(), Duration::from_secs(30));
     let head = log.append(cart.with_items(2)).await;
     let next = Position(head.0 + 1);
-    // One that has just started knows of nothing.
+    // A store that has just started has seen no position.
     let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     for store in [&log.store, &other] {
         assert_eq!(store.wait("test", head, Duration::ZERO).await.unwrap(), Wait::Reached);
@@ -142,7 +142,7 @@ async fn connections_cut_under_load_lose_and_double_no_append() {
     let pool = log.database.pool().await;
     for _ in 0..40 {
         let before = log.store.head().await.unwrap();
-        eventually("some are appended", || async { (log.store.head().await.unwrap() > before).then_some(()) }).await;
+        eventually("more events are appended", || async { (log.store.head().await.unwrap() > before).then_some(()) }).await;
         sqlx::query(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()",
         )
@@ -157,9 +157,12 @@ async fn connections_cut_under_load_lose_and_double_no_append() {
     }
     let stored: Vec<(i64, uuid::Uuid)> = sqlx::query_as("SELECT event_id, cart_id FROM event").fetch_all(&pool).await.unwrap();
     let carts: HashSet<_> = stored.iter().map(|(_, cart)| cart).collect();
-    assert_eq!(carts.len(), stored.len(), "none is there twice");
+    assert_eq!(carts.len(), stored.len(), "an event is stored twice");
     let stored: HashSet<_> = stored.into_iter().collect();
-    assert!(!acknowledged.is_empty() && acknowledged.iter().all(|one| stored.contains(one)), "each is where it was said to be");
+    assert!(
+        !acknowledged.is_empty() && acknowledged.iter().all(|one| stored.contains(one)),
+        "an acknowledged event is not at its position"
+    );
 }
 
 #[tokio::test]
@@ -171,7 +174,7 @@ async fn a_log_emptied_under_a_running_process_is_noticed() {
         log.store.decide(&Add(cart.added(n))).await.unwrap();
     }
     sqlx::query("TRUNCATE event").execute(log.store.pool()).await.unwrap();
-    let position = eventually("it is noticed", || async { log.store.decide(&Add(cart.added(3))).await.ok() }).await;
+    let position = eventually("the reset is noticed", || async { log.store.decide(&Add(cart.added(3))).await.ok() }).await;
     assert_eq!(position, Position(1));
 }
 
@@ -231,7 +234,7 @@ async fn waiting_reads_share_a_statement_and_get_their_own_answers() {
                       SELECT count(*) FROM other";
         sqlx::query_scalar(&format!("{others} WHERE {condition}")).fetch_one(&looking).await.unwrap()
     };
-    // A session counts its transactions when it ends, at the latest.
+    // A session reports its transactions at its end at the latest.
     let transactions = async || -> i64 {
         eventually("every other session has ended", || async { (sessions("pg_terminate_backend(pid)").await == 0).then_some(()) }).await;
         let all = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
@@ -239,7 +242,7 @@ async fn waiting_reads_share_a_statement_and_get_their_own_answers() {
     };
     let before = transactions().await;
 
-    // While somebody has the table, those that have a turn get no answer, and the others wait for one.
+    // While the table is locked, reads with a connection get no answer, and the others wait for a connection.
     let store = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
     let mut holding = looking.begin().await.unwrap();
     sqlx::query("LOCK TABLE event IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
@@ -248,8 +251,10 @@ async fn waiting_reads_share_a_statement_and_get_their_own_answers() {
         tokio::spawn(async move { store.read(items).await.unwrap().0.items })
     };
     let reading: Vec<_> = carts.iter().map(read).collect();
-    eventually("those that have a turn wait for the table", || async { (sessions("wait_event_type = 'Lock'").await >= 8).then_some(()) })
-        .await;
+    eventually("the reads with a connection wait for the table", || async {
+        (sessions("wait_event_type = 'Lock'").await >= 8).then_some(())
+    })
+    .await;
     for gone in reading.iter().step_by(10) {
         gone.abort();
     }
@@ -273,7 +278,7 @@ async fn readiness_says_where_the_database_is_and_what_to_do() {
         async |options: PgConnectOptions| EventStore::<DomainEvent>::new(options, StoreSettings::default()).ready().await.unwrap_err();
     let options = migrated.options();
     let at = format!("the database at {}:{}/{} (", options.get_host(), options.get_port(), options.get_database().unwrap());
-    // The role of a cluster that was never migrated, or a wrong name.
+    // The role of a cluster that was never migrated, or a misspelt role.
     let unknown = said(migrated.options_as("nobody")).await;
     assert!(unknown.starts_with(&at) && unknown.contains("\"nobody\"") && unknown.contains("cargo dev migrate"), "{unknown}");
     let nowhere = said(migrated.options().host("127.0.0.1").port(9)).await;
@@ -295,7 +300,7 @@ async fn an_append_without_an_answer_has_an_unknown_outcome() {
     let held = store.decide(&Add(cart.added(0))).await;
     assert!(matches!(held, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{held:?}");
     holding.rollback().await.unwrap();
-    eventually("it goes on", || async { store.decide(&Add(Shopping::new().added(0))).await.ok() }).await;
+    eventually("the store works again", || async { store.decide(&Add(Shopping::new().added(0))).await.ok() }).await;
 }
 
 #[tokio::test]
@@ -304,11 +309,11 @@ async fn an_append_is_announced_to_other_processes() {
     let log = TestLog::<DomainEvent>::create().await;
     let settings = StoreSettings { poll_interval: Duration::from_secs(3_600), ..StoreSettings::default() };
     let reader = EventStore::<DomainEvent>::new(log.database.options(), settings);
-    // It has begun to listen once it has looked the head up: that comes after.
+    // The listener polls the head after it has begun to listen.
     log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
-    eventually("it listens", || async { (reader.head_watcher().newest() > Position::START).then_some(()) }).await;
+    eventually("the store listens", || async { (reader.head_watcher().newest() > Position::START).then_some(()) }).await;
     let written = log.store.decide(&Add(Shopping::new().added(0))).await.unwrap();
-    eventually("it is announced", || async { (reader.head_watcher().newest() >= written).then_some(()) }).await;
+    eventually("the append is announced", || async { (reader.head_watcher().newest() >= written).then_some(()) }).await;
 }
 
 #[tokio::test]
@@ -349,12 +354,12 @@ async fn an_announced_position_that_is_not_in_the_log_is_ignored() {
     let append_and_hear = async || {
         log.append(Shopping::new().with_items(1)).await;
         let head = log.store.head().await.unwrap();
-        eventually("it is heard of", || async { (other.head_watcher().newest() >= head).then_some(()) }).await;
+        eventually("the head is announced", || async { (other.head_watcher().newest() >= head).then_some(()) }).await;
         assert_eq!(other.head_watcher().newest(), head);
     };
     append_and_hear().await;
     sqlx::query("SELECT pg_notify('event_head', '1000000')").execute(log.store.pool()).await.unwrap();
-    // Announcements come in order: when this one was heard, that one was too.
+    // Announcements arrive in order: the false one came before this one.
     append_and_hear().await;
 }
 
@@ -362,7 +367,7 @@ async fn an_announced_position_that_is_not_in_the_log_is_ignored() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     let pool = Database::create().await.pool().await;
-    // Two hundred kilobytes each: two of them are what a lookup's answer holds.
+    // 200 kB each: the answer to one query item holds two of them.
     sqlx::query(
         "INSERT INTO event (event_id, event_type, payload, metadata, cart_id)
          SELECT n, 'ItemAdded', convert_to(repeat('x', 200000), 'UTF8'), '{}', '01980000-0000-7000-8000-00000000000a' FROM generate_series(1, 3) n",
@@ -381,7 +386,7 @@ async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     let of = |lookup: i32| answer.iter().filter(move |row| row.0 == Some(lookup)).map(|(.., more)| *more).collect::<Vec<_>>();
     let cut = (0..lookups).find(|lookup| of(*lookup).len() == 1).unwrap();
     for lookup in 0..lookups {
-        // In each, the last row says that there is more.
+        // The last row of each item says that there is more.
         assert_eq!(of(lookup), if lookup < cut { vec![false, true] } else { vec![true] }, "lookup {lookup}, cut at {cut}");
     }
 }
@@ -412,7 +417,7 @@ async fn a_query_for_the_newest_event_reads_it_alone() {
     }
 }
 
-/// As an HTTP worker's, which ends as soon as it has nothing in hand when the process is asked to stop.
+/// Like the runtime of an HTTP worker, which ends early in a shutdown.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_connection_outlives_the_runtime_of_its_first_caller() {

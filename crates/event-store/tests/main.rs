@@ -1,12 +1,11 @@
-//! The log, against a real PostgreSQL.
+//! The log, on PostgreSQL.
 //!
-//! One program for all of them: as programs of their own each would be linked with everything again.
+//! All tests are one program, because linking each one alone would take longer.
 
 mod common;
 mod deciding;
 mod flat;
 mod histories;
-
 mod log;
 mod matching;
 mod outcomes;

@@ -1,4 +1,4 @@
-//! The matching rule is one: what a state folds in memory is what it folds from SQL, whatever the events and the ids it asks for.
+//! A query matches the same events in memory and in SQL, for any events and ids.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId, ProductId, examples::Shopping};
@@ -9,7 +9,7 @@ use test_support::TestLog;
 
 macro_rules! seen {
     ($name:ident, $stream:ident, { $($id:ident: $type:ty),* }, newest: $newest:literal) => {
-        /// Which positions it was given: all, or the last.
+        /// The positions that it folded: all, or the last.
         #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
         #[state_query($stream)]
         struct $name {
@@ -40,7 +40,7 @@ seen!(LastOfItem, ArchivingStream, { item_id: ItemId }, newest: true);
 seen!(LastOfProduct, ArchivingStream, { product_id: ProductId }, newest: true);
 seen!(LastOfTypes, ArchivingStream, {}, newest: true);
 
-/// A few carts and products, so that ids meet.
+/// Few carts and products, so that ids coincide.
 fn event(carts: &[Shopping], (kind, cart, n): (u8, usize, usize)) -> DomainEvent {
     let cart = &carts[cart];
     match kind {

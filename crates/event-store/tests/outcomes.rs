@@ -1,4 +1,4 @@
-//! What a caller is told when the log is not as it should be: read-only, emptied under a decision, or refusing a row.
+//! What a caller learns if the log is read-only, reset, replaced, busy or silent, or refuses a row.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ async fn a_read_only_server_is_unavailable_until_it_takes_writes() {
     let log = TestLog::<DomainEvent>::create().await;
     let commands = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
     commands.decide(&Add::to(&Shopping::new())).await.unwrap();
-    // As after a failover, where the server that was the primary has become a standby.
+    // As after a failover: the old primary has become a standby.
     let owner = log.store.pool();
     let read_only = "ALTER ROLE cartlog_commands IN DATABASE {} SET default_transaction_read_only = ";
     let database: String = sqlx::query_scalar("SELECT quote_ident(current_database())").fetch_one(owner).await.unwrap();
@@ -24,14 +24,14 @@ async fn a_read_only_server_is_unavailable_until_it_takes_writes() {
     sqlx::query(&format!("{read_only}on")).execute(owner).await.unwrap();
     sqlx::query(cut).execute(owner).await.unwrap();
 
-    // The first may meet the connections that were cut, where nothing is known to be wrong.
+    // The first command may meet the connections that were cut.
     for _ in 0..3 {
         let refused = commands.decide(&Add::to(&Shopping::new())).await;
         assert!(matches!(refused, Err(DecideError::Store(StoreError::Unavailable(_)))), "{refused:?}");
     }
-    // The server itself becomes the primary: nobody cuts the connection that was refused.
+    // The server becomes the primary again, without cutting the connection.
     sqlx::query(&format!("{read_only}off")).execute(owner).await.unwrap();
-    eventually("it goes on", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+    eventually("the store works again", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
     assert_eq!(log.store.head().await.unwrap(), Position(2));
 }
 
@@ -49,7 +49,8 @@ async fn a_log_emptied_during_a_decision_is_reset() {
     let reset = log.store.decide(&add).await;
     assert!(matches!(reset, Err(DecideError::Store(StoreError::Reset(_)))), "{reset:?}");
     assert_eq!(log.store.decide(&Add::to(&cart)).await.unwrap(), Position(1));
-    eventually("readers start anew from its head", || async { (log.store.head_watcher().newest() == Position(1)).then_some(()) }).await;
+    eventually("the head watcher restarts at its head", || async { (log.store.head_watcher().newest() == Position(1)).then_some(()) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,13 +59,13 @@ async fn an_append_the_database_refuses_fails_no_other_of_its_call() {
     let log = TestLog::<DomainEvent>::create().await;
     let mut holding = log.store.pool().begin().await.unwrap();
     sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
-    // While the lock is held, the first is on its way and the others gather.
+    // While the lock is held, the first appends are in flight and the others wait in the queue.
     let decided = Arc::new(tokio::sync::Semaphore::new(0));
     let tasks: Vec<_> = (0..12)
         .map(|n| {
             let (store, decided) = (log.store.clone(), decided.clone());
             let add = Meanwhile::new(Add::to(&Shopping::new()), move || decided.add_permits(1));
-            // JSON text that jsonb does not take.
+            // JSON text that jsonb refuses.
             let correlation_id = (n == 6).then(|| "\0".to_owned());
             tokio::spawn(async move { store.decide_with(&add, Metadata { correlation_id, ..Metadata::default() }).await })
         })
@@ -93,7 +94,7 @@ async fn a_log_that_cannot_be_read_in_time_is_busy() {
     let busy = store.decide(&Add::to(&Shopping::new())).await;
     assert!(matches!(busy, Err(DecideError::Store(StoreError::Busy))), "{busy:?}");
     holding.rollback().await.unwrap();
-    eventually("it goes on", || async { store.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+    eventually("the store works again", || async { store.decide(&Add::to(&Shopping::new())).await.ok() }).await;
     assert_eq!(log.store.head().await.unwrap(), Position(1));
 }
 
@@ -105,7 +106,7 @@ async fn an_append_that_was_never_sent_is_busy_and_not_written() {
     let settings = StoreSettings { command_timeout: Duration::from_secs(1), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), settings);
     let mut holding = log.store.pool().begin().await.unwrap();
-    sqlx::query("SELECT event_lock()").execute(&mut *holding).await.unwrap();
+    sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     // Both of the appender's calls are in flight, so a third append waits in the queue.
     let mut sent = vec![];
     for calls in 1..=2 {
@@ -145,7 +146,7 @@ async fn a_server_that_does_not_answer_is_not_blamed_on_the_pool() {
 const CUT: &str =
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()";
 
-/// As a restore leaves it: of the same length, with another past.
+/// A restore may leave a log of the same length with other events.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn cached_states_of_a_replaced_log_are_forgotten() {
@@ -155,13 +156,13 @@ async fn cached_states_of_a_replaced_log_are_forgotten() {
     for cart in [&other, &cart, &cart] {
         commands.decide(&Add::to(cart)).await.unwrap();
     }
-    // In this one, the cart is full.
+    // In the restored log the cart is full.
     let mut restored = log.store.pool().begin().await.unwrap();
     sqlx::query("UPDATE event SET cart_id = $1 WHERE event_id = 1").bind(cart.cart_id.uuid()).execute(&mut *restored).await.unwrap();
     sqlx::query("UPDATE event_log SET id = gen_random_uuid()").execute(&mut *restored).await.unwrap();
     restored.commit().await.unwrap();
     sqlx::query(CUT).execute(log.store.pool()).await.unwrap();
-    let answer = eventually("its answer", || async {
+    let answer = eventually("the command is answered", || async {
         match commands.decide(&Add::to(&cart)).await {
             Err(DecideError::Store(error)) if error.is_unavailable() => None,
             answer => Some(answer),
@@ -182,7 +183,7 @@ async fn an_outcome_is_unknown_if_another_log_took_this_ones_place() {
     sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let store = commands.clone();
     let deciding = tokio::spawn(async move { store.decide(&Add::to(&Shopping::new())).await });
-    eventually("it is on its way", || async {
+    eventually("the call is in flight", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'advisory'";
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(log.store.pool()).await.unwrap() == 1).then_some(())
@@ -190,13 +191,13 @@ async fn an_outcome_is_unknown_if_another_log_took_this_ones_place() {
     .await;
     sqlx::query("UPDATE event_log SET id = gen_random_uuid()").execute(log.store.pool()).await.unwrap();
     sqlx::query(CUT).execute(log.store.pool()).await.unwrap();
-    // Whoever is the first to see that it is another log, the appender or a connection that reads: nobody knows what the one before holds.
-    let read_first = eventually("another connection sees it", || async { commands.head().await.ok() });
+    // Either the appender or a reading connection notices the other log first. Nobody knows what the old log holds.
+    let read_first = eventually("another connection sees the other log", || async { commands.head().await.ok() });
     let (outcome, _) = tokio::join!(deciding, read_first);
     let outcome = outcome.unwrap();
     assert!(matches!(outcome, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{outcome:?}");
     holding.rollback().await.unwrap();
-    eventually("it goes on", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
+    eventually("the store works again", || async { commands.decide(&Add::to(&Shopping::new())).await.ok() }).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What each role may do in the database, and what it may not: tried, not looked up.
+//! What each role may do in the database, and what it may not. Each statement is tried.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};
@@ -15,7 +15,7 @@ fn all() -> impl Iterator<Item = &'static str> {
 /// PostgreSQL's "insufficient privilege".
 const REFUSED: &str = "42501";
 
-/// What became of a statement, of which nothing stays: PostgreSQL's code, where it failed.
+/// Runs a statement and rolls it back. Returns PostgreSQL's code if it failed.
 async fn tried(connection: &mut PgConnection, statement: &str) -> Option<String> {
     let mut transaction = connection.begin().await.unwrap();
     let outcome = sqlx::raw_sql(statement).execute(&mut *transaction).await;
@@ -23,7 +23,7 @@ async fn tried(connection: &mut PgConnection, statement: &str) -> Option<String>
     outcome.err().map(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
 }
 
-/// A log with an event and a translator's offset in it.
+/// Creates a log with an event and a stored offset.
 async fn log() -> (TestLog<DomainEvent>, PgPool) {
     let log = TestLog::create().await;
     log.append([Shopping::new().created()]).await;
@@ -31,7 +31,7 @@ async fn log() -> (TestLog<DomainEvent>, PgPool) {
     (log, owner)
 }
 
-/// What a role may do to a table beside reading it, of INSERT, UPDATE, DELETE and TRUNCATE.
+/// Returns which of INSERT, UPDATE, DELETE and TRUNCATE a role may run on a table.
 fn may(role: &str, schema: &str, table: &str) -> &'static [&'static str] {
     match (role, schema, table) {
         ("cartlog_projections", "projection_a" | "projection_b", _) => &["INSERT", "UPDATE", "DELETE", "TRUNCATE"],
@@ -127,7 +127,7 @@ async fn no_role_calls_a_function_that_is_not_its_own() {
             assert_eq!(became.as_deref(), expected, "{role}: {call}");
         }
     }
-    // Whoever comes later, either. A trigger's function cannot be called.
+    // Functions of later migrations are refused too. A trigger's function cannot be called at all.
     let anybodys: Vec<String> = sqlx::query_scalar(
         "SELECT oid::regprocedure::text FROM pg_proc
          WHERE pronamespace IN ('public'::regnamespace, 'automation'::regnamespace, 'projection_a'::regnamespace, 'projection_b'::regnamespace)
@@ -136,11 +136,7 @@ async fn no_role_calls_a_function_that_is_not_its_own() {
     .fetch_all(&owner)
     .await
     .unwrap();
-    assert_eq!(
-        anybodys,
-        [] as [&str; 0],
-        "anybody may call these: the migration that makes a function has to REVOKE ALL ON it FROM PUBLIC"
-    );
+    assert_eq!(anybodys, [] as [&str; 0], "PUBLIC may call these: a migration that creates a function must REVOKE ALL ON it FROM PUBLIC");
     sqlx::query("CREATE FUNCTION of_a_later_migration() RETURNS integer LANGUAGE sql RETURN 1").execute(&owner).await.unwrap();
     for role in all() {
         let mut session = PgConnection::connect_with(&log.database.options_as(role)).await.unwrap();
@@ -156,7 +152,7 @@ async fn no_role_creates_changes_drops_or_escalates() {
         sqlx::query_as("SELECT current_database()::text, current_user::text").fetch_one(&owner).await.unwrap();
     let others: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&owner).await.unwrap();
     let refused = [
-        // Making things, for whatever name a function of the log's may look up.
+        // Creating objects that a function of the log might find by name.
         "CREATE TABLE mine (n integer)".to_owned(),
         "CREATE TABLE projection_a.mine (n integer)".into(),
         "CREATE TABLE automation.mine (n integer)".into(),
@@ -169,7 +165,7 @@ async fn no_role_creates_changes_drops_or_escalates() {
         "CREATE EXTENSION pgcrypto".into(),
         "CREATE PUBLICATION mine FOR TABLE event".into(),
         "CREATE ROLE mine".into(),
-        // What is there.
+        // Changing what exists.
         "DROP TABLE event".into(),
         "ALTER TABLE event ADD COLUMN mine integer".into(),
         "ALTER TABLE event OWNER TO current_user".into(),
@@ -182,7 +178,7 @@ async fn no_role_creates_changes_drops_or_escalates() {
         "SELECT FROM event FOR UPDATE".into(),
         "COPY event TO PROGRAM 'cat'".into(),
         "COPY event TO '/tmp/event'".into(),
-        // More than it is.
+        // Gaining privileges.
         format!("SET ROLE {superuser}"),
         format!("SET SESSION AUTHORIZATION {superuser}"),
         "SET session_replication_role = replica".into(),
@@ -209,7 +205,7 @@ async fn no_role_creates_changes_drops_or_escalates() {
                 assert_eq!(tried(&mut session, &statement).await.as_deref(), Some(REFUSED), "{role}: {statement}");
             }
         }
-        // Not within a transaction, as the others.
+        // Unlike the others, not in a transaction.
         for statement in ["ALTER SYSTEM SET fsync = off".to_owned(), "CREATE DATABASE mine".into(), format!("DROP DATABASE {database}")] {
             let error = sqlx::query(&statement).execute(&mut session).await.unwrap_err();
             assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some(REFUSED), "{role}: {statement}");

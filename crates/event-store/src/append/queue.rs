@@ -40,7 +40,11 @@ impl AppendQueue {
             }
             tokio::select! {
                 biased;
-                append = self.queue.recv() => self.waiting.push_back(append?),
+                append = self.queue.recv() => {
+                    self.waiting.push_back(append?);
+                    // The callers of one call are answered together. This lets them all decide first, so that they share the next one too.
+                    tokio::task::yield_now().await;
+                }
                 () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
             }
         }

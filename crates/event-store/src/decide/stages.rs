@@ -22,6 +22,7 @@ pub struct Part<S> {
 }
 
 /// A [`Part`] of any state.
+#[doc(hidden)]
 pub trait AnyPart<E>: Send {
     /// Returns the query of the events that it folds.
     #[doc(hidden)]

@@ -1,17 +1,17 @@
 //! Decisions that these tests share.
-#![allow(dead_code, unused_imports, reason = "not every test uses every one")]
+#![allow(dead_code, unused_imports, reason = "each test program uses some of them")]
 
 use cart_events::{CartId, CartStream, DomainEvent, examples::Shopping};
 use disintegrate::StateQuery;
 use event_store::{Decided, Decision, Position, State};
 pub(crate) use test_support::{Meanwhile, blocking};
 
-/// Adds an item while there are fewer than three; refuses with their number.
+/// Adds an item if the cart has fewer than three. Refuses with their number.
 #[derive(Clone)]
 pub(crate) struct Add(pub(crate) DomainEvent);
 
 impl Add {
-    /// A new item, to this cart.
+    /// Adds a new item to this cart.
     pub(crate) fn to(cart: &Shopping) -> Self {
         Self(Shopping { cart_id: cart.cart_id, ..Shopping::new() }.added(0))
     }
