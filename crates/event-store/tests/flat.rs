@@ -120,9 +120,9 @@ async fn session(database: &Database) -> PgConnection {
     let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
     sqlx::raw_sql(
         "PREPARE reading (text[], bigint[], boolean[], uuid[], uuid[], uuid[]) AS
-         SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more
+         SELECT NULL::integer AS query_item, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more
          FROM event e
-         UNION ALL SELECT lookup, event_id, event_type, payload, more FROM read_events($1, $2, $3, $4, $5, $6)",
+         UNION ALL SELECT query_item, event_id, event_type, payload, more FROM read_events($1, $2, $3, $4, $5, $6)",
     )
     .execute(&mut session)
     .await

@@ -376,7 +376,7 @@ async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     .await
     .unwrap();
     let lookups = 40;
-    let append = "SELECT lookup, octet_length(payload), more FROM append_events(
+    let append = "SELECT query_item, octet_length(payload), more FROM append_events(
         array_fill(0, ARRAY[$1]), array_fill('ItemAdded'::text, ARRAY[$1]), array_fill(0::bigint, ARRAY[$1]), array_fill(false, ARRAY[$1]),
         array_fill('01980000-0000-7000-8000-00000000000a'::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]),
         '{}', '{}', '{}', '{}', '{}', '{}', '{}')";

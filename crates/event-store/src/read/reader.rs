@@ -20,7 +20,7 @@ use crate::{
 /// Returns the statement that reads. The head comes as a row without an item.
 fn sql(ids: usize) -> String {
     format!(
-        "SELECT NULL::integer AS lookup, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
+        "SELECT NULL::integer AS query_item, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
          FROM event e \
          UNION ALL SELECT query_item, event_id, event_type, payload, more FROM read_events({})",
         placeholders(1, 3 + ids)
