@@ -1,4 +1,4 @@
-//! A database of its own for each test.
+//! Gives each test its own database.
 
 use sqlx::{
     Connection, PgConnection, PgPool,
@@ -6,47 +6,47 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-/// A migrated database that no other test uses. It goes with the test stack.
+/// A database for one test. It is dropped with the test stack.
 pub struct Database {
     options: PgConnectOptions,
 }
 
 impl Database {
-    /// Makes one on the server that `cargo dev test` started.
+    /// Creates a migrated database on the server that `cargo dev test` started.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is no server.
     pub async fn create() -> Self {
         let database = Self::create_empty().await;
         event_store::migrate(&database.pool().await).await.expect("the migrations apply");
         database
     }
 
-    /// As [`Database::create`], without migrations.
+    /// Creates an empty database, without migrations.
     ///
     /// # Panics
-    /// Where there is no server.
+    /// If there is no server.
     pub async fn create_empty() -> Self {
         let url = std::env::var("CARTLOG_TEST_DATABASE_URL")
             .expect("these tests need PostgreSQL and Kafka: run `cargo dev test`, which starts both and sets CARTLOG_TEST_DATABASE_URL");
         let server: PgConnectOptions = url.parse().expect("CARTLOG_TEST_DATABASE_URL is a database's URL");
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut connection = PgConnection::connect_with(&server).await.expect("the test server can be reached");
-        sqlx::query(&format!("CREATE DATABASE {name}")).execute(&mut connection).await.expect("a database can be made");
+        sqlx::query(&format!("CREATE DATABASE {name}")).execute(&mut connection).await.expect("a database can be created");
         Self { options: server.database(&name) }
     }
 
-    /// How to connect as the owner.
+    /// Returns the options to connect as the owner.
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// How to connect as a service's role.
+    /// Returns the options to connect as a service's role.
     pub fn options_as(&self, role: &str) -> PgConnectOptions {
         self.options.clone().username(role)
     }
 
-    /// Its URL for a service's role.
+    /// Returns the URL for a service's role.
     pub fn url_as(&self, role: &str) -> String {
         format!(
             "postgres://{role}@{}:{}/{}",
@@ -56,19 +56,19 @@ impl Database {
         )
     }
 
-    /// A pool of the owner's connections.
+    /// Opens a pool of connections as the owner.
     ///
     /// # Panics
-    /// Where the server cannot be reached.
+    /// If the server cannot be reached.
     pub async fn pool(&self) -> PgPool {
         PgPoolOptions::new().max_connections(4).connect_with(self.options()).await.expect("the test database can be reached")
     }
 }
 
-/// The broker that `cargo dev test` started.
+/// Returns the broker that `cargo dev test` started.
 ///
 /// # Panics
-/// Where there is none.
+/// If there is no broker.
 pub fn kafka_bootstrap_servers() -> String {
     std::env::var("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS").expect(
         "these tests need PostgreSQL and Kafka: run `cargo dev test`, which starts both and sets CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS",

@@ -1,11 +1,11 @@
-//! Waiting for a condition, never for a time.
+//! Waits for conditions. Tests never wait for a fixed time.
 
 use std::time::{Duration, Instant};
 
-/// Waits until a condition holds, and answers what it yields.
+/// Waits until a condition yields a value, and returns the value.
 ///
 /// # Panics
-/// Where it does not within 30 seconds: `what` says what was waited for.
+/// If it yields none within 30 seconds. The message contains `what`.
 #[track_caller]
 pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();

@@ -1,4 +1,4 @@
-//! What tests share: given/when/then for decisions, a database per test, waiting for a condition, and recorded histories.
+//! Helpers for tests: given/when/then for decisions, a database per test, `eventually`, and recorded histories with their checker.
 #![allow(clippy::panic, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod database;

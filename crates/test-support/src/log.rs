@@ -1,4 +1,4 @@
-//! A log of a test's own, with the history it is given.
+//! Gives a test its own log.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -11,19 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Database, eventually};
 
-/// A log in a database of its own.
+/// A log in its own database.
 pub struct TestLog<E> {
-    /// Where it is.
+    /// The log's database.
     pub database: Database,
-    /// The log, as the owner uses it.
+    /// The log, opened as the owner.
     pub store: EventStore<E>,
-    /// Its projections.
+    /// The log's projections.
     pub projections: Projections<E>,
     appended: AtomicI64,
 }
 
 impl<E: LogEvent> TestLog<E> {
-    /// An empty log.
+    /// Creates an empty log.
     pub async fn create() -> Self {
         let database = Database::create().await;
         let store = EventStore::new(database.options(), StoreSettings::default());
@@ -31,10 +31,10 @@ impl<E: LogEvent> TestLog<E> {
         Self { database, store, projections, appended: AtomicI64::new(0) }
     }
 
-    /// Appends what happened, without a condition. Answers the position of the last event.
+    /// Appends events without a condition. Returns the position of the last one.
     ///
     /// # Panics
-    /// Where it cannot.
+    /// If the events cannot be appended.
     pub async fn append(&self, history: impl IntoIterator<Item = E>) -> Position {
         let events: Vec<_> = history.into_iter().map(|event| (event, Metadata::default())).collect();
         let from = self.appended.fetch_add(1, Ordering::SeqCst);
@@ -46,10 +46,10 @@ impl<E: LogEvent> TestLog<E> {
         }
     }
 
-    /// Runs a projection until it has applied all that is in the log, and what was being made anew is in service.
+    /// Runs a projection until it has applied the whole log and no rebuild is left.
     ///
     /// # Panics
-    /// Where it does not get there.
+    /// If the projection does not catch up.
     pub async fn project<P: Projection<Log = E>>(&self, projection: P, settings: Settings) {
         let head = self.store.head().await.expect("the log can be read");
         let stop = CancellationToken::new();

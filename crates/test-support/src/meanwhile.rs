@@ -1,4 +1,4 @@
-//! What happens between a decision's reading and its append.
+//! Lets something happen between a decision's read and its append.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use event_store::{Decided, Decision, View};
 
-/// A decision during which something else happens: after it was read and before it is appended, the first time.
+/// Wraps a decision. The first time it decides, something else happens after the read and before the append.
 pub struct Meanwhile<D> {
     decision: D,
     happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -15,12 +15,12 @@ pub struct Meanwhile<D> {
 }
 
 impl<D> Meanwhile<D> {
-    /// The decision, and what happens.
+    /// Wraps a decision, with what happens in between.
     pub fn new(decision: D, happens: impl FnOnce() + Send + 'static) -> Self {
         Self { decision, happens: Mutex::new(Some(Box::new(happens))), decided: AtomicUsize::new(0) }
     }
 
-    /// How often it decided.
+    /// Returns how often the decision was made.
     pub fn decided(&self) -> usize {
         self.decided.load(Ordering::SeqCst)
     }
@@ -45,7 +45,7 @@ impl<D: Decision> Decision for Meanwhile<D> {
     }
 }
 
-/// Waits within a decision, which is not asynchronous. Needs a runtime of several threads.
+/// Waits for a future inside a decision, which is not asynchronous. Needs a multi-threaded runtime.
 pub fn blocking<T>(future: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
 }

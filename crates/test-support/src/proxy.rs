@@ -1,4 +1,4 @@
-//! A way to the database that loses answers.
+//! Loses answers of the database.
 
 use std::net::SocketAddr;
 
@@ -10,19 +10,19 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Stands between clients and PostgreSQL. What it is told to lose, the server has done and the client never hears of.
+/// A TCP proxy between clients and PostgreSQL. The server has executed what the proxy loses; the client gets no answer.
 pub struct Proxy {
     address: SocketAddr,
-    /// How often it was told to lose what is on its way.
+    /// How often `lose_answers` was called.
     lost: watch::Sender<u32>,
     accepting: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// Starts one before a server.
+    /// Starts a proxy in front of a server.
     ///
     /// # Panics
-    /// Where there is no port to listen on.
+    /// If there is no port to listen on.
     pub async fn before(server: &PgConnectOptions) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("there is a free port");
         let address = listener.local_addr().expect("a listener has an address");
@@ -33,7 +33,7 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let (host, losing) = (host.clone(), losing.clone());
                 tokio::spawn(async move {
-                    // Whatever fails, both sides see their connection closed.
+                    // If anything fails, both sides see their connection closed.
                     if let Ok(server) = TcpStream::connect((host, port)).await {
                         let _ = connect(client, server, losing).await;
                     }
@@ -43,12 +43,12 @@ impl Proxy {
         Self { address, lost, accepting }
     }
 
-    /// The port it listens on, on 127.0.0.1.
+    /// Returns the port on 127.0.0.1 that the proxy listens on.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Loses the next answer on each connection there is, and the connection with it.
+    /// Loses the next answer on each open connection, and closes the connection.
     pub fn lose_answers(&self) {
         self.lost.send_modify(|lost| *lost += 1);
     }

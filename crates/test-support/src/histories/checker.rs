@@ -1,4 +1,4 @@
-//! The checker: whether a log, and what was recorded of the commands that made it, are those of an exact store.
+//! Checks whether a log and the records of its commands are those of an exact store.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -11,65 +11,65 @@ use super::{
     record::{Outcome, Record},
 };
 
-/// What was wrong.
+/// A fault of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
     /// Positions are not 1, 2, 3, …
     Position {
-        /// What stands next in the log.
+        /// The next position in the log.
         found: i64,
-        /// What should.
+        /// The expected position.
         expected: i64,
     },
-    /// An append is not there once, whole and in one piece.
+    /// An append is missing, incomplete, torn apart, or there twice.
     Torn {
-        /// Whose.
+        /// The command.
         command: CommandId,
-        /// Where its events stand.
+        /// The positions of its events.
         positions: Vec<i64>,
     },
-    /// What was written, or answered, is not what the command decides on what it says it saw.
+    /// The events or the answer differ from what the command decides on what it saw.
     Decided {
-        /// Which.
+        /// The command.
         command: CommandId,
     },
-    /// Between what an append knew and its own position came an event that its condition forbids.
+    /// An event that the append condition forbids lies between the condition's position and the append.
     Overtaken {
-        /// Whose.
+        /// The command.
         command: CommandId,
-        /// Where its first event stands.
+        /// The position of its first event.
         first: i64,
-        /// What it was decided on.
+        /// What the decision saw.
         saw: Vec<Saw>,
-        /// What it should have been decided on.
+        /// What the decision should have seen.
         held: Vec<Saw>,
     },
-    /// What an answer without events rests on did not hold at any position between the command's start and its answer; or, where the answer
-    /// names a position, not there.
+    /// An answer without events rests on states that were true at no position between the command's start and its answer. If the answer
+    /// names a position, they were not true there.
     Unjustified {
         /// The answer.
         record: Record,
     },
-    /// What was acknowledged is not in the log, or not where it was said to be, or not between the command's start and its answer.
+    /// Acknowledged events are missing from the log, at another position, or outside the command's start and answer.
     Misplaced {
         /// The answer.
         record: Record,
-        /// Where its last event stands.
+        /// The position of its last event.
         last: Option<i64>,
     },
-    /// A command that was answered that nothing happened has events in the log.
+    /// The log contains events of a command whose answer says that nothing was written.
     Written {
         /// The answer.
         record: Record,
     },
-    /// An error that no history should meet, or two answers to one command.
+    /// An error that must not occur in a history, or two answers to one command.
     Answer {
         /// The answer.
         record: Record,
     },
 }
 
-/// What an exact history was made of.
+/// The counts of an exact history.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Events in the log.
@@ -80,16 +80,15 @@ pub struct Summary {
     pub empty: usize,
     /// Commands refused.
     pub refused: usize,
-    /// Commands that the store could not do and did not do.
+    /// Commands that failed, with nothing written.
     pub undone: usize,
-    /// Commands that the store does not know the outcome of.
+    /// Commands with an unknown outcome.
     pub unknown: usize,
-    /// Appends in the log that nobody lived to record or that were answered to be unknown.
+    /// Appends in the log without a record, or with an unknown outcome.
     pub unacknowledged: usize,
-    /// How often a command had to decide again, as others had been faster.
+    /// Conflicts: how often a command had to decide again.
     pub conflicts: usize,
-    /// Calls of the log whose connection was lost before their answer, so that what became of them was looked up; of the processes that
-    /// were not killed.
+    /// Calls whose connection was lost before the answer, so that their outcome was looked up. Killed processes are not counted.
     pub looked_up: usize,
 }
 
@@ -104,7 +103,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What each state has folded, from the beginning of the log to its end.
+/// What each state has folded, over the whole log.
 struct Timelines<'a> {
     log: &'a [(i64, Happened)],
     /// After each event that the state folds.
@@ -126,14 +125,14 @@ impl Timelines<'_> {
         })
     }
 
-    /// What a state has folded up to a position.
+    /// Returns what a state has folded up to a position.
     fn at(&mut self, key: Key, position: i64) -> Folded {
         let all = self.of(key);
         let count = all.partition_point(|folded| folded.last <= position);
         count.checked_sub(1).and_then(|n| all.get(n)).copied().unwrap_or_default()
     }
 
-    /// From which position to which a state is as it was seen.
+    /// Returns the range of positions at which a state is as it was seen.
     fn holds(&mut self, saw: &Saw) -> Option<(i64, i64)> {
         let all = self.of(saw.key);
         let next = all.partition_point(|folded| folded.last <= saw.folded.last);
@@ -141,7 +140,7 @@ impl Timelines<'_> {
         (self.at(saw.key, saw.folded.last) == saw.folded).then_some((saw.folded.last, until))
     }
 
-    /// Whether there is a position, of those given, at which a command sees this.
+    /// Returns whether a command sees this at one of the given positions.
     fn justify(&mut self, spec: &Spec, saw: &[Saw], mut from: i64, mut to: i64) -> bool {
         for saw in saw {
             let Some((since, until)) = self.holds(saw) else { return false };
@@ -151,10 +150,10 @@ impl Timelines<'_> {
     }
 }
 
-/// Checks a history: the log, read back whole, against the records of the commands that made it.
+/// Checks a history: the whole log against the records of its commands.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The faults found.
 pub fn check(seed: u64, log: &[(i64, Happened)], records: &[Record]) -> Result<Summary, Vec<Violation>> {
     let mut violations = vec![];
     let mut summary = Summary { events: log.len(), ..Summary::default() };
@@ -195,7 +194,7 @@ pub fn check(seed: u64, log: &[(i64, Happened)], records: &[Record]) -> Result<S
     if violations.is_empty() { Ok(summary) } else { Err(violations) }
 }
 
-/// What is wrong with an append, as the log has it.
+/// Returns the faults of an append in the log.
 fn wrong_append(timelines: &mut Timelines<'_>, seed: u64, command: CommandId, events: &[(i64, &Happened)]) -> Option<Violation> {
     let (first, one) = events.first()?;
     let whole = events.len() == one.by().of
@@ -212,7 +211,7 @@ fn wrong_append(timelines: &mut Timelines<'_>, seed: u64, command: CommandId, ev
     (spec.decide(saw) != Decides::Events(events)).then_some(Violation::Decided { command })
 }
 
-/// What is wrong with an answer. `written` are the command's events, as the log has them.
+/// Returns the faults of an answer. `written` are the command's events in the log.
 fn wrong_answer(timelines: &mut Timelines<'_>, seed: u64, record: &Record, written: &[(i64, &Happened)]) -> Option<Violation> {
     let Record { command, before, after, outcome, .. } = record;
     let spec = Spec::of(seed, *command);
@@ -253,14 +252,14 @@ mod tests {
 
     const SEED: u64 = 7;
 
-    /// A store in memory, exact unless a test makes it otherwise.
+    /// A store in memory. It is exact unless a test breaks it.
     #[derive(Default)]
     struct Simulated {
         log: Vec<(i64, Happened)>,
         records: Vec<Record>,
     }
 
-    /// How far a command's states lag behind the log when it decides, state by state.
+    /// How far each of a command's states is behind the log when it decides.
     type Lag = fn(usize) -> i64;
 
     impl Simulated {
@@ -268,7 +267,7 @@ mod tests {
             self.log.len() as i64
         }
 
-        /// A history of commands, of which those that `flawed` takes see what is as old as `lag` says.
+        /// Makes a history. The commands that `flawed` selects see states as old as `lag` says.
         fn run(flawed: impl Fn(&Decides) -> bool, lag: Lag) -> Self {
             let mut all = Self::default();
             for n in 0..900 {
@@ -312,7 +311,7 @@ mod tests {
             check(SEED, &self.log, &self.records)
         }
 
-        /// Takes the first record that a test wants, for it to change.
+        /// Returns the first record that matches, to be changed.
         fn answer(&mut self, wanted: impl Fn(&Record) -> bool) -> &mut Record {
             self.records.iter_mut().skip(100).find(|record| wanted(record)).unwrap()
         }
@@ -343,13 +342,13 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_history_is_exact_and_of_everything_there_is_something_in_it() {
+    fn exact_history_passes_and_contains_every_kind() {
         let Summary { events, written, empty, refused, .. } = Simulated::exact().check().unwrap();
         assert!(events > written && written > 300 && empty > 50 && refused > 100, "{events} {written} {empty} {refused}");
     }
 
     #[test]
-    fn answers_may_rest_on_anything_between_start_and_answer() {
+    fn answers_may_rest_on_any_moment_of_the_command() {
         let mut all = Simulated::exact();
         for record in &mut all.records {
             record.before = (record.before - 5).max(0);
@@ -359,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_decided_on_what_is_no_longer_so_is_seen() {
+    fn finds_an_append_on_stale_states() {
         let happens = |decided: &Decides| matches!(decided, Decides::Events(events) if !events.is_empty());
         Simulated::run(happens, |_| 3).fails(|violation| matches!(violation, Violation::Overtaken { .. }));
         // Only its second state.
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_and_an_empty_success_that_rest_on_what_was_known_before_are_seen() {
+    fn finds_refusals_and_empty_successes_on_stale_states() {
         for flawed in [
             |decided: &Decides| *decided == Decides::Refused,
             |decided: &Decides| *decided == Decides::Nothing,
@@ -379,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_mixes_what_never_was_at_one_time_is_seen() {
+    fn finds_a_refusal_that_mixes_two_moments() {
         let mut all = Simulated::run(|decided| *decided == Decides::Refused, |part| if part == 0 { 6 } else { 0 });
         for record in &mut all.records {
             record.before = (record.before - 6).max(0);
@@ -388,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_rests_on_what_came_after_its_answer_is_seen() {
+    fn finds_a_refusal_on_later_events() {
         let mut all = Simulated::exact();
         let record = all.answer(|record| match &record.outcome {
             Outcome::Refused { saw } => saw.iter().any(|saw| saw.folded.last == record.after),
@@ -400,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_on_what_never_was_is_seen() {
+    fn finds_a_refusal_on_events_that_never_were() {
         let mut all = Simulated::exact();
         let Outcome::Refused { saw } = &mut all.answer(refused).outcome else { unreachable!("it was asked for") };
         saw[0].folded.digest += 1;
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_success_that_names_a_position_where_it_was_not_so_is_seen() {
+    fn finds_an_empty_success_at_a_wrong_position() {
         let mut all = Simulated::exact();
         let record = all.answer(|record| nothing(record) && record.before > 0);
         let Outcome::Nothing { at, .. } = &mut record.outcome else { unreachable!("it was asked for") };
@@ -417,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_stage_that_the_first_does_not_name_is_seen() {
+    fn finds_a_stage_that_the_first_does_not_name() {
         let mut all = Simulated::exact();
         let record = all.answer(|record| matches!(&record.outcome, Outcome::Refused { saw } if saw.len() > 2));
         let Outcome::Refused { saw } = &mut record.outcome else { unreachable!("it was asked for") };
@@ -426,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_and_is_gone_is_seen() {
+    fn finds_a_lost_acknowledged_append() {
         let mut all = Simulated::exact();
         let of = all.log.last().unwrap().1.by().of;
         all.log.truncate(all.log.len() - of);
@@ -434,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_names_another_position_is_seen() {
+    fn finds_an_answer_with_another_position() {
         let mut all = Simulated::exact();
         let Outcome::Written { at } = &mut all.answer(written).outcome else { unreachable!("it was asked for") };
         *at -= 1;
@@ -442,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_before_its_command_began_is_seen() {
+    fn finds_an_append_before_its_command() {
         let mut all = Simulated::exact();
         let record = all.answer(written);
         record.before = record.after;
@@ -450,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_that_is_there_twice_is_seen() {
+    fn finds_an_append_written_twice() {
         let mut all = Simulated::exact();
         let last = all.log.last().unwrap().1.by().command;
         let again: Vec<_> = all.log.iter().filter(|(_, event)| event.by().command == last).cloned().collect();
@@ -461,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_append_is_seen() {
+    fn finds_half_an_append() {
         let mut all = Simulated::exact();
         while all.log.last().unwrap().1.by().n == 0 {
             all.log.pop();
@@ -471,14 +470,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_seen() {
+    fn finds_a_gap() {
         let mut all = Simulated::exact();
         all.log.last_mut().unwrap().0 += 1;
         all.fails_among_others(|violation| matches!(violation, Violation::Position { .. }));
     }
 
     #[test]
-    fn what_was_written_though_it_was_answered_otherwise_is_seen() {
+    fn finds_an_append_whose_answer_denies_it() {
         let answers: [fn(Record) -> Outcome; 2] =
             [|_| Outcome::Undone { error: "the log is busy".into() }, |record| Outcome::Nothing { at: record.before, saw: vec![] }];
         for answer in answers {
@@ -490,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_decided_and_what_was_written_being_different_is_seen() {
+    fn finds_events_that_differ_from_the_decision() {
         let mut all = Simulated::exact();
         let event = all.log.iter_mut().rev().find_map(|(_, event)| match event {
             Happened::Described { text, .. } => Some(text),
@@ -501,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_and_a_second_answer_are_seen() {
+    fn finds_faults_and_second_answers() {
         let mut all = Simulated::exact();
         all.records.push(all.records[200].clone());
         all.fails(|violation| matches!(violation, Violation::Answer { .. }));
@@ -511,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_that_nobody_recorded_is_counted() {
+    fn counts_an_append_without_a_record() {
         let mut all = Simulated::exact();
         let recorded = all.check().unwrap();
         all.records.retain(|record| !(written(record) && record.command.number < 10));

@@ -1,4 +1,4 @@
-//! Commands: made from a seed, decided by nothing but what they see.
+//! Commands of a history. A seed makes them, and they decide only on what they see.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,22 +12,22 @@ use super::{
     record::Outcome,
 };
 
-/// The process number of who appends without a condition, as a translator does.
+/// The process number of the one that appends without a condition, like a translator.
 pub const TRANSLATOR: u32 = u32::MAX;
 
-/// Which states a command asks for.
+/// The states that a command reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// None: it is always taken.
+    /// No states.
     Nothing,
     Cart,
     CartAndItem,
-    /// As Add Item.
+    /// The states of Add Item.
     CartAndCount,
-    /// As Submit Cart.
+    /// The states of Submit Cart.
     CartThenCounts,
     Products,
-    /// Of one id, of two, and of none.
+    /// States with one id, with two, and with none.
     Wide,
     /// The newest event of a cart names a product and another cart.
     NewestThenOthers,
@@ -46,8 +46,8 @@ const SHAPES: [Shape; 8] = [
     Shape::CartThenCountThenItems,
 ];
 
-/// So many tasks of each process are about the same carts and products. Those after them are each about its own, but for what is hot:
-/// where all wait for each other, a process never has much to append at once.
+/// Tasks of each process that share carts and products. Every further task has its own, except the hot ones. If all tasks waited for each
+/// other, a process would never have many appends at once.
 const TOGETHER: u32 = 6;
 
 /// A command.
@@ -62,20 +62,20 @@ pub struct Spec {
     seed: u64,
 }
 
-/// What a command comes to, on what it saw.
+/// What a command decides on what it saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decides {
-    /// These happen.
+    /// These events happen.
     Events(Vec<Happened>),
-    /// It had happened already, here.
+    /// The command was done before, at this position.
     Already(i64),
     /// There is nothing to do.
     Nothing,
-    /// No.
+    /// The command is refused.
     Refused,
 }
 
-/// Random numbers that are the same everywhere (splitmix64).
+/// Random numbers that are the same on every machine (splitmix64).
 struct Chance(u64);
 
 impl Chance {
@@ -99,18 +99,18 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What a state names: the same for a while, then something else.
+/// The ids that commands use: the same for a while, then others.
 fn named(folded: &Folded, from: u32) -> u32 {
     from + u32::try_from(folded.count / 3 % 4).unwrap_or_default()
 }
 
 impl Spec {
-    /// A command of a history. Which carts and products it is about moves on slowly with its number, so that states are new, then
-    /// known, then forgotten; some stay hot all the time.
+    /// Makes a command of a history. Its carts and products change slowly with its number. So states are new, then cached, then
+    /// evicted. Some stay hot all the time.
     pub fn of(seed: u64, id: CommandId) -> Self {
         let mut chance = Chance(mix(seed ^ mix(u64::from(id.process) << 32 | u64::from(id.task)) ^ mix(u64::from(id.number))));
         let era = id.number / 8;
-        // A translator writes mostly about what is hot: those states become larger than one answer of the log.
+        // A translator writes mostly about hot ids. Their states become larger than one answer of the log.
         let hot = |one_in: u32| if id.process == TRANSLATOR { 2 } else { one_in };
         let apart = if id.task < TOGETHER || id.process == TRANSLATOR { 0 } else { 10_000 * (1_000 * id.process + id.task) };
         let mut near = |hot_one_in: u32, others: u32| {
@@ -126,7 +126,7 @@ impl Spec {
         Self { id, shape, cart, item, product, salt: u8::from(chance.one_in(3)), seed: chance.next() }
     }
 
-    /// What it sees, stage by stage, where `see` says what a state has folded.
+    /// Returns what the command sees, stage by stage. `see` returns what a state has folded.
     pub(crate) fn boundary(&self, mut see: impl FnMut(Key) -> Folded) -> Vec<Saw> {
         let (cart, item, product, salt) = (self.cart, self.item, self.product, self.salt);
         let mut saw = vec![];
@@ -180,10 +180,10 @@ impl Spec {
         saw
     }
 
-    /// What it decides on what it saw: at random, and always the same on the same.
+    /// Decides on what was seen: at random, but always the same on the same.
     pub fn decide(&self, saw: &[Saw]) -> Decides {
         let mut chance = Chance(saw.iter().fold(self.seed, |seed, saw| mix(seed ^ saw.folded.digest)));
-        // A translator says what happened, and an unconditional command does too.
+        // A translator and an unconditional command always write.
         if self.shape != Shape::Nothing {
             match chance.below(20) {
                 0..4 => return Decides::Refused,
@@ -214,7 +214,7 @@ impl Spec {
         Decides::Events(events.collect())
     }
 
-    /// Runs it, and answers what it came to and how often it decided that something happens.
+    /// Runs the command. Returns its outcome, and how often it decided to write events.
     pub async fn run(&self, store: &EventStore<Happened>) -> (Outcome, u32) {
         let (cart, item, product, salt) = (self.cart, self.item, self.product, self.salt);
         let of_cart = OfCart::new(cart, salt);
@@ -287,19 +287,19 @@ impl Spec {
     }
 }
 
-/// The products whose counts a cart names.
+/// Returns the products whose counts a cart names.
 fn counts(cart: &Folded, from: u32) -> Vec<u32> {
     let first = named(cart, from);
     if cart.count.is_multiple_of(5) { vec![first] } else { vec![first, first + 1] }
 }
 
-/// The product and the other cart that the newest event of a cart names.
+/// Returns the product and the other cart that the newest event of a cart names.
 fn others(newest: &Folded, cart: u32) -> (u32, u32) {
     let n = u32::try_from(newest.digest % 3).unwrap_or_default();
     (cart + n, cart + 1 + n)
 }
 
-/// The items that a cart and a count name together.
+/// Returns the items that a cart and a count name together.
 fn items(cart: &Folded, count: &Folded, from: u32) -> Vec<u32> {
     let n = u32::try_from(count.digest % 4).unwrap_or_default();
     (0..n).map(|n| named(cart, from) + n).collect()
@@ -311,7 +311,7 @@ fn looked(seen: &impl Look) -> Vec<Saw> {
     saw
 }
 
-/// A command being decided: it remembers what it saw the last time.
+/// A command while it decides. It remembers what it saw last.
 struct Asked<'a, Q> {
     spec: &'a Spec,
     states: Q,

@@ -1,7 +1,7 @@
-//! What happens in a history, and the states that its decisions fold.
+//! The events of a history, and the states that its decisions fold.
 //!
-//! The ids are named as the log's columns are; nothing here means a cart. A state is of no use but to tell exactly which events it has
-//! folded, so that a decision made on anything else is seen.
+//! The ids have the names of the log's columns, but nothing here is a cart. A state only identifies exactly which events it has folded. So
+//! the checker sees a decision that was made on anything else.
 #![allow(missing_docs, reason = "the derives make public items without docs")]
 
 use disintegrate::{Event, StateQuery};
@@ -9,23 +9,23 @@ use event_store::{Position, State};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Which command of a history: with the seed, it says all about it.
+/// Identifies a command of a history. With the seed it determines the whole command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CommandId {
-    /// Of which process.
+    /// The process.
     pub process: u32,
-    /// Of which of its tasks.
+    /// The task of the process.
     pub task: u32,
-    /// Which of the task's.
+    /// The number of the command in the task.
     pub number: u32,
 }
 
-/// Which append an event came with. The first event of an append also says what its decision saw, so that the log itself tells
-/// whether its condition held, also where nobody lived to record the answer.
+/// The append that wrote an event. Its first event also contains what the decision saw. So the log alone tells whether the condition held,
+/// even if the process died before it recorded the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct By {
     pub command: CommandId,
-    /// Its number among the append's events, from 0.
+    /// The event's number in the append, from 0.
     pub n: usize,
     /// How many events the append has.
     pub of: usize,
@@ -33,7 +33,7 @@ pub struct By {
     pub saw: Vec<Saw>,
 }
 
-/// Everything that happens.
+/// The events of a history.
 #[derive(Debug, Clone, PartialEq, Eq, Event, Serialize, Deserialize)]
 #[stream(CartStream, [Opened, Put, Taken, Described])]
 #[stream(NewestCartStream, [Opened, Taken])]
@@ -64,7 +64,7 @@ pub enum Happened {
         item_id: Uuid,
         by: By,
     },
-    /// Large now and then.
+    /// Some are large.
     Described {
         #[id]
         cart_id: Uuid,
@@ -76,11 +76,11 @@ pub enum Happened {
         product_id: Uuid,
         by: By,
     },
-    /// Carries no id.
+    /// An event without an id.
     Noted { by: By },
 }
 
-/// What states take from an event, whatever its stream.
+/// What states take from an event of any stream.
 trait Told {
     fn by(&self) -> &By;
     fn text(&self) -> Option<&str>;
@@ -125,7 +125,7 @@ told!(CartAndProductStream, Opened | Put | Counted);
 told!(NoteStream, Noted);
 
 impl Happened {
-    /// Which append it came with.
+    /// Returns the append that wrote the event.
     pub fn by(&self) -> &By {
         Told::by(self)
     }
@@ -154,7 +154,7 @@ impl Happened {
     }
 }
 
-/// Ids are numbers; the column tells what of.
+/// Makes an id of a number. The column says what kind of id it is.
 pub(crate) fn id(number: u32) -> Uuid {
     Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0000 | u128::from(number))
 }
@@ -164,7 +164,7 @@ fn number(id: Uuid) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// Exactly which events a state has folded: how many, the last one's position, and a digest over all of them in their order.
+/// Identifies the events that a state has folded: their number, the last position, and a digest over all of them in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Folded {
     pub count: u64,
@@ -177,13 +177,13 @@ impl Folded {
         *self = Self { count: self.count + 1, last: at, digest: digest(self.digest, salt, at, name, by) };
     }
 
-    /// Where the newest event suffices, the others leave no trace.
+    /// If the newest event suffices, the others leave no trace.
     fn only(&mut self, salt: u8, at: i64, name: &str, by: &By) {
         *self = Self { count: 1, last: at, digest: digest(0, salt, at, name, by) };
     }
 }
 
-/// FNV-1a: the same in every build, unlike the standard library's hasher.
+/// Computes FNV-1a, which is the same in every build, unlike the standard library's hasher.
 fn digest(before: u64, salt: u8, at: i64, name: &str, by: &By) -> u64 {
     let CommandId { process, task, number } = by.command;
     before
@@ -197,14 +197,14 @@ fn digest(before: u64, salt: u8, at: i64, name: &str, by: &By) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Which state: of what, and the salt it digests with, a part of its initial value that is no id.
+/// Identifies a state: its type and ids, and the salt of its digest. The salt is a part of the initial value that is no id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key {
     pub of: Of,
     pub salt: u8,
 }
 
-/// What a state is of: its type and its ids.
+/// The type and the ids of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Of {
     Cart(u32),
@@ -225,7 +225,7 @@ pub struct Saw {
 }
 
 impl Key {
-    /// Whether its state folds an event. Written out by hand: what the store makes of a state's query is what is checked.
+    /// Returns whether the state folds an event. Written by hand, because the store's own matching is under test.
     fn wants(&self, event: &Happened) -> bool {
         match self.of {
             Of::Cart(cart) => event.cart() == Some(cart),
@@ -245,7 +245,7 @@ impl Key {
         }
     }
 
-    /// Takes an event into what its state has folded.
+    /// Folds an event.
     pub(crate) fn fold(&self, folded: &mut Folded, at: i64, event: &Happened) {
         if self.wants(event) {
             match self.of {
@@ -256,7 +256,7 @@ impl Key {
     }
 }
 
-/// What a decision sees, as a list.
+/// Lists what a decision sees.
 pub(crate) trait Look {
     fn look(&self, saw: &mut Vec<Saw>);
 }
@@ -269,7 +269,7 @@ macro_rules! state {
             $(#[id] $id: Uuid,)*
             salt: u8,
             folded: Folded,
-            /// Weight, so that states are of different sizes.
+            /// Makes states differ in size.
             kept: Vec<String>,
         }
 

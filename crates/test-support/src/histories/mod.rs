@@ -1,8 +1,9 @@
-//! Histories: random decisions over overlapping boundaries, made by several processes at once and recorded, and a checker that says of
-//! what they left behind whether the log was exact.
+//! Histories: several processes run random decisions with overlapping boundaries and record them. A checker then says whether the log was
+//! exact.
 //!
-//! [`Spec`] is a command, made from a seed: which states it asks for, and what it makes of them. [`Workers`] are processes that run
-//! commands and record each one. [`check`] is a pure function of the log, read back whole, and of the records.
+//! - [`Spec`] is a command made from a seed: the states it reads, and what it decides on them.
+//! - [`Workers`] are processes that run commands and record each one.
+//! - [`check`] is a pure function of the whole log and of the records.
 
 mod checker;
 mod command;

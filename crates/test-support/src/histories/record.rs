@@ -1,64 +1,64 @@
-//! What a process notes down about each command.
+//! What a process records about each command.
 
 use serde::{Deserialize, Serialize};
 
 use super::domain::{CommandId, Saw};
 
-/// A command that was answered.
+/// A command with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Which.
+    /// The command.
     pub command: CommandId,
-    /// The log's head, asked for before the command began.
+    /// The log's head before the command began.
     pub before: i64,
-    /// The log's head, asked for after it was answered.
+    /// The log's head after the answer.
     pub after: i64,
     /// The answer.
     pub outcome: Outcome,
-    /// How often it decided that something happens: more than once is a conflict.
+    /// How often the command decided to write events. More than once means a conflict.
     pub happens: u32,
 }
 
-/// What a command was answered, and what it had seen when it decided that.
+/// The answer to a command, and what the command had seen when it decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Its events were written, the last one here. What it saw stands in the log.
+    /// The events were written. The log contains what the command saw.
     Written {
         /// The answered position.
         at: i64,
     },
-    /// It had happened already.
+    /// The command was done before.
     Already {
         /// The answered position.
         at: i64,
-        /// What it saw.
+        /// What the command saw.
         saw: Vec<Saw>,
     },
     /// There was nothing to do.
     Nothing {
-        /// The answered position, up to which that was known.
+        /// The answered position.
         at: i64,
-        /// What it saw.
+        /// What the command saw.
         saw: Vec<Saw>,
     },
-    /// No.
+    /// The command was refused.
     Refused {
-        /// What it saw.
+        /// What the command saw.
         saw: Vec<Saw>,
     },
-    /// The store could not do it, and says that nothing was done.
+    /// The store failed, and says that nothing was written.
     Undone {
-        /// In its words.
+        /// The store's error.
         error: String,
     },
-    /// The store does not know what became of it.
+    /// The store does not know the outcome.
     Unknown {
-        /// In its words.
+        /// The store's error.
         error: String,
     },
-    /// An error that no history should meet.
+    /// An error that must not occur in a history.
     Fault {
-        /// In its words.
+        /// The store's error.
         error: String,
     },
 }

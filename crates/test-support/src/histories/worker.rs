@@ -1,4 +1,4 @@
-//! A process that runs commands and records each one. It is the test's own program, started anew with one test to run.
+//! A process that runs commands and records each one. It is the test program itself, started again to run a single test.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,10 +23,10 @@ use super::{
     record::Record,
 };
 
-/// Where a process finds what it is to do.
+/// The variable with the process's orders.
 pub(crate) const WORK: &str = "CARTLOG_HISTORY_WORK";
 
-/// What a process is to do.
+/// The orders of a process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Work {
     pub(crate) database_url: String,
@@ -35,14 +35,14 @@ pub(crate) struct Work {
     pub(crate) tasks: u32,
     pub(crate) state_cache_bytes: usize,
     pub(crate) records: PathBuf,
-    /// Where it writes its [`Calls`], when it has stopped in order.
+    /// The file for its [`Calls`], written at an orderly stop.
     pub(crate) counted: PathBuf,
 }
 
-/// What a process counted of its calls of the log.
+/// What a process counted about its calls of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Calls {
-    /// Whose connection was lost before they were answered, so that what became of them was looked up.
+    /// Calls whose connection was lost before the answer. Their outcome was looked up.
     pub(crate) looked_up: usize,
 }
 
@@ -63,15 +63,15 @@ fn count(metrics: &Registry, counter: &str) -> usize {
     count
 }
 
-/// A store that keeps so many bytes of the states it folded; with 0, none.
+/// Opens a store with a state cache of this many bytes; 0 turns the cache off.
 pub fn settings(state_cache_bytes: usize) -> StoreSettings {
     StoreSettings { state_cache_bytes, ..StoreSettings::default() }
 }
 
-/// The whole of a test that is there to be run in processes of their own: it does nothing where a person runs it.
+/// Runs the orders of this process, if it has any. The body of a test that does nothing when a person runs it.
 ///
 /// # Panics
-/// Where the work cannot be done.
+/// If the orders cannot be carried out.
 pub fn work_if_asked() {
     let Ok(work) = std::env::var(WORK) else { return };
     let work: Work = serde_json::from_str(&work).expect("the work is what the test wrote");
@@ -82,7 +82,7 @@ pub fn work_if_asked() {
     std::fs::write(counted, serde_json::to_vec(&calls(&metrics)).expect("counts can be written")).expect("the counts can be written");
 }
 
-/// The metrics of this process, as a service installs them.
+/// Installs metrics as a service does.
 fn metrics() -> Registry {
     let metrics = Registry::new();
     let reader = opentelemetry_prometheus::exporter().with_registry(metrics.clone()).build().expect("metrics can be read");
@@ -98,7 +98,7 @@ async fn run(work: Work) {
     let tasks: Vec<_> = (0..work.tasks)
         .map(|task| tokio::spawn(commands(store.clone(), work.seed, (work.process, task), records.clone(), stop.clone())))
         .collect();
-    // Whoever started this process holds the other end: it says stop by letting go, also by dying.
+    // The parent process holds the other end. It asks to stop by closing it, also when it dies.
     let told = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut vec![]));
     told.await.expect("waiting does not panic").expect("the test's end of the pipe can be read");
     stop.store(true, Ordering::Relaxed);
@@ -119,12 +119,12 @@ async fn commands(store: EventStore<Happened>, seed: u64, (process, task): (u32,
         let after = head(&store).await;
         let mut line = serde_json::to_vec(&Record { command, before, after, outcome, happens }).expect("a record can be written");
         line.push(b'\n');
-        // One write, unbuffered: what was recorded is there, whatever becomes of this process.
+        // One unbuffered write: the record stays even if this process dies.
         records.lock().expect("writing does not panic").write_all(&line).expect("records can be written");
     }
 }
 
-/// The log's head, as soon as the log can be reached.
+/// Returns the log's head as soon as the log can be reached.
 async fn head(store: &EventStore<Happened>) -> i64 {
     loop {
         match store.head().await {

@@ -1,4 +1,4 @@
-//! The processes that make a history, as the test sees them.
+//! The processes that make a history, seen from the test.
 
 use std::{
     collections::HashMap,
@@ -26,37 +26,37 @@ use super::{
 };
 use crate::eventually;
 
-/// How a history is made.
+/// The settings of a history.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The log, for the role that the processes use.
+    /// The log's URL, with the role that the processes use.
     pub database_url: String,
-    /// What the commands are made from.
+    /// The seed of the commands.
     pub seed: u64,
-    /// How many processes there are, to begin with.
+    /// Processes at the start.
     pub processes: u32,
-    /// How many commands each has under way at once.
+    /// Commands that each process runs at once.
     pub tasks: u32,
-    /// How many bytes of states each keeps.
+    /// Bytes of each process's state cache.
     pub state_cache_bytes: usize,
-    /// The test of this program that calls [`work_if_asked`](super::work_if_asked), by its full name.
+    /// The full name of the test that calls [`work_if_asked`](super::work_if_asked).
     pub worker: &'static str,
 }
 
-/// Processes that make a history. Dropping this kills them.
+/// Processes that make a history. Dropping this value kills them.
 pub struct Workers {
     setup: Setup,
     directory: PathBuf,
-    /// By their numbers, which are never given out again.
+    /// The processes by number. A number is never used again.
     running: HashMap<u32, Child>,
     started: u32,
 }
 
 impl Workers {
-    /// Starts the processes. What they record lies in a folder of its own in `directory`.
+    /// Starts the processes. They record into a new folder in `directory`.
     ///
     /// # Panics
-    /// Where they do not start.
+    /// If they do not start.
     pub fn start(setup: Setup, directory: impl AsRef<Path>) -> Self {
         let directory = directory.as_ref().join(format!("history-{}", Uuid::now_v7().simple()));
         fs::create_dir_all(&directory).expect("a folder for the records can be made");
@@ -67,10 +67,10 @@ impl Workers {
         workers
     }
 
-    /// Starts another process, and answers its number.
+    /// Starts another process, and returns its number.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// If it does not start.
     pub fn start_one(&mut self) -> u32 {
         let process = self.started;
         self.started += 1;
@@ -105,10 +105,10 @@ impl Workers {
         self.directory.join(format!("{process}.counted"))
     }
 
-    /// How many commands of a process were answered and recorded.
+    /// Returns how many commands of a process were answered and recorded.
     ///
     /// # Panics
-    /// Where the process has ended, or its records cannot be read.
+    /// If the process has ended, or its records cannot be read.
     pub fn answered(&mut self, process: u32) -> usize {
         if let Some(child) = self.running.get_mut(&process) {
             let ended = child.try_wait().expect("a child can be looked after");
@@ -121,17 +121,17 @@ impl Workers {
         }
     }
 
-    /// The processes that run.
+    /// Returns the running processes.
     pub fn running(&self) -> Vec<u32> {
         let mut running: Vec<_> = self.running.keys().copied().collect();
         running.sort_unstable();
         running
     }
 
-    /// Waits until each of these processes has had so many more commands answered.
+    /// Waits until each of these processes has recorded this many more commands.
     ///
     /// # Panics
-    /// Where they do not get there.
+    /// If they do not get there.
     pub async fn until_answered(&mut self, further: usize, processes: &[u32]) {
         let goals: Vec<_> = processes.iter().map(|process| (*process, self.answered(*process) + further)).collect();
         eventually(&format!("processes {processes:?} have had {further} more commands answered"), || {
@@ -143,40 +143,40 @@ impl Workers {
 
     fn signal(&self, process: u32, signal: Signal) {
         let child = self.running.get(&process).expect("the process runs");
-        // Not waited for yet, so the number is still its own.
+        // The process was not waited for yet, so its pid cannot belong to another one.
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).expect("the process runs");
         kill(Pid::from_raw(pid), signal).expect("a child takes signals");
     }
 
-    /// Freezes a process, as SIGSTOP does.
+    /// Freezes a process with SIGSTOP.
     ///
     /// # Panics
-    /// Where there is none of that number.
+    /// If there is no process with that number.
     pub fn freeze(&self, process: u32) {
         self.signal(process, Signal::SIGSTOP);
     }
 
-    /// Lets a frozen process go on.
+    /// Resumes a frozen process.
     ///
     /// # Panics
-    /// Where there is none of that number.
+    /// If there is no process with that number.
     pub fn thaw(&self, process: u32) {
         self.signal(process, Signal::SIGCONT);
     }
 
-    /// Kills a process, as SIGKILL does. What it has recorded counts.
+    /// Kills a process with SIGKILL. Its records count.
     ///
     /// # Panics
-    /// Where there is none of that number.
+    /// If there is no process with that number.
     pub async fn kill(&mut self, process: u32) {
         let mut child = self.running.remove(&process).expect("the process runs");
         child.kill().await.expect("a child can be killed");
     }
 
-    /// Lets the processes end what they are at, and stops them.
+    /// Lets the processes finish their commands, and stops them.
     ///
     /// # Panics
-    /// Where one has failed.
+    /// If one has failed.
     pub async fn stop(&mut self) {
         for child in self.running.values_mut() {
             drop(child.stdin.take());
@@ -188,22 +188,22 @@ impl Workers {
         }
     }
 
-    /// Stops the processes and checks the history that they made.
+    /// Stops the processes and checks their history.
     ///
     /// # Panics
-    /// Where the log was not exact; says what was wrong and how to make the same history again.
+    /// If the log was not exact. The message says what was wrong, and how to repeat the history.
     pub async fn check(mut self, log: &PgPool) -> Summary {
         self.stop().await;
         let mut records: Vec<Record> = vec![];
         let mut calls = Calls::default();
         for process in 0..self.started {
-            // One that was killed has written none.
+            // A process that was killed has written no counts.
             if let Ok(counted) = fs::read_to_string(self.counted(process)) {
                 let counted: Calls = serde_json::from_str(&counted).expect("the counts are what the process wrote");
                 calls.looked_up += counted.looked_up;
             }
             let lines = fs::read_to_string(self.records(process)).unwrap_or_default();
-            // A process that was killed may not have ended its last line.
+            // A process that was killed may have left half a line.
             let whole = lines.rfind('\n').map_or("", |end| lines.get(..end).unwrap_or_default());
             records.extend(whole.lines().map(|line| serde_json::from_str::<Record>(line).expect("a record can be read")));
         }
@@ -231,20 +231,20 @@ impl Workers {
     }
 }
 
-/// The whole log.
+/// Reads the whole log.
 ///
 /// # Panics
-/// Where it cannot be read.
+/// If it cannot be read.
 pub async fn read_log(pool: &PgPool) -> Vec<(i64, Happened)> {
     let rows: Vec<(i64, Vec<u8>)> =
         sqlx::query_as("SELECT event_id, payload FROM event ORDER BY event_id").fetch_all(pool).await.expect("the log can be read");
     rows.into_iter().map(|(at, payload)| (at, serde_json::from_slice(&payload).expect("an event can be read"))).collect()
 }
 
-/// Appends what a translator would, at once and without a condition: the events of its commands from `first` to before `end`.
+/// Appends like a translator, in one call without a condition: the events of the commands from `first` to before `end`.
 ///
 /// # Panics
-/// Where they cannot be appended.
+/// If they cannot be appended.
 pub async fn translate(store: &EventStore<Happened>, seed: u64, first: u32, end: u32) {
     let happens = |number| match Spec::of(seed, CommandId { process: TRANSLATOR, task: 0, number }).decide(&[]) {
         Decides::Events(events) => events,
@@ -257,7 +257,7 @@ pub async fn translate(store: &EventStore<Happened>, seed: u64, first: u32, end:
     assert!(matches!(translated, Translated::Appended { .. }), "somebody else translated too: {translated:?}");
 }
 
-/// The seeds that a test runs with: `CHECK_SEED`, or else one that is always the same and one that is not.
+/// Returns the seeds of a test: `CHECK_SEED`, or else a fixed one and a random one.
 pub fn seeds() -> Vec<u64> {
     match std::env::var("CHECK_SEED") {
         Ok(seed) => vec![seed.parse().expect("CHECK_SEED is a number")],
