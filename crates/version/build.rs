@@ -1,4 +1,4 @@
-//! Joins the version and the commit, where one is given.
+//! Joins the version and the commit, if one is given.
 #![allow(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
 
 const COMMIT: &str = "CARTLOG_COMMIT";

@@ -1,7 +1,7 @@
-//! Add Item, as `services/cart-commands/src/add_item.rs` has it (services are programs, so it is mirrored here): the same states, the same
-//! checks, the same events. For disintegrate-postgres too, whose decisions and states these are.
+//! Add Item for Cartlog and for disintegrate-postgres.
 //!
-//! What the slice does not have is `making_room`: a cart that everyone adds to at once would be full after three.
+//! Services are programs, so this file mirrors `services/cart-commands/src/add_item.rs`: the same states, checks and events. Only
+//! `making_room` is added: without it, a cart that all tasks add to would be full after three items.
 
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, Inventory, InventoryStream, ItemId, Price, ProductId};
 use disintegrate::{StateMutate, StateQuery};
@@ -19,12 +19,12 @@ pub(crate) struct AddItem {
     image: Image,
     price: Price,
     device_fingerprint: String,
-    /// Where the cart is full, its oldest item leaves.
+    /// Removes the oldest item if the cart is full.
     making_room: bool,
 }
 
 impl AddItem {
-    /// A new item of this product. Fails only where the texts here break the event model's rules.
+    /// Makes a new item of this product. Fails only if the texts here break the event model's rules.
     pub(crate) fn new(cart_id: CartId, product_id: ProductId, making_room: bool) -> anyhow::Result<Self> {
         Ok(Self {
             cart_id,
@@ -38,12 +38,12 @@ impl AddItem {
         })
     }
 
-    /// What happens when it is added to a cart that was not there before.
+    /// Returns the events if the cart is new.
     pub(crate) fn events(&self) -> [DomainEvent; 2] {
         [DomainEvent::CartCreated { cart_id: self.cart_id }, self.added()]
     }
 
-    /// The body of the request.
+    /// Returns the body of the request.
     pub(crate) fn json(&self) -> String {
         let Self { cart_id, item_id, product_id, description, image, price, .. } = self;
         let body = serde_json::json!({"cart_id": cart_id, "item_id": item_id, "product_id": product_id,
@@ -141,7 +141,7 @@ impl disintegrate::Decision for AddItem {
 
 type Content = (ProductId, Description, Image, Price);
 
-/// The cart as far as adding to it depends on it.
+/// What Add Item must know of a cart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery, Serialize, Deserialize)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
@@ -178,7 +178,7 @@ impl State for Cart {
 
 impl StateMutate for Cart {
     fn mutate(&mut self, event: CartStream) {
-        // disintegrate tells a state no positions, and only the answer to a repeated command needs them.
+        // disintegrate passes no positions to a state. Only the answer to a repeated command needs them.
         State::mutate(self, event, Position::START);
     }
 }

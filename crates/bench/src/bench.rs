@@ -1,4 +1,4 @@
-//! What every scenario needs: a server, and services on databases of the bench's own.
+//! What every scenario needs: a server, and services on the bench's own databases.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -26,7 +26,7 @@ impl Bench {
         self.screen.say(text);
     }
 
-    /// A service as it is deployed, ready, on a database of ours.
+    /// Starts a service as it is deployed, on a database of the bench, and waits until it is ready.
     pub(crate) async fn start(
         &self,
         kind: Kind,
@@ -35,7 +35,7 @@ impl Bench {
         mut environment: Vec<(String, String)>,
     ) -> Result<Service> {
         let [port] = ports::free([None])?;
-        // As where nobody reads along.
+        // Logs are JSON, as in a deployment.
         environment.push(("CARTLOG_LOG_FORMAT".to_owned(), "json".to_owned()));
         let settings = Settings {
             database_url: database.url_as(kind.role)?,
@@ -49,7 +49,7 @@ impl Bench {
     }
 }
 
-/// Their database is filled anew, so there is nothing to be finished.
+/// Kills services. The next scenario uses a new database, so nothing has to be finished.
 pub(crate) async fn kill(services: Vec<Service>) -> Result<()> {
     for mut service in services {
         service.kill().await?;

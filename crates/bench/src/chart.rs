@@ -1,4 +1,4 @@
-//! The report as a drawing: bars beside each other, a panel a scenario, each with a scale of its own.
+//! Draws the report: one panel of bars per scenario, each with its own scale.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ const PANEL: f64 = 250.0;
 const PLOT: f64 = 150.0;
 const MARGIN: f64 = 24.0;
 
-/// A card of its own, so that it can be read on any page; dark where the reader's system is.
+/// A card with its own background can be read on any page. It is dark if the reader's system is.
 const STYLE: &str =
     "text{font-family:system-ui,sans-serif;font-size:12px;fill:#24292f}.title{font-size:14px;font-weight:600}.value,.range{font-size:11px}
 .card{fill:#fff;stroke:#d0d7de}.axis,.whisker{stroke:#57606a}.cartlog,.one_process{fill:#0969da}.two_processes{fill:#54aeff}
@@ -20,7 +20,7 @@ const STYLE: &str =
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.card{fill:#0d1117;stroke:#30363d}.axis,.whisker{stroke:#8b949e}
 .cartlog,.one_process{fill:#4493f8}.two_processes{fill:#a5d6ff}.loading{fill:#ab7df8}.floor{fill:#6e7681}.disintegrate{fill:#f0883e}}";
 
-/// What says the most; the rest is in the JSON.
+/// The scenarios that say the most. The JSON has all.
 pub(crate) fn svg(report: &Report) -> String {
     let main = one_item(report.sizes.before.first().copied().unwrap_or_default());
     let mut scenarios = vec![main.as_str(), HOT_CART, HTTP, KAFKA_IN, CAUGHT_UP];
@@ -94,7 +94,7 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
             );
         }
         let unit = match (scenario, tasks) {
-            // One process does it all.
+            // One process handles all of it.
             (KAFKA_IN | CAUGHT_UP, _) => continue,
             (HTTP, _) => "connections",
             (_, 1) => "task",
@@ -105,7 +105,7 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
     let _ = writeln!(svg, r#"<line class="axis" x1="{MARGIN}" x2="{}" y1="{base}" y2="{base}"/>"#, WIDTH - MARGIN);
 }
 
-/// As in the JSON.
+/// The contender's name in the JSON.
 fn class(contender: Contender) -> &'static str {
     match contender {
         Contender::Cartlog => "cartlog",

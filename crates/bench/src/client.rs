@@ -1,4 +1,4 @@
-//! An HTTP client that does no more than it must: it shares the cores with what it measures.
+//! A minimal HTTP client, because it shares the cores with what it measures.
 
 use anyhow::Result;
 use tokio::{
@@ -31,7 +31,7 @@ impl Client {
         self.exchange(request.as_bytes()).await
     }
 
-    /// Answers the body of an answer that is 200.
+    /// Returns the body of a 200 answer.
     async fn exchange(&mut self, request: &[u8]) -> Result<&[u8], String> {
         let failed = |error: std::io::Error| error.to_string();
         self.stream.write_all(request).await.map_err(failed)?;
@@ -49,7 +49,7 @@ impl Client {
     }
 }
 
-/// What stands behind the head, once there are as many bytes of it as the head says. Our services say it always.
+/// Returns the body once all bytes that `Content-Length` announces have arrived. Our services always send that header.
 fn body(answer: &[u8]) -> Option<&[u8]> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! Databases of the bench's own, filled with what happened before.
+//! The bench's own databases, filled with earlier events.
 
 use std::sync::Mutex;
 
@@ -11,10 +11,10 @@ use sqlx::{PgPool, postgres::PgConnectOptions};
 use url::Url;
 use uuid::Uuid;
 
-/// disintegrate's store, as it is used.
+/// disintegrate's store, in its usual form.
 pub(crate) type Rival = PgEventStore<DomainEvent, Json<DomainEvent>>;
 
-/// A PostgreSQL server on which databases can be made.
+/// A PostgreSQL server on which the bench may create databases.
 pub(crate) struct Server {
     url: Url,
     made: Mutex<Vec<String>>,
@@ -32,12 +32,12 @@ impl Server {
         Ok(Self { url: url.parse().context("the database URL")?, made: Mutex::default() })
     }
 
-    /// The server's own database, for its version and settings.
+    /// Connects to the server's own database, for its version and settings.
     pub(crate) async fn pool(&self) -> Result<PgPool> {
         Ok(database::connect(self.url.as_str()).await?)
     }
 
-    /// A database with the log in it, and beside the log, in the schema `floor`, a table like it that anyone may insert into.
+    /// Creates a database with the log. Its schema `floor` has a table like the log that any role may insert into.
     pub(crate) async fn log(&self) -> Result<Database> {
         let made = self.empty().await?;
         database::migrate(&made.url).await?;
@@ -49,7 +49,7 @@ impl Server {
         Ok(made)
     }
 
-    /// A database with disintegrate's log in it.
+    /// Creates a database with disintegrate's log.
     pub(crate) async fn rival(&self) -> Result<(Database, Rival)> {
         let made = self.empty().await?;
         // sqlx's defaults, as in disintegrate's examples.
@@ -66,7 +66,7 @@ impl Server {
         Ok(Database { pool: database::connect(url.as_str()).await?, url: url.into() })
     }
 
-    /// Removes every database that was made.
+    /// Drops every database that the bench has created.
     pub(crate) async fn drop_all(&self) -> Result<()> {
         let pool = self.pool().await?;
         let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
@@ -78,19 +78,19 @@ impl Server {
 }
 
 impl Database {
-    /// What was changed until now is in the files: nothing of it is written there beside what is measured next, and every contender is the
-    /// first to change its pages after that.
+    /// Runs a checkpoint. Then no earlier change is written to disk during the next measurement, and each contender is the first to change
+    /// a page after the checkpoint.
     pub(crate) async fn checkpoint(&self) -> Result<()> {
         sqlx::query("CHECKPOINT").execute(&self.pool).await?;
         Ok(())
     }
 
-    /// The same, for a service's role.
+    /// Opens a pool as a service's role.
     pub(crate) fn url_as(&self, role: &str) -> Result<String> {
         database::for_role(&self.url, role).context("the database URL has no place for a user")
     }
 
-    /// How to connect as a service's role.
+    /// Returns the options to connect as a service's role.
     pub(crate) fn options_as(&self, role: &str) -> Result<PgConnectOptions> {
         Ok(self.url_as(role)?.parse()?)
     }
@@ -99,14 +99,14 @@ impl Database {
 /// The products that carts are filled with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Products {
-    /// The first so many of the shop.
+    /// The first products of the shop, this many.
     Many(u64),
-    /// This one.
+    /// This product.
     One(ProductId),
 }
 
 impl Products {
-    /// Any of them.
+    /// Returns one of the products at random.
     pub(crate) fn any(self) -> ProductId {
         match self {
             Self::Many(count) => shop_product(rand::random_range(0..count.max(1))),
@@ -114,7 +114,7 @@ impl Products {
         }
     }
 
-    /// Of the cart `g`, in SQL.
+    /// Returns the SQL for the product of cart `g`.
     fn sql(self) -> String {
         match self {
             Self::Many(count) => format!("('{SHOP}' || lpad(to_hex(g % {count}), 12, '0'))::uuid"),
@@ -123,7 +123,7 @@ impl Products {
     }
 }
 
-/// What the ids of the shop's products begin with.
+/// The first digits of the ids of the shop's products.
 pub(crate) const SHOP: &str = "01900000-0000-7000-8000-";
 
 fn shop_product(number: u64) -> ProductId {
@@ -135,9 +135,9 @@ fn shop_product(number: u64) -> ProductId {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table {
     pub(crate) name: &'static str,
-    /// disintegrate's has no such column.
+    /// disintegrate's table has no such column.
     has_metadata: bool,
-    /// What gives out its positions, where the log itself does not.
+    /// The sequence for positions, if the table has one.
     sequence: Option<&'static str>,
 }
 
@@ -146,7 +146,7 @@ pub(crate) const FLOOR: Table = Table { name: "floor.event", has_metadata: true,
 pub(crate) const RIVAL: Table = Table { name: "event", has_metadata: false, sequence: Some("seq_event_event_id") };
 
 impl Table {
-    /// Adds carts of one item: two events each, as Add Item writes them.
+    /// Adds carts with one item: two events each, as Add Item writes them.
     pub(crate) async fn add_carts(self, pool: &PgPool, carts: u64, products: Products) -> Result<()> {
         let source = format!("uuidv7() AS cart, uuidv7() AS item, {} AS product", products.sql());
         let events = r#"(1, 'CartCreated', format('{"CartCreated":{"cart_id":"%s"}}', cart), cart, NULL, NULL),
@@ -163,20 +163,20 @@ impl Table {
         self.add(pool, reports, &source, events, 1).await
     }
 
-    /// The newest position.
+    /// Returns the newest position.
     pub(crate) async fn head(self, pool: &PgPool) -> Result<i64> {
         let head = format!("SELECT coalesce(max(event_id), 0) FROM {}", self.name);
         Ok(sqlx::query_scalar(&head).fetch_one(pool).await?)
     }
 
-    /// Removes what came after the first so many.
+    /// Removes all events after the first `events`.
     pub(crate) async fn cut(self, pool: &PgPool, before: u64) -> Result<()> {
         let delete = format!("DELETE FROM {} WHERE event_id > $1", self.name);
         sqlx::query(&delete).bind(i64::try_from(before)?).execute(pool).await?;
         self.settle(pool).await
     }
 
-    /// Adds so many times `width` events.
+    /// Adds `width` events this many times.
     async fn add(self, pool: &PgPool, count: u64, source: &str, events: &str, width: u8) -> Result<()> {
         const STEP: usize = 100_000;
         let Self { name, has_metadata, .. } = self;
@@ -196,7 +196,7 @@ impl Table {
         self.settle(pool).await
     }
 
-    /// The sequence goes on behind the newest, and planner and visibility map are as in a table that has been there for a while.
+    /// Moves the sequence behind the newest position, and runs VACUUM and ANALYZE, as if the table were older.
     async fn settle(self, pool: &PgPool) -> Result<()> {
         let Self { name, sequence, .. } = self;
         if let Some(sequence) = sequence {

@@ -1,5 +1,6 @@
-//! The floor: what PostgreSQL does anyway. One prepared INSERT of two rows per autocommit, over as many connections as there are tasks,
-//! into a table with the log's columns and indexes.
+//! The floor: the least that PostgreSQL must do.
+//!
+//! One prepared INSERT of two rows per autocommit, with one connection per task, into a table with the log's columns and indexes.
 
 use std::{process::Stdio, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::{
     measure::{Sample, Until, measure},
 };
 
-/// As many connections as there are tasks.
+/// One connection per task.
 #[derive(Clone)]
 pub(crate) struct Floor(Arc<Vec<Mutex<PgConnection>>>);
 
@@ -31,7 +32,7 @@ impl Floor {
         Ok(Self(Arc::new(made)))
     }
 
-    /// The two rows of a first Add Item.
+    /// Inserts the two rows of a cart's first Add Item.
     pub(crate) async fn insert(&self, task: usize, command: &AddItem) -> Result<(), String> {
         let [created, added] = command.events().map(|event| serde_json::to_vec(&event).unwrap_or_default());
         let query = sqlx::query(INSERT)
@@ -47,13 +48,13 @@ impl Floor {
 
     pub(crate) async fn close(self) {
         for connection in Arc::into_inner(self.0).into_iter().flatten() {
-            // Where it does not end in order it ends with the database.
+            // If closing fails, the connection ends with the database.
             let _ = connection.into_inner().close().await;
         }
     }
 
-    /// How this load generator compares to `pgbench -M prepared` with the same statement and as many clients. None where there is no
-    /// pgbench. The statement makes its ids itself, as pgbench cannot.
+    /// Compares this load generator with `pgbench -M prepared`, with the same statement and number of clients. `None` if pgbench is not
+    /// installed. The statement makes its own ids, because pgbench cannot.
     pub(crate) async fn against_pgbench(&self, database: &Database, length: Duration) -> Result<Option<PgbenchCheck>> {
         if Command::new("pgbench").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await.is_err() {
             return Ok(None);
@@ -71,7 +72,7 @@ impl Floor {
             .replace('\n', " ")
         };
         let script = std::env::temp_dir().join(format!("{}.sql", command.item_id));
-        // In a payload a colon and a letter would be a variable of pgbench's.
+        // pgbench would take a colon with a letter for a variable.
         tokio::fs::write(&script, format!("\\set product random(0, 999)\n{}", statement(":product"))).await?;
         let (clients, ours) = (self.0.len(), Arc::new(statement("$1")));
         let (mut pgbench, mut generator) = (vec![], vec![]);
@@ -94,7 +95,7 @@ impl Floor {
     }
 }
 
-/// What both did in the same time, a second, in turns.
+/// The rates of both, measured in turns.
 pub(crate) struct PgbenchCheck {
     pub(crate) clients: usize,
     pub(crate) pgbench: Vec<f64>,

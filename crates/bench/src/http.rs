@@ -1,4 +1,4 @@
-//! Add Item over HTTP, to the release program of cart-commands: one process, and two.
+//! Add Item over HTTP, to one and to two processes of cart-commands, built for release.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     memory(bench, &place, report).await
 }
 
-/// What a process holds when it has just begun, and after very many carts.
+/// Measures a process's memory after its start, and after very many carts.
 async fn memory(bench: &Bench, place: &Place, report: &mut Report) -> Result<()> {
     let (carts, connections) = (bench.sizes.carts, bench.sizes.loud());
     bench.say(format!("http: {} carts, for the memory of cart-commands", thousands(carts)));
@@ -72,7 +72,7 @@ async fn start(bench: &Bench, place: &Place, name: &str) -> Result<Service> {
     bench.start(COMMANDS, name, &place.ours, vec![]).await
 }
 
-/// The resident memory of a service's process, in MB.
+/// Returns the resident memory of a service's process, in MB.
 fn resident(service: &mut Service) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.process().identity().pid))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc names no VmRSS")?;
@@ -80,10 +80,7 @@ fn resident(service: &mut Service) -> Result<f64> {
     Ok(kilobytes / 1_024.0)
 }
 
-/// Keep-alive connections, spread evenly over some processes.
-///
-/// The client shares the cores with what it measures, so it does no more than it must: it writes the request, and reads the status and
-/// as much as the answer says it has.
+/// Keep-alive connections, spread evenly over the processes.
 #[derive(Clone)]
 struct Clients(Arc<Vec<Mutex<Client>>>);
 

@@ -1,4 +1,4 @@
-//! Inventory messages in from Kafka: the release program of inventory-translator, beside the floor at one connection.
+//! Inventory messages from Kafka into the log by inventory-translator, built for release, beside the floor with one connection.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// From the first event in the log to the last, of messages that are all in the topic before the translator starts.
+/// Measures from the first event in the log to the last. All messages are in the topic before the translator starts.
 async fn translate(bench: &Bench, place: &Place) -> Result<Sample> {
     let messages = bench.sizes.messages;
     let servers = bench.kafka.as_deref().context("--kafka is needed")?.to_owned();

@@ -1,5 +1,4 @@
-//! How soon what follows an event is there: the read model, the message, the archiving. And what the services ask while there is nothing
-//! to do.
+//! How soon the read model, the message and the archiving follow an event. Also what idle services ask of the database.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -33,15 +32,15 @@ use crate::{
     scenarios::{ARCHIVED, PUBLISHED, SERVICES_IDLE, VISIBLE},
 };
 
-/// A new cart with an item is two events.
+/// Events of a new cart with an item.
 const PACE: Duration = Duration::from_millis(2);
-/// One in so many is asked for.
+/// One in this many commands is followed by a query.
 const ASKED: u64 = 5;
 /// Carts that hold a product whose price changes.
 const CARTS: usize = 3;
 const PARTITIONS: i32 = 6;
 const DEADLINE: Duration = Duration::from_secs(60);
-/// What was under way has come to its end, and is counted: PostgreSQL's sessions report what they did within 10 seconds.
+/// Running work has ended by then and is counted: PostgreSQL's sessions report their statistics within 10 seconds.
 const SETTLED: Duration = Duration::from_secs(12);
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -60,7 +59,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 
 struct System {
     database: Database,
-    /// Another process that appends, beside the services.
+    /// The bench's own store, which appends beside the services.
     store: EventStore<DomainEvent>,
     consumer: StreamConsumer,
     services: [Service; 4],
@@ -89,7 +88,7 @@ impl System {
         let start = async |kind| bench.start(kind, "latency", &database, environment.clone()).await;
         let services = [start(COMMANDS).await?, start(TRANSLATOR).await?, start(PROJECTIONS).await?, start(PUBLISHER).await?];
 
-        // Nothing is committed; the name only has to be there.
+        // Nothing is committed, but the setting is required.
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", &servers)
             .set("group.id", &published_carts)
@@ -110,8 +109,7 @@ impl System {
         Ok(service.with_context(|| format!("{} does not run", kind.name))?.url())
     }
 
-    /// From a command's return until the query that names its position has been answered over HTTP. The time a query takes by itself is
-    /// part of it.
+    /// Measures from a command's return until a query with its position is answered over HTTP. The query's own time is included.
     async fn visible(&self, length: Duration) -> Result<Sample> {
         let url = self.url(PROJECTIONS)?;
         let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
@@ -119,7 +117,7 @@ impl System {
         let mut ticks = interval(PACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut running = JoinSet::new();
-        // Connections and statements come about in a time that does not count.
+        // Connections and prepared statements are made before the time counts.
         let counted_from = Instant::now() + length / 5;
         let until = counted_from + length;
         let mut from = None;
@@ -161,11 +159,11 @@ impl System {
             ended??;
         }
         let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
-        // The rate is that of the events, for it is at this one that they were waited for.
+        // The rate is that of the events: the queries waited at this rate.
         Ok(Sample { per_second: events as f64 / elapsed.as_secs_f64(), ..Sample::of_each(times, elapsed) })
     }
 
-    /// From the answer until a consumer has the message; one cart after the other.
+    /// Measures from Submit Cart's answer until a consumer has the message, one cart after the other.
     async fn published(&self, length: Duration) -> Result<Sample> {
         let mut client = Client::connect(&self.url(COMMANDS)?).await?;
         let mut times = vec![];
@@ -176,7 +174,7 @@ impl System {
             client.post(&format!("/additem/{cart}"), &add.json()).await.map_err(|error| anyhow!(error))?;
             let body = json!({"cart_id": cart}).to_string();
             let (consumer, key) = (&self.consumer, cart.clone());
-            // It reads meanwhile: the message may be there before the answer has been read.
+            // The consumer reads at the same time: the message may arrive before the answer is read.
             let received = async move {
                 loop {
                     let message = consumer.recv().await?;
@@ -191,7 +189,7 @@ impl System {
             };
             let (answered, received) =
                 timeout(DEADLINE, async { tokio::try_join!(submit, received) }).await.context("no message came")??;
-            // The first one does not count.
+            // The first cart does not count.
             match started {
                 None => started = Some(Instant::now()),
                 Some(started) => {
@@ -204,7 +202,7 @@ impl System {
         }
     }
 
-    /// From PriceChanged to the last of its ItemArchived, by the times that the log has of them: each is of a moment before its commit.
+    /// Measures from PriceChanged to its last ItemArchived by the times in the log, each taken shortly before the commit.
     async fn archived(&self, length: Duration) -> Result<Sample> {
         let pool = &self.database.pool;
         let mut client = Client::connect(&self.url(TRANSLATOR)?).await?;
@@ -238,7 +236,7 @@ impl System {
         }
     }
 
-    /// Looks until a statement about a position answers true.
+    /// Repeats a statement about a position until it returns true.
     async fn until(&self, what: &str, sql: &str, position: i64) -> Result<()> {
         let started = Instant::now();
         while !sqlx::query_scalar::<_, bool>(sql).bind(position).fetch_one(&self.database.pool).await? {
@@ -250,10 +248,10 @@ impl System {
         Ok(())
     }
 
-    /// The transactions of all services together, a second, while nobody asks them for anything.
+    /// Measures the transactions per second of all services together while nobody sends a request.
     async fn idle(&self, bench: &Bench) -> Result<f64> {
         self.store.close().await;
-        // Its statistics are about this database, so they are read in another.
+        // The statistics count this database, so they are read from another one.
         let pool = bench.server.pool().await?;
         let name = self.database.options_as(COMMANDS.role)?.get_database().map(str::to_owned);
         let transactions = async || -> Result<i64> {

@@ -1,4 +1,4 @@
-//! Add Item through `event-store`, beside the same decision without the cache, through disintegrate-postgres, and the floor.
+//! Add Item through `event-store`, with and without the state cache, beside disintegrate-postgres and the floor.
 
 use std::{
     sync::{
@@ -29,12 +29,12 @@ use crate::{
     work::{Carts, Work},
 };
 
-/// At the least, beside VACUUM and ANALYZE and beside nothing: several of them are to fall into it.
+/// The shortest measurement with and without VACUUM and ANALYZE. Several runs of them must fit in.
 const UPKEEP_FOR: Duration = Duration::from_secs(5);
-/// Fresh processes that each ask for products which they do not know.
+/// New processes that each meet products for the first time.
 const FIRST_COMMANDS: usize = 40;
 
-/// VACUUM and ANALYZE of the log, begun once a second: sixty times as often as autovacuum looks whether there is reason to.
+/// VACUUM and ANALYZE of the log start once a second. Autovacuum checks once a minute.
 struct Upkeep {
     stop: Arc<AtomicBool>,
     running: JoinHandle<Result<u32, sqlx::Error>>,
@@ -45,7 +45,7 @@ impl Upkeep {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let running = tokio::spawn(async move {
-            // At autovacuum's own pace.
+            // Autovacuum's own pace.
             let mut connection = pool.acquire().await?;
             sqlx::query("SET vacuum_cost_delay = '2ms'").execute(&mut *connection).await?;
             let (mut times, mut begins) = (0, tokio::time::interval(Duration::from_secs(1)));
@@ -61,7 +61,7 @@ impl Upkeep {
         Self { stop, running }
     }
 
-    /// How often it was done.
+    /// How often VACUUM and ANALYZE have run.
     async fn end(self) -> Result<u32> {
         self.stop.store(true, Ordering::Relaxed);
         let times = self.running.await??;
@@ -109,7 +109,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     }
 
     if let Some(place) = places.first() {
-        // With both at it, PostgreSQL has no more connections than for this.
+        // Both together use all of PostgreSQL's connections.
         let floor = Floor::connect(&place.ours, sizes.loud().min(64)).await?;
         report.pgbench = floor.against_pgbench(&place.ours, sizes.length).await?.map(Into::into);
         floor.close().await;
@@ -133,7 +133,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Add Item on the largest log, which is vacuumed and analysed at the same time, or is not.
+/// Measures Add Item on the largest log, with and without VACUUM and ANALYZE at the same time.
 async fn beside_upkeep(bench: &Bench, place: &Place, round: usize, report: &mut Report) -> Result<()> {
     let sizes = &bench.sizes;
     bench.say(format!("log: round {} of {}, beside VACUUM and ANALYZE", round + 1, sizes.rounds));
@@ -154,14 +154,14 @@ async fn beside_upkeep(bench: &Bench, place: &Place, round: usize, report: &mut 
     Ok(())
 }
 
-/// A log in which one product is in very many carts, and another one's inventory changed very often.
+/// A log with one product in very many carts, and another one whose inventory changed very often.
 struct Crowd {
     place: Place,
     popular: ProductId,
     counted: ProductId,
-    /// Its inventory was reported once: what is to be read of it cannot be less.
+    /// A product whose inventory was reported once: the least that can be read.
     reported: ProductId,
-    /// As `reported`, for processes to begin with: what a connection does for the first time, PostgreSQL has to plan.
+    /// Like `reported`, for the first commands of a process: PostgreSQL plans a connection's first statements.
     others: Vec<ProductId>,
     size: u64,
 }
@@ -169,7 +169,7 @@ struct Crowd {
 impl Crowd {
     async fn fill(bench: &Bench) -> Result<Self> {
         let size = bench.sizes.crowd;
-        // No rival is asked.
+        // No rival takes part.
         let place = Place::fill(bench, 1_000, false).await?;
         let [popular, counted, reported] = [(); 3].map(|()| ProductId::new());
         let others = (0..16).map(|_| ProductId::new()).collect();
@@ -195,22 +195,22 @@ impl Crowd {
         ]
     }
 
-    /// In fresh stores, each product's first command is timed.
+    /// Times the first command on each product, each in a new store.
     async fn first_commands(&self, round: usize, report: &mut Report) -> Result<()> {
         let kinds = self.products();
         let mut times = vec![vec![]; kinds.len()];
         for turn in 0..FIRST_COMMANDS {
             let options = self.place.ours.options_as("cartlog_commands")?.disable_statement_logging();
             let store = EventStore::<DomainEvent>::new(options, settings(Contender::Cartlog));
-            // Connections and statements, but not these products' states. The appender takes its two connections in turn: a command that meets
-            // a conflict needs both, a call after the other, so all conflicts would fall to the one, if not for one that meets none.
+            // This warms up connections and statements, but not these products' states. The appender uses its two connections in turn. A
+            // command with a conflict makes two calls. One command without a conflict in between spreads the conflicts over both.
             for half in self.others.chunks(self.others.len() / 2) {
                 for product in half {
                     store.decide(&AddItem::new(CartId::new(), *product, false)?).await?;
                 }
                 store.decide(&AddItem::new(CartId::new(), ProductId::new(), false)?).await?;
             }
-            // In four turns each kind follows each other one once (E. J. Williams' squares, 1949).
+            // In four turns, each kind follows each other kind once (E. J. Williams' squares, 1949).
             for kind in [0, 1, 3, 2].map(|step| (step + round + turn) % 4) {
                 let product = if kind == 0 { ProductId::new() } else { kinds[kind].1 };
                 let command = AddItem::new(CartId::new(), product, false)?;

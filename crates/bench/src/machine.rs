@@ -1,4 +1,4 @@
-//! Where and on what a report was made.
+//! The machine and the versions that a report was made with.
 
 use anyhow::Result;
 use event_store::StoreSettings;
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// The machine, PostgreSQL, ourselves. What cannot be found out is empty.
+/// The machine, PostgreSQL and Cartlog. A value that cannot be found out is empty.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Machine {
     date: String,
-    /// With a + where the checkout had changes.
+    /// The commit, with a + if the checkout had changes.
     commit: String,
     cores: usize,
     cpu: String,
@@ -18,7 +18,7 @@ pub(crate) struct Machine {
     kernel: String,
     postgres: String,
     postgres_settings: Vec<(String, String)>,
-    /// Of `event-store`, the same in every measurement but for the rival without the cache.
+    /// The settings of `event-store` in every measurement, except for the rival without the cache.
     our_settings: String,
     optimised: bool,
 }
@@ -46,7 +46,7 @@ impl Machine {
         })
     }
 
-    /// As text, a line each.
+    /// Returns all values as text, one per line.
     pub(crate) fn lines(&self) -> Vec<String> {
         let settings: Vec<_> = self.postgres_settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let mut lines = vec![
@@ -63,7 +63,7 @@ impl Machine {
     }
 }
 
-/// What follows `name` in its line of a file under /proc.
+/// Returns the value of `name` in a file under /proc.
 fn line_of(file: &str, name: &str) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()

@@ -1,7 +1,7 @@
-//! `cargo dev bench`: ourselves, paired with our rivals in the same run.
+//! `cargo dev bench`: Cartlog beside its rivals, in the same run.
 //!
-//! What is compared is measured in turns, round by round, each round beginning with another; a ratio is that of two measurements of one
-//! round, and what is reported is the median of the rounds' ratios. Absolute figures are the machine's; ratios travel.
+//! Contenders are measured in turns, round by round. Each round starts with another contender. A ratio compares two measurements of one
+//! round, and the report has the median of the rounds' ratios. Ratios travel to other machines; absolute figures do not.
 
 mod add_item;
 mod bench;
@@ -39,29 +39,29 @@ use crate::{bench::Bench, database::Server, machine::Machine, report::Report, si
 struct Program {
     #[command(flatten)]
     chosen: Arguments,
-    /// A PostgreSQL server, as its superuser; databases are made on it, and removed
+    /// A PostgreSQL server, as its superuser; the bench creates databases on it, and drops them
     #[arg(long)]
     database_url: String,
     /// Kafka's bootstrap servers
     #[arg(long)]
     kafka: Option<String>,
-    /// Where the services' programs are [default: beside this one]
+    /// The directory of the services' programs [default: that of this program]
     #[arg(long)]
     programs: Option<PathBuf>,
-    /// Where the services write their logs [default: beside the report]
+    /// The directory for the services' logs [default: beside the report]
     #[arg(long)]
     logs: Option<PathBuf>,
 }
 
-/// What was measured by a run that did not come to its end.
+/// The file for the figures of a run that did not finish.
 const UNFINISHED: &str = "unfinished.json";
 
-// One thread puts the load on, and has the event store in it as cart-commands has one for its own: PostgreSQL has the other core. The
-// rivals were no slower for it at 1 and at 64 tasks.
+// One thread makes the load and runs the event store, as cart-commands does. PostgreSQL has the other core. The rivals were not slower with
+// one thread at 1 and at 64 tasks.
 #[tokio::main(worker_threads = 1)]
 async fn main() -> Result<ExitCode> {
     match run().await {
-        // Whoever did it knows where from, and needs no backtrace.
+        // The user caused it and needs no backtrace.
         Err(error) if matches!(error.downcast_ref(), Some(embedded::Error::Interrupted)) => {
             embedded::report::Report::terminal().say(&error);
             Ok(ExitCode::FAILURE)
@@ -89,7 +89,7 @@ async fn run() -> Result<()> {
     let mut signals = Signals::listen()?;
     let measured = tokio::select! {
         measured = measure_all(&bench, &program.chosen.subjects, &mut report) => measured,
-        // The services that run end with what was measuring them.
+        // Running services end with the measurement.
         () = signals.next() => Err(embedded::Error::Interrupted.into()),
     };
     let dropped = bench.server.drop_all().await;
@@ -103,7 +103,7 @@ async fn run() -> Result<()> {
     }
     measured?;
     dropped?;
-    // That of an earlier run.
+    // An earlier run may have left it.
     let _ = std::fs::remove_file(out.join(UNFINISHED));
 
     let (json, svg) = (out.join("report.json"), out.join("chart.svg"));

@@ -1,4 +1,4 @@
-//! Doing one thing over and over, from many tasks at once, and counting.
+//! Repeats one operation from many tasks at once, and counts.
 
 use std::{
     sync::{
@@ -14,32 +14,32 @@ use tokio::{
     time::{Instant, interval},
 };
 
-/// What one measurement came to.
+/// The result of one measurement.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
-    /// What was done, a second.
+    /// Successes per second.
     pub(crate) per_second: f64,
-    /// What failed, a second.
+    /// Failures per second.
     pub(crate) failed_per_second: f64,
-    /// Half of it took no longer, in milliseconds. None where only the whole was timed.
+    /// The median in milliseconds; `None` if only the whole was timed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) p50_ms: Option<f64>,
-    /// All but one in a hundred took no longer.
+    /// The 99th percentile in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) p99_ms: Option<f64>,
-    /// Why the first one failed that did.
+    /// The error of the first failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) first_failure: Option<String>,
 }
 
 impl Sample {
-    /// Each of those that were done in this time took so long.
+    /// Makes a sample of single durations within a time.
     pub(crate) fn of_each(mut times: Vec<Duration>, elapsed: Duration) -> Self {
         times.sort_unstable();
         Self { p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99), ..Self::of_whole(times.len() as f64, elapsed) }
     }
 
-    /// So many were done in this time, and no single one was timed.
+    /// Makes a sample of a count within a time.
     pub(crate) fn of_whole(done: f64, elapsed: Duration) -> Self {
         Self { per_second: done / elapsed.as_secs_f64(), ..Self::default() }
     }
@@ -50,21 +50,21 @@ impl Sample {
 pub(crate) enum Until {
     /// After this time.
     Elapsed(Duration),
-    /// After so many, of all tasks together.
+    /// After this many operations of all tasks together.
     Done(u64),
 }
 
-/// How an operation comes to be done again.
+/// How operations are started.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Load {
-    /// By each of so many tasks, whenever it has ended.
+    /// By each of this many tasks, as soon as its last one has ended.
     Tasks(usize),
-    /// So many times a second, whether or not those before have ended.
+    /// This many times per second, whether or not earlier ones have ended.
     Offered(u32),
 }
 
 impl Load {
-    /// As the report has it, where what is offered counts as one task.
+    /// The number of tasks in the report. A fixed rate counts as one task.
     pub(crate) const fn tasks(self) -> usize {
         match self {
             Self::Tasks(tasks) => tasks,
@@ -72,7 +72,7 @@ impl Load {
         }
     }
 
-    /// For so long.
+    /// The measured time.
     pub(crate) async fn put<O, F>(self, length: Duration, operation: O) -> Sample
     where
         O: Fn(usize) -> F + Clone + Send + 'static,
@@ -85,7 +85,7 @@ impl Load {
     }
 }
 
-/// Runs `operation`, which is told the number of its task, over and over in each of so many tasks.
+/// Repeats `operation` in each of `tasks` tasks. It gets the number of its task.
 pub(crate) async fn measure<O, F>(tasks: usize, until: Until, operation: O) -> Sample
 where
     O: Fn(usize) -> F + Clone + Send + 'static,
@@ -120,10 +120,10 @@ where
     Together::default().of_all(running, started).await
 }
 
-/// How long each took that was done, how many failed, and why the first of these did.
+/// The durations of the successes, the number of failures, and the first error.
 type Ended = (Vec<Duration>, u64, Option<String>);
 
-/// What all of them came to.
+/// The results of all tasks.
 #[derive(Default)]
 struct Together {
     times: Vec<Duration>,
@@ -139,7 +139,7 @@ impl Together {
         self.first_failure = self.first_failure.take().or(first_failure);
     }
 
-    /// Since they were begun, until the last of them has ended.
+    /// The time from the start until the last one has ended.
     async fn of_all(mut self, mut running: JoinSet<Ended>, started: Instant) -> Sample {
         while let Some(ended) = running.join_next().await {
             self.add(ended);
@@ -149,8 +149,8 @@ impl Together {
     }
 }
 
-/// Begins `operation` so many times a second, whether or not those before it have ended, as those do who do not know of each other. Timed
-/// from when each was due, so that a generator that was held up hides nothing; counted over the time until the last has ended.
+/// Starts `operation` at a fixed rate, whether or not earlier ones have ended, like independent clients. Each is timed from the moment at
+/// which it was due, so a delayed generator hides nothing. The rate is that until the last one has ended.
 async fn offer<O, F>(per_second: u32, length: Duration, operation: O) -> Sample
 where
     O: Fn(usize) -> F,
@@ -158,7 +158,7 @@ where
 {
     let started = Instant::now();
     let (mut running, mut begun, mut together) = (JoinSet::new(), 0_u32, Together::default());
-    // Timers have no finer grain.
+    // Timers are not finer than this.
     let mut ticks = interval(Duration::from_millis(1));
     while started.elapsed() < length {
         ticks.tick().await;
@@ -176,7 +176,7 @@ where
             });
             begun += 1;
         }
-        // Not all at the end, when it would be time in which nothing is done.
+        // Collected here and not at the end, when that would be idle time.
         while let Some(ended) = running.try_join_next() {
             together.add(ended);
         }
@@ -184,12 +184,12 @@ where
     together.of_all(running, started).await
 }
 
-/// Of sorted times, in milliseconds.
+/// Returns a percentile of sorted times, in milliseconds.
 fn quantile(times: &[Duration], part: f64) -> Option<f64> {
     times.get((times.len().saturating_sub(1) as f64 * part) as usize).map(|time| time.as_secs_f64() * 1_000.0)
 }
 
-/// The middle of some numbers, and their ends.
+/// The median, the least and the greatest of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -198,7 +198,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// None of no numbers.
+    /// Returns `None` for no numbers.
     pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut numbers: Vec<_> = numbers.into_iter().collect();
         numbers.sort_unstable_by(f64::total_cmp);

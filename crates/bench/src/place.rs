@@ -1,4 +1,4 @@
-//! Logs to measure on, and one measurement of one contender.
+//! Logs to measure on, and the measurement of one contender.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,23 +19,23 @@ use crate::{
     work::Work,
 };
 
-/// With more events before, Cartlog is measured alone, as a rival's log would take twenty minutes and as many gigabytes.
+/// With more events before, Cartlog is measured alone. A rival's log would take twenty minutes and as many gigabytes.
 pub(crate) const RIVALS_UP_TO: u64 = 1_000_000;
-/// Filling so many events anew is quicker than removing what a measurement adds.
+/// Up to this size, a new log is quicker than removing what a measurement adds.
 const FILLED_ANEW: u64 = 100_000;
 
-/// The settings of a service; without the cache, for a rival that has everything else as we have it.
+/// Returns the settings of a service, or the same without the state cache.
 pub(crate) fn settings(contender: Contender) -> StoreSettings {
     let ours = StoreSettings::default();
     if contender == Contender::Loading { StoreSettings { state_cache_bytes: 0, ..ours } } else { ours }
 }
 
-/// One log, the floor beside it, and disintegrate's log, all with as many events before.
+/// A log, the floor beside it, and disintegrate's log, with the same number of events.
 pub(crate) struct Place {
     pub(crate) ours: Database,
     pub(crate) rival: Option<(Database, Rival)>,
     pub(crate) before: u64,
-    /// For each measurement, as it is small; else what was added is removed.
+    /// Whether each measurement gets a new log. Otherwise the added events are removed.
     pub(crate) filled_anew: bool,
 }
 
@@ -58,8 +58,8 @@ impl Place {
         table.add_carts(pool, self.before / 2, Products::Many(1_000)).await
     }
 
-    /// The log as it was when it was filled, after a checkpoint. A very large one keeps what measurements add, some hundredths of it: what was
-    /// removed from its end would have to be skipped there, which is nothing that happens to a log.
+    /// Restores the log to its filled state, and runs a checkpoint. A very large log keeps what measurements add, some hundredths of it:
+    /// removed rows at its end would have to be skipped, which never happens in a real log.
     pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
         match self.table(contender) {
             _ if self.before > RIVALS_UP_TO => {}
@@ -77,7 +77,7 @@ impl Place {
         })
     }
 
-    /// One measurement. What is measured has run for a moment before, so that connections and statements are there.
+    /// Measures once. The operation runs for a moment before, so connections and prepared statements exist.
     pub(crate) async fn measure(&self, contender: Contender, work: Work, tasks: usize, length: Duration) -> Result<Sample> {
         self.again(contender).await?;
         let work = Arc::new(work);
@@ -107,7 +107,7 @@ impl Place {
     }
 }
 
-/// Add Item by a process of its own, on a log as it stands.
+/// Add Item by a new store, on a log as it is.
 pub(crate) async fn cartlog(
     database: &Database,
     contender: Contender,
@@ -127,23 +127,22 @@ pub(crate) async fn cartlog(
     Ok(sample)
 }
 
-/// So long it takes until the pages that are used are in memory again, after another log was, and their first changes since a checkpoint are
-/// written: with 10 million events some thousand more pages than with 10 thousand. Seen there in steps of 250 ms: the first did 13 % less
-/// than those after it, of which none was better than another.
+/// The time until the used pages are in memory again and their first changes since a checkpoint are written. With 10 million events, the
+/// first 250 ms reached 13 % less than the following ones, which did not differ.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Measures after a tenth of the time that does not count, and [`WARM_UP`] at the least.
+/// Measures after a warm-up of a tenth of the time, and at least [`WARM_UP`].
 pub(crate) async fn warmed_up<O, F>(load: Load, length: Duration, operation: O) -> Sample
 where
     O: Fn(usize) -> F + Clone + Send + 'static,
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
-    // What is quick says nothing, and is no longer for it.
+    // A quick run yields no figures, so it needs no warm-up.
     load.put((length / 10).max(WARM_UP.min(length)), operation.clone()).await;
     load.put(length, operation).await
 }
 
-/// All of them, in each round from another one on.
+/// Returns all contenders; each round starts with another one.
 pub(crate) fn rotated<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
     let (end, start) = all.split_at(round % all.len().max(1));
     start.iter().chain(end)

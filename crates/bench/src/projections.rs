@@ -1,5 +1,5 @@
-//! The read model Cart Items made from a log that is there already: the release program of cart-projections, beside disintegrate's
-//! `PgEventListener` over the same events into tables of the same shape.
+//! Builds Cart Items from an existing log: cart-projections, built for release, beside disintegrate's `PgEventListener`. Both take the same
+//! events into tables of the same shape.
 
 use std::{
     sync::{
@@ -28,12 +28,12 @@ use crate::{
     work::Work,
 };
 
-/// Whoever is more than a batch behind catches up, and does not follow: cart-projections' `projection_batch`.
+/// The default of `projection_batch`. A read model that is further behind is catching up, not following.
 const BATCH: i64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
-/// So long that the first second does not count, in which read models that nobody had to wait for find that somebody appends.
+/// Long enough that the first second, in which the read models start, weighs little.
 const BESIDE_FOR: Duration = Duration::from_secs(10);
-/// How much longer than another measurement disintegrate's takes. It need not come to the end.
+/// How much longer disintegrate's measurement takes than another. It need not reach the end.
 const LENGTHS: u32 = 5;
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -57,7 +57,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// From the start of the process until its checkpoint is at the head. It makes its other read models at the same time.
+/// Measures from the start of the process until its checkpoint is at the head. Its other read models are built at the same time.
 async fn ours(bench: &Bench) -> Result<Sample> {
     let carts = bench.sizes.events / 2;
     let database = bench.server.log().await?;
@@ -78,7 +78,7 @@ async fn ours(bench: &Bench) -> Result<Sample> {
 
 const CART_ITEMS: &str = "cart_items";
 
-/// Until the builds in service of the projections with such a name have come to a position.
+/// Waits until the serving builds of the named projections have reached a position.
 async fn reached(pool: &PgPool, name: &str, head: i64) -> Result<()> {
     let started = Instant::now();
     let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)
@@ -95,8 +95,7 @@ async fn reached(pool: &PgPool, name: &str, head: i64) -> Result<()> {
     }
 }
 
-/// Add Item on a log of as many events, which are projected at the same time, or have been, or are not. And where they are, how many positions
-/// were still to be applied at the end.
+/// Measures Add Item on a log that is being projected, has been projected, or is not projected. If it is, returns also the lag at the end.
 async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<(Sample, Option<i64>)> {
     let projected = ![ALONE, OFFERED_ALONE].contains(&scenario);
     let database = bench.server.log().await?;
@@ -109,7 +108,7 @@ async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<(Sample,
         services.push(bench.start(PROJECTIONS, "beside", &database, vec![]).await?);
         if scenario == FOLLOWING {
             reached(pool, CART_ITEMS, head).await?;
-            // By now it is known what there is.
+            // The sizes are known by now.
             reached(pool, "%", head).await?;
         }
     }
@@ -132,11 +131,11 @@ async fn appending(bench: &Bench, scenario: &str, load: Load) -> Result<(Sample,
     Ok((sample, behind))
 }
 
-/// As many as it handles in some time.
+/// Counts the events that it handles within a time.
 async fn theirs(bench: &Bench) -> Result<Sample> {
     let (database, store) = bench.server.rival().await?;
     RIVAL.add_carts(&database.pool, bench.sizes.events / 2, Products::Many(1_000)).await?;
-    // As in migrations/0003_read_models.sql.
+    // The tables of migrations/0003_read_models.sql.
     let tables = "CREATE TABLE cart_items_cart (cart_id uuid PRIMARY KEY);
         CREATE TABLE cart_items_item (
             cart_id uuid NOT NULL, item_id uuid NOT NULL, product_id uuid NOT NULL, description text NOT NULL, image text NOT NULL,
@@ -155,14 +154,14 @@ async fn theirs(bench: &Bench) -> Result<Sample> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let sample = Sample::of_whole(handled.load(Ordering::Relaxed) as f64, started.elapsed());
-    // It looks for the shutdown only between its reads, and one read is the whole log: a handler that fails ends that.
+    // The listener checks for the shutdown between reads only, and one read is the whole log. So a failing handler ends it.
     pool.close().await;
     drop(stop);
     task.await??;
     Ok(sample)
 }
 
-/// Handlers are called event by event and may see one again, so each writes a row of its own, where it is not there.
+/// Handlers get single events and may get one twice, so each inserts its row only if the row is missing.
 struct Listener {
     pool: PgPool,
     query: StreamQuery<i64, CartStream>,
@@ -198,7 +197,7 @@ impl EventListener<i64, CartStream> for Listener {
                     .bind(device_fingerprint)
                     .bind(position)
             }
-            // The log is filled with these two alone.
+            // The log contains only these two types.
             _ => return Ok(()),
         };
         statement.execute(&self.pool).await?;

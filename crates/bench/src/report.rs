@@ -1,4 +1,4 @@
-//! What was measured, beside the bars: as a table, and as JSON.
+//! The report: the figures beside their bars, as a table and as JSON.
 
 use std::fmt::{self, Write as _};
 
@@ -12,7 +12,7 @@ use crate::{
     sizes::Sizes,
 };
 
-/// Who is measured.
+/// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Contender {
@@ -25,7 +25,7 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    /// Those that add items to a log.
+    /// The contenders that add items to a log.
     pub(crate) const OF_THE_LOG: [Self; 4] = [Self::Cartlog, Self::Loading, Self::Floor, Self::Disintegrate];
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Contender {
     }
 }
 
-/// What was measured in each round.
+/// The samples of each round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Key {
     subject: String,
@@ -57,7 +57,7 @@ impl Key {
     }
 }
 
-/// A sample a round.
+/// One sample per round.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Figure {
     #[serde(flatten)]
@@ -71,7 +71,7 @@ impl Figure {
     }
 }
 
-/// One figure, measured once.
+/// A figure that is measured once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Value {
     what: String,
@@ -79,29 +79,29 @@ struct Value {
     unit: String,
 }
 
-/// A figure beside what was promised.
+/// A figure with its bar.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Bar {
     what: String,
-    /// Of the rounds' ratios; None where this run did not measure it.
+    /// The spread of the rounds' ratios; `None` if this run did not measure it.
     measured: Option<Spread>,
     bar: f64,
     beyond: f64,
-    /// The smaller the better.
+    /// Whether smaller is better.
     at_most: bool,
     unit: String,
     reached: Option<bool>,
-    /// The bar beyond the bar.
+    /// The second, harder bar.
     reached_beyond: Option<bool>,
 }
 
-/// Our load generator beside pgbench.
+/// The load generator compared with pgbench.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Pgbench {
     clients: usize,
     pgbench_per_second: Vec<f64>,
     generator_per_second: Vec<f64>,
-    /// The generator's to pgbench's.
+    /// The generator's rate divided by pgbench's.
     ratio: Option<Spread>,
     at_most_10_percent_slower: bool,
 }
@@ -119,7 +119,7 @@ impl From<floor::PgbenchCheck> for Pgbench {
     }
 }
 
-/// All of a run.
+/// Everything that a run has measured.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     machine: Machine,
@@ -130,7 +130,7 @@ pub(crate) struct Report {
     values: Vec<Value>,
 }
 
-/// A time of a sample.
+/// Selects a time of a sample.
 type Of = fn(&Sample) -> Option<f64>;
 
 impl Report {
@@ -138,7 +138,7 @@ impl Report {
         Self { machine, sizes, pgbench: None, bars: vec![], figures: vec![], values: vec![] }
     }
 
-    /// One round's sample.
+    /// Adds one round's sample.
     pub(crate) fn add(&mut self, key: Key, sample: Sample) {
         match self.figures.iter_mut().find(|figure| figure.key == key) {
             Some(figure) => figure.rounds.push(sample),
@@ -146,7 +146,7 @@ impl Report {
         }
     }
 
-    /// What is measured once.
+    /// Adds a figure that is measured once.
     pub(crate) fn value(&mut self, what: impl Into<String>, value: f64, unit: &str) {
         self.values.push(Value { what: what.into(), value, unit: unit.to_owned() });
     }
@@ -156,21 +156,21 @@ impl Report {
         self.figures.iter().find(found).map_or(&[], |figure| &figure.rounds)
     }
 
-    /// Round by round, and of those the middle.
+    /// Returns the spread of the rounds' ratios of rates.
     fn ratio(&self, ours: (&str, usize, Contender), rival: (&str, usize, Contender)) -> Option<Spread> {
         let pairs = self.rounds(ours).iter().zip(self.rounds(rival)).filter(|(_, rival)| rival.per_second > 0.0);
         Spread::of(pairs.map(|(ours, rival)| ours.per_second / rival.per_second))
     }
 
-    /// How many times as long ours took, round by round: by the median, or what else is asked for.
+    /// Returns the spread of the rounds' ratios of a time, such as the median.
     fn times_as_long(&self, ours: (&str, usize, Contender), rival: (&str, usize, Contender), of: Of) -> Option<Spread> {
         let pairs = self.rounds(ours).iter().zip(self.rounds(rival));
         Spread::of(pairs.filter_map(|(ours, rival)| Some(of(ours)? / of(rival)?)))
     }
 
-    /// Holds what was measured against what was promised.
+    /// Compares the figures with their bars.
     pub(crate) fn judge(&mut self) {
-        // What is compared stands together, in the order of the levels, whatever the order of the measurements.
+        // Compared figures stand together, in the order of the levels.
         let mut scenarios: Vec<(String, String)> = vec![];
         for Figure { key, .. } in &self.figures {
             let scenario = (key.subject.clone(), key.scenario.clone());
@@ -215,7 +215,7 @@ impl Report {
             let first = self.ratio((&scenarios::first_command(&product), 1, Cartlog), (&scenarios::first_command(new), 1, Cartlog));
             bar(format!("{product}, the first command on it, to a new product's"), first, 0.9, 1.0);
         }
-        // Both are told of a change by a conflict; what is compared is how many there were.
+        // Both meet one conflict. Only the number of earlier changes differs.
         let counted = scenarios::counted_product(sizes.crowd);
         let (many, one) = (scenarios::first_command(&counted), scenarios::first_command(scenarios::REPORTED_PRODUCT));
         let flat = self.ratio((&many, 1, Cartlog), (&one, 1, Cartlog));
@@ -258,7 +258,7 @@ impl Report {
         self.bars = bars;
     }
 
-    /// What the terminal shows.
+    /// Returns the table for the terminal.
     pub(crate) fn table(&self) -> String {
         let mut text = self.machine.lines().iter().fold(String::new(), |all, line| all + "  " + line + "\n");
         let sizes = &self.sizes;
@@ -316,7 +316,7 @@ impl Report {
         text
     }
 
-    /// Ours should have none, and disintegrate's say why.
+    /// Lists failures. Cartlog should have none.
     fn failures(&self) -> impl Iterator<Item = String> {
         let ours = self.figures.iter().filter(|figure| figure.key.contender != Contender::Disintegrate);
         ours.filter_map(|figure| {

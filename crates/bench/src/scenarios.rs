@@ -1,13 +1,13 @@
-//! The names of what is measured. The report and its drawing look figures up by them.
+//! The names of the scenarios. The report and the chart look figures up by them.
 
 use crate::measure::Load;
 
-/// Where the load is not all that can be, but what is offered: Add Items a second.
+/// The fixed rate of Add Item: commands per second.
 pub(crate) const OFFERED: u32 = 10_000;
 pub(crate) fn one_item(before: u64) -> String {
     format!("a new cart each, {} events before", thousands(before))
 }
-/// With as many tasks as the bars speak of, or with what is offered; while it is vacuumed and analysed, or is not.
+/// With the bars' number of tasks or at the fixed rate; with or without VACUUM and ANALYZE.
 pub(crate) fn upkeep_scenario(before: u64, load: Load, beside: bool) -> String {
     let beside = if beside { "while VACUUM and ANALYZE run" } else { "with neither VACUUM nor ANALYZE" };
     match load {
@@ -24,7 +24,7 @@ pub(crate) fn popular_product(crowd: u64) -> String {
 pub(crate) fn counted_product(crowd: u64) -> String {
     format!("a new process, a product with {} inventory changes", thousands(crowd))
 }
-/// The same, of which only the first command on that product counts.
+/// The same, but only the first command on that product counts.
 pub(crate) fn first_command(scenario: &str) -> String {
     format!("{scenario}: the first command on it")
 }
@@ -37,12 +37,12 @@ pub(crate) fn commands_after(carts: u64) -> String {
 pub(crate) const KAFKA_IN: &str = "inventory messages in from Kafka";
 
 pub(crate) const CAUGHT_UP: &str = "Cart Items, caught up";
-/// Add Item beside nothing, and beside read models that are being made from the same log.
+/// Add Item alone, and while read models are built from the same log.
 pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
 pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";
-/// The same beside read models that have caught up and follow.
+/// The same while read models follow the log.
 pub(crate) const FOLLOWING: &str = "Add Item while the read models follow the log";
-/// Add Item where the load is not all that can be, but what is offered.
+/// Add Item at the fixed rate.
 pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that nobody projects";
 pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
 
@@ -51,7 +51,7 @@ pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message";
 pub(crate) const ARCHIVED: &str = "from a change of price to the last item archived";
 pub(crate) const SERVICES_IDLE: &str = "the four services, idle";
 
-/// A number as people read it.
+/// Writes a number with separated thousands.
 pub(crate) fn thousands(number: u64) -> String {
     match number {
         0..1_000 => number.to_string(),

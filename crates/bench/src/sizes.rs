@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 /// How much is measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sizes {
-    /// Whether everything works, and no more.
+    /// Whether the run only checks that everything works.
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
-    /// Of a measurement.
+    /// The duration of one measurement.
     pub(crate) length: Duration,
     pub(crate) levels: Vec<usize>,
     pub(crate) before: Vec<u64>,
@@ -28,7 +28,7 @@ impl Sizes {
         let sizes = |chosen: Option<u64>, full: u64, small: u64| chosen.unwrap_or(if quick { small } else { full });
         let levels = chosen.levels.clone().unwrap_or(if quick { vec![1, 4] } else { vec![1, 16, 64, 256] });
         let mut before = chosen.before.clone().unwrap_or(if quick { vec![1_000] } else { vec![10_000, 1_000_000] });
-        // The first is the one that the others are compared to.
+        // The others are compared with the first one.
         before.sort_unstable();
         before.dedup();
         Ok(Self {
@@ -44,7 +44,7 @@ impl Sizes {
         })
     }
 
-    /// The level that most bars speak of.
+    /// Returns the number of tasks that most bars use.
     pub(crate) fn loud(&self) -> usize {
         let most = self.levels.iter().copied().max().unwrap_or(64);
         if self.levels.contains(&64) { 64 } else { most }

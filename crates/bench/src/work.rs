@@ -1,4 +1,4 @@
-//! What is added to which carts.
+//! Chooses the carts and items of the commands.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,19 +6,19 @@ use cart_events::CartId;
 
 use crate::{add_item::AddItem, database::Products};
 
-/// Commands on the hot cart, until another takes its place: its items stay in its history, and a cart does not have thousands.
+/// Commands on a hot cart before the next cart takes its place. A real cart has no thousands of items in its history.
 const HOT_CART_COMMANDS: u32 = 300;
 
 /// The carts that commands go to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Carts {
-    /// A task adds so many items to a cart, then takes another.
+    /// A task adds this many items to a cart, then takes another.
     Own { items: u32 },
-    /// All tasks use one at a time.
+    /// All tasks use the same cart.
     Hot,
 }
 
-/// What is added to which carts.
+/// Chooses the carts and items of the commands.
 pub(crate) struct Work {
     carts: Vec<Mutex<(CartId, u32)>>,
     commands_a_cart: u32,
@@ -35,7 +35,7 @@ impl Work {
         Self { carts: (0..count).map(|_| Mutex::new((CartId::new(), 0))).collect(), commands_a_cart, hot, products }
     }
 
-    /// Each task adds to carts of its own, one item each.
+    /// Each task adds one item to each of its own carts.
     pub(crate) fn one_item_each(products: Products, tasks: usize) -> Self {
         Self::new(Carts::Own { items: 1 }, products, tasks)
     }

@@ -1,4 +1,4 @@
-//! disintegrate-postgres reads our log.
+//! Reads our log with disintegrate-postgres.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};

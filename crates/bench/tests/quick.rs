@@ -1,15 +1,15 @@
-//! The program, run as `cargo dev bench --quick` does: every part yields figures, and the report can be read.
+//! Runs the program like `cargo dev bench --quick`: every part yields figures, and the report can be read.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{path::Path, process::Command};
 
 use serde_json::Value;
 
-/// Runs one part, and answers its report and its drawing.
+/// Runs one part, and returns its report and its chart.
 fn quick(subject: &str) -> (Value, String) {
     let from = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo dev test`, which sets it"));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{subject}"));
-    // What a run before has left is not this one's.
+    // An earlier run may have left files.
     let _ = std::fs::remove_dir_all(&out);
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([subject, "--quick", "--out"])
@@ -24,13 +24,13 @@ fn quick(subject: &str) -> (Value, String) {
     (report, std::fs::read_to_string(out.join("chart.svg")).unwrap())
 }
 
-/// Scenario, tasks and contender of every figure, each of which is of one round in which something was done and, but for disintegrate, nothing failed.
+/// Returns scenario, tasks and contender of every figure. Each has one round with successes, and no failures except disintegrate's.
 fn figures(report: &Value) -> Vec<(String, u64, String)> {
     let of = |figure: &Value, name: &str| figure[name].as_str().unwrap().to_owned();
     let figures = report["figures"].as_array().unwrap().iter().map(|figure| {
         let [round] = figure["rounds"].as_array().unwrap().as_slice() else { panic!("one round: {figure}") };
         let (done, failed) = (round["per_second"].as_f64().unwrap(), round["failed_per_second"].as_f64().unwrap());
-        // On a hot cart disintegrate may succeed with nothing in so short a time.
+        // In so short a time, disintegrate may have no success on a hot cart.
         if figure["contender"] == "disintegrate" {
             assert!(done + failed > 0.0, "{figure}");
         } else {
@@ -41,7 +41,7 @@ fn figures(report: &Value) -> Vec<(String, u64, String)> {
     figures.collect()
 }
 
-/// The bars that were measured.
+/// Counts the measured bars.
 fn measured(report: &Value) -> usize {
     let bars = report["bars"].as_array().unwrap();
     bars.iter().filter(|bar| bar["measured"]["median"].as_f64().is_some_and(|median| median > 0.0) && bar["reached"].is_boolean()).count()
@@ -60,7 +60,7 @@ fn log() {
         }
     }
     assert!(svg.contains("a new cart each") && svg.ends_with("</svg>\n"));
-    // Four products, for a while and their first command alone; and all that can be done and what is offered, with upkeep and without.
+    // Four products, each under load and for its first command; full and fixed rate, each with and without VACUUM.
     assert_eq!(figures.len(), 4 * 2 * 4 + 4 + 4 + 4);
     assert_eq!(measured(&report), 3 + 5 + 4);
     assert!(report["machine"]["postgres"].as_str().unwrap().starts_with("PostgreSQL 18"));
@@ -104,8 +104,8 @@ fn projections() {
         ("from a change of price to the last item archived", 1, "cartlog"),
     ];
     assert_eq!(figures(&report), all.map(of));
-    // One of catching up, three of what is done beside it, four of latencies, and one of idling.
+    // One of catching up, three of appending at the same time, four of latencies, one of idle services.
     assert_eq!(measured(&report), 9);
-    // How far behind they were, each time beside them.
+    // The lag at the end of each.
     assert_eq!(report["values"].as_array().unwrap().len(), 3 + 1);
 }

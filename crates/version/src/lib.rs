@@ -1,4 +1,4 @@
-//! Which build this is. A crate of its own, so that another commit rebuilds what says its version and nothing else.
+//! The version of the build. A crate of its own, because a new commit then recompiles only its users.
 
-/// The version, and behind it in parentheses the commit, where the build was told one in `CARTLOG_COMMIT`, as that of the images is.
+/// The version, followed by the commit in parentheses if `CARTLOG_COMMIT` was set for the build. Images have it.
 pub const VERSION: &str = env!("CARTLOG_VERSION");
