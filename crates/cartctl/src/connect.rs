@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use cart_events::DomainEvent;
 use event_store::{EventStore, StoreSettings};
-use kafka::{Brokers, Operator};
+use kafka::Brokers;
+use operations::Operator;
 use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 
 use crate::{Common, error::Error};

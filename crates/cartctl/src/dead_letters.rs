@@ -1,7 +1,7 @@
 //! `cartctl dead-letters`.
 
 use clap::{Args, Subcommand};
-use kafka::{DeadLetter, Letter, Operator, Place};
+use operations::{DeadLetter, Letter, Operator, Place};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;

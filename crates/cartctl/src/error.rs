@@ -3,7 +3,8 @@
 use std::{error::Error as _, process::ExitCode};
 
 use event_store::StoreError;
-use kafka::{OperateError, StartError};
+use kafka::StartError;
+use operations::OperateError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -51,7 +52,7 @@ impl From<StoreError> for Error {
 impl From<OperateError> for Error {
     fn from(error: OperateError) -> Self {
         match error {
-            OperateError::Broker { .. } => Self::Broker(error),
+            OperateError::Broker(_) => Self::Broker(error),
             other => Self::Kafka(other),
         }
     }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 use cart_events::DomainEvent;
 use clap::Args;
 use event_store::{EventStore, Position};
-use kafka::{OperateError, Operator};
 use operations::{Build, Parked, Replica, TodoCounts};
+use operations::{OperateError, Operator};
 use serde::Serialize;
 
 use crate::{

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use event_store::SourcePartition;
-use kafka::{OperateError, Operator};
 use operations::StoredOffset;
+use operations::{OperateError, Operator};
 use serde::Serialize;
 use serde_json::json;
 

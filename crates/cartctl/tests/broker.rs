@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::*;
 use cart_events::{DomainEvent, Inventory, ProductId};
 use event_store::{EventStore, StoreSettings};
-use kafka::{Brokers, Message, Poison, Translation, Translator, TranslatorSettings, json};
+use kafka::{Brokers, InvalidMessage, Message, Translation, Translator, TranslatorSettings, json};
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -26,15 +26,15 @@ struct Change {
     inventory: Inventory,
 }
 
-fn takes(message: &Message<'_>) -> Result<DomainEvent, Poison> {
+fn takes(message: &Message<'_>) -> Result<DomainEvent, InvalidMessage> {
     let Change { product_uuid, inventory } = json(message)?;
     Ok(DomainEvent::InventoryChanged { product_id: product_uuid, inventory })
 }
 
 /// As before a fix.
-fn refuses(message: &Message<'_>) -> Result<DomainEvent, Poison> {
+fn refuses(message: &Message<'_>) -> Result<DomainEvent, InvalidMessage> {
     let Change { inventory, .. } = json(message)?;
-    if inventory == Inventory::try_from(0).unwrap() { takes(message) } else { Err(Poison("only 0 is understood".into())) }
+    if inventory == Inventory::try_from(0).unwrap() { takes(message) } else { Err(InvalidMessage("only 0 is understood".into())) }
 }
 
 struct Shop {
@@ -77,7 +77,7 @@ impl Shop {
     }
 
     /// Translates until so much of both partitions is done.
-    async fn translate(&self, by: fn(&Message<'_>) -> Result<DomainEvent, Poison>, offsets: [i64; 2]) {
+    async fn translate(&self, by: fn(&Message<'_>) -> Result<DomainEvent, InvalidMessage>, offsets: [i64; 2]) {
         let brokers = Brokers::new(kafka_bootstrap_servers(), "test");
         let store = EventStore::new(self.database.options_as("cartlog_translator"), StoreSettings::default());
         let translator =

@@ -1,12 +1,11 @@
 //! Between Kafka and the log. Knows no cart.
 //!
-//! [`Translator`] turns the messages of topics into events, each once, however often Kafka delivers it: a batch of a partition's events
-//! and the partition's next offset go into the log in one step. What cannot be read becomes a dead letter. [`Publisher`] sends
-//! messages, and answers only when the broker has them. [`Operator`] shows dead letters and sends them back.
+//! [`Translator`] turns the messages of topics into events, each once, however often Kafka delivers it: one call to the log appends a
+//! batch's events and moves the partition's stored offset. A message that cannot be read becomes a dead letter. [`Publisher`] sends
+//! messages and answers when the broker has them. [`lags`] says how far translators are behind.
 
-mod client;
+pub mod client;
 mod ingest;
-mod operate;
 mod publish;
 
 pub use client::{
@@ -15,10 +14,11 @@ pub use client::{
 };
 pub use ingest::{
     config::TranslatorSettings,
-    error::{Poison, TranslatorError},
+    dead_letter,
+    error::{InvalidMessage, TranslatorError},
+    lag::{LagError, TopicLag, lags},
     message::{Message, json},
     translation::Translation,
     translator::{Translator, TranslatorStatus},
 };
-pub use operate::{DeadLetter, LagError, Letter, OperateError, Operator, Place, TopicLag, lags};
 pub use publish::{CloudEvent, Publisher, PublisherSettings};

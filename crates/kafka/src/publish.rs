@@ -1,4 +1,4 @@
-//! From here to Kafka: messages as CloudEvents, sent once the broker says so.
+//! From the log to Kafka: messages as CloudEvents, acknowledged by the broker.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -18,12 +18,12 @@ use tracing::{Instrument, Span, field::Empty};
 use crate::client::{
     brokers::Brokers,
     error::{SendError, StartError, causes},
+    inspect::topic_exists,
     producer::{Outgoing, Producer},
-    topics::topic_exists,
     traceparent,
 };
 
-/// How long a readiness check asks the broker.
+/// How long a readiness check waits for the broker.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Made at first use, which is after the service has installed its meter.
@@ -32,24 +32,24 @@ static PUBLICATIONS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
         .f64_histogram("publication.duration")
         .with_unit("s")
         .with_description(
-            "From what a message tells of to the end of an attempt to send it, by topic and outcome: acknowledged; unacknowledged, and \
-             tried again; refused, and given up.",
+            "Time from the event that a message is about to the end of an attempt to send it, by topic and outcome: acknowledged; \
+             unacknowledged and retried; refused and given up.",
         )
         .with_boundaries(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0])
         .build()
 });
 
-/// How a [`Publisher`](crate::Publisher) behaves.
+/// The settings of a [`Publisher`].
 #[derive(Debug, Clone)]
 pub struct PublisherSettings {
-    /// Where the brokers are.
+    /// The brokers.
     pub brokers: Brokers,
-    /// For how long one send tries, while the broker is away, before it answers that it could not.
+    /// How long a send may take.
     pub message_timeout: Duration,
 }
 
 impl PublisherSettings {
-    /// The settings with 5 seconds for a send.
+    /// Answers settings with 5 s for a send.
     pub fn new(brokers: Brokers) -> Self {
         Self { brokers, message_timeout: Duration::from_secs(5) }
     }
@@ -61,20 +61,20 @@ impl PublisherSettings {
     }
 }
 
-/// A message, in the binary mode of CloudEvents' Kafka binding: the value is the data, the attributes are headers.
+/// A message in the binary mode of CloudEvents' Kafka binding: the value is the data, and the attributes are headers.
 #[derive(Debug, Clone, Copy)]
 pub struct CloudEvent<'a> {
-    /// The key: messages of one key keep their order.
+    /// The key. Messages with one key keep their order.
     pub key: &'a str,
-    /// What a consumer knows a message sent twice by, together with the source.
+    /// The id. Together with the source, it tells a consumer that a message was sent twice.
     pub id: &'a str,
-    /// Where it happened, as a URI reference.
+    /// The source of the event, as a URI reference.
     pub source: &'a str,
-    /// What kind of event it is.
+    /// The type of the event.
     pub event_type: &'a str,
-    /// When it happened, where that is known.
+    /// The time of the event, if it is known.
     pub time: Option<OffsetDateTime>,
-    /// The W3C trace context of what caused it, for where this process has none.
+    /// The W3C trace context of the event's cause. The current span takes precedence.
     pub traceparent: Option<&'a str>,
     /// The data, as JSON.
     pub json: &'a [u8],
@@ -88,20 +88,20 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Connects when it is first needed, and again whenever it must.
+    /// Creates a publisher. It connects at the first message.
     ///
     /// # Errors
-    /// Where librdkafka does not take the settings.
+    /// If librdkafka does not accept the settings.
     pub fn new(settings: &PublisherSettings) -> Result<Self, StartError> {
         let producer = Arc::new(Producer::new(settings.producer(), &settings.brokers)?);
         Ok(Self { producer, brokers: settings.brokers.clone() })
     }
 
-    /// Sends a message, and answers once every in-sync replica has it. Within one call it is written once; sent by another call, as after
-    /// an error, it may be there twice, with the same id.
+    /// Sends a message and answers when every in-sync replica has it. One call writes it once. A second call after an error may write it
+    /// again, with the same id.
     ///
     /// # Errors
-    /// Where the broker has not acknowledged it within the message timeout, or never will.
+    /// If the broker does not acknowledge the message within the message timeout, or refuses it.
     pub async fn send(&self, topic: &str, event: &CloudEvent<'_>) -> Result<(), SendError> {
         let span = tracing::info_span!(
             "send",
@@ -114,7 +114,7 @@ impl Publisher {
             messaging.message.id = event.id,
         );
         let sending = async {
-            // Whoever reads it goes on from here.
+            // The consumer continues the trace of this span.
             let traceparent = trace::current_traceparent();
             let headers = headers(&CloudEvent { traceparent: traceparent.as_deref().or(event.traceparent), ..*event });
             let message = Outgoing { topic, partition: None, key: Some(event.key.as_bytes()), value: Some(event.json), headers };
@@ -126,36 +126,36 @@ impl Publisher {
         };
         let outcome = sending.instrument(span).await;
         if let Some(happened) = event.time {
-            count(topic, happened, &outcome);
+            record(topic, happened, &outcome);
         }
         outcome
     }
 
-    /// Whether the brokers answer and have the topic.
+    /// Checks that the brokers answer and have the topic.
     ///
     /// # Errors
-    /// What is waited for, as words for an operator.
+    /// What the publisher waits for, for an operator.
     pub async fn ready(&self, topic: &str) -> Result<(), String> {
         let (producer, asked) = (self.producer.current(), topic.to_owned());
-        // It blocks: not on a thread that others need.
+        // The question blocks its thread.
         let exists = tokio::task::spawn_blocking(move || topic_exists(producer.client(), &asked, CHECK_TIMEOUT)).await;
         match exists {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(format!("the topic {topic}, which does not exist")),
-            Ok(Err(error)) => Err(format!("the broker at {}{} ({error})", self.brokers.bootstrap_servers, self.brokers.refusal)),
+            Ok(Err(error)) => Err(format!("the broker at {}{} ({error})", self.brokers.bootstrap_servers, self.brokers.authentication)),
             Err(error) => Err(causes(&error)),
         }
     }
 }
 
-/// A message about what happened at that time was sent, or not.
-fn count(topic: &str, happened: OffsetDateTime, outcome: &Result<(), SendError>) {
+/// Records the time from an event to the outcome of sending it.
+fn record(topic: &str, happened: OffsetDateTime, outcome: &Result<(), SendError>) {
     let word = match outcome {
         Ok(()) => "acknowledged",
         Err(error) if error.is_permanent() => "refused",
         Err(_) => "unacknowledged",
     };
-    // By two clocks, which may differ.
+    // The times are of two clocks, which may differ.
     let seconds = (OffsetDateTime::now_utc() - happened).as_seconds_f64().max(0.0);
     PUBLICATIONS.record(seconds, &[KeyValue::new("topic", topic.to_owned()), KeyValue::new("outcome", word)]);
 }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_headers_and_absent_ones_are_not_there() {
+    fn attributes_are_headers() {
         let event = CloudEvent {
             key: "cart",
             id: "42",

@@ -1,24 +1,24 @@
-//! What cannot be read goes to the dead letters, and the good message behind it is handled.
+//! A message that cannot be read becomes a dead letter, and the message after it is translated.
 use crate::common::*;
 use rdkafka::Message as _;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
+async fn unreadable_message_is_kept_with_reason_and_origin() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     let (product, huge) = (Uuid::now_v7(), format!(r#"{{"product":"{}","count":1,"note":"{}"}}"#, Uuid::now_v7(), "x".repeat(900_000)));
     let missing = format!(r#"{{"product":"{product}"}}"#);
     let negative = message(product, -1);
     let cases: [(Option<&[u8]>, &str); 8] = [
-        (Some(b"\xff\xfe not JSON"), "the value is not JSON: it is not UTF-8"),
-        (Some(b"tea"), "the value is not JSON: expected ident"),
-        (Some(missing.as_bytes()), "missing field count"),
-        (Some(negative.as_bytes()), "count: invalid value: integer `-1`, expected a whole number"),
-        (Some(b"[1, 2]"), "the value is not a JSON object"),
+        (Some(b"\xff\xfe not JSON"), "expected value at line 1 column 1"),
+        (Some(b"tea"), "expected ident at line 1 column 2"),
+        (Some(missing.as_bytes()), "missing field `count` at line 1 column 50"),
+        (Some(negative.as_bytes()), "count: invalid value: integer `-1`, expected u32 at line 1 column 60"),
+        (Some(b"[1, 2]"), "the value must be a JSON object"),
         (Some(b""), "the value is empty"),
         (None, "the value is empty"),
-        (Some(huge.as_bytes()), "the value has 900070 bytes; at most 65536 are read"),
+        (Some(huge.as_bytes()), "the value has 900070 bytes; the maximum is 65536"),
     ];
     let translator = Running::start(&log, &group, &[&topic]);
     topic.count(1, 0).await;
@@ -43,7 +43,7 @@ async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
     translator.until_ready().await;
     translator.stop().await;
 
-    // And once: nothing of it comes again.
+    // A second translator writes none of them again.
     let translator = Running::start(&log, &group, &[&topic]);
     topic.count(1, 9).await;
     log.until_counts(&(0..10).collect::<Vec<_>>()).await;
@@ -53,7 +53,7 @@ async fn a_message_that_cannot_be_read_is_kept_with_its_reason_and_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn one_that_the_log_refuses_hurts_no_other_of_its_batch() {
+async fn message_that_the_log_rejects_leaves_its_batch() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     sqlx::query(r#"ALTER TABLE event ADD CONSTRAINT no_13 CHECK (convert_from(payload, 'UTF8') NOT LIKE '%"count":13}%')"#)
         .execute(&log.pool)
@@ -74,7 +74,7 @@ async fn one_that_the_log_refuses_hurts_no_other_of_its_batch() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn where_dead_letters_cannot_be_written_nothing_is_skipped() {
+async fn nothing_is_skipped_without_a_topic_for_dead_letters() {
     let (log, topic, group) = (Log::create().await, Topic::create_without_dead_letters(2).await, group());
     topic.send(0, None, Some(b"tea"), None).await;
     topic.count(0, 1).await;

@@ -1,4 +1,4 @@
-//! A stored offset that the partition does not have is a visible fault, and never a jump.
+//! A stored offset that the partition does not have blocks the partition; it never jumps.
 use crate::common::*;
 use event_store::SourcePartition;
 use rdkafka::{Offset, TopicPartitionList, admin::AdminOptions};
@@ -6,9 +6,9 @@ use test_support::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_statement_lets_it_go_on() {
+async fn offset_beyond_the_end_blocks_until_an_operator_seeks() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
-    // As after the topic was made anew.
+    // As after the topic was created again.
     let source = SourcePartition { consumer: &group, topic: &topic.name, partition: 0 };
     log.store.append_from(source, None, 120, &[]).await.expect("the log");
     for count in 0..4 {
@@ -16,16 +16,17 @@ async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_st
         topic.count(1, 10 + count).await;
     }
     let translator = Running::start(&log, &group, &[&topic]);
-    let why = translator.until_waiting_for("is stopped").await;
-    assert!(why.contains(&format!("{}/0: ", topic.name)) && why.contains("offset 120") && why.contains("ends at 4"), "{why}");
-    // The other goes on, also with what comes later.
+    let why = translator.until_waiting_for("is blocked").await;
+    assert!(why.contains(&format!("{}/0: ", topic.name)) && why.contains("translate is 120,") && why.contains("ends at 4"), "{why}");
+    // The other partition continues.
     topic.count(1, 14).await;
     log.until_counts(&[10, 11, 12, 13, 14]).await;
     assert_eq!(log.stored_offset(&group, &topic.name, 0).await, Some(120));
 
-    let start = why.find("UPDATE").expect("a statement");
-    let end = start + why[start..].find(';').expect("its end");
-    sqlx::query(&why[start..end]).execute(&log.pool).await.expect("the statement is right");
+    let command = format!("cartctl translations seek {} 0 --group {group} --to 0.", topic.name);
+    assert!(why.contains(&command), "{why}");
+    // As that command does.
+    sqlx::query("UPDATE source_offset SET next_offset = 0 WHERE consumer = $1").bind(&group).execute(&log.pool).await.expect("the log");
     log.until_counts(&[0, 1, 2, 3, 10, 11, 12, 13, 14]).await;
     translator.until_ready().await;
     topic.count(0, 4).await;
@@ -35,7 +36,7 @@ async fn a_stored_offset_beyond_the_end_stops_the_partition_and_the_operators_st
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
+async fn offset_deleted_by_retention_blocks_the_partition() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..10 {
         topic.count(0, count).await;
@@ -47,11 +48,11 @@ async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
     admin().delete_records(&until, &AdminOptions::new()).await.expect("deleted");
 
     let translator = Running::start(&log, &group, &[&topic]);
-    let why = translator.until_waiting_for("is stopped").await;
-    assert!(why.contains("offset 2,") && why.contains("begins at 6"), "{why}");
+    let why = translator.until_waiting_for("is blocked").await;
+    assert!(why.contains("translate is 2,") && why.contains("begins at 6"), "{why}");
     assert!(log.counts().await.is_empty());
 
-    // It heals by itself where the log is set right.
+    // The partition resumes when the offset is in range.
     sqlx::query("UPDATE source_offset SET next_offset = 8 WHERE consumer = $1").bind(&group).execute(&log.pool).await.expect("the log");
     log.until_counts(&[8, 9]).await;
     translator.until_ready().await;
@@ -60,7 +61,7 @@ async fn a_stored_offset_that_retention_has_deleted_stops_the_partition() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_partition_never_read_starts_at_its_beginning_whatever_retention_has_deleted() {
+async fn new_partition_starts_at_its_first_offset() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..10 {
         topic.count(0, count).await;
@@ -75,7 +76,7 @@ async fn a_partition_never_read_starts_at_its_beginning_whatever_retention_has_d
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_topic_made_anew_under_a_running_translator_is_noticed() {
+async fn topic_created_again_blocks_a_running_translator() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..5 {
         topic.count(0, count).await;
@@ -91,8 +92,8 @@ async fn a_topic_made_anew_under_a_running_translator_is_noticed() {
     })
     .await;
     Topic::named(&topic.name).count(0, 100).await;
-    let why = translator.until_waiting_for("is stopped").await;
-    assert!(why.contains("offset 5") && why.contains("ends at 1"), "{why}");
+    let why = translator.until_waiting_for("is blocked").await;
+    assert!(why.contains("translate is 5,") && why.contains("ends at 1"), "{why}");
     assert_eq!(log.counts().await, [0, 1, 2, 3, 4]);
     translator.stop().await;
 }

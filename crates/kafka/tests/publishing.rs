@@ -1,4 +1,4 @@
-//! A message is sent when the broker says so.
+//! A message is sent when the broker acknowledges it.
 use std::time::Duration;
 
 use crate::common::*;
@@ -13,7 +13,7 @@ fn event(json: &[u8]) -> CloudEvent<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: cargo dev test"]
-async fn a_sent_message_is_a_cloud_event() {
+async fn message_is_a_cloud_event() {
     let topic = Topic::create(3).await;
     let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");
     publisher.ready(&topic.name).await.expect("ready");
@@ -38,7 +38,7 @@ async fn a_sent_message_is_a_cloud_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: cargo dev test"]
-async fn what_can_never_be_sent_is_told_from_what_may_be_later() {
+async fn permanent_errors_differ_from_transient_ones() {
     let topic = Topic::create(1).await;
     let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");
     let huge = vec![b'x'; 4 << 20];
@@ -56,7 +56,7 @@ async fn what_can_never_be_sent_is_told_from_what_may_be_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_away_is_an_error_within_the_timeout() {
+async fn absent_broker_is_an_error_within_the_timeout() {
     let brokers = Brokers::new("127.0.0.1:9", "test");
     let settings = PublisherSettings { message_timeout: Duration::from_millis(500), ..PublisherSettings::new(brokers) };
     let publisher = Publisher::new(&settings).expect("a producer");

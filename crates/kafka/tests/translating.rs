@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn every_message_is_translated_once_over_a_restart() {
+async fn messages_are_translated_once_over_a_restart() {
     let (log, topic, group) = (Log::create().await, Topic::create(3).await, group());
     for count in 0..30 {
         topic.count(count % 3, count.into()).await;
@@ -41,7 +41,7 @@ async fn every_message_is_translated_once_over_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn several_topics_are_read_by_one_consumer() {
+async fn one_consumer_reads_several_topics() {
     let (log, one, two, group) = (Log::create().await, Topic::create(2).await, Topic::create(3).await, group());
     one.count(1, 1).await;
     two.count(2, 2).await;
@@ -52,7 +52,7 @@ async fn several_topics_are_read_by_one_consumer() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_products_messages_keep_their_order() {
+async fn messages_of_a_key_keep_their_order() {
     let (log, topic, group) = (Log::create().await, Topic::create(4).await, group());
     let products: Vec<_> = (0..4).map(|_| Uuid::now_v7()).collect();
     let translator = Running::start(&log, &group, &[&topic]);
@@ -74,7 +74,7 @@ async fn a_products_messages_keep_their_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_backlog_larger_than_what_is_held_arrives_once_and_in_order() {
+async fn backlog_larger_than_the_queue_keeps_its_order() {
     const MESSAGES: i64 = 60_000;
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     let (product, producer) = (Uuid::now_v7(), producer(&[("queue.buffering.max.messages", "1000000")]));
@@ -105,7 +105,7 @@ async fn a_backlog_larger_than_what_is_held_arrives_once_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn what_is_committed_to_kafka_does_not_matter() {
+async fn offsets_committed_to_kafka_do_not_matter() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..5 {
         topic.count(0, count).await;
@@ -133,7 +133,7 @@ async fn what_is_committed_to_kafka_does_not_matter() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn translators_that_come_go_and_die_lose_and_double_nothing() {
+async fn translators_that_die_lose_and_repeat_nothing() {
     let (log, topic, group) = (Log::create().await, Topic::create(6).await, group());
     let mut settings = TranslatorSettings::new(brokers(), &group);
     settings.session_timeout = Duration::from_secs(6);
@@ -156,7 +156,7 @@ async fn translators_that_come_go_and_die_lose_and_double_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn one_that_another_has_overtaken_appends_nothing_and_reads_anew() {
+async fn overtaken_translator_appends_nothing() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     for count in 0..3 {
         topic.count(0, count).await;
@@ -189,7 +189,7 @@ async fn one_that_another_has_overtaken_appends_nothing_and_reads_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn offsets_have_gaps_where_transactions_end_or_fail() {
+async fn gaps_after_transactions_are_skipped() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     let producer = producer(&[("transactional.id", &topic.name)]);
     let timeout = Duration::from_secs(20);
@@ -226,7 +226,7 @@ async fn every_compression_is_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn an_event_carries_its_messages_trace_and_place() {
+async fn event_carries_the_trace_and_place_of_its_message() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let send = |count, headers| {
@@ -249,7 +249,7 @@ async fn an_event_carries_its_messages_trace_and_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_log_that_is_away_is_waited_for() {
+async fn translator_waits_for_the_log() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     topic.count(0, 0).await;
     let translator = Running::start(&log, &group, &[&topic]);
@@ -282,7 +282,7 @@ async fn a_log_that_is_away_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_broker_that_is_away_is_waited_for_and_shutting_down_does_not_wait() {
+async fn translator_waits_for_the_broker_until_shutdown() {
     let log = Log::create().await;
     let brokers = Brokers::new("127.0.0.1:9", "test");
     let topic = Topic::create(1).await;
@@ -295,7 +295,7 @@ async fn a_broker_that_is_away_is_waited_for_and_shutting_down_does_not_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_topic_that_is_missing_is_named_and_read_when_it_is_there() {
+async fn missing_topic_is_named_and_read_later() {
     let (log, other, group) = (Log::create().await, Topic::create(1).await, group());
     let missing = Topic::named(format!("{}-later", other.name));
     let translator = Running::start(&log, &group, &[&missing, &other]);

@@ -1,11 +1,10 @@
 //! For operators: how everything stands, what the log holds as it is stored, and what may be set right by hand.
 //!
 //! Whoever calls these reads every table and may write those of the runtimes: the owner of the database, and no service's role.
-//!
-//! What is done to Kafka by hand comes here from the crate `kafka`.
 
 mod ask;
 mod builds;
+mod dead_letters;
 mod log;
 mod offsets;
 mod parked;
@@ -13,6 +12,7 @@ mod status;
 mod todos;
 
 pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
+pub use dead_letters::{DeadLetter, Letter, OperateError, Operator, Place};
 pub use event_store::{StoredOffset, stored_offsets};
 pub use log::{Entry, Which, after, newest};
 pub use offsets::seek;

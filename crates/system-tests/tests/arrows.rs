@@ -97,7 +97,7 @@ fn what_knows_no_cart_does_not_depend_on_what_does() {
     let known = [
         ("kafka", &["event-store"] as &[_]),
         ("migrate", &["event-store"]),
-        ("operations", &["event-store", "projections"]),
+        ("operations", &["event-store", "kafka", "projections"]),
         ("projections", &["event-store"]),
         ("service", &["event-store", "projections"]),
         ("test-support", &["event-store", "projections"]),

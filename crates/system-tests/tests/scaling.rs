@@ -306,7 +306,7 @@ async fn the_lag_of_translators_is_that_of_all_of_them_whichever_is_asked() {
     lock.rollback().await.unwrap();
     until(0).await;
     let metrics = metrics(&urls[0]).await;
-    for name in ["translation_lag", "translation_stopped"] {
+    for name in ["translation_lag", "translation_blocked"] {
         assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} in\n{metrics}");
     }
     assert!(other.stop(Duration::from_secs(30)).await.unwrap().success());

@@ -292,15 +292,18 @@ async fn settings_that_would_not_be_safe_are_refused_at_the_start() {
     for (set, said) in [
         (
             &[("SASL_PASSWORD", PASSWORD)] as &[_],
-            "kafka_sasl_password is *** (from the environment, CARTLOG_KAFKA_SASL_PASSWORD), but must be empty, unless",
+            "kafka_sasl_password is *** (environment variable CARTLOG_KAFKA_SASL_PASSWORD), but it must be empty, unless",
         ),
         (&[("SASL_USERNAME", USER)], "kafka_sasl_username is \"cartlog\""),
-        (&[("SECURITY_PROTOCOL", "sasl_ssl")], "kafka_sasl_username is empty (built in), but must be given"),
-        (&[("SECURITY_PROTOCOL", "SASL_SSL")], "but must be one of plaintext, ssl, sasl_plaintext, sasl_ssl"),
-        (&[("SECURITY_PROTOCOL", "sasl_ssl"), ("SASL_USERNAME", USER)], "kafka_sasl_password is empty (built in), but must be given"),
-        (&[("SASL_MECHANISM", "GSSAPI")], "but must be one of SCRAM-SHA-512, SCRAM-SHA-256, PLAIN"),
-        (&[("SSL_CA_LOCATION", "/etc/passwd")], "but must be empty, unless kafka_security_protocol is ssl or sasl_ssl"),
-        (&[("SECURITY_PROTOCOL", "ssl"), ("SSL_CA_LOCATION", "/nowhere/ca.pem")], "but must be the path of a file"),
+        (&[("SECURITY_PROTOCOL", "sasl_ssl")], "kafka_sasl_username is empty (built-in default), but it must be set"),
+        (&[("SECURITY_PROTOCOL", "SASL_SSL")], "but it must be one of `plaintext`, `ssl`, `sasl_plaintext`, `sasl_ssl`"),
+        (
+            &[("SECURITY_PROTOCOL", "sasl_ssl"), ("SASL_USERNAME", USER)],
+            "kafka_sasl_password is empty (built-in default), but it must be set",
+        ),
+        (&[("SASL_MECHANISM", "GSSAPI")], "but it must be one of `SCRAM-SHA-512`, `SCRAM-SHA-256`, `PLAIN`"),
+        (&[("SSL_CA_LOCATION", "/etc/passwd")], "but it must be empty, unless kafka_security_protocol is ssl or sasl_ssl"),
+        (&[("SECURITY_PROTOCOL", "ssl"), ("SSL_CA_LOCATION", "/nowhere/ca.pem")], "but it must be the path of a file"),
         (&[("SECURITY_PROTOCOL", "ssl"), ("SSL_KEY_LOCATION", "/etc/passwd")], "kafka_ssl_certificate_location is empty"),
     ] {
         let settings = shop.settings(PUBLISHER, "publisher.log");

@@ -76,7 +76,7 @@ async fn frozen_and_thawed(name: &str, during: DuringTheFreeze) {
     shop.until_translated(1_500).await;
     frozen.until_ready(DEADLINE).await.unwrap();
     other.until_ready(DEADLINE).await.unwrap();
-    println!("batches fenced off: {}", metric(&frozen, "translation_fenced_total").await);
+    println!("offset conflicts: {}", metric(&frozen, "translation_offset_conflicts_total").await);
     // Whatever either still had in hand is done when it has stopped.
     assert!(frozen.stop(DEADLINE).await.unwrap().success());
     assert!(other.stop(DEADLINE).await.unwrap().success());

@@ -1,13 +1,13 @@
-//! Change Price: what a product costs from now on, told over Kafka or over HTTP.
+//! Change Price: the new price of a product, from Kafka or over HTTP.
 
 use actix_web::{post, web};
 use cart_events::{DomainEvent, Price, ProductId};
 use event_store::{Decided, Decision, EventStore};
-use kafka::{Message, Poison};
+use kafka::{InvalidMessage, Message};
 use serde::Deserialize;
 use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
-/// A message of the topic `price-changes`, keyed by product_uuid, so that a product's messages keep their order over several partitions.
+/// A message of the topic `price-changes`. Its key is product_uuid, so the messages of a product keep their order.
 #[derive(Debug, Deserialize)]
 struct PriceMessage {
     product_uuid: ProductId,
@@ -16,12 +16,13 @@ struct PriceMessage {
 }
 
 /// Translates a message.
-pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, Poison> {
+pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, InvalidMessage> {
     let PriceMessage { product_uuid, old_price, new_price } = kafka::json(message)?;
     Ok(DomainEvent::PriceChanged { product_id: product_uuid, old_price, new_price })
 }
 
-/// Changes the price of a product; its items in unsubmitted carts are then archived. Sent again after a lost reply, it is a second change.
+/// Changes the price of a product. Its items in unsubmitted carts are archived. A command that is sent again after a lost reply is a
+/// second change.
 #[utoipa::path(
     operation_id = "change_price",
     params(("product_id" = ProductId, Path)),
@@ -46,7 +47,7 @@ pub(crate) struct ChangePrice {
     new_price: Price,
 }
 
-/// It is never refused: what the outside world says about its prices, happened.
+/// Never refused: the outside world decides about its prices.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {}
 
@@ -85,7 +86,7 @@ mod specifications {
 
     fn translated(value: &str) -> Result<DomainEvent, String> {
         let message = Message { topic: "price-changes", partition: 0, offset: 0, key: None, value: value.as_bytes() };
-        translate(&message).map_err(|poison| poison.to_string())
+        translate(&message).map_err(|invalid| invalid.to_string())
     }
 
     #[test]
@@ -105,13 +106,14 @@ mod specifications {
     fn refuses_an_unreadable_message_naming_the_field() {
         let price = r#"must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, as "9.99""#;
         for (fields, reason) in [
-            (r#""old_price": "1""#, "missing field new_price".to_owned()),
+            (r#""old_price": "1""#, "missing field `new_price` at".to_owned()),
             (r#""old_price": -1, "new_price": 1"#, format!("old_price: {price}")),
             (r#""old_price": 1, "new_price": 1.999"#, format!("new_price: {price}")),
             (r#""old_price": 1, "new_price": 10000000000"#, format!("new_price: {price}")),
             (r#""old_price": 1, "new_price": null"#, format!("new_price: {price}")),
         ] {
-            assert_eq!(translated(&format!(r#"{{"product_uuid": "{PRODUCT}", {fields}}}"#)), Err(reason), "{fields}");
+            let refused = translated(&format!(r#"{{"product_uuid": "{PRODUCT}", {fields}}}"#)).unwrap_err();
+            assert!(refused.starts_with(&reason), "{fields}: {refused}");
         }
     }
 
@@ -143,7 +145,7 @@ mod specifications {
         let change =
             ChangePrice { product_id: PRODUCT.parse().unwrap(), old_price: "9.99".parse().unwrap(), new_price: "19.99".parse().unwrap() };
         given([]).when(&change).then([price_changed("9.99", "19.99")]);
-        // A second time it is a second change.
+        // The same command again is a second change.
         given([price_changed("9.99", "19.99")]).when(&change).then([price_changed("9.99", "19.99")]);
     }
 }

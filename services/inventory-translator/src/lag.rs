@@ -1,39 +1,39 @@
-//! `/lag`: messages that are still to be translated, by all translators together.
+//! `/lag`: the messages that are not translated yet, of all translators together.
 
 use std::collections::BTreeMap;
 
 use actix_web::{get, web};
 use cart_events::DomainEvent;
 use event_store::EventStore;
-use kafka::{Brokers, LagError};
+use kafka::{LagError, client::Inspector};
 use serde::Serialize;
 use service::{ErrorBody, ErrorCode, HttpError, lag::Cached};
 
-/// How far the translators are behind, all of them together.
+/// How far all translators together are behind.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub(crate) struct Lag {
-    /// Messages that are still to be translated.
+    /// Messages that are not translated yet.
     lag: i64,
-    /// Those of each topic.
+    /// The lag of each topic.
     topics: BTreeMap<String, TopicLag>,
 }
 
-/// How far they are behind on a topic.
+/// How far all translators together are behind on a topic.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub(crate) struct TopicLag {
-    /// From what was translated last to the partitions' ends.
+    /// Messages of the topic that are not translated yet.
     lag: i64,
-    /// Its partitions: so many processes can share it at the most.
+    /// Its partitions, which is the largest number of translators that can share it.
     partitions: usize,
 }
 
-/// What [`route`] answers from.
-pub(crate) fn of(log: &EventStore<DomainEvent>, brokers: &Brokers, group: &str, topics: Vec<String>) -> Cached<Lag> {
-    let (log, brokers, group) = (log.clone(), brokers.clone(), group.to_owned());
+/// Reads the lag; [`route`] answers from it.
+pub(crate) fn of(log: &EventStore<DomainEvent>, inspector: Inspector, group: &str, topics: Vec<String>) -> Cached<Lag> {
+    let (log, group) = (log.clone(), group.to_owned());
     Cached::new(move || {
-        let (log, brokers, group, topics) = (log.clone(), brokers.clone(), group.clone(), topics.clone());
+        let (log, inspector, group, topics) = (log.clone(), inspector.clone(), group.clone(), topics.clone());
         async move {
-            let lags = kafka::lags(&brokers, &log, &group, topics).await.map_err(|error| match error {
+            let lags = kafka::lags(&inspector, &log, &group, topics).await.map_err(|error| match error {
                 LagError::Store(error) => error.into(),
                 LagError::Brokers(error) => HttpError::new(ErrorCode::Unavailable, "the brokers do not answer; try again").caused_by(error),
             })?;

@@ -10,7 +10,7 @@ mod topic;
 use std::process::ExitCode;
 
 use cart_events::DomainEvent;
-use kafka::{Brokers, Translation, Translator, TranslatorSettings};
+use kafka::{Brokers, Translation, Translator, TranslatorSettings, client::Inspector};
 use service::{CancellationToken, Fault, Program, Service, Slices, settings::Kafka};
 use settings::Settings;
 
@@ -35,7 +35,7 @@ fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<Service, 
     let (service, log) = service.with_log::<DomainEvent>()?;
     let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
     let topics = [&settings.inventories_topic, &settings.price_changes_topic].map(|topic| topic.to_string()).into();
-    let lag = lag::of(&log, &brokers, &settings.consumer_group, topics);
+    let lag = lag::of(&log, Inspector::new(&brokers)?, &settings.consumer_group, topics);
     let translating = TranslatorSettings {
         session_timeout: settings.session_timeout_seconds.seconds(),
         ..TranslatorSettings::new(brokers, &*settings.consumer_group)

@@ -1,8 +1,8 @@
-//! For the translations' specifications: a topic of a test's own, and what becomes of its messages in a log.
+//! A topic for each test of a translation, and the events that its messages become.
 
 use cart_events::{DomainEvent, ProductId};
 use event_store::Position;
-use kafka::{Brokers, CloudEvent, Message, Poison, Publisher, PublisherSettings, Translation, Translator, TranslatorSettings};
+use kafka::{Brokers, CloudEvent, InvalidMessage, Message, Publisher, PublisherSettings, Translation, Translator, TranslatorSettings};
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -15,16 +15,16 @@ use uuid::Uuid;
 
 const PARTITIONS: i32 = 3;
 
-/// A topic that no other test uses. Its translators' group has its name.
+/// A topic that no other test uses. The consumer group has its name.
 pub(crate) struct Topic {
     name: String,
     admin: AdminClient<DefaultClientContext>,
     publisher: Publisher,
-    translate: fn(&Message<'_>) -> Result<DomainEvent, Poison>,
+    translate: fn(&Message<'_>) -> Result<DomainEvent, InvalidMessage>,
 }
 
 impl Topic {
-    pub(crate) async fn create(translate: fn(&Message<'_>) -> Result<DomainEvent, Poison>) -> Self {
+    pub(crate) async fn create(translate: fn(&Message<'_>) -> Result<DomainEvent, InvalidMessage>) -> Self {
         let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", kafka_bootstrap_servers()).create().unwrap();
         let name = format!("translated-{}", Uuid::now_v7().simple());
         let dead_letters = format!("{name}.dead-letters");
@@ -35,7 +35,7 @@ impl Topic {
         Self { name, admin, publisher: Publisher::new(&PublisherSettings::new(brokers())).unwrap(), translate }
     }
 
-    /// Sends a message about a product, keyed by it.
+    /// Sends a message with the product as its key.
     pub(crate) async fn send(&self, product: ProductId, value: &str) {
         let key = product.to_string();
         let message =
@@ -43,7 +43,7 @@ impl Topic {
         self.publisher.send(&self.name, &message).await.unwrap();
     }
 
-    /// Runs a translator until the log has so many events, and answers them.
+    /// Runs a translator until the log has this many events, and answers them.
     pub(crate) async fn translated(&self, log: &TestLog<DomainEvent>, events: i64) -> Vec<DomainEvent> {
         let translator = Translator::new(
             TranslatorSettings::new(brokers(), &*self.name),
@@ -59,7 +59,7 @@ impl Topic {
         rows.iter().map(|row| serde_json::from_slice(row.get(0)).unwrap()).collect()
     }
 
-    /// Kafka forgets how far the group has read.
+    /// Deletes the offsets of the group in Kafka.
     pub(crate) async fn forget_the_group(&self) {
         for deleted in self.admin.delete_groups(&[&self.name], &AdminOptions::new()).await.unwrap() {
             deleted.unwrap();
@@ -71,23 +71,23 @@ fn brokers() -> Brokers {
     Brokers::new(kafka_bootstrap_servers(), "test")
 }
 
-/// Sends what is told of several products in turn, and holds each product's events against it.
+/// Sends messages about several products in turn, and compares each product's events with its messages.
 pub(crate) async fn each_product_keeps_its_order<M: Copy>(
     topic: &Topic,
-    told: &[M],
+    messages: &[M],
     message: impl Fn(ProductId, M) -> String,
     event: impl Fn(ProductId, M) -> DomainEvent,
 ) {
     let log = TestLog::create().await;
     let products: Vec<_> = (0..2 * PARTITIONS).map(|_| ProductId::new()).collect();
-    for told in told {
+    for messages in messages {
         for product in &products {
-            topic.send(*product, &message(*product, *told)).await;
+            topic.send(*product, &message(*product, *messages)).await;
         }
     }
-    let events = topic.translated(&log, i64::try_from(told.len() * products.len()).unwrap()).await;
+    let events = topic.translated(&log, i64::try_from(messages.len() * products.len()).unwrap()).await;
     for product in products {
-        let its_own: Vec<_> = told.iter().map(|told| event(product, *told)).collect();
+        let its_own: Vec<_> = messages.iter().map(|messages| event(product, *messages)).collect();
         let translated: Vec<_> = events.iter().filter(|event| its_own.contains(event)).cloned().collect();
         assert_eq!(translated, its_own);
     }

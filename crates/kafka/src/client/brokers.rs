@@ -1,42 +1,42 @@
-//! What the clients of librdkafka are told.
+//! The brokers, and the configuration of clients.
 
 use std::{fmt, time::Duration};
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 
-use super::authentication::Refusal;
+use super::authentication::AuthenticationFailure;
 
-/// Where the brokers are, and who asks.
+/// The brokers, and how a process connects to them.
 #[derive(Debug, Clone)]
 pub struct Brokers {
     /// Addresses to start from, as `host:port`, separated by commas.
     pub bootstrap_servers: String,
-    /// How this process is called in the brokers' logs and quotas.
+    /// The name of this process in the brokers' logs and quotas.
     pub client_id: String,
-    /// How they are spoken to.
+    /// The protocol and the credentials.
     pub security: Security,
-    pub(crate) refusal: Refusal,
+    pub(crate) authentication: AuthenticationFailure,
 }
 
 impl Brokers {
-    /// These, spoken to in plain text.
+    /// Connects in plain text.
     pub fn new(bootstrap_servers: impl Into<String>, client_id: impl Into<String>) -> Self {
         Self {
             bootstrap_servers: bootstrap_servers.into(),
             client_id: client_id.into(),
             security: Security::default(),
-            refusal: Refusal::default(),
+            authentication: AuthenticationFailure::default(),
         }
     }
 
-    /// These, spoken to in this way.
+    /// Connects with this protocol and these credentials.
     #[must_use]
     pub fn secured(self, security: Security) -> Self {
         Self { security, ..self }
     }
 }
 
-/// How brokers are spoken to, as librdkafka's properties have it: `security.protocol`, `sasl.…`, `ssl.…`; plain text where there is none.
+/// The protocol and the credentials, as librdkafka's properties `security.protocol`, `sasl.*` and `ssl.*`. Without any: plain text.
 /// Its `Debug` shows no values.
 #[derive(Clone, Default)]
 pub struct Security(Vec<(String, String)>);
@@ -60,7 +60,7 @@ impl Brokers {
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", &self.client_id)
             .set("socket.keepalive.enable", "true")
-            // A broker that comes back is noticed within seconds.
+            // A broker that returns is connected within seconds.
             .set("reconnect.backoff.max.ms", "2000")
             .set("topic.metadata.refresh.interval.ms", "5000")
             .set_log_level(RDKafkaLogLevel::Info);
@@ -72,8 +72,8 @@ impl Brokers {
 }
 
 impl Brokers {
-    /// To look at what is in topics, as nobody's group.
-    pub(crate) fn looking(&self) -> ClientConfig {
+    /// The configuration of a consumer that inspects topics and joins no group.
+    pub fn inspecting(&self) -> ClientConfig {
         let mut config = self.client();
         config
             .set("group.id", &self.client_id)
@@ -83,10 +83,10 @@ impl Brokers {
         config
     }
 
-    /// For what an operator sends.
-    pub(crate) fn sending(&self) -> ClientConfig {
+    /// The configuration of a producer that sends dead letters back.
+    pub fn replaying(&self) -> ClientConfig {
         let mut config = self.producer(Duration::from_secs(10));
-        // As with dead letters: what came compressed may be too large when it is not.
+        // A message that arrived compressed may be too large for its topic without compression.
         config.set("compression.type", "gzip");
         config
     }
@@ -98,13 +98,13 @@ impl Brokers {
             .set("acks", "all")
             .set("message.timeout.ms", message_timeout.as_millis().to_string())
             .set("linger.ms", "1")
-            // As Java's producers place keys, so that topics written by both can be joined.
+            // As Java's producers do, so that topics written by both can be joined by key.
             .set("partitioner", "murmur2_random")
-            // How large a message may be is the topic's to say.
+            // The topic limits the size of a message.
             .set("message.max.bytes", "100000000")
-            // A topic that is missing is said to be missing within this time.
+            // A missing topic is reported within this time.
             .set("topic.metadata.propagation.max.ms", "3000")
-            // Whether it is connected is a metric.
+            // The statistics say whether a broker is connected.
             .set("statistics.interval.ms", "1000");
         config
     }

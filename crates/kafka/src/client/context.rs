@@ -1,49 +1,50 @@
-//! What librdkafka says, taken to the process's log.
+//! What librdkafka reports, in the process's log and metrics.
 
-use rdkafka::{ClientContext, Statistics, config::RDKafkaLogLevel, error::KafkaError};
+use rdkafka::{ClientContext, Statistics, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError};
 
 use super::{
-    authentication::Refusal,
+    authentication::AuthenticationFailure,
     brokers::Brokers,
     metrics::{connection, is_connected},
 };
 
-/// librdkafka's words, in the process's log.
+/// Takes librdkafka's log, statistics and errors.
 #[derive(Clone)]
-pub(crate) struct Logs(Refusal);
+pub struct ClientLog(AuthenticationFailure);
 
-impl Logs {
-    pub(crate) fn of(brokers: &Brokers) -> Self {
-        Self(brokers.refusal.clone())
+impl ClientLog {
+    /// Reports about clients of these brokers.
+    pub fn new(brokers: &Brokers) -> Self {
+        Self(brokers.authentication.clone())
     }
 }
 
-impl ClientContext for Logs {
+impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
-        self.0.logged(message);
+        self.0.read_log(message);
     }
 
     fn stats(&self, statistics: Statistics) {
         connection("producer", &statistics);
         if is_connected(&statistics) {
-            self.0.let_in();
+            self.0.clear();
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.heard(&error, reason);
+        self.0.read_error(&error, reason);
     }
 }
 
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
-        // It asks until the broker, which may be just starting, gives it an id.
+        // Repeated while a starting broker has no producer id to give.
         _ if facility == "GETPID" => tracing::info!(target: "librdkafka", facility, "{message}"),
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
             tracing::warn!(target: "librdkafka", facility, "{message}");
         }
-        // Of each connection, as each broker comes and goes.
+        // For each connection, whenever a broker comes or goes.
         RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info if facility == "FAIL" => {
             tracing::debug!(target: "librdkafka", facility, "{message}");
         }
@@ -51,3 +52,5 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
         RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
     }
 }
+
+impl ConsumerContext for ClientLog {}

@@ -1,16 +1,16 @@
-//! What can go wrong with a client of Kafka.
+//! Errors of clients.
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
 
-/// A client could not be made from its settings.
+/// librdkafka does not accept the settings.
 #[derive(Debug, thiserror::Error)]
-#[error("the Kafka client cannot be made from these settings")]
+#[error("the Kafka client cannot be created from these settings")]
 pub struct StartError(#[from] KafkaError);
 
-/// A message was not sent, or it is not known whether it was.
+/// A message was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// It may go better later: the broker is away, the topic is missing, the time was up. The message may have been written.
+    /// A retry may help: the broker is away, the topic is missing, or the send timed out. The message may have been written.
     #[error("the message for the topic {topic} was not acknowledged: {cause}")]
     Transient {
         /// The topic.
@@ -18,8 +18,8 @@ pub enum SendError {
         /// Why.
         cause: KafkaError,
     },
-    /// This message will never be taken, by that topic as it is: it is too large, or refused by the topic's rules.
-    #[error("the topic {topic} does not take this message: {cause}")]
+    /// A retry does not help: the message is too large, or refused by the topic's rules.
+    #[error("the topic {topic} does not accept this message: {cause}")]
     Permanent {
         /// The topic.
         topic: String,
@@ -43,13 +43,13 @@ impl SendError {
         }
     }
 
-    /// Whether it is of no use to send this message again.
+    /// Answers whether sending this message again is useless.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Permanent { .. })
     }
 }
 
-/// An error and its causes in one line.
+/// Writes an error and its causes in one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

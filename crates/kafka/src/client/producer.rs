@@ -1,45 +1,59 @@
-//! A producer that waits for the broker's word.
+//! A producer that waits for the broker's acknowledgement.
 
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
-    error::{KafkaError, RDKafkaErrorCode},
+    error::RDKafkaErrorCode,
     message::OwnedHeaders,
     producer::{FutureProducer, FutureRecord, Producer as _},
     util::Timeout,
 };
 
-use super::{brokers::Brokers, context::Logs, error::SendError};
+use super::{
+    brokers::Brokers,
+    context::ClientLog,
+    error::{SendError, StartError},
+};
 
-/// Idempotent: what it sends again by itself, as the first try's answer was lost, is written once, and a key's messages keep their order.
-pub(crate) struct Producer {
+/// Sends messages idempotently: a message that librdkafka resends is written once, and the messages of a key keep their order.
+pub struct Producer {
     config: ClientConfig,
-    logs: Logs,
-    current: Mutex<FutureProducer<Logs>>,
+    log: ClientLog,
+    current: Mutex<FutureProducer<ClientLog>>,
 }
 
-/// What is sent.
-pub(crate) struct Outgoing<'a> {
-    pub(crate) topic: &'a str,
-    /// Where it is not the key's to say.
-    pub(crate) partition: Option<i32>,
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) value: Option<&'a [u8]>,
-    pub(crate) headers: OwnedHeaders,
+/// A message to send.
+pub struct Outgoing<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition; without one, the key decides.
+    pub partition: Option<i32>,
+    /// The key.
+    pub key: Option<&'a [u8]>,
+    /// The value.
+    pub value: Option<&'a [u8]>,
+    /// The headers.
+    pub headers: OwnedHeaders,
 }
 
 impl Producer {
-    /// Connects when it is first needed.
-    pub(crate) fn new(config: ClientConfig, brokers: &Brokers) -> Result<Self, KafkaError> {
-        let logs = Logs::of(brokers);
-        let current = Mutex::new(FutureProducer::from_config_and_context(&config, logs.clone())?);
-        Ok(Self { config, logs, current })
+    /// Creates a producer. It connects at the first message.
+    ///
+    /// # Errors
+    /// If librdkafka does not accept the settings.
+    pub fn new(config: ClientConfig, brokers: &Brokers) -> Result<Self, StartError> {
+        let log = ClientLog::new(brokers);
+        let current = Mutex::new(FutureProducer::from_config_and_context(&config, log.clone())?);
+        Ok(Self { config, log, current })
     }
 
-    /// Sends a message, and answers once every in-sync replica has it, or the message timeout is over.
-    pub(crate) async fn send(&self, message: Outgoing<'_>) -> Result<(), SendError> {
+    /// Sends a message and answers when every in-sync replica has it.
+    ///
+    /// # Errors
+    /// If the message is not acknowledged within the message timeout, or refused.
+    pub async fn send(&self, message: Outgoing<'_>) -> Result<(), SendError> {
         let producer = self.current();
         let record = FutureRecord {
             topic: message.topic,
@@ -60,21 +74,21 @@ impl Producer {
         }
     }
 
-    /// The producer in use.
-    pub(crate) fn current(&self) -> FutureProducer<Logs> {
+    pub(crate) fn current(&self) -> FutureProducer<ClientLog> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An idempotent producer that has lost its place, as after a broker that lost data, never sends again; a new one does.
-    fn replace(&self, failed: &FutureProducer<Logs>, code: RDKafkaErrorCode, reason: &str) {
+    /// Replaces a producer that failed for good. An idempotent producer never sends again after it lost its sequence, as when a broker
+    /// lost data.
+    fn replace(&self, failed: &FutureProducer<ClientLog>, code: RDKafkaErrorCode, reason: &str) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::ptr::eq(current.client().native_ptr(), failed.client().native_ptr()) {
             return;
         }
-        tracing::warn!(%code, reason, "the producer lost its place with the broker; making a new one");
-        match FutureProducer::from_config_and_context(&self.config, self.logs.clone()) {
+        tracing::warn!(%code, reason, "producer replaced");
+        match FutureProducer::from_config_and_context(&self.config, self.log.clone()) {
             Ok(producer) => *current = producer,
-            Err(error) => tracing::error!(%error, "a new producer could not be made; trying again with the next message"),
+            Err(error) => tracing::error!(%error, "producer not replaced; next message retries"),
         }
     }
 }

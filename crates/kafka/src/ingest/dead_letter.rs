@@ -1,29 +1,32 @@
-//! Where messages go that can never be translated.
+//! Dead letters: messages that cannot be translated.
 
 use rdkafka::{
     Message as _,
-    error::KafkaError,
     message::{Header, OwnedHeaders, OwnedMessage},
 };
 
 use crate::client::{
     brokers::Brokers,
-    error::SendError,
+    error::{SendError, StartError},
     producer::{Outgoing, Producer},
 };
 
-/// Longest reason written, in bytes.
+/// The longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 1_000;
 
-pub(crate) const SUFFIX: &str = ".dead-letters";
-/// The headers that say why a message died, and where it stood.
-pub(crate) const REASON: &str = "dead-letter-reason";
-pub(crate) const TOPIC: &str = "dead-letter-topic";
-pub(crate) const PARTITION: &str = "dead-letter-partition";
-pub(crate) const OFFSET: &str = "dead-letter-offset";
+/// What the name of a topic of dead letters ends with.
+pub const SUFFIX: &str = ".dead-letters";
+/// The header with the reason.
+pub const REASON: &str = "dead-letter-reason";
+/// The header with the topic that the message came from.
+pub const TOPIC: &str = "dead-letter-topic";
+/// The header with its partition.
+pub const PARTITION: &str = "dead-letter-partition";
+/// The header with its offset.
+pub const OFFSET: &str = "dead-letter-offset";
 
-/// The topic that takes a topic's dead letters.
-pub(crate) fn topic_of(source: &str) -> String {
+/// Answers the name of the topic for a topic's dead letters.
+pub fn topic_of(source: &str) -> String {
     format!("{source}{SUFFIX}")
 }
 
@@ -31,12 +34,12 @@ pub(crate) fn topic_of(source: &str) -> String {
 pub(crate) struct DeadLetters(Producer);
 
 impl DeadLetters {
-    pub(crate) fn new(config: rdkafka::ClientConfig, brokers: &Brokers) -> Result<Self, KafkaError> {
+    pub(crate) fn new(config: rdkafka::ClientConfig, brokers: &Brokers) -> Result<Self, StartError> {
         Producer::new(config, brokers).map(Self)
     }
 
-    /// Writes a message as it came, with the reason and where it stood, to the source's topic of dead letters, and answers once the broker
-    /// has it. A crash afterwards may have it written again: topic, partition and offset tell.
+    /// Writes a message with its reason and its origin to the topic for dead letters, and answers when the broker has it. After a crash it
+    /// may be written again; topic, partition and offset identify it.
     pub(crate) async fn write(&self, message: &OwnedMessage, reason: &str) -> Result<(), SendError> {
         let topic = topic_of(message.topic());
         let headers = headers(message, reason);
@@ -44,7 +47,7 @@ impl DeadLetters {
     }
 }
 
-/// The message's own headers, and after them ours: who asks a header by its name gets the last one.
+/// Adds our headers after the message's own: a reader that asks for a header by name gets the last one.
 fn headers(message: &OwnedMessage, reason: &str) -> OwnedHeaders {
     let mut reason = reason.to_owned();
     reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_letter_keeps_the_messages_headers_and_says_why_and_where_from() {
+    fn dead_letter_keeps_headers_and_names_reason_and_origin() {
         let own =
             OwnedHeaders::new().insert(Header { key: "shop", value: Some("Lübeck") }).insert(Header { key: "empty", value: None::<&str> });
         let message = OwnedMessage::new(Some(b"{".to_vec()), None, "counts".into(), Timestamp::NotAvailable, 3, 41, Some(own));

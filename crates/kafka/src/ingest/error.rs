@@ -1,19 +1,19 @@
-//! What can go wrong between a topic and the log.
+//! Errors between a topic and the log.
 
 use rdkafka::error::KafkaError;
 
-/// Why a message can never be translated. It becomes a dead letter, and the partition goes on.
+/// The reason why a message cannot be translated. The message becomes a dead letter, and the partition continues.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Poison(pub String);
+pub struct InvalidMessage(pub String);
 
-/// The translator cannot go on.
+/// The translator cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TranslatorError {
     /// The consumer failed for good.
     #[error("the consumer failed for good")]
     Consumer(#[source] KafkaError),
-    /// A part of it died.
-    #[error("a part of the translator died")]
+    /// A task of the translator died.
+    #[error("a task of the translator died")]
     Died(#[from] tokio::task::JoinError),
 }

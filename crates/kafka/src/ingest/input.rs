@@ -1,4 +1,4 @@
-//! The consumer's place in its group.
+//! The consumer: what librdkafka reports to the translator.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,15 +17,15 @@ use crate::client::{
     metrics::{connection, is_connected},
 };
 
-/// What the group decided.
+/// A decision of the consumer group.
 pub(crate) enum Rebalance {
-    /// These partitions are this consumer's. It reads none of them until the stored offsets are put into the assignment.
+    /// The consumer has these partitions. It reads them when the stored offsets are in its assignment.
     Assigned(Vec<Source>),
-    /// None is.
+    /// The consumer has no partition.
     Revoked,
 }
 
-/// What librdkafka calls.
+/// Takes what librdkafka reports.
 pub(crate) struct Group {
     pub(crate) rebalances: mpsc::UnboundedSender<Rebalance>,
     pub(crate) status: Arc<Status>,
@@ -33,8 +33,8 @@ pub(crate) struct Group {
 
 impl ConsumerContext for Group {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        // The stored offsets are in the database, which may be away: too long a wait for a callback. So nothing is read at first, and the
-        // translator assigns the partitions, with their offsets, when it has them.
+        // The offsets are in the database, which may be away: too long a wait for a callback. The assignment is empty until the translator
+        // has the offsets.
         let (rebalance, done) = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let sources = partitions.elements().iter().map(|element| Source::new(element.topic(), element.partition())).collect();
@@ -43,16 +43,16 @@ impl ConsumerContext for Group {
             _ => (Rebalance::Revoked, consumer.unassign()),
         };
         if let Err(error) = done {
-            tracing::warn!(%error, "the consumer did not take its assignment");
+            tracing::warn!(%error, "assignment refused");
         }
-        // The other end is gone only when the translator stops.
+        // The receiver is dropped only when the translator stops.
         let _ = self.rebalances.send(rebalance);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        // For lag tools only: where to read on stands in the log.
+        // For lag tools only: the log stores the offsets.
         if let Err(error) = result {
-            tracing::debug!(%error, "offsets were not committed to Kafka");
+            tracing::debug!(%error, "offsets not committed to Kafka");
         }
     }
 }
@@ -60,7 +60,7 @@ impl ConsumerContext for Group {
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         context::log(level, facility, message);
-        self.status.logged(message);
+        self.status.read_log(message);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -70,7 +70,7 @@ impl ClientContext for Group {
             .topics
             .iter()
             .flat_map(|(topic, found)| found.partitions.values().map(move |partition| (topic, partition)))
-            // Offsets not heard of yet are negative.
+            // Unknown offsets are negative.
             .filter(|(_, partition)| partition.partition >= 0 && partition.lo_offset >= 0 && partition.ls_offset >= 0)
             .map(|(topic, partition)| (Source::new(topic, partition.partition), (partition.lo_offset, partition.ls_offset)))
             .collect();
@@ -78,7 +78,7 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // Each comes out of the stream of messages as well, where it is acted upon.
-        self.status.heard(&error, reason);
+        // The stream of messages yields each error, too, and the translator handles it there.
+        self.status.read_error(&error, reason);
     }
 }

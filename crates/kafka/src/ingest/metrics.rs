@@ -1,4 +1,4 @@
-//! What a translator counts, through the globally installed OpenTelemetry meter.
+//! The metrics of a translator, through the globally installed OpenTelemetry meter.
 
 use std::sync::{LazyLock, Weak};
 
@@ -13,7 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) messages: Counter<u64>,
     pub(crate) dead_letters: Counter<u64>,
     pub(crate) batch: Histogram<u64>,
-    pub(crate) fenced: Counter<u64>,
+    pub(crate) offset_conflicts: Counter<u64>,
     pub(crate) faults: Counter<u64>,
 }
 
@@ -21,7 +21,7 @@ fn meter() -> Meter {
     global::meter("kafka")
 }
 
-/// Made at first use, which is after the service has installed its meter.
+/// Created at first use, after the service has installed its meter.
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let meter = meter();
     Metrics {
@@ -32,28 +32,28 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .build(),
         batch: meter
             .u64_histogram("translation.batch")
-            .with_description("Messages that one call carried into the log.")
+            .with_description("Messages per call to the log.")
             .with_boundaries(vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0])
             .build(),
-        fenced: meter
-            .u64_counter("translation.fenced")
-            .with_description("Batches that were not written, as another translator had moved the stored offset, by topic.")
+        offset_conflicts: meter
+            .u64_counter("translation.offset.conflicts")
+            .with_description("Batches that were not written because another translator had moved the stored offset, by topic.")
             .build(),
         faults: meter
             .u64_counter("translation.faults")
-            .with_description("Batches that could not be written at once; tried again, by topic.")
+            .with_description("Failed attempts to write a batch, which are retried, by topic.")
             .build(),
     }
 });
 
-/// Counts from the start, as what comes about with a topic's first fault was never seen to grow.
+/// Starts the counters of a topic at 0, so that Prometheus' `rate()` sees the first increment.
 pub(crate) fn begin(topic: &str) {
-    for counter in [&METRICS.messages, &METRICS.dead_letters, &METRICS.fenced, &METRICS.faults] {
+    for counter in [&METRICS.messages, &METRICS.dead_letters, &METRICS.offset_conflicts, &METRICS.faults] {
         counter.add(0, &[KeyValue::new("topic", topic.to_owned())]);
     }
 }
 
-/// Registers what is read off when somebody asks: only partitions that this process has, so that none is counted twice or stays behind.
+/// Registers the gauges of the partitions that this process has. They are read on request, so a revoked partition leaves no stale value.
 pub(crate) fn observe(status: &Weak<Status>) {
     let of = |read: fn(&Status) -> Vec<(String, i32, i64)>| {
         let status = status.clone();
@@ -66,12 +66,12 @@ pub(crate) fn observe(status: &Weak<Status>) {
     let meter = meter();
     meter
         .i64_observable_gauge("translation.lag")
-        .with_description("Offsets of a partition that are still to be translated.")
+        .with_description("Offsets of a partition that are not translated yet.")
         .with_callback(of(Status::lags))
         .build();
     meter
-        .i64_observable_gauge("translation.stopped")
-        .with_description("1 where a partition waits for an operator, else 0.")
-        .with_callback(of(Status::stopped))
+        .i64_observable_gauge("translation.blocked")
+        .with_description("1 while a partition waits for an operator, otherwise 0.")
+        .with_callback(of(Status::blocked))
         .build();
 }

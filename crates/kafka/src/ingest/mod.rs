@@ -1,13 +1,14 @@
 //! From Kafka into the log, each message once.
 //!
-//! One consumer reads all topics of the process. What it reads of a partition gathers while a batch of that partition is on its way into
-//! the log; each batch is one call, which appends the events and moves the partition's stored offset from where this consumer was reading,
-//! or does neither. Partitions do not wait for each other.
+//! One consumer reads all topics of the process ([`input`]). The messages of a partition queue while a batch of the partition is being
+//! written ([`partition`]). Each batch is one call to the log, which appends the events and moves the partition's stored offset from the
+//! offset that this consumer expects, or does neither ([`output`]). Partitions do not wait for each other ([`run`]).
 
 pub(crate) mod config;
-pub(crate) mod dead_letter;
+pub mod dead_letter;
 pub(crate) mod error;
 mod input;
+pub(crate) mod lag;
 pub(crate) mod message;
 mod metrics;
 mod out_of_range;

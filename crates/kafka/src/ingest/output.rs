@@ -1,4 +1,4 @@
-//! A batch of one partition's messages, on its way into the log.
+//! Writing a batch of one partition's messages into the log.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     dead_letter::{self, DeadLetters},
-    error::Poison,
+    error::InvalidMessage,
     message::Message,
     metrics::METRICS,
     source::Source,
@@ -23,15 +23,15 @@ use crate::client::{
     traceparent,
 };
 
-/// What a call to the log may take before its answer is no longer waited for.
+/// How long a call to the log may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between tries, where log or broker are away: doubling from the first to the last, jittered.
+/// The pauses between attempts while the log or the broker is away: doubled from the first to the last, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(3);
-/// Dead letters of a batch that are on their way at a time.
+/// The number of dead letters of a batch that are sent at a time.
 const DEAD_LETTERS_AT_A_TIME: usize = 100;
 
-/// What every batch is translated with.
+/// Translates batches. The batches of a translator share it.
 pub(crate) struct Worker<E> {
     pub(crate) store: EventStore<E>,
     pub(crate) dead_letters: DeadLetters,
@@ -41,38 +41,38 @@ pub(crate) struct Worker<E> {
     pub(crate) status: Arc<Status>,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It is in the log, its dead letters are written, and the stored offset is this.
+    /// The events are in the log, the dead letters are written, and this is the stored offset.
     Translated { to: i64 },
-    /// Another translator has moved the stored offset, to this.
+    /// Another translator moved the stored offset, to this.
     Moved { stored: Option<i64> },
-    /// This consumer lost the partition, or the process stops, before it could be written.
+    /// The consumer lost the partition, or the process stops. Nothing was written.
     Stopped,
 }
 
 struct Item<E> {
     message: OwnedMessage,
-    translated: Result<(E, Metadata), Poison>,
-    /// Its dead letter, where it needs one, is written.
-    buried: bool,
+    translated: Result<(E, Metadata), InvalidMessage>,
+    /// Whether its dead letter is written.
+    is_written: bool,
 }
 
 enum Failure {
     Store(StoreError),
-    Silent,
+    Timeout,
     DeadLetter(SendError),
 }
 
-enum Settled {
-    As(Outcome),
-    /// The log does not take these data.
-    Refused(StoreError),
+enum Attempted {
+    Done(Outcome),
+    /// The log rejected the data of an event.
+    Rejected(StoreError),
 }
 
 impl<E> Worker<E> {
-    /// The topics that are read, and those that take their dead letters.
+    /// Answers the topics that are read and those of their dead letters.
     pub(crate) fn topics(&self) -> Vec<String> {
         let mut topics: Vec<_> = self.translations.keys().flat_map(|topic| [topic.clone(), dead_letter::topic_of(topic)]).collect();
         topics.sort_unstable();
@@ -81,7 +81,7 @@ impl<E> Worker<E> {
 }
 
 impl<E: LogEvent> Worker<E> {
-    /// Translates a batch, of which there is at least one message: whatever it takes, until it is done, or `stop`.
+    /// Translates a batch of at least one message. It retries until the batch is written or `stop`.
     pub(crate) async fn translate(
         &self,
         source: &Source,
@@ -90,9 +90,9 @@ impl<E: LogEvent> Worker<E> {
         stop: &CancellationToken,
     ) -> Outcome {
         let mut items: Vec<_> = batch.into_iter().map(|message| self.item(message)).collect();
-        let outcome = match self.settle(source, from, &mut items, stop).await {
-            Settled::As(outcome) => outcome,
-            Settled::Refused(_) => self.one_by_one(source, from, &mut items, stop).await,
+        let outcome = match self.write(source, from, &mut items, stop).await {
+            Attempted::Done(outcome) => outcome,
+            Attempted::Rejected(_) => self.one_by_one(source, from, &mut items, stop).await,
         };
         if matches!(outcome, Outcome::Translated { .. }) {
             let topic = [KeyValue::new("topic", source.topic.to_string())];
@@ -104,113 +104,113 @@ impl<E: LogEvent> Worker<E> {
         outcome
     }
 
-    /// One of the batch is such that the log refuses it. It becomes a dead letter, and hurts no other.
+    /// Writes the messages of a batch one by one, because the log rejected one of them. That one becomes a dead letter.
     async fn one_by_one(&self, source: &Source, from: Option<i64>, items: &mut [Item<E>], stop: &CancellationToken) -> Outcome {
         let mut from = from;
         for item in items.iter_mut() {
             loop {
-                match self.settle(source, from, std::slice::from_mut(item), stop).await {
-                    Settled::As(Outcome::Translated { to }) => {
+                match self.write(source, from, std::slice::from_mut(item), stop).await {
+                    Attempted::Done(Outcome::Translated { to }) => {
                         from = Some(to);
                         break;
                     }
-                    Settled::As(outcome) => return outcome,
-                    Settled::Refused(error) => (item.translated, item.buried) = (Err(Poison(causes(&error))), false),
+                    Attempted::Done(outcome) => return outcome,
+                    Attempted::Rejected(error) => (item.translated, item.is_written) = (Err(InvalidMessage(causes(&error))), false),
                 }
             }
         }
         from.map_or(Outcome::Stopped, |to| Outcome::Translated { to })
     }
 
-    /// Tries until log and broker are there.
-    async fn settle(&self, source: &Source, from: Option<i64>, items: &mut [Item<E>], stop: &CancellationToken) -> Settled {
-        let Some(to) = items.last().map(|item| item.message.offset() + 1) else { return Settled::As(Outcome::Stopped) };
+    /// Writes messages, and retries while the log or the broker is away.
+    async fn write(&self, source: &Source, from: Option<i64>, items: &mut [Item<E>], stop: &CancellationToken) -> Attempted {
+        let Some(to) = items.last().map(|item| item.message.offset() + 1) else { return Attempted::Done(Outcome::Stopped) };
         let (mut pause, mut outcome_unknown) = (FIRST_PAUSE, false);
         loop {
             let failure = match self.attempt(source, from, to, items).await {
-                Ok(Translated::Appended { .. }) => return Settled::As(Outcome::Translated { to }),
-                // What an earlier try wrote before its answer was lost.
+                Ok(Translated::Appended { .. }) => return Attempted::Done(Outcome::Translated { to }),
+                // An earlier attempt wrote the batch, and its answer was lost.
                 Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to) => {
-                    return Settled::As(Outcome::Translated { to });
+                    return Attempted::Done(Outcome::Translated { to });
                 }
-                Ok(Translated::Moved { stored }) => return Settled::As(Outcome::Moved { stored }),
+                Ok(Translated::Moved { stored }) => return Attempted::Done(Outcome::Moved { stored }),
                 Err(Failure::Store(error @ (StoreError::Rejected(_) | StoreError::Encode(_))))
                     if items.iter().any(|item| item.translated.is_ok()) =>
                 {
-                    return Settled::Refused(error);
+                    return Attempted::Rejected(error);
                 }
                 Err(failure) => failure,
             };
             outcome_unknown |= !matches!(failure, Failure::DeadLetter(_));
-            self.tell(source, &failure);
+            self.report(source, &failure);
             let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
             tokio::select! {
-                () = stop.cancelled() => return Settled::As(Outcome::Stopped),
+                () = stop.cancelled() => return Attempted::Done(Outcome::Stopped),
                 () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LAST_PAUSE),
             }
         }
     }
 
     async fn attempt(&self, source: &Source, from: Option<i64>, to: i64, items: &mut [Item<E>]) -> Result<Translated, Failure> {
-        // First the dead letters: once the offset has moved, nobody would write them any more.
-        self.bury(items).await.map_err(Failure::DeadLetter)?;
+        // Dead letters first: after the offset has moved, no translator would write them.
+        self.write_dead_letters(items).await.map_err(Failure::DeadLetter)?;
         let events: Vec<_> = items.iter().filter_map(|item| item.translated.clone().ok()).collect();
         let partition = SourcePartition { consumer: &self.group, topic: &source.topic, partition: source.partition };
         match tokio::time::timeout(CALL_TIMEOUT, self.store.append_from(partition, from, to, &events)).await {
             Ok(answer) => answer.map_err(Failure::Store),
-            Err(_) => Err(Failure::Silent),
+            Err(_) => Err(Failure::Timeout),
         }
     }
 
-    async fn bury(&self, items: &mut [Item<E>]) -> Result<(), SendError> {
+    async fn write_dead_letters(&self, items: &mut [Item<E>]) -> Result<(), SendError> {
         let mut outcome = Ok(());
         for items in items.chunks_mut(DEAD_LETTERS_AT_A_TIME) {
-            // Each is waited for, so that none of those that are written is written again.
-            let burials = join_all(items.iter().map(|item| self.bury_one(item))).await;
-            for (item, burial) in items.iter_mut().zip(burials) {
-                item.buried |= burial.is_ok();
-                outcome = outcome.and(burial);
+            // Each is waited for, so that a retry does not write it again.
+            let writes = join_all(items.iter().map(|item| self.write_dead_letter(item))).await;
+            for (item, written) in items.iter_mut().zip(writes) {
+                item.is_written |= written.is_ok();
+                outcome = outcome.and(written);
             }
         }
         outcome
     }
 
-    async fn bury_one(&self, Item { message, translated, buried }: &Item<E>) -> Result<(), SendError> {
-        let (Err(Poison(reason)), false) = (translated, buried) else { return Ok(()) };
+    async fn write_dead_letter(&self, Item { message, translated, is_written }: &Item<E>) -> Result<(), SendError> {
+        let (Err(InvalidMessage(reason)), false) = (translated, is_written) else { return Ok(()) };
         self.dead_letters.write(message, reason).await?;
         tracing::warn!(topic = message.topic(), partition = message.partition(), offset = message.offset(), reason, "dead letter");
         Ok(())
     }
 
-    /// A fault is shown while it lasts, and logged when it is news.
-    fn tell(&self, source: &Source, failure: &Failure) {
+    /// Counts a failure, shows it in the status, and logs it when it is new.
+    fn report(&self, source: &Source, failure: &Failure) {
         METRICS.faults.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
         let why = match failure {
             Failure::Store(error) => causes(error),
-            Failure::Silent => format!("the log did not answer within {} seconds", CALL_TIMEOUT.as_secs()),
+            Failure::Timeout => format!("the log did not answer within {} s", CALL_TIMEOUT.as_secs()),
             Failure::DeadLetter(error) => causes(error),
         };
-        if self.status.trouble(source, &why) {
-            tracing::warn!(topic = &*source.topic, partition = source.partition, why, "a batch cannot be translated yet; trying again");
+        if self.status.failed(source, &why) {
+            tracing::warn!(topic = &*source.topic, partition = source.partition, why, "batch delayed");
         }
     }
 
     fn item(&self, message: OwnedMessage) -> Item<E> {
         let translated = self.event(&message).map(|event| (event, metadata(&message)));
-        Item { message, translated, buried: false }
+        Item { message, translated, is_written: false }
     }
 
-    fn event(&self, message: &OwnedMessage) -> Result<E, Poison> {
-        let value = message.payload().filter(|value| !value.is_empty()).ok_or_else(|| Poison("the value is empty".into()))?;
+    fn event(&self, message: &OwnedMessage) -> Result<E, InvalidMessage> {
+        let value = message.payload().filter(|value| !value.is_empty()).ok_or_else(|| InvalidMessage("the value is empty".into()))?;
         if value.len() > self.max_value_bytes {
-            return Err(Poison(format!("the value has {} bytes; at most {} are read", value.len(), self.max_value_bytes)));
+            return Err(InvalidMessage(format!("the value has {} bytes; the maximum is {}", value.len(), self.max_value_bytes)));
         }
-        let translate = self.translations.get(message.topic()).ok_or_else(|| Poison("nothing translates this topic".into()))?;
+        let translate = self.translations.get(message.topic()).ok_or_else(|| InvalidMessage("no translation for this topic".into()))?;
         translate(&Message { topic: message.topic(), partition: message.partition(), offset: message.offset(), key: message.key(), value })
     }
 }
 
-/// The trace of what sent the message, or else of this batch; and which message it was.
+/// Answers the trace of the message's sender, or of this batch, and the message as the cause.
 fn metadata(message: &OwnedMessage) -> Metadata {
     Metadata {
         traceparent: traceparent::of(message).map(str::to_owned).or_else(event_store::trace::current_traceparent),

@@ -1,4 +1,4 @@
-//! A partition while this consumer has it.
+//! The messages of a partition between the consumer and the log.
 
 use std::collections::VecDeque;
 
@@ -6,33 +6,33 @@ use rdkafka::{Message as _, Offset, message::OwnedMessage};
 
 use super::out_of_range::OutOfRange;
 
-/// What one call carries at the most.
+/// The limits of a batch.
 const BATCH_MESSAGES: usize = 1_000;
 const BATCH_BYTES: usize = 4 << 20;
-/// Held back while a batch is on its way. Past this the consumer is told to pause, and below the lower mark to go on: a pause throws away
-/// what librdkafka has fetched ahead, so it must be rare.
-const HELD_MESSAGES: usize = 5_000;
-const HELD_BYTES: usize = 4 << 20;
-const LOW_MESSAGES: usize = 2_000;
-const LOW_BYTES: usize = 1 << 20;
-/// What a message costs besides its bytes, about.
+/// The limits of the queue while a batch is being written. Above the upper limit the consumer pauses, below the lower one it resumes. A
+/// pause discards what librdkafka has fetched ahead, so it must be rare.
+const MAX_QUEUED_MESSAGES: usize = 5_000;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
+const MIN_QUEUED_MESSAGES: usize = 2_000;
+const MIN_QUEUED_BYTES: usize = 1 << 20;
+/// The approximate size of a message without its key and value, in bytes.
 const MESSAGE_OVERHEAD: usize = 200;
 
-/// A partition's place in the log, and what was read of it beyond that.
+/// A partition's stored offset, and the messages read after it.
 #[derive(Default)]
 pub(crate) struct Partition {
-    /// The offset stored in the log: from where the next batch moves it. `None`: never read.
+    /// The offset in the log, which the next batch moves. `None`: never translated.
     stored: Option<i64>,
-    /// The least offset that the consumer may hand over next; a lower one was seen. `None`: any.
+    /// The lowest offset that is new. `None`: any.
     expected: Option<i64>,
-    held: VecDeque<OwnedMessage>,
-    held_bytes: usize,
-    /// A batch is on its way.
-    pub(crate) working: bool,
-    /// The consumer does not fetch more of it.
-    pub(crate) paused: bool,
-    /// It waits for an operator.
-    pub(crate) stopped: Option<OutOfRange>,
+    queue: VecDeque<OwnedMessage>,
+    queued_bytes: usize,
+    /// A batch is being written.
+    pub(crate) is_writing: bool,
+    /// The consumer does not fetch.
+    pub(crate) is_paused: bool,
+    /// The partition waits for an operator.
+    pub(crate) blocked: Option<OutOfRange>,
 }
 
 impl Partition {
@@ -44,68 +44,68 @@ impl Partition {
         self.stored
     }
 
-    /// Where the consumer has to read on.
+    /// Answers the next offset to read.
     pub(crate) fn next_to_read(&self) -> Option<i64> {
         self.expected
     }
 
-    /// As librdkafka is told it: a partition never read is read from its beginning.
+    /// Answers the next offset to read, for librdkafka. A partition that was never translated is read from its beginning.
     pub(crate) fn offset(&self) -> Offset {
         self.expected.map_or(Offset::Beginning, Offset::Offset)
     }
 
-    /// Takes a message, unless it was seen before.
+    /// Queues a message, unless it was queued before.
     pub(crate) fn take(&mut self, message: OwnedMessage) {
-        if self.stopped.is_some() || self.expected.is_some_and(|expected| message.offset() < expected) {
+        if self.blocked.is_some() || self.expected.is_some_and(|expected| message.offset() < expected) {
             return;
         }
         self.expected = Some(message.offset() + 1);
-        self.held_bytes += size(&message);
-        self.held.push_back(message);
+        self.queued_bytes += size(&message);
+        self.queue.push_back(message);
     }
 
-    /// The next batch, where none is on its way and there is something to translate.
+    /// Takes the next batch, unless one is being written or the queue is empty.
     pub(crate) fn next_batch(&mut self) -> Option<Vec<OwnedMessage>> {
-        if self.working || self.held.is_empty() {
+        if self.is_writing || self.queue.is_empty() {
             return None;
         }
         let (mut batch, mut bytes) = (vec![], 0);
-        while let Some(message) = self.held.pop_front() {
+        while let Some(message) = self.queue.pop_front() {
             let size = size(&message);
             if !batch.is_empty() && (batch.len() == BATCH_MESSAGES || bytes + size > BATCH_BYTES) {
-                self.held.push_front(message);
+                self.queue.push_front(message);
                 break;
             }
             bytes += size;
             batch.push(message);
         }
-        self.held_bytes -= bytes;
-        self.working = true;
+        self.queued_bytes -= bytes;
+        self.is_writing = true;
         Some(batch)
     }
 
-    /// The batch is in the log.
-    pub(crate) fn appended(&mut self, to: i64) {
-        self.working = false;
+    /// Stores the offset of a batch that was written.
+    pub(crate) fn written(&mut self, to: i64) {
+        self.is_writing = false;
         self.stored = Some(to);
     }
 
-    /// The stored offset is another than this consumer thought: what it holds is not to be translated, and it reads anew from there.
+    /// Drops the queue and reads again from the stored offset, which differs from the expected one.
     pub(crate) fn rewind(&mut self, stored: Option<i64>) {
-        *self = Self { stopped: self.stopped.take(), paused: self.paused, ..Self::new(stored) };
+        *self = Self { blocked: self.blocked.take(), is_paused: self.is_paused, ..Self::new(stored) };
     }
 
-    /// Whether nothing that was read of it is still to be translated.
+    /// Answers whether every message that was read is translated.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.working && self.held.is_empty()
+        !self.is_writing && self.queue.is_empty()
     }
 
     pub(crate) fn wants_pause(&self) -> bool {
-        !self.paused && (self.held.len() >= HELD_MESSAGES || self.held_bytes >= HELD_BYTES)
+        !self.is_paused && (self.queue.len() >= MAX_QUEUED_MESSAGES || self.queued_bytes >= MAX_QUEUED_BYTES)
     }
 
     pub(crate) fn wants_resume(&self) -> bool {
-        self.paused && self.held.len() <= LOW_MESSAGES && self.held_bytes <= LOW_BYTES
+        self.is_paused && self.queue.len() <= MIN_QUEUED_MESSAGES && self.queued_bytes <= MIN_QUEUED_BYTES
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_gather_while_a_batch_is_on_its_way() {
+    fn messages_queue_while_a_batch_is_written() {
         let mut partition = Partition::new(None);
         assert_eq!(partition.offset(), Offset::Beginning);
         partition.take(message(0, 10));
@@ -137,14 +137,14 @@ mod tests {
         partition.take(message(5, 10));
         partition.take(message(6, 10));
         assert!(partition.next_batch().is_none());
-        partition.appended(1);
+        partition.written(1);
         assert_eq!(partition.stored(), Some(1));
         assert_eq!(offsets(&partition.next_batch().unwrap()), [5, 6]);
         assert_eq!(partition.offset(), Offset::Offset(7));
     }
 
     #[test]
-    fn what_was_seen_is_not_taken_again() {
+    fn message_seen_before_is_dropped() {
         let mut partition = Partition::new(Some(5));
         for offset in [3, 4, 5, 6, 5, 6, 7] {
             partition.take(message(offset, 10));
@@ -153,11 +153,11 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_bounded_in_messages_and_bytes_and_never_empty() {
+    fn batch_is_bounded_and_never_empty() {
         let mut partition = Partition::new(None);
         (0..1_001).for_each(|offset| partition.take(message(offset, 10)));
         assert_eq!(partition.next_batch().unwrap().len(), 1_000);
-        partition.appended(1_000);
+        partition.written(1_000);
         assert_eq!(partition.next_batch().unwrap().len(), 1);
 
         let mut partition = Partition::new(None);
@@ -165,32 +165,32 @@ mod tests {
         partition.take(message(3, 10 << 20));
         for offset in 0..4 {
             assert_eq!(offsets(&partition.next_batch().unwrap()), [offset]);
-            partition.appended(offset + 1);
+            partition.written(offset + 1);
         }
-        assert_eq!(partition.held_bytes, 0);
+        assert_eq!(partition.queued_bytes, 0);
         assert!(partition.is_idle());
     }
 
     #[test]
-    fn a_partition_that_is_read_faster_than_translated_is_paused_and_resumed() {
+    fn full_queue_pauses_and_resumes() {
         let mut partition = Partition::new(None);
         partition.take(message(0, 10));
-        let _on_its_way = partition.next_batch();
+        let _being_written = partition.next_batch();
         (1..=4_999).for_each(|offset| partition.take(message(offset, 10)));
         assert!(!partition.wants_pause());
         partition.take(message(5_000, 10));
         assert!(partition.wants_pause());
-        partition.paused = true;
+        partition.is_paused = true;
         let mut to = 1;
         while !partition.wants_resume() {
-            partition.appended(to);
+            partition.written(to);
             to += i64::try_from(partition.next_batch().unwrap().len()).unwrap();
         }
-        assert_eq!(partition.held.len(), 2_000);
+        assert_eq!(partition.queue.len(), 2_000);
     }
 
     #[test]
-    fn a_rewound_partition_reads_from_what_is_stored() {
+    fn rewound_partition_reads_from_the_stored_offset() {
         let mut partition = Partition::new(Some(5));
         (5..9).for_each(|offset| partition.take(message(offset, 10)));
         let _refused = partition.next_batch();

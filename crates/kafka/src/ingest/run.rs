@@ -1,4 +1,4 @@
-//! The loop: what the consumer reads goes to its partition, and from there, batch by batch, into the log.
+//! The loop of a translator: messages go from the consumer to their partition, and from there in batches into the log.
 
 use std::{
     collections::HashMap,
@@ -30,15 +30,15 @@ use super::{
     partition::Partition,
     source::Source,
 };
-use crate::client::{error::causes, topics::topic_exists, traceparent};
+use crate::client::{error::causes, inspect::topic_exists, traceparent};
 
-/// How often the loop looks after what nobody tells it.
+/// How often the loop checks what no event announces.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a partition that waits for an operator is looked at again.
+/// How often a blocked partition is inspected.
 const INSPECT_INTERVAL: Duration = Duration::from_secs(3);
-/// What a question to the broker may take.
+/// How long a question to the broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-/// The time for leaving the group, where the broker is away.
+/// How long leaving the group may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run<E: LogEvent>(
@@ -51,7 +51,7 @@ pub(crate) async fn run<E: LogEvent>(
     let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
     let topics: Vec<_> = worker.translations.keys().map(String::as_str).collect();
     consumer.subscribe(&topics).map_err(TranslatorError::Consumer)?;
-    tracing::info!(group = settings.group, ?topics, "translating");
+    tracing::info!(group = settings.group, ?topics, "translator started");
 
     let consumer = Arc::new(consumer);
     let mut running = Running::new(consumer.clone(), worker);
@@ -64,15 +64,15 @@ pub(crate) async fn run<E: LogEvent>(
 
 type Consumer = StreamConsumer<Group>;
 
-/// The last clone of the consumer tells the group that it leaves, and waits: not on a thread that others need.
+/// Leaves the group. Dropping the last clone of the consumer does that and blocks its thread.
 async fn leave(consumer: Arc<Consumer>) {
     let leaving = tokio::task::spawn_blocking(move || drop(consumer));
     if tokio::time::timeout(LEAVE_TIMEOUT, leaving).await.is_err() {
-        tracing::warn!("the consumer could not leave its group in time; the group will notice by itself");
+        tracing::warn!("leaving the group timed out");
     }
 }
 
-/// What a task came back with. Those that concern the partitions carry the assignment they were started in.
+/// The result of a task. Results about partitions carry the assignment in which the task was started.
 enum Done {
     Offsets {
         assignment: u64,
@@ -89,14 +89,14 @@ enum Done {
         because_of_error: bool,
     },
     MissingTopics(KafkaResult<Vec<String>>),
-    /// It was told to stop.
+    /// The task was stopped.
     Stopped,
 }
 
-/// A partition's ends, and what is stored of it.
+/// The ends of a partition and its stored offset.
 struct Inspected {
     source: Source,
-    /// Where it was to be read on when the ends were asked for.
+    /// The next offset to read when the inspection started.
     next: Option<i64>,
     stored: Option<i64>,
     low: i64,
@@ -106,19 +106,19 @@ struct Inspected {
 struct Running<E> {
     consumer: Arc<Consumer>,
     worker: Arc<Worker<E>>,
-    /// Counts the group's decisions, to tell what comes too late.
+    /// The number of the group's decisions so far. It tells results that are too late.
     assignment: u64,
-    /// Ends what was started in this assignment.
+    /// Stops the tasks of this assignment.
     revoked: CancellationToken,
-    /// Assigned by the group, and not read until the stored offsets are known.
+    /// Partitions that are assigned but not read before their stored offsets are known.
     awaiting_offsets: Option<Vec<Source>>,
     partitions: HashMap<Source, Partition>,
     batches: usize,
     tasks: JoinSet<Done>,
-    /// Partitions have to be read from other offsets than the consumer does.
+    /// Whether the consumer must read from other offsets.
     reassign: bool,
     inspecting: bool,
-    /// The consumer said that some partition does not have the offset it was to be read from, but not which.
+    /// Whether the consumer reported an offset out of range, without naming the partition.
     inspect: bool,
     last_inspected: Option<Instant>,
     asking_for_topics: bool,
@@ -157,19 +157,19 @@ impl<E: LogEvent> Running<E> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // In this order: who has a partition comes before what was read of it.
+            // In this order: an assignment comes before the messages of its partitions.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 Some(rebalance) = rebalances.recv() => self.rebalanced(rebalance),
                 Some(done) = self.tasks.join_next() => self.done(done?),
-                _ = tick.tick() => self.look_after(),
+                _ = tick.tick() => self.tick(),
                 Some(message) = messages.next() => self.read(message)?,
             }
         }
     }
 
-    /// Lets the calls in hand end.
+    /// Waits for the batches in hand.
     async fn finish(&mut self) {
         self.revoked.cancel();
         while self.batches > 0
@@ -183,7 +183,7 @@ impl<E: LogEvent> Running<E> {
                     }
                 }
                 Ok(_) => {}
-                // Whatever died is no longer waited for.
+                // A task that died has no result.
                 Err(_) => return,
             }
         }
@@ -193,8 +193,8 @@ impl<E: LogEvent> Running<E> {
         self.assignment += 1;
         self.revoked.cancel();
         self.revoked = CancellationToken::new();
-        // In librdkafka a pause outlives the assignment: the partition would come back paused.
-        self.resume(self.partitions.iter().filter(|(_, partition)| partition.paused).map(|(source, _)| source));
+        // librdkafka keeps a pause beyond the assignment: the partition would return paused.
+        self.resume(self.partitions.iter().filter(|(_, partition)| partition.is_paused).map(|(source, _)| source));
         self.partitions.clear();
         (self.reassign, self.inspect, self.inspecting) = (false, false, false);
         self.awaiting_offsets = match rebalance {
@@ -208,7 +208,7 @@ impl<E: LogEvent> Running<E> {
         self.load_offsets();
     }
 
-    /// Asks the log where to read on. First the batches in hand end, which move just that.
+    /// Reads the stored offsets, after the batches in hand have moved them.
     fn load_offsets(&mut self) {
         if self.awaiting_offsets.is_none() || self.batches > 0 {
             return;
@@ -220,7 +220,7 @@ impl<E: LogEvent> Running<E> {
                 match stored_offsets(&worker).await {
                     Ok(offsets) => return Done::Offsets { assignment, offsets },
                     Err(error) if pause == Duration::from_millis(50) => {
-                        tracing::warn!(error = causes(&error), "the stored offsets cannot be read yet; trying again");
+                        tracing::warn!(error = causes(&error), "stored offsets not read; retrying");
                     }
                     Err(_) => {}
                 }
@@ -258,24 +258,24 @@ impl<E: LogEvent> Running<E> {
         self.assign();
     }
 
-    /// Has every partition read from where it stands, but for those that wait for an operator.
+    /// Assigns every partition that is not blocked, with its next offset.
     fn assign(&mut self) {
         self.reassign = false;
         let (mut list, mut paused) = (TopicPartitionList::new(), vec![]);
-        for (source, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.stopped.is_none()) {
+        for (source, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.blocked.is_none()) {
             if partition.next_to_read().is_some_and(|offset| offset < 0) {
-                // Nothing that Kafka can have: librdkafka would take it for a wish to start elsewhere.
+                // Kafka has no such offset, and librdkafka gives negative ones a meaning of its own.
                 self.inspect = true;
                 continue;
             }
-            // Only the offset can be refused, and it is none of those.
+            // It refuses invalid offsets only, and this one is valid.
             let _ = list.add_partition_offset(&source.topic, source.partition, partition.offset());
-            if std::mem::take(&mut partition.paused) {
+            if std::mem::take(&mut partition.is_paused) {
                 paused.push(source.clone());
             }
         }
         if let Err(error) = self.consumer.assign(&list) {
-            tracing::warn!(%error, "the consumer did not take its offsets; trying again");
+            tracing::warn!(%error, "assignment refused; retrying");
             self.reassign = true;
         }
         self.resume(&paused);
@@ -300,7 +300,7 @@ impl<E: LogEvent> Running<E> {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         partition.take(message);
         if partition.wants_pause() {
-            partition.paused = true;
+            partition.is_paused = true;
             if let Err(error) = self.consumer.pause(&list([source])) {
                 tracing::debug!(%source, %error, "not paused");
             }
@@ -308,7 +308,7 @@ impl<E: LogEvent> Running<E> {
         self.dispatch(source);
     }
 
-    /// Sends the partition's next batch on its way, where there is one and none is.
+    /// Starts writing the partition's next batch, unless one is being written.
     fn dispatch(&mut self, source: &Source) {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         let from = partition.stored();
@@ -339,15 +339,15 @@ impl<E: LogEvent> Running<E> {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         match outcome {
             Outcome::Translated { to } => {
-                partition.appended(to);
+                partition.written(to);
                 self.worker.status.translated_to(source, Some(to));
                 self.commit(source, to);
                 self.dispatch(source);
                 self.resume_where_wanted(source);
             }
             Outcome::Moved { stored } => {
-                METRICS.fenced.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
-                tracing::warn!(%source, read = partition.next_to_read(), stored, "another translator has moved the stored offset; reading from there");
+                METRICS.offset_conflicts.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
+                tracing::warn!(%source, expected = partition.stored(), stored, "stored offset moved by another translator");
                 partition.rewind(stored);
                 self.worker.status.translated_to(source, stored);
                 self.reassign = true;
@@ -367,7 +367,7 @@ impl<E: LogEvent> Running<E> {
         if let Some(partition) = self.partitions.get_mut(source)
             && partition.wants_resume()
         {
-            partition.paused = false;
+            partition.is_paused = false;
             self.resume([source]);
         }
     }
@@ -381,9 +381,9 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    /// For lag tools: with the next automatic commit.
+    /// Commits to Kafka with the next automatic commit, for lag tools.
     fn commit(&self, source: &Source, to: i64) {
-        // librdkafka counts from the last message, and refuses partitions that it has lost.
+        // librdkafka takes the offset of the last message, and refuses partitions that it has lost.
         if let Err(error) = self.consumer.store_offset(&source.topic, source.partition, to - 1) {
             tracing::debug!(%source, %error, "not committed");
         }
@@ -400,19 +400,19 @@ impl<E: LogEvent> Running<E> {
                 self.topics_complete = false;
                 self.ask_for_topics();
             }
-            // librdkafka tells of each connection, and readiness of whether there is any.
+            // librdkafka logs each connection, and readiness reports whether there is any.
             Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Resolve) => return,
             _ => {}
         }
-        // The same error comes again and again while its cause lasts.
-        let news = self.last_error.as_ref().is_none_or(|(last, at)| *last != error || at.elapsed() > Duration::from_secs(30));
-        if news {
-            tracing::warn!(%error, "the consumer has trouble");
+        // The error repeats while its cause lasts.
+        let is_new = self.last_error.as_ref().is_none_or(|(last, at)| *last != error || at.elapsed() > Duration::from_secs(30));
+        if is_new {
+            tracing::warn!(%error, "consumer error");
             self.last_error = Some((error, Instant::now()));
         }
     }
 
-    fn look_after(&mut self) {
+    fn tick(&mut self) {
         self.reassign_unless_awaiting();
         self.inspect_when_wanted();
         self.ask_for_topics();
@@ -420,9 +420,9 @@ impl<E: LogEvent> Running<E> {
 
     fn inspect_when_wanted(&mut self) {
         let since = self.last_inspected.map_or(Duration::MAX, |last| last.elapsed());
-        let stopped = self.partitions.values().any(|partition| partition.stopped.is_some());
-        // The consumer says it of each partition by itself, but not of which.
-        let wanted = (self.inspect && since >= TICK) || (stopped && since >= INSPECT_INTERVAL);
+        let is_blocked = self.partitions.values().any(|partition| partition.blocked.is_some());
+        // The consumer reports each partition separately, but does not name it.
+        let wanted = (self.inspect && since >= TICK) || (is_blocked && since >= INSPECT_INTERVAL);
         if !wanted || self.inspecting || self.awaiting_offsets.is_some() || self.partitions.is_empty() {
             return;
         }
@@ -441,36 +441,36 @@ impl<E: LogEvent> Running<E> {
 
     fn inspected(&mut self, inspected: Vec<Inspected>, because_of_error: bool) {
         self.inspecting = false;
-        // Where broker or log did not answer: once more, soon.
+        // The broker or the log did not answer: inspect again soon.
         self.inspect |= because_of_error && inspected.len() < self.partitions.len();
-        // librdkafka reads no more of a partition it had trouble with until it is assigned again, also where the trouble has passed.
+        // After an error, librdkafka reads no more of a partition until it is assigned again.
         self.reassign |= because_of_error;
         for Inspected { source, next, stored, low, high } in inspected {
             let Some(partition) = self.partitions.get_mut(&source) else { continue };
-            let was_stopped = partition.stopped.is_some();
-            if !was_stopped && partition.next_to_read() != next {
+            let was_blocked = partition.blocked.is_some();
+            if !was_blocked && partition.next_to_read() != next {
                 // It was read meanwhile.
                 continue;
             }
-            // Of one that is stopped, the log says where to go on: an operator may have changed it.
-            let next = if was_stopped && partition.is_idle() { stored } else { next };
+            // An operator may have changed the stored offset of a blocked partition.
+            let next = if was_blocked && partition.is_idle() { stored } else { next };
             let found = OutOfRange::found(next, low, high);
             match &found {
-                Some(found) if !was_stopped => {
+                Some(found) if !was_blocked => {
                     let why = found.message(&self.worker.group, &source);
-                    tracing::error!(%source, why, "a partition is stopped");
-                    self.worker.status.stop(&source, Some(why));
+                    tracing::error!(%source, why, "partition blocked");
+                    self.worker.status.block(&source, Some(why));
                 }
-                None if was_stopped => {
-                    tracing::info!(%source, from = next, "the partition goes on");
+                None if was_blocked => {
+                    tracing::info!(%source, offset = next, "partition resumed");
                     partition.rewind(next);
-                    self.worker.status.stop(&source, None);
+                    self.worker.status.block(&source, None);
                     self.worker.status.translated_to(&source, next);
                 }
                 _ => {}
             }
-            self.reassign |= found.is_some() != was_stopped;
-            partition.stopped = found;
+            self.reassign |= found.is_some() != was_blocked;
+            partition.blocked = found;
         }
         self.reassign_unless_awaiting();
     }
@@ -497,7 +497,7 @@ impl<E: LogEvent> Running<E> {
 
     fn topics_known(&mut self, missing: KafkaResult<Vec<String>>) {
         self.asking_for_topics = false;
-        // A broker that does not answer is told of by what librdkafka counts.
+        // librdkafka's statistics report a broker that does not answer.
         if let Ok(missing) = missing {
             self.topics_complete = missing.is_empty();
             self.worker.status.missing_topics(missing);
@@ -522,7 +522,7 @@ async fn stored_offsets<E: LogEvent>(worker: &Worker<E>) -> Result<HashMap<Sourc
     Ok(offsets)
 }
 
-/// Asks for the partitions' ends, as far as the brokers answer; blocks.
+/// Reads the ends of the partitions, as far as the brokers answer; blocks.
 fn inspect(
     consumer: &Consumer,
     reading: Vec<(Source, Option<i64>)>,
@@ -536,7 +536,7 @@ fn inspect(
         }
         match consumer.fetch_watermarks(&source.topic, source.partition, ASK_TIMEOUT) {
             Ok((low, high)) => inspected.push(Inspected { stored: stored.get(&source).copied(), source, next, low, high }),
-            Err(error) => tracing::debug!(%source, %error, "the partition's ends are not known"),
+            Err(error) => tracing::debug!(%source, %error, "partition not inspected"),
         }
     }
     inspected

@@ -1,4 +1,4 @@
-//! What the translator waits for, and how far it is.
+//! The state of a translator, for readiness and metrics.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,149 +10,150 @@ use rdkafka::error::KafkaError;
 use super::source::Source;
 use crate::client::brokers::Brokers;
 
-/// Written by the translator's parts, read by readiness and metrics.
+/// What a translator waits for and how far it is.
 pub(crate) struct Status {
     brokers: Brokers,
     group: String,
-    now: Mutex<Now>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Now {
+struct State {
     /// Whether any broker is connected.
     connected: bool,
-    /// Topics that the brokers do not have; unknown at first.
+    /// Topics that the brokers lack. `None`: not known yet.
     missing_topics: Option<Vec<String>>,
-    /// Whether the group has told this consumer its partitions, once.
+    /// Whether the group has assigned partitions once.
     joined: bool,
     partitions: BTreeMap<Source, Progress>,
-    /// A partition's first offset and the one after its last, as last heard of.
+    /// The first offset of each partition and the offset after its last.
     ends: HashMap<Source, (i64, i64)>,
 }
 
 #[derive(Default)]
 struct Progress {
-    /// The offset of the next message to translate, where there is one.
+    /// The next offset to translate. `None`: never translated.
     next: Option<i64>,
-    /// Why its batch is not in the log yet.
-    trouble: Option<String>,
+    /// Why its batch is not written yet.
+    failure: Option<String>,
     /// Why it waits for an operator.
-    stopped: Option<String>,
+    blocked: Option<String>,
 }
 
 impl Status {
     pub(crate) fn new(brokers: &Brokers, group: &str) -> Self {
-        Self { brokers: brokers.clone(), group: group.to_owned(), now: Mutex::default() }
+        Self { brokers: brokers.clone(), group: group.to_owned(), state: Mutex::default() }
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn connected(&self, connected: bool) {
-        let before = std::mem::replace(&mut self.now().connected, connected);
+        let before = std::mem::replace(&mut self.state().connected, connected);
         if connected {
-            self.brokers.refusal.let_in();
+            self.brokers.authentication.clear();
         }
         match (before, connected) {
             (false, true) => tracing::info!(bootstrap_servers = self.brokers.bootstrap_servers, "connected to the brokers"),
-            (true, false) => tracing::warn!(bootstrap_servers = self.brokers.bootstrap_servers, "no broker is connected any more"),
+            (true, false) => tracing::warn!(bootstrap_servers = self.brokers.bootstrap_servers, "disconnected from the brokers"),
             _ => {}
         }
     }
 
-    /// As librdkafka says it.
-    pub(crate) fn logged(&self, message: &str) {
-        self.brokers.refusal.logged(message);
+    /// Reads a line of librdkafka's log.
+    pub(crate) fn read_log(&self, message: &str) {
+        self.brokers.authentication.read_log(message);
     }
 
-    /// The consumer was told of an error.
-    pub(crate) fn heard(&self, error: &KafkaError, reason: &str) {
-        self.brokers.refusal.heard(error, reason);
+    /// Reads an error of the consumer.
+    pub(crate) fn read_error(&self, error: &KafkaError, reason: &str) {
+        self.brokers.authentication.read_error(error, reason);
     }
 
     pub(crate) fn missing_topics(&self, topics: Vec<String>) {
-        self.now().missing_topics = Some(topics);
+        self.state().missing_topics = Some(topics);
     }
 
     pub(crate) fn ends(&self, ends: HashMap<Source, (i64, i64)>) {
-        self.now().ends = ends;
+        self.state().ends = ends;
     }
 
-    /// These are this translator's partitions from now on.
+    /// Replaces the partitions of this translator.
     pub(crate) fn assigned(&self, partitions: impl IntoIterator<Item = (Source, Option<i64>)>) {
-        let mut now = self.now();
-        now.joined = true;
-        now.partitions = partitions.into_iter().map(|(source, next)| (source, Progress { next, ..Progress::default() })).collect();
+        let mut state = self.state();
+        state.joined = true;
+        state.partitions = partitions.into_iter().map(|(source, next)| (source, Progress { next, ..Progress::default() })).collect();
     }
 
     pub(crate) fn revoked(&self) {
-        self.now().partitions.clear();
+        self.state().partitions.clear();
     }
 
     pub(crate) fn translated_to(&self, source: &Source, next: Option<i64>) {
-        if let Some(progress) = self.now().partitions.get_mut(source) {
+        if let Some(progress) = self.state().partitions.get_mut(source) {
             progress.next = next;
-            progress.trouble = None;
+            progress.failure = None;
         }
     }
 
-    /// A batch could not be written. Answers whether that is news.
-    pub(crate) fn trouble(&self, source: &Source, why: &str) -> bool {
-        let mut now = self.now();
-        let Some(progress) = now.partitions.get_mut(source) else { return false };
-        let news = progress.trouble.as_deref() != Some(why);
-        progress.trouble = Some(why.to_owned());
-        news
+    /// Records that a batch was not written. Answers whether the reason is new.
+    pub(crate) fn failed(&self, source: &Source, why: &str) -> bool {
+        let mut state = self.state();
+        let Some(progress) = state.partitions.get_mut(source) else { return false };
+        let is_new = progress.failure.as_deref() != Some(why);
+        progress.failure = Some(why.to_owned());
+        is_new
     }
 
-    pub(crate) fn stop(&self, source: &Source, why: Option<String>) {
-        if let Some(progress) = self.now().partitions.get_mut(source) {
-            progress.stopped = why;
+    pub(crate) fn block(&self, source: &Source, why: Option<String>) {
+        if let Some(progress) = self.state().partitions.get_mut(source) {
+            progress.blocked = why;
         }
     }
 
     pub(crate) fn ready(&self) -> Result<(), String> {
-        let now = self.now();
-        if !now.connected {
-            return Err(format!("the broker at {}{}", self.brokers.bootstrap_servers, self.brokers.refusal));
+        let state = self.state();
+        if !state.connected {
+            return Err(format!("the broker at {}{}", self.brokers.bootstrap_servers, self.brokers.authentication));
         }
-        match now.missing_topics.as_deref() {
+        match state.missing_topics.as_deref() {
             None => return Err("the brokers' list of topics".into()),
             Some([]) => {}
             Some([topic]) => return Err(format!("the topic {topic}, which does not exist")),
             Some(topics) => return Err(format!("the topics {}, which do not exist", topics.join(", "))),
         }
-        if !now.joined {
-            return Err(format!("its place in the consumer group {}", self.group));
+        if !state.joined {
+            return Err(format!("the consumer group {}", self.group));
         }
-        let waiting: Vec<_> = now
+        let waiting: Vec<_> = state
             .partitions
             .iter()
             .filter_map(|(source, progress)| {
-                let why = progress.stopped.as_ref().or(progress.trouble.as_ref())?;
+                let why = progress.blocked.as_ref().or(progress.failure.as_ref())?;
                 Some(format!("{source}: {why}"))
             })
             .collect();
         if waiting.is_empty() { Ok(()) } else { Err(waiting.join("; ")) }
     }
 
-    /// By topic and partition, the offsets that are still to be translated.
+    /// Answers the lag of each partition, by topic and number.
     pub(crate) fn lags(&self) -> Vec<(String, i32, i64)> {
-        let now = self.now();
+        let state = self.state();
         let lag = |(source, progress): (&Source, &Progress)| {
-            let (first, end) = *now.ends.get(source)?;
+            let (first, end) = *state.ends.get(source)?;
             Some((source.topic.to_string(), source.partition, (end - progress.next.unwrap_or(first)).max(0)))
         };
-        now.partitions.iter().filter_map(lag).collect()
+        state.partitions.iter().filter_map(lag).collect()
     }
 
-    /// By topic and partition, 1 where it waits for an operator.
-    pub(crate) fn stopped(&self) -> Vec<(String, i32, i64)> {
-        let now = self.now();
-        now.partitions
+    /// Answers 1 for each partition that waits for an operator and 0 for the others, by topic and number.
+    pub(crate) fn blocked(&self) -> Vec<(String, i32, i64)> {
+        let state = self.state();
+        state
+            .partitions
             .iter()
-            .map(|(source, progress)| (source.topic.to_string(), source.partition, i64::from(progress.stopped.is_some())))
+            .map(|(source, progress)| (source.topic.to_string(), source.partition, i64::from(progress.blocked.is_some())))
             .collect()
     }
 }
@@ -162,24 +163,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readiness_says_what_is_waited_for() {
+    fn ready_says_what_the_translator_waits_for() {
         let (status, source) = (Status::new(&Brokers::new("broker:9092", "test"), "counters"), Source::new("counts", 3));
         assert_eq!(status.ready(), Err("the broker at broker:9092".into()));
         status.connected(true);
         status.missing_topics(vec!["counts.dead-letters".into()]);
         assert_eq!(status.ready(), Err("the topic counts.dead-letters, which does not exist".into()));
         status.missing_topics(vec![]);
-        assert_eq!(status.ready(), Err("its place in the consumer group counters".into()));
+        assert_eq!(status.ready(), Err("the consumer group counters".into()));
         status.assigned([(source.clone(), Some(7))]);
         assert_eq!(status.ready(), Ok(()));
-        assert!(status.trouble(&source, "the log is not reachable"));
-        assert!(!status.trouble(&source, "the log is not reachable"), "no news");
+        assert!(status.failed(&source, "the log is not reachable"));
+        assert!(!status.failed(&source, "the log is not reachable"), "not new");
         assert_eq!(status.ready(), Err("counts/3: the log is not reachable".into()));
         status.translated_to(&source, Some(9));
         assert_eq!(status.ready(), Ok(()));
-        status.stop(&source, Some("out of range".into()));
+        status.block(&source, Some("out of range".into()));
         assert_eq!(status.ready(), Err("counts/3: out of range".into()));
-        assert_eq!(status.stopped(), [("counts".into(), 3, 1)]);
+        assert_eq!(status.blocked(), [("counts".into(), 3, 1)]);
         status.ends([(source, (2, 12))].into());
         assert_eq!(status.lags(), [("counts".into(), 3, 3)]);
         status.revoked();

@@ -1,9 +1,9 @@
 //! How the messages of a topic become events.
 
-use super::{error::Poison, message::Message};
+use super::{error::InvalidMessage, message::Message};
 
-/// Makes an event of a message. Pure: a message that is delivered again, or whose batch is tried again, is translated again.
-pub(crate) type Translate<E> = fn(&Message<'_>) -> Result<E, Poison>;
+/// Translates a message into an event. It must be pure: a message is translated again if it is delivered again or its batch is retried.
+pub(crate) type Translate<E> = fn(&Message<'_>) -> Result<E, InvalidMessage>;
 
 /// How the messages of a topic become events.
 pub struct Translation<E> {
@@ -12,8 +12,8 @@ pub struct Translation<E> {
 }
 
 impl<E> Translation<E> {
-    /// The messages of this topic by this function. What the function refuses becomes a dead letter in the topic `<topic>.dead-letters`.
-    pub fn new(topic: impl Into<String>, translate: fn(&Message<'_>) -> Result<E, Poison>) -> Self {
+    /// Translates the messages of a topic with a function. A message that the function refuses goes to `<topic>.dead-letters`.
+    pub fn new(topic: impl Into<String>, translate: fn(&Message<'_>) -> Result<E, InvalidMessage>) -> Self {
         Self { topic: topic.into(), translate }
     }
 }

@@ -1,4 +1,4 @@
-//! A translator, as services start it.
+//! A translator.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,10 +18,10 @@ pub struct Translator<E> {
 }
 
 impl<E: LogEvent> Translator<E> {
-    /// A translator that does nothing until it runs.
+    /// Creates a translator. It does nothing until it runs.
     ///
     /// # Errors
-    /// Where librdkafka does not take the settings.
+    /// If librdkafka does not accept the settings.
     pub fn new(
         settings: TranslatorSettings,
         store: EventStore<E>,
@@ -37,29 +37,29 @@ impl<E: LogEvent> Translator<E> {
         Ok(Self { settings, worker })
     }
 
-    /// What the translator waits for, to be asked while it runs.
+    /// Answers a handle to the translator's status.
     pub fn status(&self) -> TranslatorStatus {
         TranslatorStatus(self.worker.status.clone())
     }
 
-    /// Translates until `shutdown`; then finishes the batches in hand and leaves the group. A broker or log that is away is waited for.
+    /// Translates until `shutdown`, then finishes the batches in hand and leaves the group. It waits for a broker or a log that is away.
     ///
     /// # Errors
-    /// Where it cannot go on: the settings are refused, or the consumer failed for good.
+    /// If the settings are refused or the consumer fails for good.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TranslatorError> {
         run::run(&self.settings, self.worker, shutdown).await
     }
 }
 
-/// What a running translator waits for.
+/// The status of a running translator.
 #[derive(Clone)]
 pub struct TranslatorStatus(Arc<Status>);
 
 impl TranslatorStatus {
-    /// Whether every partition this translator has is being translated.
+    /// Checks that every partition of this translator is being translated.
     ///
     /// # Errors
-    /// What is waited for, as words for an operator.
+    /// What the translator waits for, for an operator.
     pub fn ready(&self) -> Result<(), String> {
         self.0.ready()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use disintegrate::Event;
 use event_store::{EventStore, StoreSettings};
-use kafka::{Brokers, Message, Poison, Translation, Translator, TranslatorError, TranslatorSettings, TranslatorStatus, json};
+use kafka::{Brokers, InvalidMessage, Message, Translation, Translator, TranslatorError, TranslatorSettings, TranslatorStatus, json};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -47,7 +47,7 @@ struct Count {
     count: u32,
 }
 
-pub fn counted(message: &Message<'_>) -> Result<ShelfEvent, Poison> {
+pub fn counted(message: &Message<'_>) -> Result<ShelfEvent, InvalidMessage> {
     let Count { product, count } = json(message)?;
     Ok(ShelfEvent::Counted { product_id: product, count: count.into() })
 }

@@ -1,4 +1,4 @@
-//! The settings of a service that talks to Kafka.
+//! The settings of a service that uses Kafka.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{BootstrapServers, Invalid, Secret, Validate};
 
-/// Where the brokers are and how they are spoken to; `kafka.toml` of this crate documents each.
+/// The brokers, the protocol and the credentials; `kafka.toml` of this crate documents them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Kafka {
     /// The brokers.
@@ -40,7 +40,7 @@ enum Mechanism {
 }
 
 impl Kafka {
-    /// What librdkafka is to be told of it, by its names; nothing for plain text.
+    /// Answers librdkafka's properties for the protocol and the credentials; none for plain text.
     #[must_use]
     pub fn security(&self) -> Vec<(&'static str, String)> {
         let protocol = match self.kafka_security_protocol {
@@ -55,7 +55,7 @@ impl Kafka {
             Mechanism::Plain => "PLAIN",
         };
         let mut properties = vec![("security.protocol", protocol.to_owned())];
-        if self.takes_user() {
+        if self.has_user() {
             properties.push(("sasl.mechanism", mechanism.to_owned()));
             properties.push(("sasl.username", self.kafka_sasl_username.clone()));
             properties.push(("sasl.password", self.kafka_sasl_password.expose().to_owned()));
@@ -65,7 +65,7 @@ impl Kafka {
         properties
     }
 
-    fn takes_user(&self) -> bool {
+    fn has_user(&self) -> bool {
         matches!(self.kafka_security_protocol, Protocol::SaslPlaintext | Protocol::SaslSsl)
     }
 
@@ -73,7 +73,7 @@ impl Kafka {
         matches!(self.kafka_security_protocol, Protocol::Ssl | Protocol::SaslSsl)
     }
 
-    /// Each with its key and librdkafka's property.
+    /// Answers each file with its key and librdkafka's property.
     fn files(&self) -> [(&'static str, &'static str, &str); 3] {
         [
             ("kafka_ssl_ca_location", "ssl.ca.location", &self.kafka_ssl_ca_location),
@@ -86,12 +86,12 @@ impl Kafka {
 impl Validate for Kafka {
     fn validate(&self) -> Result<(), Invalid> {
         let invalid = |key, allowed: &str| Err(Invalid { key, allowed: allowed.into() });
-        // A user that nobody is told of, or a certificate that nobody looks at, is what somebody believes to be safe.
+        // A user or a certificate that is not used would look safe without being so.
         for (key, is_empty) in
             [("kafka_sasl_username", self.kafka_sasl_username.is_empty()), ("kafka_sasl_password", self.kafka_sasl_password.is_empty())]
         {
-            match (self.takes_user(), is_empty) {
-                (true, true) => return invalid(key, "given, where kafka_security_protocol is sasl_plaintext or sasl_ssl"),
+            match (self.has_user(), is_empty) {
+                (true, true) => return invalid(key, "set if kafka_security_protocol is sasl_plaintext or sasl_ssl"),
                 (false, false) => return invalid(key, "empty, unless kafka_security_protocol is sasl_plaintext or sasl_ssl"),
                 _ => {}
             }
@@ -105,8 +105,8 @@ impl Validate for Kafka {
             }
         }
         match (self.kafka_ssl_certificate_location.is_empty(), self.kafka_ssl_key_location.is_empty()) {
-            (true, false) => invalid("kafka_ssl_certificate_location", "given, where kafka_ssl_key_location is"),
-            (false, true) => invalid("kafka_ssl_key_location", "given, where kafka_ssl_certificate_location is"),
+            (true, false) => invalid("kafka_ssl_certificate_location", "set if kafka_ssl_key_location is set"),
+            (false, true) => invalid("kafka_ssl_key_location", "set if kafka_ssl_certificate_location is set"),
             _ => Ok(()),
         }
     }

@@ -1,66 +1,50 @@
-//! For operators: where topics begin and end, and dead letters, shown and sent back to where they came from.
+//! Dead letters: listed, shown, and sent back to the topic that they came from.
 //!
-//! Kafka keeps a dead letter until the topic's retention takes it. That it was sent back is written beside it, in the same topic, as a message
-//! without key and value whose header names it.
+//! Kafka keeps a dead letter until the topic's retention deletes it. A dead letter that was sent back is marked by a message without key
+//! and value in the same topic, whose header names it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fmt,
     str::FromStr,
     time::{Duration, Instant},
 };
 
-use event_store::{EventStore, LogEvent, StoreError};
+use kafka::{
+    Brokers, SendError, StartError,
+    client::{ANSWER_TIMEOUT, ClientLog, InspectError, Inspector, Outgoing, Producer, ends},
+    dead_letter::{OFFSET, PARTITION, REASON, SUFFIX, TOPIC, topic_of},
+};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
+    consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
     message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    types::RDKafkaErrorCode,
 };
 
-use crate::{
-    client::{
-        brokers::Brokers,
-        context::Logs,
-        error::{SendError, StartError},
-        producer::{Outgoing, Producer},
-    },
-    ingest::dead_letter::{OFFSET, PARTITION, REASON, SUFFIX, TOPIC, topic_of},
-};
+/// How long reading a topic waits for the next message.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the brokers may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long reading may go without a message before it is given up.
-const SILENCE: Duration = Duration::from_secs(10);
-
-/// The header that says of a dead letter, as `partition/offset`, that it was sent back.
+/// The header that marks a dead letter as sent back: its `partition/offset`.
 const REPLAYED: &str = "dead-letter-replayed";
 
-/// What went wrong between an operator and Kafka.
+/// An operation on topics failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OperateError {
-    /// The brokers do not answer, or not as they should.
-    #[error("the broker at {servers} did not answer as it should")]
-    Broker {
-        /// Which.
-        servers: String,
-        /// Why.
-        #[source]
-        cause: KafkaError,
-    },
-    /// A dead letter could not be sent back, or that it was could not be written down.
+    /// The brokers did not answer.
+    #[error(transparent)]
+    Broker(#[from] InspectError),
+    /// A dead letter could not be sent back, or could not be marked as sent back.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// A dead letter does not say where it came from, so it is none of a translator's.
-    #[error("{0} does not say which topic and partition it came from, so it cannot be sent back")]
+    /// A message in a topic of dead letters does not name its origin, so no translator wrote it.
+    #[error("{0} does not name the topic and partition that it came from, so it cannot be sent back")]
     NoSource(Place),
-    /// What was to be done died.
-    #[error("the work died")]
-    Died(#[from] tokio::task::JoinError),
 }
 
-/// Where a message stands; written `topic/partition/offset`.
+/// The place of a message: `topic/partition/offset`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// The topic.
@@ -93,91 +77,94 @@ impl FromStr for Place {
     }
 }
 
-/// A dead letter, without what is in it.
+/// A dead letter without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
-    /// Where the message stood that it is of.
+    /// The place that the message came from.
     pub source: Option<Place>,
-    /// Why that could not be translated.
+    /// Why the message could not be translated.
     pub reason: String,
     /// Its key.
     pub key: Option<Vec<u8>>,
-    /// How many bytes its value has.
+    /// The size of its value in bytes.
     pub bytes: usize,
-    /// When it was written, in milliseconds since 1970.
+    /// The time it was written, in milliseconds since 1970.
     pub written_at: Option<i64>,
     /// Whether it was sent back.
     pub replayed: bool,
 }
 
-/// A dead letter, whole.
+/// A dead letter with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
-    /// What it is.
+    /// The dead letter.
     pub letter: DeadLetter,
     /// Its value.
     pub value: Option<Vec<u8>>,
-    /// The headers that the message came with.
+    /// The message's own headers.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
-/// Looks at topics and sends dead letters back.
+/// Operates on topics.
 pub struct Operator {
-    brokers: Brokers,
+    config: ClientConfig,
+    log: ClientLog,
+    inspector: Inspector,
     producer: Producer,
 }
 
 impl Operator {
-    /// Connects when it is first needed.
+    /// Creates an operator. It connects when it is first needed.
     ///
     /// # Errors
-    /// Where librdkafka does not take the settings.
+    /// If librdkafka does not accept the settings.
     pub fn new(brokers: &Brokers) -> Result<Self, StartError> {
-        Ok(Self { brokers: brokers.clone(), producer: Producer::new(brokers.sending(), brokers)? })
+        let (inspector, producer) = (Inspector::new(brokers)?, Producer::new(brokers.replaying(), brokers)?);
+        Ok(Self { config: brokers.inspecting(), log: ClientLog::new(brokers), inspector, producer })
     }
 
-    /// The first offset of each partition of a topic, and the one after its last. A topic that does not exist has none.
+    /// Answers the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
     ///
     /// # Errors
-    /// Where the brokers do not answer.
+    /// If the brokers do not answer.
     pub async fn ends(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, OperateError> {
-        let topic = topic.to_owned();
-        self.look(move |consumer, _| ends(consumer, &topic)).await
+        Ok(self.inspector.ends(topic).await?)
     }
 
-    /// The topics of dead letters that there are.
+    /// Lists the topics of dead letters.
     ///
     /// # Errors
-    /// Where the brokers do not answer.
+    /// If the brokers do not answer.
     pub async fn dead_letter_topics(&self) -> Result<Vec<String>, OperateError> {
-        self.look(|consumer, _| {
+        let topics = self.inspector.ask(|consumer| {
             let metadata = consumer.fetch_metadata(None, ANSWER_TIMEOUT)?;
             let mut topics: Vec<_> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
             topics.retain(|name| name.ends_with(SUFFIX));
             topics.sort_unstable();
             Ok(topics)
-        })
-        .await
+        });
+        Ok(topics.await?)
     }
 
-    /// The name of the topic that a topic's dead letters are in; of such a topic, its own.
+    /// Answers the name of the topic for a topic's dead letters; for such a topic, its own name.
     pub fn dead_letter_topic(of: &str) -> String {
         if of.ends_with(SUFFIX) { of.to_owned() } else { topic_of(of) }
     }
 
-    /// The dead letters in one of their topics, in the order in which the messages stood that they are of.
+    /// Lists the dead letters of a topic of dead letters, in the order of their origins.
     ///
     /// # Errors
-    /// Where the brokers do not answer.
+    /// If the brokers do not answer.
     pub async fn dead_letters(&self, topic: &str) -> Result<Vec<DeadLetter>, OperateError> {
-        let topic = topic.to_owned();
+        let (topic, config, log) = (topic.to_owned(), self.config.clone(), self.log.clone());
         let mut letters = self
-            .look(move |consumer, config| {
+            .inspector
+            .ask(move |consumer| {
                 let ends = ends(consumer, &topic)?;
                 let (mut letters, mut replayed) = (vec![], HashSet::new());
-                read(consumer.context(), config, &topic, &ends, |message| match header(message, REPLAYED) {
+                read(&log, &config, &topic, &ends, |message| match header(message, REPLAYED) {
                     Some(of) => drop(replayed.insert(of)),
                     None => letters.push(letter(message)),
                 })?;
@@ -191,20 +178,21 @@ impl Operator {
         Ok(letters)
     }
 
-    /// A dead letter with what is in it; `None` where there is none at this place. Whether it was sent back is not looked up.
+    /// Reads the dead letter at a place, if there is one. It does not look up whether the dead letter was sent back.
     ///
     /// # Errors
-    /// Where the brokers do not answer.
+    /// If the brokers do not answer.
     pub async fn dead_letter(&self, place: &Place) -> Result<Option<Letter>, OperateError> {
         let Place { topic, partition, offset } = place.clone();
-        self.look(move |consumer, config| {
+        let (config, log) = (self.config.clone(), self.log.clone());
+        let letter = self.inspector.ask(move |consumer| {
             let ends = ends(consumer, &topic)?;
             let inside = ends.get(&partition).is_some_and(|(low, high)| (*low..*high).contains(&offset));
             if !inside {
                 return Ok(None);
             }
             let mut found = None;
-            read(consumer.context(), config, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
+            read(&log, &config, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
                 if message.offset() == offset && header(message, REPLAYED).is_none() {
                     found = Some(Letter {
                         letter: letter(message),
@@ -214,15 +202,15 @@ impl Operator {
                 }
             })?;
             Ok(found)
-        })
-        .await
+        });
+        Ok(letter.await?)
     }
 
-    /// Sends a dead letter back: the message as it came, at the end of the partition that it came from. A crash before that is written down
-    /// may have it sent once more, by whoever asks again.
+    /// Sends a dead letter back: the message as it was, to the end of the partition that it came from. After a crash it may not be marked as
+    /// sent back.
     ///
     /// # Errors
-    /// Where it does not say where it came from, or the brokers do not take it.
+    /// If it does not name its origin, or the brokers refuse it.
     pub async fn replay(&self, letter: &Letter) -> Result<(), OperateError> {
         let place = &letter.letter.place;
         let source = letter.letter.source.as_ref().ok_or_else(|| OperateError::NoSource(place.clone()))?;
@@ -237,88 +225,11 @@ impl Operator {
         self.producer.send(Outgoing { topic: &place.topic, partition, key: None, value: None, headers }).await?;
         Ok(())
     }
-
-    /// Looking blocks: not on a thread that others need.
-    async fn look<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&BaseConsumer<Logs>, &ClientConfig) -> Result<T, KafkaError> + Send + 'static,
-    ) -> Result<T, OperateError> {
-        look(&self.brokers, work).await
-    }
 }
 
-/// See [`Operator::look`].
-async fn look<T: Send + 'static>(
-    brokers: &Brokers,
-    work: impl FnOnce(&BaseConsumer<Logs>, &ClientConfig) -> Result<T, KafkaError> + Send + 'static,
-) -> Result<T, OperateError> {
-    let (config, logs) = (brokers.looking(), Logs::of(brokers));
-    let looked = tokio::task::spawn_blocking(move || {
-        let consumer = BaseConsumer::from_config_and_context(&config, logs)?;
-        work(&consumer, &config)
-    });
-    looked.await?.map_err(|cause| OperateError::Broker { servers: format!("{}{}", brokers.bootstrap_servers, brokers.refusal), cause })
-}
-
-/// How far the translators of a group are behind on a topic, all of them together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicLag {
-    /// Offsets that are still to be translated.
-    pub lag: i64,
-    /// Its partitions: so many translators can share it at the most.
-    pub partitions: usize,
-}
-
-/// How far the translators of a group are behind: what they have stored in the log, beside what the brokers have.
-///
-/// # Errors
-/// Where the log or the brokers do not answer.
-pub async fn lags<E: LogEvent>(
-    brokers: &Brokers,
-    store: &EventStore<E>,
-    group: &str,
-    topics: Vec<String>,
-) -> Result<BTreeMap<String, TopicLag>, LagError> {
-    let stored = event_store::stored_offsets(store.pool()).await?;
-    let stored: HashMap<_, _> =
-        stored.into_iter().filter(|one| one.group == group).map(|one| ((one.topic, one.partition), one.next_offset)).collect();
-    let ends = look(brokers, move |consumer, _| {
-        topics.into_iter().map(|topic| ends(consumer, &topic).map(|ends| (topic, ends))).collect::<Result<Vec<_>, _>>()
-    });
-    let lag = |(topic, ends): (String, BTreeMap<i32, (i64, i64)>)| {
-        // What was never translated is translated from the beginning.
-        let lag = |(partition, (low, high)): (&i32, &(i64, i64))| {
-            (high - stored.get(&(topic.clone(), *partition)).copied().unwrap_or(*low)).max(0)
-        };
-        let lag = TopicLag { lag: ends.iter().map(lag).sum(), partitions: ends.len() };
-        (topic, lag)
-    };
-    Ok(ends.await?.into_iter().map(lag).collect())
-}
-
-/// How far translators are behind could not be found out.
-#[derive(Debug, thiserror::Error)]
-pub enum LagError {
-    /// The log does not answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The brokers do not answer.
-    #[error(transparent)]
-    Brokers(#[from] OperateError),
-}
-
-impl ConsumerContext for Logs {}
-
-fn ends(consumer: &BaseConsumer<Logs>, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, KafkaError> {
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-    let partitions = found.map(|topic| topic.partitions().iter().map(|partition| partition.id()).collect::<Vec<_>>()).unwrap_or_default();
-    partitions.into_iter().map(|partition| Ok((partition, consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?))).collect()
-}
-
-/// Reads each partition from one offset to before another.
+/// Reads each partition of a topic from its first offset to before its last; blocks.
 fn read(
-    logs: &Logs,
+    log: &ClientLog,
     config: &ClientConfig,
     topic: &str,
     ranges: &BTreeMap<i32, (i64, i64)>,
@@ -331,14 +242,14 @@ fn read(
         let from = ranges.get(partition).map_or(0, |(from, _)| *from);
         assignment.add_partition_offset(topic, *partition, Offset::Offset(from))?;
     }
-    let consumer = BaseConsumer::from_config_and_context(config, logs.clone())?;
+    let consumer = BaseConsumer::from_config_and_context(config, log.clone())?;
     consumer.assign(&assignment)?;
-    let mut heard = Instant::now();
-    let mut trouble = None;
+    let mut last_message = Instant::now();
+    let mut failure = None;
     while !unread.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                heard = Instant::now();
+                last_message = Instant::now();
                 if let Some(until) = unread.get(&message.partition()).copied() {
                     if message.offset() < until {
                         each(&message);
@@ -348,15 +259,14 @@ fn read(
                     }
                 }
             }
-            // The last offsets may be of a transaction's end, which is no message.
+            // The last offset may be the end of a transaction, which is no message.
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(unread.remove(&partition)),
-            // It goes on trying by itself.
-            Some(Err(error)) => trouble = Some(error),
+            // The consumer retries by itself.
+            Some(Err(error)) => failure = Some(error),
             None => {}
         }
-        if heard.elapsed() > SILENCE {
-            let silent = KafkaError::MessageConsumption(rdkafka::types::RDKafkaErrorCode::OperationTimedOut);
-            return Err(trouble.unwrap_or(silent));
+        if last_message.elapsed() > READ_TIMEOUT {
+            return Err(failure.unwrap_or(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)));
         }
     }
     Ok(())
@@ -385,13 +295,13 @@ fn letter(message: &BorrowedMessage<'_>) -> DeadLetter {
     }
 }
 
-/// Ours are behind the message's own, so the last one counts.
+/// Answers the last header of a name: ours follow the message's own.
 fn header(message: &BorrowedMessage<'_>, name: &str) -> Option<String> {
     let value = message.headers()?.iter().filter(|header| header.key == name).last()?.value?;
     Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// The message's own headers: all but ours, the last ones of their names.
+/// Answers the message's own headers: all but ours, which are the last of their names.
 fn own_headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Vec<u8>>)> {
     let mut headers: Vec<_> = message
         .headers()
@@ -412,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_read_as_it_is_written() {
+    fn place_is_read_as_it_is_written() {
         let place = Place { topic: "inventories.dead-letters".into(), partition: 3, offset: 41 };
         assert_eq!(place.to_string().parse(), Ok(place));
         for wrong in ["", "inventories", "inventories/3", "inventories/3/", "inventories/a/1", "inventories/1/-1", "/0/0", "a/0/0/0"] {

@@ -1,0 +1,111 @@
+//! Questions to the brokers about topics, by a consumer that joins no group.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientContext,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError,
+};
+
+use super::{brokers::Brokers, context::ClientLog, error::StartError};
+
+/// How long the brokers may take to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Asks the brokers. The clones share one client.
+#[derive(Clone)]
+pub struct Inspector {
+    brokers: Brokers,
+    consumer: Arc<BaseConsumer<ClientLog>>,
+}
+
+/// A question to the brokers failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The brokers did not answer, or not as expected.
+    #[error("the broker at {servers} did not answer as expected")]
+    Broker {
+        /// The brokers.
+        servers: String,
+        /// The cause.
+        #[source]
+        cause: KafkaError,
+    },
+    /// The task that asked died.
+    #[error("the task that asked the broker died")]
+    Died(#[from] tokio::task::JoinError),
+}
+
+impl Inspector {
+    /// Creates an inspector. It connects at the first question.
+    ///
+    /// # Errors
+    /// If librdkafka does not accept the settings.
+    pub fn new(brokers: &Brokers) -> Result<Self, StartError> {
+        let consumer = BaseConsumer::from_config_and_context(&brokers.inspecting(), ClientLog::new(brokers))?;
+        Ok(Self { brokers: brokers.clone(), consumer: Arc::new(consumer) })
+    }
+
+    /// Runs a question. It may block, so it gets a thread of its own.
+    ///
+    /// # Errors
+    /// If the brokers do not answer.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&BaseConsumer<ClientLog>) -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T, InspectError> {
+        let consumer = self.consumer.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            // Errors since the last question would queue up for ever.
+            while consumer.poll(Duration::ZERO).is_some() {}
+            question(&consumer)
+        });
+        let servers = || format!("{}{}", self.brokers.bootstrap_servers, self.brokers.authentication);
+        answer.await?.map_err(|cause| InspectError::Broker { servers: servers(), cause })
+    }
+
+    /// Answers the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
+    ///
+    /// # Errors
+    /// If the brokers do not answer.
+    pub async fn ends(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, InspectError> {
+        let topic = topic.to_owned();
+        self.ask(move |consumer| ends(consumer, &topic)).await
+    }
+}
+
+/// Answers the first offset of each partition of a topic and the offset after its last; blocks.
+///
+/// # Errors
+/// If the brokers do not answer.
+pub fn ends(consumer: &BaseConsumer<ClientLog>, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    let partitions = found.map(|topic| topic.partitions().iter().map(|partition| partition.id()).collect::<Vec<_>>()).unwrap_or_default();
+    partitions.into_iter().map(|partition| Ok((partition, consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?))).collect()
+}
+
+/// Answers whether a topic exists; blocks.
+pub(crate) fn topic_exists<C: ClientContext>(
+    client: &rdkafka::client::Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<bool, KafkaError> {
+    let metadata = client.fetch_metadata(Some(topic), timeout)?;
+    Ok(metadata.topics().iter().any(|found| found.name() == topic && found.error().is_none() && !found.partitions().is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn questions_of_all_clones_share_one_client() {
+        let inspector = Inspector::new(&Brokers::new("127.0.0.1:9", "test")).unwrap();
+        let client = async |inspector: &Inspector| inspector.ask(|consumer| Ok(consumer.client().native_ptr() as usize)).await.unwrap();
+        let first = client(&inspector).await;
+        assert_eq!(client(&inspector.clone()).await, first);
+    }
+}
