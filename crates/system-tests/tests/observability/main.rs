@@ -116,6 +116,34 @@ fn every_alert_says_how_urgent_it_is_and_what_is_wrong() {
     }
 }
 
+/// What the names of our own metrics begin with.
+const OURS: [&str; 9] = ["log_", "state_cache_", "projection_", "todo_", "translation_", "broker_", "publication_", "command_", "query_"];
+
+#[test]
+fn queries_use_metrics_that_the_code_has() {
+    // `cargo dev docs --check` compares this page with the code.
+    let page = text("docs/operations/observability.md");
+    let known: BTreeSet<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut queries: Vec<(String, String)> = alerts().iter().map(|(name, alert)| (name.clone(), word(alert, "expr").to_owned())).collect();
+    for (file, dashboard) in dashboards() {
+        let targets = array(&dashboard["panels"]).iter().flat_map(|panel| array(&panel["targets"]));
+        queries.extend(targets.map(|target| (file.clone(), word(target, "expr").to_owned())));
+        let variables = array(&dashboard["templating"]["list"]).iter().filter(|variable| variable["type"] == "query");
+        queries.extend(variables.map(|variable| (file.clone(), word(&variable["query"], "query").to_owned())));
+    }
+    let mut unknown = BTreeSet::new();
+    for (of, query) in &queries {
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in words.filter(|name| OURS.iter().any(|prefix| name.starts_with(prefix))) {
+            let series = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            if !known.contains(name) && !series.is_some_and(|metric| known.contains(metric)) {
+                unknown.insert(format!("{of}: {name}"));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "no such metric: {unknown:#?}");
+}
+
 #[test]
 fn every_alert_is_tested_to_fire_and_to_be_silent() {
     let tests = yaml("deploy/observability/alerts.test.yaml");
