@@ -81,7 +81,7 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         query_waits: meter
             .f64_histogram("query.wait.duration")
             .with_unit("s")
-            .with_description("Time that queries waited for a position, by query and outcome: reached, behind, parked or fault.")
+            .with_description("Time that queries waited for a position, by query and outcome: reached, timed_out, parked or fault.")
             .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
             .build(),
     }

@@ -375,19 +375,19 @@ async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
     .execute(&pool)
     .await
     .unwrap();
-    let lookups = 40;
+    let items = 40;
     let append = "SELECT query_item, octet_length(payload), more FROM append_events(
         array_fill(0, ARRAY[$1]), array_fill('ItemAdded'::text, ARRAY[$1]), array_fill(0::bigint, ARRAY[$1]), array_fill(false, ARRAY[$1]),
         array_fill('01980000-0000-7000-8000-00000000000a'::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]), array_fill(NULL::uuid, ARRAY[$1]),
         '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
-    let answer: Vec<(Option<i32>, Option<i32>, bool)> = sqlx::query_as(append).bind(lookups).fetch_all(&pool).await.unwrap();
+    let answer: Vec<(Option<i32>, Option<i32>, bool)> = sqlx::query_as(append).bind(items).fetch_all(&pool).await.unwrap();
     let bytes: i64 = answer.iter().filter_map(|(_, bytes, _)| bytes.map(i64::from)).sum();
     assert!(((4 << 20)..(4 << 20) + 40 * 200_000).contains(&bytes), "{bytes}");
-    let of = |lookup: i32| answer.iter().filter(move |row| row.0 == Some(lookup)).map(|(.., more)| *more).collect::<Vec<_>>();
-    let cut = (0..lookups).find(|lookup| of(*lookup).len() == 1).unwrap();
-    for lookup in 0..lookups {
+    let of = |item: i32| answer.iter().filter(move |row| row.0 == Some(item)).map(|(.., more)| *more).collect::<Vec<_>>();
+    let cut = (0..items).find(|item| of(*item).len() == 1).unwrap();
+    for item in 0..items {
         // The last row of each item says that there is more.
-        assert_eq!(of(lookup), if lookup < cut { vec![false, true] } else { vec![true] }, "lookup {lookup}, cut at {cut}");
+        assert_eq!(of(item), if item < cut { vec![false, true] } else { vec![true] }, "item {item}, cut at {cut}");
     }
 }
 

@@ -1,12 +1,15 @@
 //! The appender: groups the appends that wait into calls of one SQL function.
 //!
-//! Each process has one appender with two connections. If a connection is free, its next call carries every append that waits, each with
-//! its own condition and outcome. An append alone is sent at once; under load, batches grow by themselves. Two calls may be in flight: the
+//! Each process has one appender with two connections. If a connection is free, its next call carries the appends that wait, each with its
+//! own condition and outcome. An append alone is sent at once; under load, batches grow by themselves. Two calls may be in flight: the
 //! database starts the second when it has finished the first, without waiting for this process.
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -64,16 +67,19 @@ pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, head_
     let sql: Arc<str> =
         format!("SELECT query_item, event_id, event_type, payload, more FROM append_events({})", placeholders(1, 1 + 3 + ids + 4 + ids))
             .into();
-    let queue = Mutex::new(AppendQueue::new(queue, closed, settings.settings.max_batch));
+    let in_flight = Arc::<AtomicUsize>::default();
+    let queue = Mutex::new(AppendQueue::new(queue, closed, in_flight.clone(), settings.settings.max_batch));
     let worker = || Worker { settings: settings.clone(), sql: sql.clone(), head_watcher: head_watcher.clone(), session: None };
-    tokio::join!(worker().work(&queue), worker().work(&queue));
+    tokio::join!(worker().work(&queue, &in_flight), worker().work(&queue, &in_flight));
 }
 
 impl Worker {
-    async fn work(mut self, queue: &Mutex<AppendQueue>) {
+    async fn work(mut self, queue: &Mutex<AppendQueue>, in_flight: &AtomicUsize) {
         loop {
             let Some(batch) = queue.lock().await.next().await else { return };
+            let carried = batch.len();
             self.append(batch).await;
+            in_flight.fetch_sub(carried, Ordering::Relaxed);
         }
     }
 
@@ -250,7 +256,7 @@ impl Worker {
                 }
                 // Its caller was told that the outcome is unknown. Now it is known, and must not change.
                 None if append.reply.is_closed() => {}
-                // The lookup searched another log than the one that the append was sent to.
+                // Recovery searched another log than the one that the append was sent to.
                 None if append.epoch != self.head_watcher.epoch() => refuse(vec![append], &StoreError::OutcomeUnknown),
                 None => unwritten.push(append),
             }

@@ -1,6 +1,13 @@
 //! The appends that wait, and the batches they make.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,16 +23,20 @@ pub(crate) struct AppendQueue {
     closed: CancellationToken,
     /// Taken out of the queue, in order. Some may have been left out of a batch that they conflict with.
     waiting: VecDeque<Append>,
+    in_flight: Arc<AtomicUsize>,
     max_batch: usize,
 }
 
 impl AppendQueue {
-    pub(crate) fn new(queue: mpsc::Receiver<Append>, closed: CancellationToken, max_batch: usize) -> Self {
-        Self { queue, closed, waiting: VecDeque::new(), max_batch }
+    /// `in_flight` counts the appends that were returned and are not answered yet. The caller lowers it.
+    pub(crate) fn new(queue: mpsc::Receiver<Append>, closed: CancellationToken, in_flight: Arc<AtomicUsize>, max_batch: usize) -> Self {
+        Self { queue, closed, waiting: VecDeque::new(), in_flight, max_batch }
     }
 
-    /// Waits for an append and returns it with all others that wait and may share its call. Returns `None` once the store is closed and
-    /// nothing waits.
+    /// Waits for an append and returns the next batch. Returns `None` once the store is closed and nothing waits.
+    ///
+    /// A batch takes at most half of the appends that wait or are in flight. So two calls of about the same size alternate: the database
+    /// works on one while this process decides what the other will carry.
     pub(crate) async fn next(&mut self) -> Option<Vec<Append>> {
         loop {
             while self.waiting.len() < 4 * self.max_batch
@@ -51,9 +62,10 @@ impl AppendQueue {
     }
 
     fn batch(&mut self) -> Vec<Append> {
+        let half = (self.waiting.len() + self.in_flight.load(Ordering::Relaxed)).div_ceil(2);
         let mut batch = Batch::default();
         for append in std::mem::take(&mut self.waiting) {
-            if batch.appends.len() < self.max_batch && batch.admits(&append) {
+            if batch.appends.len() < half.min(self.max_batch) && batch.admits(&append) {
                 batch.push(append);
             } else {
                 self.waiting.push_back(append);
@@ -63,14 +75,13 @@ impl AppendQueue {
         for append in &batch.appends {
             METRICS.append_queue_duration.record(now.duration_since(append.queued).as_secs_f64(), &[]);
         }
+        self.in_flight.fetch_add(batch.appends.len(), Ordering::Relaxed);
         batch.appends
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::sync::oneshot;
     use uuid::Uuid;
 
@@ -95,18 +106,39 @@ mod tests {
     fn queue(max_batch: usize) -> (mpsc::Sender<Append>, AppendQueue, CancellationToken) {
         let (sender, appends) = mpsc::channel(100);
         let closed = CancellationToken::new();
-        (sender, AppendQueue::new(appends, closed.clone(), max_batch), closed)
+        (sender, AppendQueue::new(appends, closed.clone(), Arc::default(), max_batch), closed)
+    }
+
+    /// The size of the next batch.
+    async fn next(queue: &mut AppendQueue) -> Option<usize> {
+        queue.next().await.map(|batch| batch.len())
     }
 
     #[tokio::test]
-    async fn a_batch_takes_all_that_waits_up_to_max_batch() {
-        let (sender, mut queue, _closed) = queue(8);
+    async fn two_calls_share_what_waits() {
+        let (sender, mut queue, _closed) = queue(100);
         let mut callers = vec![];
         for _ in 0..10 {
             callers.push(enqueue(&sender).await);
         }
-        assert_eq!(queue.next().await.map(|batch| batch.len()), Some(8));
-        assert_eq!(queue.next().await.map(|batch| batch.len()), Some(2));
+        assert_eq!(next(&mut queue).await, Some(5));
+        assert_eq!(next(&mut queue).await, Some(5));
+        // The first call is answered, and fewer come again.
+        queue.in_flight.fetch_sub(5, Ordering::Relaxed);
+        for _ in 0..3 {
+            callers.push(enqueue(&sender).await);
+        }
+        assert_eq!(next(&mut queue).await, Some(3), "all that waits, and not more than is in flight");
+    }
+
+    #[tokio::test]
+    async fn a_batch_takes_max_batch_at_most() {
+        let (sender, mut queue, _closed) = queue(4);
+        let mut callers = vec![];
+        for _ in 0..12 {
+            callers.push(enqueue(&sender).await);
+        }
+        assert_eq!(next(&mut queue).await, Some(4));
     }
 
     #[tokio::test]
@@ -114,7 +146,7 @@ mod tests {
         let (sender, mut queue, _closed) = queue(8);
         drop(enqueue(&sender).await);
         let _caller = enqueue(&sender).await;
-        assert_eq!(queue.next().await.map(|batch| batch.len()), Some(1));
+        assert_eq!(next(&mut queue).await, Some(1));
     }
 
     #[tokio::test]
@@ -122,7 +154,7 @@ mod tests {
         let (sender, mut queue, closed) = queue(8);
         let _caller = enqueue(&sender).await;
         closed.cancel();
-        assert_eq!(queue.next().await.map(|batch| batch.len()), Some(1));
+        assert_eq!(next(&mut queue).await, Some(1));
         assert!(queue.next().await.is_none());
         assert!(sender.is_closed());
     }

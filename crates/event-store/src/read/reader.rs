@@ -80,7 +80,7 @@ impl Reader {
         let outcome = self.wait_until(position, started + timeout).await;
         let label = match outcome {
             Ok(Wait::Reached) => "reached",
-            Ok(Wait::TimedOut(_)) => "behind",
+            Ok(Wait::TimedOut(_)) => "timed_out",
             Err(_) => "fault",
         };
         record_query_wait(query, started.elapsed(), label);
