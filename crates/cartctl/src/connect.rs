@@ -8,10 +8,10 @@ use kafka::Brokers;
 use operations::Operator;
 use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 
-use crate::{Common, error::Error};
-
-/// The default for `--bootstrap-servers`.
-pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
+use crate::{
+    arguments::{BOOTSTRAP_SERVERS, Common},
+    error::Error,
+};
 
 /// The variables for the connection to the broker, with librdkafka's names.
 const SECURITY: [(&str, &str); 7] = [

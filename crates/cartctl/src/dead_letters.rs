@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
 use crate::{
-    Common, Confirmed,
+    arguments::{Common, Confirmed},
     error::Error,
     output::{Output, bytes, clean, hex, moment},
 };

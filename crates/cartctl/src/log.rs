@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    Common,
+    arguments::Common,
     error::Error,
     output::{Output, clean, moment},
 };

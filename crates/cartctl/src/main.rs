@@ -1,5 +1,6 @@
 //! `cartctl`, the command line for operators. It uses the database and the broker, and works without the services.
 
+mod arguments;
 mod connect;
 mod dead_letters;
 mod diff;
@@ -13,11 +14,12 @@ mod status;
 mod todos;
 mod translations;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use arguments::Common;
 use error::Error;
 use output::Output;
 
@@ -44,23 +46,6 @@ struct Arguments {
     common: Common,
     #[command(subcommand)]
     task: Task,
-}
-
-/// Options of every command.
-#[derive(Args)]
-struct Common {
-    /// The database, e.g. postgres://cartlog_operator:password@host:5432/cartlog
-    #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
-    database_url: Option<String>,
-    /// A file that contains only the database password, for a URL without one
-    #[arg(long, global = true, env = "CARTLOG_DATABASE_PASSWORD_FILE", value_name = "FILE")]
-    database_password_file: Option<PathBuf>,
-    /// The brokers as host:port, separated by commas
-    #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = connect::BOOTSTRAP_SERVERS, value_name = "SERVERS")]
-    bootstrap_servers: String,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -125,20 +110,5 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
             clap_complete::generate(shell, &mut Arguments::command(), "cartctl", &mut script);
             output.raw(&script)
         }
-    }
-}
-
-/// Options of a destructive command.
-#[derive(Args)]
-struct Confirmed {
-    /// Do not ask for confirmation
-    #[arg(long)]
-    yes: bool,
-}
-
-impl Confirmed {
-    /// Asks for confirmation, unless `--yes` was given.
-    fn ask(&self, output: &Output, what: &str) -> Result<(), Error> {
-        if self.yes { Ok(()) } else { output.ask(what) }
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
-    Common, Confirmed,
+    arguments::{Common, Confirmed},
     error::Error,
     log::Event,
     output::{Output, clean, span},

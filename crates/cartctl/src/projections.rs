@@ -9,7 +9,7 @@ use operations::{Build, Switch};
 use serde_json::json;
 
 use crate::{
-    Common, Confirmed,
+    arguments::{Common, Confirmed},
     diff::diff,
     error::Error,
     follow::{Until, follow},

@@ -10,7 +10,7 @@ use operations::{OperateError, Operator};
 use serde::Serialize;
 
 use crate::{
-    Common,
+    arguments::Common,
     error::Error,
     output::{Output, span, table},
     parked, projections,

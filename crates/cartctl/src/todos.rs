@@ -5,7 +5,7 @@ use operations::TodoEntry;
 use serde_json::json;
 
 use crate::{
-    Common,
+    arguments::Common,
     error::Error,
     output::{Output, span},
 };

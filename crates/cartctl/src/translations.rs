@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    Common, Confirmed,
+    arguments::{Common, Confirmed},
     error::Error,
     output::{Output, span},
 };

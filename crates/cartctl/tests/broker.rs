@@ -109,7 +109,7 @@ fn places(documents: &[Value]) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn dead_letters_are_listed_shown_and_replayed_once_after_a_fix() {
+async fn dead_letters_are_listed_shown_and_replayed() {
     let shop = Shop::create().await;
     for (partition, inventory) in [(0, 5), (0, 0), (1, 7)] {
         shop.send_inventory(partition, inventory).await;
@@ -161,7 +161,7 @@ async fn dead_letters_are_listed_shown_and_replayed_once_after_a_fix() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_dead_letter_that_is_not_there_is_said() {
+async fn unknown_dead_letter_is_reported() {
     let shop = Shop::create().await;
     shop.send_inventory(0, 5).await;
     let letters = shop.letters();
@@ -175,7 +175,7 @@ async fn a_dead_letter_that_is_not_there_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn a_stored_offset_is_shown_and_set_within_what_the_broker_has() {
+async fn seek_stays_within_the_partition() {
     let shop = Shop::create().await;
     for inventory in [1, 2, 3] {
         shop.send_inventory(0, inventory).await;

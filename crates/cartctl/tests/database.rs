@@ -88,7 +88,7 @@ async fn fail_todos(pool: &PgPool) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn status_tells_how_everything_stands_also_without_a_broker() {
+async fn status_works_without_a_broker() {
     let cart = Shopping::new();
     let log = shop(&cart).await;
     // One more than the projections have seen.
@@ -123,7 +123,7 @@ async fn status_tells_how_everything_stands_also_without_a_broker() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn status_names_the_replica_that_holds_a_segment() {
+async fn status_names_the_owner_of_a_segment() {
     let cart = Shopping::new();
     let log = shop(&cart).await;
     let stop = CancellationToken::new();
@@ -145,7 +145,7 @@ async fn status_names_the_replica_that_holds_a_segment() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_watched_status_is_shown_anew() {
+async fn status_watch_prints_again() {
     let log = shop(&Shopping::new()).await;
     let mut child = command(&["status", "--json", "--watch", "1"])
         .env("DATABASE_URL", log.database.url_as("postgres"))
@@ -196,7 +196,7 @@ async fn beside(log: &TestLog<DomainEvent>, arguments: &'static [&'static str]) 
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_read_model_is_made_anew_and_goes_into_service_when_told_so() {
+async fn rebuild_with_hold_switches_when_asked() {
     let log = shop(&Shopping::new()).await;
     let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--detach", "--json"]);
     assert_eq!(came.document(), json!({ "name": "inventories", "started": true }));
@@ -219,7 +219,7 @@ async fn a_read_model_is_made_anew_and_goes_into_service_when_told_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_rebuild_is_followed_until_it_is_in_service_or_as_far() {
+async fn rebuild_is_followed_until_it_serves_or_has_caught_up() {
     let log = shop(&Shopping::new()).await;
     let process = Process::start(&log, Model);
     let came = beside(&log, &["projections", "rebuild", "inventories", "--json"]).await;
@@ -246,7 +246,7 @@ async fn a_rebuild_is_followed_until_it_is_in_service_or_as_far() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_rebuild_that_is_left_goes_on_and_is_given_up_by_dropping_it() {
+async fn interrupted_rebuild_continues_until_dropped() {
     let log = shop(&Shopping::new()).await;
     let mut child = command(&["projections", "rebuild", "inventories"])
         .env("DATABASE_URL", log.database.url_as("postgres"))
@@ -274,7 +274,7 @@ async fn a_rebuild_that_is_left_goes_on_and_is_given_up_by_dropping_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn builds_are_compared_row_by_row_also_with_the_retired_one() {
+async fn diff_compares_rows_also_of_a_retired_build() {
     let log = shop(&Shopping::new()).await;
     let diff = || beside(&log, &["projections", "diff", "inventories", "--json"]);
     diff().await.failed(3, "cartctl projections rebuild inventories --hold");
@@ -329,7 +329,7 @@ async fn builds_are_compared_row_by_row_also_with_the_retired_one() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_projection_is_paused_and_goes_on() {
+async fn pause_and_resume_a_projection() {
     let log = shop(&Shopping::new()).await;
     let pause = |task: &'static str, name: &'static str| over(&log.database, &["projections", task, name, "--json"]).document();
     assert_eq!(pause("pause", "publish_cart"), json!({ "name": "publish_cart", "paused": true, "changed": true }));
@@ -345,7 +345,7 @@ async fn a_projection_is_paused_and_goes_on() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_cannot_be_made_anew_is_said_with_what_can() {
+async fn unknown_projection_lists_the_known_ones() {
     let log = shop(&Shopping::new()).await;
     for task in ["rebuild", "switch", "diff", "drop", "resume"] {
         over(&log.database, &["projections", task, "inventory"]).failed(3, "there are inventories, publish_cart");
@@ -355,7 +355,7 @@ async fn what_cannot_be_made_anew_is_said_with_what_can() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn failed_publications_are_listed_and_retried() {
+async fn publications_are_listed_and_retried() {
     let carts = [Shopping::new(), Shopping::new()];
     let log = TestLog::create().await;
     for cart in &carts {
@@ -397,7 +397,7 @@ async fn failed_publications_are_listed_and_retried() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn the_log_is_shown_decoded() {
+async fn log_shows_decoded_events() {
     let (cart, other) = (Shopping::new(), Shopping::new());
     let log = TestLog::create().await;
     log.append([other.created()].into_iter().chain(cart.with_items(2))).await;
@@ -429,7 +429,7 @@ async fn the_log_is_shown_decoded() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn an_event_that_cannot_be_read_is_shown_as_that_and_does_not_hide_the_others() {
+async fn log_shows_an_undecodable_event_with_its_error() {
     let cart = Shopping::new();
     let log = TestLog::create().await;
     log.append(cart.with_items(1)).await;
@@ -445,7 +445,7 @@ async fn an_event_that_cannot_be_read_is_shown_as_that_and_does_not_hide_the_oth
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_followed_log_shows_what_comes() {
+async fn log_tail_follows_new_events() {
     let cart = Shopping::new();
     let log = TestLog::create().await;
     log.append([cart.created()]).await;
@@ -471,7 +471,7 @@ async fn a_followed_log_shows_what_comes() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_said_with_what_to_do() {
+fn errors_say_what_to_do() {
     cartctl(&["status"]).failed(2, "Set --database-url or DATABASE_URL");
     let wrong = cartctl(&["status", "--database-url", "mysql://a:secret@b"]);
     wrong.failed(2, "postgres://owner:password@host:5432/cartlog");
@@ -485,7 +485,7 @@ fn what_is_missing_or_wrong_is_said_with_what_to_do() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_database_without_migrations_and_a_role_that_may_not_are_said() {
+async fn missing_migrations_and_privileges_are_reported() {
     let empty = test_support::Database::create_empty().await;
     cartctl(&["status", "--database-url", &empty.url_as("postgres")]).failed(1, "cargo dev migrate");
     let log = shop(&Shopping::new()).await;
@@ -494,7 +494,7 @@ async fn a_database_without_migrations_and_a_role_that_may_not_are_said() {
 }
 
 #[test]
-fn help_names_the_exit_codes_and_hides_the_database() {
+fn help_lists_exit_codes_and_hides_the_database() {
     let help = command(&["--help"]).env("DATABASE_URL", "postgres://owner:secret@host/cartlog").output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(text.contains("Exit codes:") && text.contains("--json") && !text.contains("secret"), "{text}");
@@ -506,7 +506,7 @@ fn help_names_the_exit_codes_and_hides_the_database() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn setting_an_offset_waits_for_a_batch_that_is_being_appended() {
+async fn seek_waits_for_a_batch_in_flight() {
     let log = TestLog::<DomainEvent>::create().await;
     let cart = Shopping::new();
     log.append([cart.created()]).await;

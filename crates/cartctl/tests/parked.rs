@@ -123,7 +123,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_is_skipped_needs_a_reason_and_a_yes_and_is_recorded() {
+async fn skip_needs_a_reason_and_a_confirmation() {
     let (log, model, cart) = (TestLog::<DomainEvent>::create().await, Model::default(), Shopping::new());
     log.append([cart.added(0), cart.removed(0)]).await;
     model.0.lock().unwrap().insert(1);
@@ -168,7 +168,7 @@ async fn what_is_skipped_needs_a_reason_and_a_yes_and_is_recorded() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_retry_that_nobody_does_is_said_and_a_switch_with_parked_keys_has_to_be_forced() {
+async fn retry_without_a_replica_is_reported() {
     let (log, model, cart) = (TestLog::<DomainEvent>::create().await, Model::default(), Shopping::new());
     log.append([cart.added(0)]).await;
     log.project(model.clone(), Settings::default()).await;

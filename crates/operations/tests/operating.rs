@@ -165,7 +165,7 @@ async fn until_held(log: &TestLog<DomainEvent>, build: &str, segments: i64) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_paused_projection_applies_nothing_also_after_a_restart_and_goes_on_where_it_was() {
+async fn paused_projection_applies_nothing_until_resumed() {
     let log = log().await;
     let before = log.append(Shopping::new().with_items(3)).await;
     let process = Process::start(&log, Tally::<1>::default());
@@ -197,7 +197,7 @@ async fn a_paused_projection_applies_nothing_also_after_a_restart_and_goes_on_wh
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn builds_are_compared_at_one_position_under_load_and_go_on_after_it() {
+async fn compare_holds_both_builds_at_one_position() {
     let log = log().await;
     let processes = [Process::start(&log, Tally::<1>::default()), Process::start(&log, Tally::<1>::default())];
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
@@ -233,7 +233,7 @@ async fn builds_are_compared_at_one_position_under_load_and_go_on_after_it() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_differs_is_counted_and_shown_whole() {
+async fn compare_counts_and_samples_differing_rows() {
     let log = log().await;
     let cart = Shopping::new();
     log.append(cart.with_items(1)).await;
@@ -269,7 +269,7 @@ async fn what_differs_is_counted_and_shown_whole() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_comparison_that_comes_to_nothing_holds_nobody_still() {
+async fn failed_compare_releases_the_builds() {
     let log = log().await;
     let process = Process::start(&log, Tally::<1>::default());
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
@@ -298,7 +298,7 @@ async fn a_comparison_that_comes_to_nothing_holds_nobody_still() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_build_that_is_dropped_leaves_nothing_and_the_one_in_service_goes_on() {
+async fn dropped_build_leaves_nothing() {
     let log = log().await;
     let process = Process::start(&log, Tally::<1>::default());
     for _ in 0..20 {
@@ -324,7 +324,7 @@ async fn a_build_that_is_dropped_leaves_nothing_and_the_one_in_service_goes_on()
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_retired_build_is_brought_up_to_date_and_goes_into_service_again() {
+async fn retired_build_is_revived_and_serves_again() {
     let log = log().await;
     let process = Process::start(&log, Tally::<1>::default());
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
@@ -342,7 +342,7 @@ async fn a_retired_build_is_brought_up_to_date_and_goes_into_service_again() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_build_that_fails_leaves_the_old_one_in_service() {
+async fn failing_build_leaves_the_old_one_serving() {
     let log = log().await;
     log.append(Shopping::new().with_items(3)).await;
     let old = Process::start(&log, Tally::<1>::default());
@@ -395,7 +395,7 @@ impl Projection for Asking {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_paused_automation_does_nothing_of_what_it_has_to_do_and_what_waits_is_counted() {
+async fn paused_automation_attempts_no_to_do() {
     let log = log().await;
     log.append(Shopping::new().with_items(3)).await;
     log.project(Asking, Settings::default()).await;
@@ -432,7 +432,7 @@ async fn a_paused_automation_does_nothing_of_what_it_has_to_do_and_what_waits_is
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn the_backlog_is_the_whole_systems_whichever_process_is_asked() {
+async fn backlog_covers_all_processes() {
     let log = log().await;
     let processes = [Process::start(&log, Tally::<1>::default()), Process::start(&log, Tally::<1>::default())];
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;

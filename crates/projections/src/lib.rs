@@ -93,7 +93,6 @@
 
 mod automation;
 mod backlog;
-mod backoff;
 mod batch;
 mod checkpoint_cache;
 mod error;

@@ -5,14 +5,10 @@ use std::sync::Arc;
 use disintegrate::Event;
 use event_store::{EventStore, Position, StoreError, connection::with_timeout};
 use opentelemetry::KeyValue;
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Backoff,
     metrics::METRICS,
     projection::{Kind, Projection},
     registration::{self, Switched},
@@ -63,9 +59,8 @@ pub(crate) async fn run<P: Projection>(
 
 /// Registers the projection as soon as the database is ready. Returns `false` if the process was stopped before.
 async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationToken) -> bool {
-    let mut backoff = Backoff::new(running.settings.max_backoff);
+    let mut backoff = running.settings.backoff();
     loop {
-        let started = Instant::now();
         if running.store.wait_ready(shutdown).await.is_err() {
             return false;
         }
@@ -76,7 +71,7 @@ async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationTo
         }
         tokio::select! {
             () = shutdown.cancelled() => return false,
-            () = backoff.pause(started) => {}
+            () = backoff.wait() => {}
         }
     }
 }

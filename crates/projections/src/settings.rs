@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_store::Backoff;
 use tokio::time::{Instant, sleep_until};
 
 /// Settings of a projection or an automation in this process.
@@ -43,6 +44,11 @@ impl Settings {
     /// and release segments, and it sees those with its own next heartbeat.
     pub fn shared_within(&self) -> Duration {
         heartbeat(self.lease) * 2
+    }
+
+    /// Creates the backoff of a worker, or of a blocked segment.
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(Duration::from_millis(50), self.max_backoff)
     }
 
     /// Limits a throttled batch to half a second's events, so that the pauses between batches stay short.

@@ -7,12 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use event_store::{
-    Metadata, Position, StoreError,
+    Backoff, Metadata, Position, StoreError,
     connection::{PooledConnection, with_timeout},
     trace,
 };
 use opentelemetry::KeyValue;
-use rand::Rng;
 use sqlx::{PgConnection, PgPool, postgres::types::PgInterval, types::Json};
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -122,6 +121,13 @@ impl Default for Settings {
             poll_interval: Duration::from_secs(1),
             retention: Duration::from_secs(30 * 24 * 60 * 60),
         }
+    }
+}
+
+impl Settings {
+    /// Draws the pause after an attempt, by the number of attempts so far.
+    fn pause(&self, attempts: u32) -> Duration {
+        Backoff::new(self.first_backoff, self.max_backoff).delay(attempts.saturating_sub(1))
     }
 }
 
@@ -356,7 +362,7 @@ impl Todos {
     async fn settle(&self, todo: &Todo, outcome: Outcome) {
         let (label, status, error, pause) = match outcome {
             Outcome::Done => ("done", "done", None, Duration::ZERO),
-            Outcome::Retry { error } => ("retry", "open", Some(error), self.backoff(todo.attempts)),
+            Outcome::Retry { error } => ("retry", "open", Some(error), self.settings.pause(todo.attempts)),
             Outcome::Failed { error } => ("failed", "failed", Some(error), Duration::ZERO),
         };
         METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", label)]);
@@ -385,11 +391,5 @@ impl Todos {
             // The to-do is attempted again when its lease expires.
             tracing::warn!(automation = self.automation, key = todo.key, %error, "cannot store the outcome of a to-do");
         }
-    }
-
-    /// Doubles the pause with every attempt, up to the longest, and picks a random one from its upper half.
-    fn backoff(&self, attempts: u32) -> Duration {
-        let pause = self.settings.first_backoff.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.settings.max_backoff);
-        pause.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 }

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use event_store::{
-    Position, StoreError,
+    Backoff, Position, StoreError,
     connection::{PooledConnection, with_timeout, with_timeout_of},
     trace,
 };
@@ -14,7 +14,6 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 use crate::{
-    backoff::Backoff,
     batch::{self, Batch, Sorted, took_too_long},
     lease::{Leases, OwnedSegments, SegmentPosition},
     metrics::METRICS,
@@ -40,7 +39,7 @@ pub(crate) async fn work<P: Projection>(
     build: &'static str,
     shutdown: &CancellationToken,
 ) {
-    let mut backoff = Backoff::new(running.settings.max_backoff);
+    let mut backoff = running.settings.backoff();
     let mut worker = Worker {
         running,
         heartbeat,
@@ -64,13 +63,14 @@ pub(crate) async fn work<P: Projection>(
             Ok(()) => break,
             Err(error) => report::<P>(&error),
         }
-        if std::mem::take(&mut worker.written) {
-            backoff.went_well();
+        // After progress, or a long time without errors, the next error is a new one.
+        if std::mem::take(&mut worker.written) || started.elapsed() > running.settings.max_backoff {
+            backoff.reset();
         }
         worker.forget_segments();
         tokio::select! {
             () = shutdown.cancelled() => break,
-            () = backoff.pause(started) => {}
+            () = backoff.wait() => {}
         }
         // A heartbeat after the error says which segments this replica still owns.
         heartbeat.request();
@@ -117,10 +117,10 @@ struct Ahead<P: Projection> {
     reading: AbortOnDropHandle<Result<Batch<P::Event>, StoreError>>,
 }
 
-/// When a blocked segment retries its event, and the pause after that.
+/// When a blocked segment retries its event.
 struct Blocked {
     until: Instant,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 /// The outcome of applying a batch.
@@ -507,9 +507,9 @@ impl<P: Projection> Worker<'_, P> {
                     METRICS.projection_faults.add(1, &[KeyValue::new("projection", P::NAME)]);
                     let error: &dyn std::error::Error = &error;
                     tracing::error!(projection = P::NAME, build = self.leases.build, segment, position = %to, error, "segment blocked by an event");
-                    let max = self.running.settings.max_backoff;
-                    let pause = self.blocked.get(segment).map_or(Backoff::FIRST, |blocked| blocked.pause);
-                    self.blocked.insert(*segment, Blocked { until: Instant::now() + pause, pause: (pause * 2).min(max) });
+                    let blocked = self.blocked.remove(segment);
+                    let mut backoff = blocked.map_or_else(|| self.running.settings.backoff(), |blocked| blocked.backoff);
+                    self.blocked.insert(*segment, Blocked { until: Instant::now() + backoff.next_delay(), backoff });
                 }
             }
         }

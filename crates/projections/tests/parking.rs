@@ -251,7 +251,7 @@ fn seeded(seed: u64) -> RefCell<StdRng> {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn an_event_that_cannot_be_applied_parks_its_key_and_is_applied_with_what_queued_behind_when_retried() {
+async fn failing_event_parks_its_key_until_a_retry() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(1), Ledger::<1>::default());
     happen(&log, &carts, 200, &random).await;
     let poison = log.append([carts[3].added(0)]).await.0;
@@ -294,7 +294,7 @@ async fn an_event_that_cannot_be_applied_parks_its_key_and_is_applied_with_what_
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_queue_with_more_that_cannot_be_applied_stays_parked_from_there_on() {
+async fn retry_stops_at_the_next_failing_event() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(2), Ledger::<1>::default());
     happen(&log, &carts, 50, &random).await;
     let first = log.append([carts[0].added(0)]).await.0;
@@ -318,7 +318,7 @@ async fn a_queue_with_more_that_cannot_be_applied_stays_parked_from_there_on() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn who_takes_a_segment_over_knows_what_is_parked_in_it() {
+async fn new_segment_owner_keeps_parked_keys() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(3), Ledger::<1>::default());
     happen(&log, &carts, 100, &random).await;
     let poison = log.append([carts[7].added(0)]).await.0;
@@ -345,7 +345,7 @@ async fn who_takes_a_segment_over_knows_what_is_parked_in_it() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn replicas_that_come_and_die_while_keys_are_parked_and_retried_lose_and_double_nothing_and_keep_the_order() {
+async fn parked_keys_survive_replicas_that_come_and_die() {
     for seed in [21, 22] {
         let (log, carts, random, ledger) = (log().await, carts(), seeded(seed), Ledger::<1>::default());
         let mut replicas = vec![Process::start(&log, ledger.clone())];
@@ -384,7 +384,7 @@ async fn replicas_that_come_and_die_while_keys_are_parked_and_retried_lose_and_d
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_is_skipped_is_recorded_and_what_queued_behind_it_is_applied() {
+async fn skip_is_recorded_and_the_queue_is_applied() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(4), Ledger::<1>::default());
     happen(&log, &carts, 100, &random).await;
     let poison = log.append([carts[5].added(0)]).await.0;
@@ -413,7 +413,7 @@ async fn what_is_skipped_is_recorded_and_what_queued_behind_it_is_applied() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn an_event_without_a_key_stops_the_segments_it_fails_in_and_no_others() {
+async fn keyless_event_blocks_only_the_segments_it_fails_in() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(5), Ledger::<1>::default());
     happen(&log, &carts, 100, &random).await;
     let poison = log.append([carts[0].price_changed(0)]).await.0;
@@ -465,7 +465,7 @@ async fn mend(log: &TestLog<DomainEvent>, position: i64, payload: &[u8]) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn an_event_that_cannot_be_read_parks_its_key_by_the_logs_own_column_and_without_one_stops_all() {
+async fn undecodable_event_parks_its_key_or_blocks_all() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(6), Ledger::<1>::default());
     happen(&log, &carts, 100, &random).await;
     let unreadable = log.append([carts[1].added(0)]).await.0;
@@ -500,7 +500,7 @@ async fn an_event_that_cannot_be_read_parks_its_key_by_the_logs_own_column_and_w
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn sql_that_fits_no_table_is_no_events_fault_and_parks_nothing() {
+async fn wrong_sql_blocks_a_segment_and_parks_nothing() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(7), Ledger::<1>::default());
     happen(&log, &carts, 50, &random).await;
     let wrong = log.append([carts[2].added(0)]).await.0;
@@ -519,7 +519,7 @@ async fn sql_that_fits_no_table_is_no_events_fault_and_parks_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn where_very_many_keys_are_parked_it_stands_still() {
+async fn too_many_parked_keys_block_the_segment() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(8), Ledger::<1>::default());
     let process = Process::start(&log, ledger.clone());
     happen(&log, &carts, 50, &random).await;
@@ -557,7 +557,7 @@ async fn serving(log: &TestLog<DomainEvent>) -> String {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_new_build_parks_its_own_keys_and_goes_into_service_with_those_alone_that_were_parked_already() {
+async fn switch_waits_if_the_new_build_has_more_parked_keys() {
     let (log, carts, random) = (log().await, carts(), seeded(9));
     let (old, new) = (Ledger::<1>::default(), Ledger::<2>::default());
     happen(&log, &carts, 100, &random).await;
@@ -594,7 +594,7 @@ async fn a_new_build_parks_its_own_keys_and_goes_into_service_with_those_alone_t
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_new_build_without_parked_keys_goes_into_service_by_itself_and_a_retry_lets_one_with_them() {
+async fn switch_follows_when_a_retry_unparks_the_keys() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(10), Ledger::<2>::default());
     happen(&log, &carts, 100, &random).await;
     let poison = log.append([carts[3].added(0)]).await.0;
@@ -616,7 +616,7 @@ async fn a_new_build_without_parked_keys_goes_into_service_by_itself_and_a_retry
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_query_of_a_parked_key_is_told_so_and_others_are_answered() {
+async fn query_of_a_parked_key_is_refused() {
     let (log, carts, ledger) = (log().await, carts(), Ledger::<1>::default());
     let poison = log.append([carts[0].added(0)]).await.0;
     let head = log.append([carts[1].added(0)]).await;
@@ -652,7 +652,7 @@ async fn a_query_of_a_parked_key_is_told_so_and_others_are_answered() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_is_read_is_not_emptied_under_a_query_by_a_switch_and_another_rebuild() {
+async fn rebuild_waits_for_queries_of_the_old_build() {
     let (log, carts, random, ledger) = (log().await, carts(), seeded(12), Ledger::<1>::default());
     let process = Process::start(&log, ledger.clone());
     happen(&log, &carts, 50, &random).await;
@@ -724,7 +724,7 @@ impl Projection for Asking {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn to_dos_of_a_parked_key_come_when_it_is_retried() {
+async fn retry_enqueues_the_to_dos_of_a_parked_key() {
     let log = TestLog::<DomainEvent>::create().await;
     let (one, other) = (Shopping::new(), Shopping::new());
     log.append([one.added(0), other.added(0), one.added(1), other.added(1)]).await;

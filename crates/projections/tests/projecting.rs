@@ -127,7 +127,7 @@ async fn owner(log: &TestLog<DomainEvent>) -> Option<Uuid> {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn one_of_several_processes_works_a_projection_and_another_takes_over_when_it_dies() {
+async fn second_process_takes_over_when_the_first_dies() {
     let log = TestLog::<DomainEvent>::create().await;
     let first = Running::start(&log, Positions::default());
     eventually("the first owns the segments", || async { owner(&log).await }).await;
@@ -143,7 +143,7 @@ async fn one_of_several_processes_works_a_projection_and_another_takes_over_when
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn processes_that_die_over_and_over_lose_and_double_nothing() {
+async fn dying_processes_lose_and_double_nothing() {
     let log = TestLog::<DomainEvent>::create().await;
     for round in 1..=8 {
         let running = Running::start(&log, Positions::default());
@@ -159,7 +159,7 @@ async fn processes_that_die_over_and_over_lose_and_double_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_goes_wrong_after_something_was_done_is_tried_again_soon_however_often_that_happens() {
+async fn backoff_resets_after_progress() {
     let log = TestLog::<DomainEvent>::create().await;
     // Doubled each time, the pause would be longer than the test waits.
     let settings = Settings { max_backoff: Duration::from_secs(3_600), ..Settings::default() };
@@ -174,7 +174,7 @@ async fn what_goes_wrong_after_something_was_done_is_tried_again_soon_however_of
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_process_that_was_fenced_off_writes_nothing() {
+async fn fenced_process_writes_nothing() {
     let log = TestLog::<DomainEvent>::create().await;
     let running = Running::start(&log, Positions::default());
     log.append(Shopping::new().with_items(3)).await;
@@ -197,7 +197,7 @@ async fn a_process_that_was_fenced_off_writes_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gone() {
+async fn failed_batch_moves_nothing_and_is_retried() {
     let log = TestLog::<DomainEvent>::create().await;
     let projection = Positions::default();
     projection.broken.store(true, Ordering::SeqCst);
@@ -211,7 +211,7 @@ async fn a_batch_that_fails_moves_nothing_and_goes_through_when_the_cause_is_gon
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
+async fn batch_that_takes_too_long_is_made_smaller() {
     let log = TestLog::<DomainEvent>::create().await;
     let database = log.database.options();
     let limit =
@@ -232,7 +232,7 @@ async fn a_batch_for_which_there_is_no_time_is_made_smaller() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_projection_ahead_of_the_log_stands_still() {
+async fn projection_ahead_of_the_log_applies_nothing() {
     let log = TestLog::<DomainEvent>::create().await;
     let first = Running::start(&log, Positions::default());
     log.append(Shopping::new().with_items(3)).await;
@@ -352,7 +352,7 @@ async fn status(log: &TestLog<DomainEvent>, key: &str) -> (String, i32) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn to_dos_are_asked_for_once_a_key_and_done_by_another_when_a_worker_dies_and_kept_when_they_fail() {
+async fn to_do_is_done_by_another_worker_when_one_dies() {
     let log = TestLog::<DomainEvent>::create().await;
     log.append(Shopping::new().with_items(3)).await;
     log.project(Asking, Settings::default()).await;
@@ -389,4 +389,36 @@ async fn to_dos_are_asked_for_once_a_key_and_done_by_another_when_a_worker_dies_
     log.append(Shopping::new().with_items(3)).await;
     log.project(Asking, Settings::default()).await;
     assert_eq!(status(&log, "0").await, ("done".to_owned(), 3));
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn done_to_dos_are_deleted_and_not_enqueued_again() {
+    let log = TestLog::<DomainEvent>::create().await;
+    log.append(Shopping::new().with_items(3)).await;
+    log.project(Asking, Settings::default()).await;
+    // Key 0 has been done for 31 days, key 1 for 29 days, and another one failed long ago.
+    sqlx::raw_sql(
+        "UPDATE todo SET status = 'done', finished_at = clock_timestamp() - CASE key WHEN '0' THEN interval '31 days' ELSE interval '29 days' END;
+         INSERT INTO todo (automation, key, position, payload, metadata, status, finished_at)
+         VALUES ('asking', 'failed', 1, '{}', '{}', 'failed', clock_timestamp() - interval '1 year'),
+                ('another', '0', 1, '{}', '{}', 'done', clock_timestamp() - interval '1 year')",
+    )
+    .execute(log.store.pool())
+    .await
+    .unwrap();
+    let (_wake, woken) = watch::channel(Position::START);
+    let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
+    let working = tokio::spawn(todo::work(pool, Asking::NAME, todo::Settings::default(), woken, stop.clone(), |_| async { Outcome::Done }));
+    let keys = async || -> Vec<(String, String)> {
+        let keys = sqlx::query_as("SELECT automation, key FROM todo ORDER BY 1, 2");
+        keys.fetch_all(log.store.pool()).await.unwrap()
+    };
+    let kept = [("another", "0"), ("asking", "1"), ("asking", "failed")].map(|(automation, key)| (automation.to_owned(), key.to_owned()));
+    eventually("the oldest one is deleted", || async { (keys().await == kept).then_some(()) }).await;
+    stop.cancel();
+    working.await.unwrap();
+    // The checkpoint is past its event.
+    log.project(Asking, Settings::default()).await;
+    assert_eq!(keys().await, kept);
 }

@@ -79,7 +79,7 @@ impl Projection for Reader {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn the_log_is_read_once_for_all_the_segments_of_a_replica_wherever_they_stand() {
+async fn log_is_read_once_for_all_segments_of_a_replica() {
     const EVENTS: usize = 630;
     let log = log(EVENTS).await;
     log.project(Reader, settings()).await;
@@ -128,7 +128,7 @@ impl Projection for Ahead {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn the_next_batch_is_read_while_this_one_is_written() {
+async fn next_batch_is_read_while_one_is_written() {
     let (events, written) = (4 * BATCH, AtomicUsize::new(0));
     let log = log(events).await;
     log.project(Ahead { events, written }, settings()).await;
@@ -138,7 +138,7 @@ async fn the_next_batch_is_read_while_this_one_is_written() {
 /// What is promised is 5 seconds. It is made of these lengths; what statements take comes to it.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_share_is_taken_over_and_shared_out_within_five_seconds() {
+async fn segments_are_taken_over_within_five_seconds() {
     const PROMISED: Duration = Duration::from_secs(5);
     const STATEMENTS: Duration = Duration::from_millis(500);
     let log = TestLog::<DomainEvent>::create().await;

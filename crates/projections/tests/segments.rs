@@ -209,7 +209,7 @@ fn carts() -> Vec<Shopping> {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn replicas_take_their_share_and_the_shares_of_those_who_leave_or_die() {
+async fn replicas_share_segments_and_take_over() {
     let (log, carts, random) = (log().await, carts(), seeded(1));
     let first = Process::start::<1>(&log);
     until_shares(&log, &[16]).await;
@@ -231,7 +231,7 @@ async fn replicas_take_their_share_and_the_shares_of_those_who_leave_or_die() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn the_pace_is_that_of_all_replicas_whichever_is_asked_and_none_when_nothing_happens() {
+async fn throughput_covers_all_replicas() {
     let (log, carts, random) = (log().await, carts(), seeded(14));
     let replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
     until_shares(&log, &[8, 8]).await;
@@ -265,7 +265,7 @@ async fn the_pace_is_that_of_all_replicas_whichever_is_asked_and_none_when_nothi
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn there_may_be_more_replicas_than_segments() {
+async fn replicas_may_outnumber_segments() {
     let (log, carts, random) = (log().await, carts(), seeded(2));
     let mut replicas: Vec<_> = (0..17).map(|_| Process::start::<1>(&log)).collect();
     until_shares(&log, &[1; 16]).await;
@@ -278,7 +278,7 @@ async fn there_may_be_more_replicas_than_segments() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn replicas_that_start_stop_and_die_at_random_under_load_lose_and_double_nothing_and_keep_the_order() {
+async fn random_replicas_lose_double_and_reorder_nothing() {
     for seed in [11, 12] {
         let (log, carts, random) = (log().await, carts(), seeded(seed));
         let mut replicas = vec![Process::start::<1>(&log)];
@@ -315,7 +315,7 @@ async fn replicas_that_start_stop_and_die_at_random_under_load_lose_and_double_n
 /// Freezes a whole process, heartbeat and all, in the middle of a transaction, and thaws it when another has its share.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn one_that_is_frozen_in_the_middle_of_a_transaction_is_taken_over_from_and_thawed_it_writes_nothing() {
+async fn thawed_replica_writes_nothing_after_a_takeover() {
     let (log, carts, random) = (log().await, carts(), seeded(3));
     let ledger = Ledger::<1> { by: Uuid::now_v7(), ..Ledger::default() };
     let (frozen, halt, options) = (ledger.by, ledger.halt.clone(), log.database.options_as("cartlog_projections"));
@@ -351,7 +351,7 @@ async fn one_that_is_frozen_in_the_middle_of_a_transaction_is_taken_over_from_an
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_write_by_one_that_lost_a_segment_is_refused_whole() {
+async fn write_without_ownership_of_a_segment_fails_whole() {
     let (log, carts, random) = (log().await, carts(), seeded(4));
     let replica = Process::start::<1>(&log);
     until_shares(&log, &[16]).await;
@@ -389,7 +389,7 @@ async fn a_write_by_one_that_lost_a_segment_is_refused_whole() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn segments_at_different_positions_come_together_and_each_sees_what_has_no_key_at_its_own() {
+async fn segments_at_different_positions_join() {
     let (log, carts, random) = (log().await, carts(), seeded(6));
     let replica = Process::start::<1>(&log);
     happen(&log, &carts, 400, &random).await;
@@ -417,7 +417,7 @@ async fn segments_at_different_positions_come_together_and_each_sees_what_has_no
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn sql_and_rust_put_a_key_into_the_same_segment() {
+async fn segment_of_is_the_same_in_sql_and_rust() {
     let log = TestLog::<DomainEvent>::create().await;
     let keys: Vec<_> = (0..500).flat_map(|_| [Uuid::now_v7(), Uuid::new_v4()]).chain([Uuid::nil(), Uuid::max()]).collect();
     let sql: Vec<i64> =
@@ -442,7 +442,7 @@ async fn sql_and_rust_put_a_key_into_the_same_segment() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_went_wrong_once_is_gone_on_with_before_it_is_time_for_the_next_heartbeat() {
+async fn worker_recovers_before_the_next_heartbeat() {
     let (log, carts, random) = (log().await, carts(), seeded(9));
     let replica = Process::nearly_deaf(&log);
     until_shares(&log, &[16]).await;
@@ -462,7 +462,7 @@ async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_new_version_is_built_beside_the_one_in_service_by_several_replicas_under_load_and_switched() {
+async fn new_version_is_rebuilt_beside_the_serving_build() {
     let (log, carts, random) = (log().await, carts(), seeded(7));
     let old = [Process::start::<1>(&log), Process::start::<1>(&log)];
     happen(&log, &carts, 1_000, &random).await;
@@ -490,7 +490,7 @@ async fn a_new_version_is_built_beside_the_one_in_service_by_several_replicas_un
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_rebuild_that_is_asked_for_leaves_what_a_newer_release_makes_for_as_long_as_that_is_alive() {
+async fn rebuild_leaves_a_newer_releases_build_alone() {
     let (log, carts, random) = (log().await, carts(), seeded(10));
     let old = Process::start::<1>(&log);
     happen(&log, &carts, 50, &random).await;
@@ -527,7 +527,7 @@ async fn a_rebuild_that_is_asked_for_leaves_what_a_newer_release_makes_for_as_lo
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn a_rebuild_may_be_held_back_until_it_is_asked_for() {
+async fn rebuild_switches_only_when_asked() {
     let (log, carts, random) = (log().await, carts(), seeded(8));
     let _replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
     happen(&log, &carts, 300, &random).await;
@@ -559,7 +559,7 @@ async fn a_rebuild_may_be_held_back_until_it_is_asked_for() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn who_waits_for_a_position_reads_their_own_write_whichever_replica_is_asked() {
+async fn wait_reads_own_writes_on_every_replica() {
     let (log, carts) = (log().await, carts());
     assert!(!log.projections.registered("ledger").await.unwrap());
     let replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
@@ -590,7 +590,7 @@ async fn who_waits_for_a_position_reads_their_own_write_whichever_replica_is_ask
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn who_waits_for_what_is_none_of_its_business_does_not_wait_for_the_holders_heartbeat() {
+async fn wait_skips_events_that_are_not_the_projections() {
     let (log, carts, random) = (log().await, carts(), seeded(11));
     let holder = Process::nearly_deaf(&log);
     until_shares(&log, &[16]).await;
@@ -618,7 +618,7 @@ async fn who_waits_for_what_is_none_of_its_business_does_not_wait_for_the_holder
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn those_who_wait_for_what_another_holds_look_together_and_leave_room_for_others() {
+async fn waiting_callers_share_one_poll() {
     let (log, carts, random) = (log().await, carts(), seeded(13));
     let holder = Process::nearly_deaf(&log);
     until_shares(&log, &[16]).await;
@@ -672,7 +672,7 @@ impl<const N: usize> Projection for Other<N> {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn who_leaves_in_order_is_not_said_to_be_alive_by_a_heartbeat_that_was_on_its_way() {
+async fn stopped_replica_is_not_kept_alive() {
     let log = log().await;
     let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
     let projections = Projections::new(store);
