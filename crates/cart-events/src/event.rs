@@ -1,4 +1,4 @@
-//! The events, and the streams that the slices' states fold.
+//! The events, and the streams that states fold.
 #![allow(missing_docs, reason = "the fields and streams are the event model's; the derive makes public items without docs")]
 
 use disintegrate::Event;
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CartId, Description, Image, Inventory, ItemId, Price, ProductId, Total};
 
-/// A product and the price it was ordered at.
+/// A product and the price at which it was ordered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OrderedProduct {
     /// The product.
     pub product_id: ProductId,
-    /// What the item costs: each item's own price, also where two are of one product.
+    /// The price of the item. Two items of one product may have different prices.
     pub price: Price,
 }
 
-/// `device_fingerprint` came in version 2 of ItemAdded; an event stored without it reads back with this.
+/// The `device_fingerprint` of ItemAdded events of version 1, which were stored without one.
 fn default_fingerprint() -> String {
     "default-fingerprint".into()
 }
 
-/// Everything that happens. A variant is an event's type; `#[id]` marks what it is tagged with, a column of the log each.
+/// The events. A variant is an event's type. `#[id]` marks its tags, each of which is a column of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Event, Serialize, Deserialize)]
-// What a cart holds, and whether it may still change.
+// The items of a cart, and whether it may still change.
 #[stream(CartStream, [CartCreated, ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted])]
-// What has become of a cart's submission.
+// The submission of a cart.
 #[stream(SubmissionStream, [CartCreated, CartSubmitted])]
-// What there is to publish.
+// The carts to publish.
 #[stream(SubmittedStream, [CartSubmitted])]
 #[stream(PublicationStream, [CartSubmitted, CartPublished, CartPublicationFailed])]
-// What is left of a product.
+// The inventory of a product.
 #[stream(InventoryStream, [InventoryChanged])]
-// What Archive Item looks at: the items in carts, and the prices.
+// The items in carts and the prices, for Archive Item.
 #[stream(ArchivingStream, [ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted, PriceChanged])]
 pub enum DomainEvent {
     CartCreated {
@@ -99,7 +99,7 @@ pub enum DomainEvent {
 }
 
 impl ArchivingStream {
-    /// The cart that it is an event of; a change of price is of none, and concerns every cart.
+    /// Answers the cart of the event. A change of price has none and concerns every cart.
     #[must_use]
     pub fn cart_id(&self) -> Option<CartId> {
         match self {
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_item_added_before_the_fingerprint_reads_back_with_the_default_one() {
+    fn item_without_fingerprint_reads_back_with_the_default() {
         let stored = r#"{"ItemAdded":{"cart_id":"01890a5d-ac96-774b-bcce-b302099a8057","item_id":"01890a5d-ac96-774b-bcce-b302099a8058",
             "product_id":"01890a5d-ac96-774b-bcce-b302099a8059","description":"A tea pot","image":"pot.png","price":"9.99"}}"#;
         let DomainEvent::ItemAdded { device_fingerprint, price, .. } = serde_json::from_str(stored).unwrap() else { panic!() };
@@ -126,9 +126,9 @@ mod tests {
         assert_eq!(price.to_string(), "9.99");
     }
 
-    /// What is published is committed: a change of an event's stored shape shows here first.
+    /// The stored shape of each event is committed, so that this test shows a change of it.
     #[test]
-    fn the_stored_shape_of_every_event_is_the_committed_one() {
+    fn stored_shape_of_every_event_is_committed() {
         let uuid = "01890a5d-ac96-774b-bcce-b302099a8057";
         let committed = include_str!("../events.jsonl");
         for line in committed.lines() {

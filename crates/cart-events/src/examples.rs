@@ -15,7 +15,7 @@ impl Shopping {
         Self { cart_id: CartId::new(), items: std::array::from_fn(|_| (ItemId::new(), ProductId::new())) }
     }
 
-    /// Another cart, of other items of the same products.
+    /// Creates another cart with other items of the same products.
     pub fn other_cart(&self) -> Self {
         Self { cart_id: CartId::new(), items: self.items.map(|(_, product_id)| (ItemId::new(), product_id)) }
     }
@@ -44,14 +44,14 @@ impl Shopping {
         }
     }
 
-    /// An item, of another's product and at its price.
+    /// Adds an item with the product of another item, at a price of its own.
     pub fn added_again(&self, n: usize, product: usize) -> DomainEvent {
         let mut other = Self { cart_id: self.cart_id, items: self.items };
         other.items[n].1 = self.product(product);
         other.added(n)
     }
 
-    /// A cart created, and its first items added.
+    /// Creates the cart and adds its first items.
     pub fn with_items(&self, n: usize) -> impl Iterator<Item = DomainEvent> {
         [self.created()].into_iter().chain((0..n).map(|n| self.added(n)))
     }
@@ -68,7 +68,7 @@ impl Shopping {
         DomainEvent::CartCleared { cart_id: self.cart_id }
     }
 
-    /// The cart submitted with its first items.
+    /// Submits the cart with its first items.
     pub fn submitted(&self, n: usize) -> DomainEvent {
         let line = |n: usize| OrderedProduct { product_id: self.product(n), price: PRICES[n].parse().unwrap() };
         let ordered_products: Vec<_> = (0..n).map(line).collect();

@@ -6,13 +6,13 @@ use disintegrate::{IdentifierType, IdentifierValue, IntoIdentifierValue};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::{Uuid, Variant};
 
-/// What an id has to be.
+/// What an id must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be a UUID of version 7, as 01890a5d-ac96-774b-bcce-b302099a8057")]
+#[error("must be a UUID of version 7, such as 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub struct IdError;
 
 fn parse(text: &str) -> Result<Uuid, IdError> {
-    // The hyphenated form alone: `Uuid::parse_str` also takes URNs, braces and bare digits, which would be five ways to name one cart.
+    // The hyphenated form only. `Uuid::parse_str` accepts URNs, braces and bare digits, too, which would give a cart several names.
     if text.len() != 36 {
         return Err(IdError);
     }
@@ -28,18 +28,18 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new id, as a client makes it.
+            /// Creates an id, as a client does.
             #[allow(clippy::new_without_default, reason = "a default id would be a constant")]
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The id as a plain UUID, as it stands in the log's columns.
+            /// Answers the id as a UUID, as in the columns of the log.
             pub const fn uuid(self) -> Uuid {
                 self.0
             }
 
-            /// An id read back from the log, where only valid ones are.
+            /// Takes an id from the log, which holds only valid ones.
             pub const fn from_log(id: Uuid) -> Self {
                 Self(id)
             }

@@ -1,6 +1,6 @@
-//! The one contract the services share: the events of the shopping cart, their ids and their money. No I/O.
+//! The contract that the services share: the events of the shopping cart, their ids and their money. No I/O.
 //!
-//! Values are parsed once, at the edge, into types that cannot be wrong, and trusted inside. The events are those of Martin Dilger's
+//! Values are parsed once, at the edge, into types that cannot hold a wrong value, and trusted inside. The events are those of Martin Dilger's
 //! *Understanding Eventsourcing*.
 
 mod event;

@@ -1,28 +1,28 @@
-//! Money: exact decimals, never floats; taken as JSON strings or numbers, always answered as strings with two decimals.
+//! Money: exact decimals, never floats. They are read from JSON strings or numbers, and written as strings with two decimals.
 
 use std::{fmt, iter::Sum, str::FromStr};
 
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The greatest price: what the column numeric(12,2) holds.
+/// The largest price, which is the largest value of the column numeric(12,2).
 const MAX: Decimal = Decimal::from_parts(0xD4A5_0FFF, 0xE8, 0, false, 2);
 
-/// What a price has to be.
+/// What a price must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, as \"9.99\"")]
+#[error("must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, such as \"9.99\"")]
 pub struct PriceError;
 
 /// The price of one item: from 0 to 9,999,999,999.99, in steps of 0.01.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Price(Decimal);
 
-/// A sum of prices; exact, and not bounded as one price is.
+/// A sum of prices. It is exact and may exceed the largest price.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Total(Decimal);
 
 impl Price {
-    /// The exact value, with two decimals.
+    /// Answers the exact value with two decimals.
     pub const fn decimal(self) -> Decimal {
         self.0
     }
@@ -32,7 +32,7 @@ impl TryFrom<Decimal> for Price {
     type Error = PriceError;
 
     /// # Errors
-    /// Where the value is outside the range of a price, or finer than 0.01.
+    /// If the value is outside of the range of a price, or finer than 0.01.
     fn try_from(mut value: Decimal) -> Result<Self, PriceError> {
         if value.is_sign_negative() || value > MAX {
             return Err(PriceError);
@@ -48,20 +48,20 @@ impl TryFrom<Decimal> for Price {
 impl FromStr for Price {
     type Err = PriceError;
 
-    /// A price as JSON writes numbers: digits, an optional point and decimals, an optional exponent; no sign, no space.
+    /// Parses a price written as a JSON number: digits, an optional point and decimals, an optional exponent; no sign, no space.
     ///
     /// # Errors
-    /// Where the text is no such number, or no price.
+    /// If the text is no such number, or no price.
     fn from_str(text: &str) -> Result<Self, PriceError> {
         let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        // `Decimal` rounds what it cannot hold: a text longer than that is no price, whatever it says.
+        // `Decimal` rounds longer numbers, so a longer text is refused.
         if text.len() > 28 || !text.starts_with(|c: char| c.is_ascii_digit()) || text.ends_with('.') {
             return Err(PriceError);
         }
         let value = if plain {
             Decimal::from_str_exact(text).map_err(|_| PriceError)?
         } else {
-            // 1e2 is a JSON number too.
+            // 1e2 is a JSON number, too.
             Decimal::from_scientific(text).map_err(|_| PriceError)?.normalize()
         };
         Self::try_from(value)
@@ -77,7 +77,7 @@ impl<'a> Sum<&'a Price> for Total {
 }
 
 impl From<Decimal> for Total {
-    /// A total as the database summed it.
+    /// Takes a total that the database summed.
     fn from(mut sum: Decimal) -> Self {
         sum.rescale(2);
         Self(sum)
@@ -125,7 +125,7 @@ written_with_two_decimals!(Total, "An exact decimal with 2 decimal places.");
 
 impl<'de> Deserialize<'de> for Price {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The raw text, so that a number's digits are read as they stand and never pass through a float.
+        // The raw text, so that a number never passes through a float.
         let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
         let text = match raw.as_bytes().first() {
             Some(b'"') => serde_json::from_str::<String>(raw).map_err(de::Error::custom)?,

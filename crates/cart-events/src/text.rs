@@ -1,4 +1,4 @@
-//! Texts and counts, with the lengths and ranges the event model gives them.
+//! Texts and counts with the lengths and ranges of the event model.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use utoipa::openapi::{
     schema::{Schema, Type},
 };
 
-/// What a text or count has to be.
+/// What a text or count must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
-    /// Outside the length that the field may have.
+    /// The length is out of range.
     #[error("must have from {min} to {max} characters")]
     Length {
-        /// Fewest characters.
+        /// The smallest number of characters.
         min: usize,
-        /// Most characters.
+        /// The largest number of characters.
         max: usize,
     },
-    /// PostgreSQL's text holds every character but this one.
+    /// PostgreSQL's text holds every character but NUL.
     #[error("must not contain the NUL character")]
     Nul,
-    /// Outside the range of an inventory.
+    /// The inventory is out of range.
     #[error("must be a whole number from 0 to 2147483647")]
     Inventory,
 }
@@ -41,7 +41,7 @@ macro_rules! text {
                 if text.contains('\0') {
                     return Err(TextError::Nul);
                 }
-                // Characters, not bytes: what a person would count.
+                // Characters, not bytes.
                 if ($min..=$max).contains(&text.chars().take($max + 1).count()) {
                     Ok(Self(text))
                 } else {
@@ -79,15 +79,15 @@ macro_rules! text {
 }
 
 text!(
-    /// What an item is: 1 to 1,000 characters.
+    /// The description of an item: 1 to 1,000 characters.
     Description, 1, 1_000
 );
 text!(
-    /// Where an item's picture is: 0 to 2,000 characters.
+    /// The address of an item's picture: 0 to 2,000 characters.
     Image, 0, 2_000
 );
 
-/// How many of a product there are: from 0 to 2,147,483,647.
+/// The inventory of a product: 0 to 2,147,483,647.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(into = "i32")]
 pub struct Inventory(i32);
@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Inventory {
 }
 
 impl Inventory {
-    /// None left.
+    /// Out of stock.
     pub const OUT_OF_STOCK: Self = Self(0);
 }
 

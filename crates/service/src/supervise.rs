@@ -1,4 +1,4 @@
-//! Background tasks that do not stop in silence.
+//! Background tasks. One that ends stops the service.
 
 use std::{future::Future, time::Duration};
 
@@ -8,7 +8,7 @@ use tracing::{Instrument, error, info_span, warn};
 
 use crate::fault::Fault;
 
-/// The span of a background task: for the log alone.
+/// The span of a background task. It is for the log, not for traces.
 pub(crate) const SPAN: &str = "background";
 
 /// The background tasks of a process.
@@ -18,7 +18,7 @@ pub(crate) struct Supervisor {
     stop: CancellationToken,
 }
 
-/// A task that has ended, and how.
+/// A task that has ended, with its outcome.
 #[derive(Debug)]
 struct Ended {
     name: &'static str,
@@ -26,14 +26,14 @@ struct Ended {
 }
 
 impl Supervisor {
-    /// Starts a task at once.
+    /// Starts a task.
     pub(crate) fn start<F, Fut>(&mut self, name: &'static str, task: F)
     where
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = Result<(), Fault>> + Send + 'static,
     {
         let running = task(self.stop.child_token());
-        // Of its own, so that a panic is known by the task's name.
+        // A task of its own, so that a panic has the task's name.
         let handle = tokio::spawn(running.instrument(info_span!(parent: None, SPAN, task = name)));
         self.tasks.spawn(async move {
             let outcome = handle.await.unwrap_or_else(|error| Err(Fault::new(error)));
@@ -41,7 +41,7 @@ impl Supervisor {
         });
     }
 
-    /// Waits until a task ends that should not have; for ever where there are none.
+    /// Waits until a task ends too early. Without tasks, it waits for ever.
     pub(crate) async fn failure(&mut self) -> Fault {
         match self.tasks.join_next().await {
             Some(Ok(Ended { name, outcome: Err(error) })) => error.context(format!("the background task {name} failed")),
@@ -51,18 +51,18 @@ impl Supervisor {
         }
     }
 
-    /// Tells all tasks to finish and waits for them, at most for `deadline`.
+    /// Asks all tasks to finish and waits for them, at most for `deadline`.
     pub(crate) async fn stop(mut self, deadline: Duration) {
         self.stop.cancel();
         let all_ended = async {
             while let Some(ended) = self.tasks.join_next().await {
                 if let Ok(Ended { name, outcome: Err(error) }) = ended {
-                    error!(task = name, error = format!("{error:#}"), "a background task failed while finishing");
+                    error!(task = name, error = format!("{error:#}"), "background task failed while finishing");
                 }
             }
         };
         if tokio::time::timeout(deadline, all_ended).await.is_err() {
-            warn!(left = self.tasks.len(), "background tasks did not finish in time; they are cut off");
+            warn!(left = self.tasks.len(), "background tasks cut off at the deadline");
         }
     }
 }

@@ -140,7 +140,7 @@ fn fault_ends_with_exit_code_1() {
     let port = taken.local_addr().unwrap().port().to_string();
     let (code, _, stderr) = run(&[("CARTLOG_PORT", port.as_str())]);
     assert_eq!(code, Some(1));
-    assert!(stderr.contains(&format!("cannot listen at 127.0.0.1:{port}")) && stderr.contains("CARTLOG_PORT"), "{stderr}");
+    assert!(stderr.contains(&format!("cannot listen on 127.0.0.1:{port}")) && stderr.contains("CARTLOG_PORT"), "{stderr}");
 }
 
 #[test]

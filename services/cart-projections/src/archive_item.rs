@@ -1,4 +1,4 @@
-//! Archive Item: a product's price changed, so every item of that product that was in an unsubmitted cart before is archived.
+//! Archive Item: archives every item of a product that was in an unsubmitted cart before the product's price changed.
 //!
 //! Its projection keeps the items in unsubmitted carts, and enqueues a to-do for each item when its product's price changes.
 
@@ -36,7 +36,7 @@ impl Projection for ArchiveItemAutomation {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
         let (mut carts, mut items, mut products, mut positions) = (vec![], vec![], vec![], vec![]);
-        // An item that left its cart; a cart all of whose items left it, with an item that is none.
+        // Items that left their carts. No item: all items of the cart left.
         let (mut left_carts, mut left_items, mut left_at) = (vec![], vec![], vec![]);
         let (mut changed, mut changed_at, mut metadata) = (vec![], vec![], vec![]);
         for event in batch {
@@ -76,9 +76,9 @@ impl Projection for ArchiveItemAutomation {
             .await?;
         }
         if !changed.is_empty() {
-            // Added before the change, and not gone before it: also where adding, changing and leaving came in one batch. A popular product
-            // is in very many carts, so the to-dos are made where the items are. A change of price has no key, so it comes once in each
-            // segment, with the items of that segment's carts as they were then: others' may stand before it or after it at this moment.
+            // Enqueues items that were added before the change and did not leave before it, also within one batch. SQL makes the to-dos,
+            // because a popular product is in very many carts. A change of price has no key and comes once in each segment, which knows only
+            // its own carts as they were at the change.
             sqlx::query!(
                 "INSERT INTO todo (automation, key, position, payload, metadata)
                  SELECT $1, concat(o.cart_id, '/', o.item_id, '@', c.position), c.position,

@@ -1,5 +1,5 @@
-//! Cart Items: a cart's items and their total price, in two forms with the same answer: live, folded from the log at the moment of asking;
-//! and projected into a table that can be made anew.
+//! Cart Items: the items of a cart and their total price, in two forms with the same answer. The live form is folded from the log when it
+//! is requested. The projected form is a table that can be rebuilt.
 
 use actix_web::{get, web};
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::unknown_cart::unknown_cart;
 
-/// A cart's items, folded from the log at the moment of asking, or as they were at a position.
+/// Answers a cart's items, folded from the log as it is now, or as it was at a position.
 #[utoipa::path(
     operation_id = "cart_items",
     params(("cart_id" = CartId, Path), At, MinPosition),
@@ -35,7 +35,7 @@ pub(crate) async fn live(
     cart.exists.then(|| web::Json(CartItems::new(cart_id, cart.items))).ok_or_else(|| unknown_cart(cart_id, at))
 }
 
-/// A cart's items, as projected: what was written a moment ago may not be there yet, unless `min_position` asks for it.
+/// Answers a cart's items from the projection. An event written a moment ago may be missing unless `min_position` names it.
 #[utoipa::path(
     operation_id = "cart_items_from_db",
     params(("cart_id" = CartId, Path), MinPosition),
@@ -67,7 +67,7 @@ pub(crate) async fn projected(
     if rows.is_empty() {
         return Err(unknown_cart(cart_id, At::default()));
     }
-    // A cart without items is one row, of the cart alone.
+    // A cart without items is one row without an item.
     let of_items = rows
         .into_iter()
         .filter_map(|row| Some((row.item_id?, row.product_id?, row.description?, row.image?, row.price?, row.fingerprint?)));
@@ -197,7 +197,7 @@ impl Projection for CartItemsProjection {
             sqlx::query!("INSERT INTO cart_items_cart SELECT unnest($1::uuid[])", &created).execute(&mut *transaction).await?;
         }
         if !added.items.is_empty() {
-            // Not one unnest of them all in FROM, which would keep each array's elements aside before it makes rows of them.
+            // One unnest per column: a single unnest in FROM would materialize every array first.
             sqlx::query!(
                 "INSERT INTO cart_items_item (cart_id, item_id, product_id, description, image, price, fingerprint, position)
                  SELECT unnest($1::uuid[]), unnest($2::uuid[]), unnest($3::uuid[]), unnest($4::text[]), unnest($5::text[]),
@@ -214,7 +214,7 @@ impl Projection for CartItemsProjection {
             .execute(&mut *transaction)
             .await?;
         }
-        // Whatever the order within the batch: an item_id never comes back into its cart once it has left it.
+        // The order within the batch does not matter: an item_id that left its cart never returns.
         if !removed_items.is_empty() {
             sqlx::query!(
                 "DELETE FROM cart_items_item i USING unnest($1::uuid[], $2::uuid[]) AS r(cart_id, item_id)
@@ -411,7 +411,7 @@ mod specifications {
             let retry_after = answer.headers().get("retry-after").map(|seconds| seconds.to_str().unwrap().to_owned());
             (answer.status().as_u16(), retry_after, test::read_body_json::<serde_json::Value, _>(answer).await)
         };
-        // What it waits for would not come.
+        // A parked key does not wait.
         for query in ["", "?min_position=1", "?min_position=9&timeout=30"] {
             let (status, retry_after, body) = ask(format!("/{}/cartitemsfromdb{query}", parked.cart_id)).await;
             assert_eq!((status, retry_after.as_deref(), body["code"].as_str()), (503, Some("30"), Some("parked")), "{query}");

@@ -1,4 +1,4 @@
-//! Carts with Products: in which carts a product is, and as which items.
+//! Carts with Products: the carts and items that hold a product.
 
 use actix_web::{get, web};
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// The carts and items that hold a product, in the order they were added; none where no unsubmitted cart does.
+/// Answers the carts and items that hold a product, in the order they were added. Submitted carts do not count.
 #[utoipa::path(
     operation_id = "carts_with_products",
     params(("product_id" = ProductId, Path), MinPosition),
@@ -22,7 +22,7 @@ pub(crate) async fn route(
     min: MinPosition,
     projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
-    // Its key is the cart: the product may be in any segment.
+    // The key is the cart, so the product may be in any segment.
     min.projected(&projections, CartsWithProducts::NAME, None).await?;
     let rows = projections
         .read(CartsWithProducts::NAME, None, async |build| {
@@ -63,7 +63,7 @@ impl Projection for CartsWithProducts {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         let (mut carts, mut items, mut products, mut positions) = (vec![], vec![], vec![], vec![]);
-        // An item that left its cart; a cart all of whose items left it, with an item that is none.
+        // Items that left their carts. No item: all items of the cart left.
         let (mut left_carts, mut left_items, mut left_at) = (vec![], vec![], vec![]);
         for event in batch {
             let left = match &event.event {

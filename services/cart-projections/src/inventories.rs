@@ -1,4 +1,4 @@
-//! Inventories: how many of a product there are, as was last reported.
+//! Inventories: the newest reported inventory of a product.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// A product's newest reported inventory; null where it was never reported.
+/// Answers the newest reported inventory of a product, or null if it was never reported.
 #[utoipa::path(
     operation_id = "inventories",
     params(("product_id" = ProductId, Path), MinPosition),
@@ -57,7 +57,7 @@ impl Projection for Inventories {
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<InventoryStream>]) -> Result<(), sqlx::Error> {
-        // The newest of each product: one statement cannot change a row twice.
+        // The newest of each product, because one statement cannot change a row twice.
         let mut newest = BTreeMap::new();
         for event in batch {
             let InventoryStream::InventoryChanged { product_id, inventory } = &event.event;

@@ -1,4 +1,4 @@
-//! Submitted Cart Data: what was ordered, folded from the log at the moment of asking.
+//! Submitted Cart Data: the ordered products and the total, folded from the log when they are requested.
 
 use actix_web::{get, web};
 use cart_events::{CartId, DomainEvent, OrderedProduct, SubmissionStream, Total};
@@ -9,7 +9,7 @@ use service::{At, ErrorBody, HttpError, MinPosition, PathValue};
 
 use crate::unknown_cart::unknown_cart;
 
-/// What was ordered, once the cart is submitted; null before.
+/// Answers the ordered products and the total of a submitted cart, or null before it is submitted.
 #[utoipa::path(
     operation_id = "submitted_cart",
     params(("cart_id" = CartId, Path), At, MinPosition),

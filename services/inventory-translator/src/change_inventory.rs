@@ -107,7 +107,7 @@ mod specifications {
             (format!(r#"{{"product_id": "{PRODUCT}", "inventory": 7}}"#), "missing field `product_uuid` at"),
             (
                 format!(r#"{{"product_uuid": "{version_4}", "inventory": 7}}"#),
-                "product_uuid: must be a UUID of version 7, as 01890a5d-ac96-774b-bcce-b302099a8057",
+                "product_uuid: must be a UUID of version 7, such as 01890a5d-ac96-774b-bcce-b302099a8057",
             ),
             (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": -1}}"#), "inventory: must be a whole number from 0 to 2147483647"),
             (format!(r#"{{"product_uuid": "{PRODUCT}", "inventory": 1e400}}"#), "inventory: number out of range at"),

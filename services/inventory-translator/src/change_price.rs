@@ -104,7 +104,7 @@ mod specifications {
 
     #[test]
     fn refuses_an_unreadable_message_naming_the_field() {
-        let price = r#"must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, as "9.99""#;
+        let price = r#"must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, such as "9.99""#;
         for (fields, reason) in [
             (r#""old_price": "1""#, "missing field `new_price` at".to_owned()),
             (r#""old_price": -1, "new_price": 1"#, format!("old_price: {price}")),

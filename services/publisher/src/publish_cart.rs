@@ -1,7 +1,7 @@
-//! Publish Cart: a submitted cart becomes a message, and then CartPublished.
+//! Publish Cart: sends a message for a submitted cart, then appends CartPublished.
 //!
-//! Kafka and PostgreSQL share no transaction. The message is sent first, and CartPublished decided once the broker has it: a crash between
-//! the two sends the message again, with the same `ce_id`, by which a consumer knows it.
+//! Kafka and PostgreSQL share no transaction. The message is sent first, and CartPublished is decided when the broker has it. After a crash
+//! between the two, the message is sent again with the same `ce_id`, so that a consumer can ignore it.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) struct PublishCartAutomation {
     pub(crate) deadline: Duration,
     /// The longest time to send a message.
     pub(crate) message_timeout: Duration,
-    /// The most attempts at once.
+    /// The largest number of attempts at a time.
     pub(crate) concurrency: usize,
 }
 
@@ -71,7 +71,7 @@ impl Projection for PublishCartAutomation {
     }
 }
 
-/// What is published.
+/// The message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Message {
     cart_id: CartId,
@@ -80,7 +80,7 @@ struct Message {
     total_price: Total,
 }
 
-/// What a to-do keeps.
+/// The payload of a to-do.
 #[derive(Debug, Serialize, Deserialize)]
 struct Submitted {
     message: Message,
@@ -178,7 +178,7 @@ pub(crate) struct FailPublication {
 pub(crate) enum Refused {
     #[error("the cart {0} is not submitted")]
     NotSubmitted(CartId),
-    #[error("the cart {0} is published already")]
+    #[error("the cart {0} is already published")]
     AlreadyPublished(CartId),
 }
 

@@ -2,10 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use event_store::{EventStore, LogEvent, Metadata, SourcePartition, StoreError, Translated};
+use event_store::{Backoff, EventStore, LogEvent, Metadata, SourcePartition, StoreError, Translated};
 use futures::future::join_all;
 use opentelemetry::KeyValue;
-use rand::Rng;
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio_util::sync::CancellationToken;
 
@@ -25,9 +24,9 @@ use crate::client::{
 
 /// How long a call to the log may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// The pauses between attempts while the log or the broker is away: doubled from the first to the last, with jitter.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(3);
+/// The first and the longest delay between attempts while the log or the broker is away.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(3);
 /// The number of dead letters of a batch that are sent at a time.
 const DEAD_LETTERS_AT_A_TIME: usize = 100;
 
@@ -125,7 +124,7 @@ impl<E: LogEvent> Worker<E> {
     /// Writes messages, and retries while the log or the broker is away.
     async fn write(&self, source: &Source, from: Option<i64>, items: &mut [Item<E>], stop: &CancellationToken) -> Attempted {
         let Some(to) = items.last().map(|item| item.message.offset() + 1) else { return Attempted::Done(Outcome::Stopped) };
-        let (mut pause, mut outcome_unknown) = (FIRST_PAUSE, false);
+        let (mut backoff, mut outcome_unknown) = (Backoff::new(FIRST_DELAY, LONGEST_DELAY), false);
         loop {
             let failure = match self.attempt(source, from, to, items).await {
                 Ok(Translated::Appended { .. }) => return Attempted::Done(Outcome::Translated { to }),
@@ -143,10 +142,9 @@ impl<E: LogEvent> Worker<E> {
             };
             outcome_unknown |= !matches!(failure, Failure::DeadLetter(_));
             self.report(source, &failure);
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
             tokio::select! {
                 () = stop.cancelled() => return Attempted::Done(Outcome::Stopped),
-                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LAST_PAUSE),
+                () = backoff.wait() => {}
             }
         }
     }

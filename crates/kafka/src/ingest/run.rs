@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_store::{LogEvent, StoreError, trace};
+use event_store::{Backoff, LogEvent, StoreError, trace};
 use futures::StreamExt;
 use opentelemetry::KeyValue;
 use rdkafka::{
@@ -215,18 +215,19 @@ impl<E: LogEvent> Running<E> {
         }
         let (worker, assignment, revoked) = (self.worker.clone(), self.assignment, self.revoked.clone());
         self.tasks.spawn(async move {
-            let mut pause = Duration::from_millis(50);
+            let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+            let mut is_first = true;
             loop {
                 match stored_offsets(&worker).await {
                     Ok(offsets) => return Done::Offsets { assignment, offsets },
-                    Err(error) if pause == Duration::from_millis(50) => {
+                    Err(error) if std::mem::take(&mut is_first) => {
                         tracing::warn!(error = causes(&error), "stored offsets not read; retrying");
                     }
                     Err(_) => {}
                 }
                 tokio::select! {
                     () = revoked.cancelled() => return Done::Stopped,
-                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+                    () = backoff.wait() => {}
                 }
             }
         });

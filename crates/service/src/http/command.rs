@@ -1,4 +1,4 @@
-//! Commands, measured: how many of each slice, how long they took, and what became of them.
+//! The measurement of commands.
 
 use std::{sync::LazyLock, time::Instant};
 
@@ -7,23 +7,23 @@ use opentelemetry::{KeyValue, global, metrics::Histogram};
 
 use super::refusal::Refusal;
 
-/// Seconds. A command is a round trip or two to the database, and a queue where many come at once.
+/// In seconds. A command takes one or two round trips to the database, and waits in a queue under load.
 const BOUNDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
 
-/// Made at the first command, when the meter provider is set.
+/// Created at the first command, after the meter provider is set.
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("service")
         .f64_histogram("command.duration")
         .with_unit("s")
-        .with_description("Commands, by slice and outcome: done, refused (for the reason `refusal`), busy, fault.")
+        .with_description("Time of a command, by slice and outcome: done, refused (with the code in `refusal`), busy, fault.")
         .with_boundaries(BOUNDS.to_vec())
         .build()
 });
 
-/// Runs a slice's command, and counts it with its outcome and the time it took.
+/// Runs a slice's command, and records its outcome and duration.
 ///
 /// # Errors
-/// The command's.
+/// The error of the command.
 pub async fn command<R: Refusal>(
     slice: &'static str,
     decision: impl Future<Output = Result<Position, DecideError<R>>>,
@@ -31,7 +31,7 @@ pub async fn command<R: Refusal>(
     let start = Instant::now();
     let outcome = decision.await;
     let seconds = start.elapsed().as_secs_f64();
-    // Words of the program's own: nothing is allocated for them.
+    // Static words, which need no allocation.
     let slice = KeyValue::new("slice", slice);
     let became = |word: &'static str| KeyValue::new("outcome", word);
     match &outcome {

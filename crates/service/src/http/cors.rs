@@ -1,4 +1,4 @@
-//! Cross-origin requests: refused by browsers unless settings name the origins.
+//! Cross-origin requests, which browsers refuse unless the settings name the origins.
 
 use actix_cors::Cors;
 use actix_web::{
@@ -8,14 +8,14 @@ use actix_web::{
 
 use crate::settings::Origin;
 
-/// Allows pages of these origins to call the service; with none, nothing is said and browsers refuse.
+/// Allows pages of these origins to call the service. Without origins it does nothing, and browsers refuse.
 pub(crate) fn allow(origins: &[Origin]) -> Condition<Cors> {
     let cors = origins.iter().fold(Cors::default(), |cors, origin| cors.allowed_origin(origin));
     let cors = cors
         .allowed_methods([Method::GET, Method::POST])
         .allowed_headers([header::CONTENT_TYPE, header::HeaderName::from_static("traceparent")])
         .expose_headers([header::RETRY_AFTER])
-        // Others than browsers send an Origin too; it is the browser that enforces this.
+        // Other clients send an Origin, too. Only browsers enforce the rule.
         .block_on_origin_mismatch(false)
         .max_age(3600);
     Condition::new(!origins.is_empty(), cors)

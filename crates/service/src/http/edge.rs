@@ -1,4 +1,4 @@
-//! What happens to every request around its handler: a span, a measurement, a line in the log, and errors as JSON.
+//! The middleware of every request: a span, a measurement, a log line, and errors as JSON.
 
 use std::{sync::LazyLock, time::Instant};
 
@@ -17,20 +17,20 @@ use tracing_actix_web::RootSpanBuilder;
 use super::{error::HttpError, error_code::ErrorCode, openapi::RouteTable};
 use crate::telemetry::trace;
 
-/// Seconds. The conventional bounds start at 5 ms, which most of our requests stay below.
+/// In seconds. The conventional bounds start at 5 ms, and most of our requests take less.
 const DURATION_BOUNDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Made at the first request, when the meter provider is set.
+/// Created at the first request, after the meter provider is set.
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("http")
         .f64_histogram("http.server.request.duration")
         .with_unit("s")
-        .with_description("Time from a request's head to its answer")
+        .with_description("Time from the head of a request to its answer, by method, route and status.")
         .with_boundaries(DURATION_BOUNDS.to_vec())
         .build()
 });
 
-/// Opens a request's span, as a child of the `traceparent` it came with.
+/// Opens a request's span as a child of its `traceparent`.
 pub(crate) struct RequestSpan;
 
 impl RootSpanBuilder for RequestSpan {
@@ -79,7 +79,7 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// Measures and logs a request. This is where a fault is logged, and the only place.
+/// Measures and logs a request. Faults are logged here and nowhere else.
 pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
     let start = Instant::now();
     let method = method_label(request.method());
@@ -102,20 +102,20 @@ pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Res
     let expected = error.and_then(|error| error.as_error::<HttpError>()).is_some_and(HttpError::is_expected);
     let causes = || match error.and_then(|error| error.as_error::<HttpError>()) {
         Some(error) => error.causes(),
-        None => error.map_or_else(|| "no cause is known".to_owned(), ToString::to_string),
+        None => error.map_or_else(|| "unknown cause".to_owned(), ToString::to_string),
     };
     let status = status.as_u16();
     match status {
         503 if operational => tracing::debug!(status, reason = causes(), "not ready"),
-        503 if !expected => tracing::warn!(status, seconds, error = causes(), "request put off"),
+        503 if !expected => tracing::warn!(status, seconds, error = causes(), "request answered 503"),
         500.. if !expected => tracing::error!(status, seconds, error = causes(), "request failed"),
-        // What went as it should is counted above, and traced: a line for each would cost as much as the answer.
+        // A line for each would cost as much as the answer. The metrics count it, and the trace has it.
         _ => tracing::debug!(status, seconds, operational, "request answered"),
     }
     Ok(response)
 }
 
-/// Makes JSON of every error that is none yet: those of the router, of extractors and of other middleware.
+/// Turns every other error into JSON: those of the router, of extractors and of other middleware.
 pub(crate) async fn answer_errors_in_json(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -141,7 +141,7 @@ pub(crate) async fn answer_errors_in_json(
     Ok(ServiceResponse::new(http_request, error.error_response()))
 }
 
-/// The answer where no route took the request.
+/// Answers a request that no route took.
 pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpResponse {
     let Some(routes) = request.app_data::<web::Data<RouteTable>>() else {
         return HttpError::new(ErrorCode::UnknownRoute, "there is no such route").error_response();
@@ -154,7 +154,7 @@ pub(crate) fn no_route(request: &actix_web::HttpRequest) -> actix_web::HttpRespo
     response
 }
 
-/// HEAD is GET without the body, which the connection leaves out.
+/// Handles HEAD like GET. The connection omits the body.
 pub(crate) async fn answer_head_as_get(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -165,12 +165,12 @@ pub(crate) async fn answer_head_as_get(
     Ok(next.call(request).await?.map_into_boxed_body())
 }
 
-/// Routes that are asked every few seconds, by machines.
+/// Answers whether machines request the route every few seconds.
 fn is_operational(path: &str) -> bool {
     matches!(path, "/healthcheck" | "/ready" | "/metrics")
 }
 
-/// The method, with those that clients make up counted as one.
+/// Answers the method as a label. All unknown methods share one.
 fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -184,7 +184,7 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// The route's template, with unknown paths counted as one.
+/// Answers the route's template as a label. All unknown paths share one.
 fn route_label(request: &ServiceRequest) -> String {
     request.match_pattern().unwrap_or_else(|| "unknown".to_owned())
 }

@@ -69,72 +69,70 @@ impl<T> Cached<T> {
     }
 }
 
-/// How far the projections and automations are behind that this service runs, in all its processes together.
+/// How far the projections and automations of this service are behind, in all its processes together.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Lag {
-    /// Positions of the log from the first event on that the one furthest behind has yet to apply; paused ones are left out, for more
-    /// processes do nothing for them.
+    /// The largest lag of a projection, in positions of the log. Paused projections do not count: more processes do not help them.
     pub lag: i64,
-    /// For how long that event has been in the log.
+    /// The age of the first event that is not applied yet, in seconds.
     pub lag_seconds: f64,
-    /// Each of them, by name.
+    /// The projections and automations by name.
     pub projections: BTreeMap<String, ProjectionLag>,
-    /// What automations have to do, by name.
+    /// The to-dos of automations by name.
     pub todos: BTreeMap<String, TodoLag>,
 }
 
 /// How far a projection or automation is behind.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ProjectionLag {
-    /// Positions of the log from the first event on that the segment furthest behind has yet to apply.
+    /// The lag of the segment furthest behind, in positions of the log.
     pub lag: i64,
-    /// For how long that event has been in the log.
+    /// The age of the first event that is not applied yet, in seconds.
     pub lag_seconds: f64,
     /// Whether it is paused.
     pub paused: bool,
-    /// What it is cut into: so many processes can share its work at the most.
+    /// Its segments, which is the largest number of processes that can share it.
     pub segments: i64,
-    /// How many of these a living process holds.
+    /// The segments that a live process owns.
     pub held: i64,
-    /// The processes that run it and are alive.
+    /// The live processes that run it.
     pub replicas: i64,
-    /// Events that all of them apply in a second: on the average of the 5 seconds before each one's last heartbeat, or since the one before that.
-    /// An event that concerns every key counts for each process.
+    /// Events per second that all processes apply, over the last 5 seconds. An event that concerns every key counts for each process.
     pub events_per_second: f64,
-    /// Events that are applied in one transaction, on the average of the same time; 0 where nothing was.
+    /// Events per transaction over the same time; 0 without any.
     pub batch: f64,
-    /// Keys that are parked, until an operator has them retried.
+    /// Parked keys, which wait for an operator.
     pub parked: i64,
-    /// Segments that stand before an event which cannot be applied.
+    /// Segments that are blocked by an event which cannot be applied.
     pub stopped: i64,
-    /// The build that is being made anew, where one is.
+    /// The rebuild, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<RebuildLag>,
 }
 
-/// How far a build is that is being made anew.
+/// How far a rebuild is.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RebuildLag {
-    /// As of the build in service.
+    /// As for the build in service.
     pub lag: i64,
-    /// From 0 to 1, all segments together.
+    /// From 0 to 1, over all segments.
     pub progress: f64,
-    /// As of the build in service.
+    /// As for the build in service.
     pub events_per_second: f64,
-    /// As of the build in service.
+    /// As for the build in service.
     pub batch: f64,
 }
 
-/// What an automation has to do, counted up to 100,000 of a kind.
+/// The to-dos of an automation, counted up to 100,000 of a kind.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct TodoLag {
-    /// To-dos that are not done, those in hand and those that wait for their next attempt among them.
+    /// To-dos that are not done, including those being attempted and those that wait for a retry.
     pub open: i64,
-    /// To-dos that wait for nothing but a worker.
+    /// To-dos that are ready for a worker.
     pub due: i64,
-    /// To-dos that were given up, and wait for an operator.
+    /// To-dos that failed and wait for an operator.
     pub failed: i64,
-    /// How long ago the oldest open one was asked for; 0 where there is none.
+    /// The age of the oldest open to-do; 0 without one.
     pub oldest_seconds: f64,
 }
 

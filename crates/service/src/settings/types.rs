@@ -1,4 +1,4 @@
-//! Types of settings that cannot be wrong: each says in words what it allows when it refuses.
+//! Types of settings that cannot hold a wrong value. Their errors say what is allowed.
 
 use std::{fmt, ops::Deref, path::PathBuf, str::FromStr};
 
@@ -12,54 +12,54 @@ use url::Url;
 
 use super::layers::masked_url;
 
-/// A whole number from `MIN` to `MAX`, both included. Also read from text, as the environment gives it.
+/// A whole number from `MIN` to `MAX`, both included. It is read from numbers and from text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Whole<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
-    /// The number, or `None` where it is out of range.
+    /// Creates the number, or `None` if it is out of range.
     #[must_use]
     pub const fn new(value: u64) -> Option<Self> {
         if value >= MIN && value <= MAX { Some(Self(value)) } else { None }
     }
 
-    /// The number.
+    /// Answers the number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The number as a length or count; one that does not fit (on 32 bits) becomes the largest that does.
+    /// Answers the number as `usize`, saturated.
     #[must_use]
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    /// The number as `u16`; one that does not fit becomes the largest that does.
+    /// Answers the number as `u16`, saturated.
     #[must_use]
     pub fn as_u16(self) -> u16 {
         u16::try_from(self.0).unwrap_or(u16::MAX)
     }
 
-    /// The number as `u32`; one that does not fit becomes the largest that does.
+    /// Answers the number as `u32`, saturated.
     #[must_use]
     pub fn as_u32(self) -> u32 {
         u32::try_from(self.0).unwrap_or(u32::MAX)
     }
 
-    /// That many seconds.
+    /// Answers that many seconds.
     #[must_use]
     pub const fn seconds(self) -> std::time::Duration {
         std::time::Duration::from_secs(self.0)
     }
 
-    /// That many days.
+    /// Answers that many days.
     #[must_use]
     pub const fn days(self) -> std::time::Duration {
         std::time::Duration::from_secs(self.0 * 24 * 60 * 60)
     }
 
-    /// That many milliseconds.
+    /// Answers that many milliseconds.
     #[must_use]
     pub const fn milliseconds(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.0)
@@ -96,7 +96,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<MIN, MAX> {
     }
 }
 
-/// Deserialises through `FromStr`, whose error says what is allowed.
+/// Deserializes through `FromStr`, whose error says what is allowed.
 macro_rules! deserialize_from_str {
     ($($type:ty),*) => {$(
         impl<'de> Deserialize<'de> for $type {
@@ -108,7 +108,7 @@ macro_rules! deserialize_from_str {
 }
 deserialize_from_str!(DatabaseUrl, PasswordFile, Endpoint, LogFilter, Origin, TopicName, BootstrapServers);
 
-/// What a setting must be; the error of parsing one. Reads on after "must be".
+/// What a setting must be. It completes the sentence "the key must be ...".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Allowed(&'static str);
@@ -118,7 +118,7 @@ pub struct Allowed(&'static str);
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
-    /// The URL as it is, password included: for connecting, never for logs.
+    /// Answers the URL with its password, for connecting and never for logs.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -132,11 +132,9 @@ impl FromStr for DatabaseUrl {
         if !is_postgres {
             return Err(Allowed("a URL such as postgres://user:password@host:5432/database"));
         }
-        // The client reads its parameters, sslmode among them.
+        // The client reads parameters such as sslmode from the URL.
         if text.parse::<PgConnectOptions>().is_err() {
-            return Err(Allowed(
-                "a URL such as postgres://user:password@host:5432/database?sslmode=verify-full, with parameters in it that can be read",
-            ));
+            return Err(Allowed("a URL such as postgres://user:password@host:5432/database?sslmode=verify-full, with valid parameters"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -154,12 +152,12 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// A password out of a file, or none. Its `Debug` names the file alone.
+/// A password from a file, or none. Its `Debug` names the file only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordFile(Option<(PathBuf, String)>);
 
 impl PasswordFile {
-    /// The password: for connecting, never for logs. `None` where the setting is empty.
+    /// Answers the password, for connecting and never for logs. `None` if the setting is empty.
     #[must_use]
     pub fn expose(&self) -> Option<&str> {
         self.0.as_ref().map(|(_, password)| password.as_str())
@@ -195,13 +193,13 @@ impl fmt::Debug for PasswordFile {
 pub struct Secret(String);
 
 impl Secret {
-    /// The password as it is: for those who ask for it, never for logs.
+    /// Answers the password, for connecting and never for logs.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is none.
+    /// Answers whether there is no password.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -219,7 +217,7 @@ impl fmt::Debug for Secret {
 pub struct Endpoint(Option<Url>);
 
 impl Endpoint {
-    /// The URL; `None` where the setting is empty.
+    /// Answers the URL. `None` if the setting is empty.
     #[must_use]
     pub fn url(&self) -> Option<&Url> {
         self.0.as_ref()
@@ -247,7 +245,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Levels of logging, by target where wanted.
+/// The log level, by target if wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
@@ -261,7 +259,7 @@ impl Deref for LogFilter {
 impl FromStr for LogFilter {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
-        // A single word that is no level would be taken for a target's name, and silence everything else: `warning` for `warn`.
+        // A word that is no level, such as `warning` for `warn`, would count as a target's name and silence everything else.
         let a_level = |word: &str| match word.find(['=', '[']) {
             Some(end) => word.chars().take(end).all(|one| one.is_ascii_alphanumeric() || "_:-".contains(one)),
             None => word.is_empty() || word.parse::<LevelFilter>().is_ok(),
@@ -273,7 +271,7 @@ impl FromStr for LogFilter {
     }
 }
 
-/// An origin of pages, as browsers send it: scheme, host, and port where it is not the scheme's own.
+/// An origin of web pages, as browsers send it: scheme, host, and port unless it is the scheme's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(String);
 
@@ -289,7 +287,7 @@ impl FromStr for Origin {
     fn from_str(text: &str) -> Result<Self, Allowed> {
         const ALLOWED: Allowed = Allowed("a list of origins such as https://shop.example or http://localhost:3000, without a path");
         let url = Url::parse(text).map_err(|_| ALLOWED)?;
-        // An opaque origin reads "null", and so never equals what was given.
+        // An opaque origin is written "null", which differs from every URL.
         let origin = url.origin().ascii_serialization();
         if matches!(url.scheme(), "http" | "https") && origin.eq_ignore_ascii_case(text) { Ok(Self(origin)) } else { Err(ALLOWED) }
     }
@@ -315,7 +313,7 @@ impl fmt::Display for TopicName {
 impl FromStr for TopicName {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
-        // Kafka's own rule, in org.apache.kafka.common.internals.Topic, less what a suffix of ours needs.
+        // The rule of org.apache.kafka.common.internals.Topic, less the length of our suffix.
         const MAX_LENGTH: usize = 249 - ".dead-letters".len();
         let characters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if !text.is_empty() && text.len() <= MAX_LENGTH && text.chars().all(characters) && text != "." && text != ".." {
@@ -358,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_that_is_no_level_is_refused_and_not_taken_for_a_target() {
+    fn word_that_is_no_level_is_refused() {
         for good in ["info", "WARN", "off", "info,sqlx=warn", "cart_commands[route]=debug"] {
             assert!(good.parse::<LogFilter>().is_ok(), "{good}");
         }

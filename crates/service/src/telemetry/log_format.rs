@@ -1,4 +1,4 @@
-//! The log as JSON: a line tells which trace and span it belongs to.
+//! The log as JSON, with the ids of trace and span.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// tracing-subscriber's JSON, with `trace_id` and `span_id` in front where there is a trace.
+/// tracing-subscriber's JSON, after `trace_id` and `span_id` if there is a trace.
 pub(crate) struct Json(Format<format::Json>);
 
 impl Json {
@@ -29,7 +29,7 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        // The layer that traces makes each span that is entered the current one of the thread.
+        // The tracing layer makes each span that is entered the current one of the thread.
         let ids = Context::map_current(|context| {
             let span = context.span();
             let ids = span.span_context();

@@ -30,10 +30,10 @@ use crate::{
 };
 use log_format::Json;
 
-/// Targets that log at `error` what is a client's doing, or what we log ourselves. `log_filter` may name them again.
+/// Targets that log a client's mistakes as errors, or what we log ourselves. `log_filter` may override them.
 const QUIET: &str = "actix_http::h1=off,tracing_actix_web=off,actix_server=warn";
 
-/// What must be flushed at the end.
+/// The telemetry of the process. It must be flushed at the end.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     traces: SdkTracerProvider,
@@ -46,7 +46,7 @@ pub(crate) struct Metrics {
     registry: Registry,
 }
 
-/// Telemetry that could not be set up.
+/// The telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TelemetryError {
     #[error("the exporter of traces cannot be built")]
@@ -60,10 +60,10 @@ pub(crate) enum TelemetryError {
 }
 
 impl Telemetry {
-    /// Sets up the process's logs, traces and metrics. Works once.
+    /// Sets up logs, traces and metrics, once per process.
     ///
     /// # Errors
-    /// Where an exporter cannot be built, or logging is already set up.
+    /// If an exporter cannot be built, or logging is already set up.
     pub(crate) fn install(service: &'static str, settings: &Common) -> Result<Self, TelemetryError> {
         let version = KeyValue::new("service.version", version::VERSION);
         let resource = Resource::builder().with_service_name(service).with_attribute(version).build();
@@ -77,15 +77,15 @@ impl Telemetry {
             LogFormat::Pretty => pretty(),
             LogFormat::Auto | LogFormat::Json => json(),
         };
-        // A line tells what it is about however narrow the filter is.
+        // A line has the fields of its spans, however narrow the filter is.
         let filter = filter.or(filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO));
-        // Spans are traced whatever is logged: the trace must not end where a log filter is narrow. Those of single steps are made only
-        // where somebody gets to see them.
+        // Spans are traced independently of the log filter, which would interrupt traces. Spans of single steps are traced only if there is
+        // a collector.
         let most = if settings.otel_exporter_otlp_endpoint.url().is_some() { Level::DEBUG } else { Level::INFO };
         let spans = tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("cartlog"))
-            // Asked anew each time. Where a library asks whether something would be logged, and then does not log it, tracing-subscriber keeps
-            // the answer for the thread, and takes it for the next span's unless that is asked for too: it would be lost.
+            // Dynamic, so that it is evaluated for each span. If a library asks whether an event is enabled and does not log it, then
+            // tracing-subscriber applies the cached answer to the next span, which would be lost.
             .with_filter(
                 dynamic_filter_fn(move |metadata, _| is_traced(metadata, most)).with_max_level_hint(LevelFilter::from_level(most)),
             );
@@ -99,16 +99,16 @@ impl Telemetry {
         &self.metrics
     }
 
-    /// Sends what is not yet sent. Blocks for at most `deadline`.
+    /// Sends the remaining traces. Blocks for at most `deadline`.
     pub(crate) fn flush(&self, deadline: Duration) {
         if let Err(error) = self.traces.shutdown_with_timeout(deadline) {
-            warn!(%error, "the last traces were not sent");
+            warn!(%error, "last traces not sent");
         }
     }
 }
 
-/// Whether a span becomes one of a trace. Those that libraries open at `debug` are theirs; and the one of a background task lasts as long as
-/// the process: what the task does is no part of one trace.
+/// Answers whether a span is traced. Spans of libraries at `debug` are not. Neither is the span of a background task, which lasts as long
+/// as the process.
 fn is_traced(metadata: &Metadata<'_>, most: Level) -> bool {
     let level = *metadata.level();
     let ours = || metadata.target().starts_with("event_store");
@@ -118,8 +118,7 @@ fn is_traced(metadata: &Metadata<'_>, most: Level) -> bool {
 fn traces(resource: Resource, settings: &Common) -> Result<SdkTracerProvider, TelemetryError> {
     let provider = SdkTracerProvider::builder().with_resource(resource);
     let Some(collector) = settings.otel_exporter_otlp_endpoint.url() else {
-        // Nothing is recorded, and ids are made and handed on all the same; who sends a sampled parent is told of by
-        // others.
+        // Nothing is recorded, but trace ids are created and propagated.
         let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
         return Ok(provider.with_sampler(sampler).build());
     };
@@ -142,7 +141,7 @@ where
     fmt::layer().json().event_format(Json::new()).boxed()
 }
 
-/// A panic is a log line like any other, and not text between JSON objects.
+/// Logs panics as log lines, so that the log stays JSON.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("(no message)");
@@ -159,16 +158,16 @@ impl Metrics {
         Ok(Self { registry })
     }
 
-    /// Metrics that nothing writes to.
+    /// Creates metrics that nothing writes to.
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
         Self { registry: Registry::new() }
     }
 
-    /// The metrics in Prometheus's text format.
+    /// Writes the metrics in Prometheus's text format.
     ///
     /// # Errors
-    /// Where a metric cannot be written in it.
+    /// If a metric cannot be written in it.
     pub(crate) fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

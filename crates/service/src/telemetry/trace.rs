@@ -1,4 +1,4 @@
-//! Trace contexts carried over what is not HTTP: into an event's metadata, a message's headers, and back.
+//! Trace contexts in the metadata of events and the headers of messages.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 const TRACEPARENT: &str = "traceparent";
 
-/// The W3C `traceparent` of the current span; `None` outside any span, or before telemetry is set up.
+/// Answers the W3C `traceparent` of the current span, or `None` without a span or before telemetry is set up.
 #[must_use]
 pub fn current_traceparent() -> Option<String> {
     let mut carrier = HashMap::new();
@@ -17,19 +17,19 @@ pub fn current_traceparent() -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
-/// Makes the span of that `traceparent` the parent of `span`. One that cannot be read is ignored.
+/// Makes the span of a `traceparent` the parent of `span`. An invalid `traceparent` is ignored.
 ///
-/// Call it before `span` is entered. Where the span has an empty field `trace_id`, that is filled in.
+/// Call it before `span` is entered. It fills in the field `trace_id` if the span has it.
 pub fn set_parent(span: &Span, traceparent: &str) {
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     let context = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
     adopt(span, context);
 }
 
-/// Makes `context` the parent of `span` and writes the trace's id into its field.
+/// Makes `context` the parent of `span` and fills in its field `trace_id`.
 pub(crate) fn adopt(span: &Span, context: Context) {
     if context.has_active_span() {
-        // It fails where the span is disabled or was entered before; the trace is then cut in two, and nothing else.
+        // It fails if the span is disabled or was entered before. Then the trace is cut in two.
         let _ = span.set_parent(context);
     }
     if let Some(id) = trace_id(span) {
@@ -37,7 +37,7 @@ pub(crate) fn adopt(span: &Span, context: Context) {
     }
 }
 
-/// The current trace's id, 32 hexadecimal digits.
+/// Answers the id of the current trace, 32 hexadecimal digits.
 pub(crate) fn current_trace_id() -> Option<String> {
     trace_id(&Span::current())
 }
