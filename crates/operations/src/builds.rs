@@ -1,7 +1,6 @@
-//! What an operator does to the builds of a projection, while the replicas that run it are at work or not: lets it rest, compares two
-//! builds, takes a retired one into hand again, gives one up.
+//! Operations on the builds of a projection: pause it, compare two builds, revive a retired build, drop a build.
 //!
-//! All of it is asked for in the table `projection`, which the replicas look at with every heartbeat.
+//! Each operation writes to the table `projection`. The replicas read that table with every heartbeat.
 
 use std::time::Duration;
 
@@ -15,21 +14,21 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 
-/// Lets a projection rest, or go on, with all its builds. While it rests, the replicas keep its segments and apply nothing; an automation
-/// does none of its to-dos either. What is in hand is finished. Answers whether that is news.
+/// Pauses or resumes all builds of a projection. While it is paused, the replicas keep its segments and apply nothing, and an automation
+/// does no to-dos. Running batches and to-dos finish. Returns whether this changed anything.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// If the database is unreachable or the migrations are missing.
 pub async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<bool, StoreError> {
     let changed = sqlx::query!("UPDATE projection SET paused = $2 WHERE name = $1 AND paused <> $2", name, paused).execute(pool).await?;
     Ok(changed.rows_affected() > 0)
 }
 
-/// Takes the retired build of a projection into hand again, from where it was left: the replicas of its version bring it up to date, and it
-/// goes into service as a new one does. Answers whether there is one.
+/// Revives the retired build of a projection. The replicas of its version bring it up to date from its checkpoints, and it goes into
+/// service like a new build. Returns whether there is a retired build.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// If the database is unreachable or the migrations are missing.
 pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, StoreError> {
     let revived = sqlx::query!(
         "UPDATE projection SET status = 'building', switch_when_ready = $2, started_at = clock_timestamp()
@@ -42,10 +41,10 @@ pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, S
     Ok(revived.rows_affected() > 0)
 }
 
-/// Lets go of a build that was revived and is not to go into service.
+/// Retires a revived build again, if it is not to go into service.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// If the database is unreachable or the migrations are missing.
 pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE projection SET status = 'retired' WHERE name = $1 AND build = $2 AND status = 'building' AND NOT switch_when_ready",
@@ -57,18 +56,18 @@ pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreE
     Ok(())
 }
 
-/// Gives up a build of a projection that is not in service: its rows and all that is known of it. Whoever is at work on it is fenced off.
-/// Answers whether there was one.
+/// Drops a build that is not in service, with its rows and checkpoints. A replica that works on it can write nothing more. Returns whether
+/// there was such a build.
 ///
 /// # Errors
-/// Where the database is away, or the migrations are missing; where somebody reads its tables for longer than this session may wait.
+/// If the database is unreachable, the migrations are missing, or a query reads the build's tables for longer than this session may wait.
 pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    // Its checkpoints first, as a batch has them: who took the build first would wait for a batch that waits for the build.
+    // Lock the checkpoints first, in the order of a batch. Locking the build first could deadlock with a batch.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
         .fetch_all(&mut *transaction)
         .await?;
-    // With its checkpoints, for which this has waited until the batch in hand was written: nobody writes a row after that.
+    // This deletes the checkpoints as well. The running batch has ended before, and no later one can write.
     let dropped = sqlx::query_scalar!(
         "DELETE FROM projection WHERE name = $1 AND build = $2 AND status <> 'serving' AND build <> 'automation' RETURNING tables",
         name,
@@ -77,7 +76,7 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
-    // Whoever began to read it while it was in service reads to the end.
+    // Wait for queries that began to read the build while it was in service.
     sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, build)
         .fetch_one(&mut *transaction)
         .await?;
@@ -93,67 +92,67 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
 pub struct Difference {
     /// The projection.
     pub name: String,
-    /// The position that every segment of both stood at.
+    /// The position of every segment of both builds.
     pub position: Position,
     /// The build in service.
     pub serving: String,
-    /// The other one.
+    /// The other build.
     pub other: String,
-    /// Each of their tables.
+    /// The comparison of each table.
     pub tables: Vec<TableDifference>,
 }
 
 impl Difference {
-    /// Whether both hold the same.
+    /// Returns whether both builds have the same rows.
     pub fn is_none(&self) -> bool {
         self.tables.iter().all(|table| table.only_serving == 0 && table.only_other == 0)
     }
 }
 
-/// A table of two builds.
+/// The comparison of a table.
 #[derive(Debug, Serialize)]
 pub struct TableDifference {
-    /// Its name, without schema.
+    /// The table's name, without its schema.
     pub table: String,
-    /// How many rows it has in the build in service, and in the other one.
+    /// The rows in the build in service.
     pub rows_serving: i64,
-    /// See above.
+    /// The rows in the other build.
     pub rows_other: i64,
-    /// How many of them only the one in service has, and how many only the other one: a row that changed is counted in both.
+    /// The rows that only the build in service has. A changed row counts in both builds.
     pub only_serving: i64,
-    /// See above.
+    /// The rows that only the other build has.
     pub only_other: i64,
-    /// Some of those, in the order of their columns, so that the two of a row that changed stand beside each other.
+    /// Samples of these rows, in the order of their columns. So both versions of a changed row are neighbours.
     pub samples: Vec<Row>,
 }
 
 /// A row that only one of two builds has.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Whether it is the one in service.
+    /// Whether the build in service has the row.
     pub serving: bool,
-    /// How many times it has the row more often than the other.
+    /// How many more copies of the row it has than the other build.
     pub times: i64,
-    /// The row, whole.
+    /// The whole row.
     pub row: Box<RawValue>,
 }
 
-/// Why two builds could not be compared.
+/// The reason why two builds cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    /// There are not two builds that are worked on.
-    #[error("there is no other build of it that is worked on")]
+    /// The projection has no second build that replicas work on.
+    #[error("there is no second build that a process works on")]
     NoOther,
-    /// Another comparison holds them still.
-    #[error("another comparison of it is going on; it ends within {0:.0} seconds")]
+    /// Another comparison holds the builds.
+    #[error("another comparison is running; it ends within {0:.0} seconds")]
     Going(f64),
-    /// They did not come to one position in time.
-    #[error("the segments of its builds did not come to one position within {0:.0} seconds")]
+    /// The segments did not reach one position in time.
+    #[error("the segments of the builds did not reach one position within {0:.0} seconds")]
     Apart(f64),
-    /// The columns of a table are not the same in both.
+    /// The columns of a table differ between the builds.
     #[error("the table {0} has other columns in one build than in the other")]
     Columns(String),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -164,25 +163,24 @@ impl From<sqlx::Error> for CompareError {
     }
 }
 
-/// How often it is looked whether all segments stand at one position.
+/// The pause between two checks whether all segments are at one position.
 const LOOK: Duration = Duration::from_millis(50);
-/// The time that a table takes to be compared at the most.
+/// The longest time for the comparison of one table.
 const TABLE_SECONDS: u64 = 3_600;
 
-/// Compares the build of a projection that is in service with the one that is being made, row by row, at one position of the log, with so
-/// many samples of each table.
+/// Compares the serving build of a projection with the other build, row by row, at one position of the log. Returns up to `samples`
+/// differing rows of each table.
 ///
-/// The replicas are asked to go no further than the furthest of the segments, until the others stand there too: for as long as `patience` at
-/// the most, by the database's clock, whatever becomes of who asked. As soon as they do, one snapshot is taken of all tables, and
-/// everything goes on while that is compared. That all stand at one position is read in the same snapshot, so nothing depends on who kept
-/// to it.
+/// The replicas hold both builds at the position of the furthest segment until all segments are there. The hold ends after `patience` by
+/// the database's clock, even if this process dies. Then one snapshot of all tables is taken, and the builds continue while it is compared.
+/// The snapshot itself shows that all segments are at one position, so nothing depends on the replicas' obedience.
 ///
 /// # Errors
-/// Where that cannot be brought about, or the database is away.
+/// If the segments do not meet, or the database is unreachable.
 pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration) -> Result<Difference, CompareError> {
     stop(pool, name, patience).await?;
     let compared = together(pool, name, patience).await;
-    // Also where it failed; and where this fails too, time does it.
+    // Also after a failure. If this fails too, the hold ends by its time.
     let going_on = go_on(pool, name).await;
     let Snapshot { mut connection, position, serving, other, tables } = compared?;
     going_on?;
@@ -195,7 +193,7 @@ pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration
     Ok(Difference { name: name.to_owned(), position, serving, other, tables: differences })
 }
 
-/// Asks both builds to go no further than the furthest of their segments.
+/// Asks the replicas to hold both builds at the position of the furthest segment.
 async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
     let going = sqlx::query!(
         r#"WITH builds AS (
@@ -224,10 +222,10 @@ async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), Compa
     }
 }
 
-/// Lets the builds of a projection go on before the time is up that a comparison holds them still for.
+/// Ends the hold of a comparison before its time.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// If the database is unreachable or the migrations are missing.
 pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     with_timeout(async {
         sqlx::query!("UPDATE projection SET hold_at = NULL, hold_until = NULL WHERE name = $1 AND hold_at IS NOT NULL", name)
@@ -238,7 +236,7 @@ pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     .await
 }
 
-/// Both builds as they were at one position.
+/// A snapshot of both builds at one position.
 struct Snapshot {
     connection: PooledConnection,
     position: Position,
@@ -247,12 +245,12 @@ struct Snapshot {
     tables: Vec<String>,
 }
 
-/// Waits until every segment of both stands at one position, and takes a snapshot of that.
+/// Waits until all segments of both builds are at one position, and takes a snapshot there.
 async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
     let until = Instant::now() + patience;
     loop {
-        // Who did not know of it yet may have gone beyond where they were to stop: then that is where they meet. All know of it with their
-        // next heartbeat, so nobody goes beyond that for long.
+        // A replica that has not seen the hold yet may have passed it. Then the hold moves to that position. Every replica sees the hold
+        // with its next heartbeat.
         let apart = sqlx::query_scalar!(
             r#"WITH stand AS (
                    SELECT max(c.position) AS furthest, min(c.position) AS nearest
@@ -275,7 +273,7 @@ async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snaps
     }
 }
 
-/// A transaction that sees both builds, where all their segments stand at one position in it.
+/// Opens a transaction that sees both builds, if all their segments are at one position in it.
 async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, CompareError> {
     let builds = sqlx::query!(
         "SELECT build, tables FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY status = 'serving' DESC",
@@ -289,7 +287,7 @@ async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, Compare
     tables.dedup();
     let mut connection = PooledConnection::from(pool).await?;
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *connection).await?;
-    // Locked before the snapshot is taken: a TRUNCATE would show in it otherwise.
+    // Lock before the snapshot. Otherwise a TRUNCATE would be visible in it.
     let all: Vec<_> =
         [&serving.build, &other.build].iter().flat_map(|build| tables.iter().map(move |table| format!("{build}.{table}"))).collect();
     if !all.is_empty() {
@@ -335,10 +333,9 @@ async fn differ(
     if !same {
         return Err(CompareError::Columns(table));
     }
-    // A session may be bounded to what is quick; to go through a large table is not.
+    // The session's timeout may be short, but reading a large table takes long.
     sqlx::query("SELECT set_config('statement_timeout', $1, true)").bind(format!("{TABLE_SECONDS}s")).execute(&mut *connection).await?;
-    // As text, each row once for each time that it is there: so that what merely counts as equal, as 1.0 and 1.00 do, is told apart, and
-    // so that no type is left out that has no equality.
+    // Rows are compared as text, with their counts. This tells 1.0 from 1.00, and works for types without equality.
     let sql = format!(
         "WITH difference AS MATERIALIZED (
              SELECT entry, sum(times)::bigint AS times FROM (

@@ -1,4 +1,4 @@
-//! What cannot be applied: shown, tried again, skipped.
+//! Events that projections cannot apply: list, retry, skip.
 
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
 use serde::Serialize;
@@ -10,37 +10,37 @@ use crate::{
     log::{COLUMNS, Entry, entries},
 };
 
-/// What a build cannot apply, and where that stands: a parked key, or segments before an event for which no key can be parked.
+/// An event that a build cannot apply: it parked its key, or blocks its segments if it has no key.
 #[derive(Debug, Clone, Serialize)]
 pub struct Parked {
     /// The projection.
     pub projection: String,
-    /// The schema that the build's tables stand in.
+    /// The schema of the build's tables.
     pub build: String,
-    /// The build's: `serving` or `building`.
+    /// The build's status: `serving` or `building`.
     pub status: String,
-    /// The key; none where segments stand.
+    /// The parked key; `None` if segments are blocked.
     pub key: Option<Uuid>,
-    /// Those that stand.
+    /// The blocked segments.
     pub segments: Option<Vec<i32>>,
-    /// The event that could not be applied.
+    /// The position of the event.
     pub position: Position,
-    /// Why.
+    /// The error.
     pub error: String,
-    /// How often that was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// For how long it has been so.
+    /// Seconds since the first attempt.
     pub since_seconds: f64,
-    /// Events in the key's queue, that one among them.
+    /// Events in the key's queue, including this one.
     pub queued: i64,
-    /// Whether it is to be tried again, and was not yet.
+    /// Whether a retry was requested and has not run yet.
     pub retry_asked: bool,
 }
 
-/// What is parked and what stands, of one projection or of all. What stands is tried again by itself.
+/// Lists parked keys and blocked segments of one projection or of all. Blocked segments are retried automatically.
 ///
 /// # Errors
-/// As [`crate::builds`].
+/// Like [`crate::builds`].
 pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parked>, StoreError> {
     let listed = sqlx::query_as!(
         Parked,
@@ -66,11 +66,11 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// Asks for parked keys to be tried again, by the replicas that hold their segments: of one projection or of all, these keys or all. Answers
-/// those that are parked, as they stood.
+/// Requests a retry of parked keys, of one projection or of all, for some keys or for all. The replicas that own the segments do it.
+/// Returns the parked keys before the retry.
 ///
 /// # Errors
-/// As [`crate::builds`].
+/// Like [`crate::builds`].
 pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
     let asked = sqlx::query!(
         "UPDATE parked_key SET retry_asked_at = clock_timestamp()
@@ -85,32 +85,32 @@ pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<
     Ok(before.into_iter().filter(is_asked).collect())
 }
 
-/// What is to be skipped, and why.
+/// An event to skip, with the reason.
 #[derive(Debug, Clone, Copy)]
 pub struct Skip<'a> {
     /// The projection.
     pub projection: &'a str,
-    /// The parked key; none for an event that segments stand before.
+    /// The parked key; `None` for an event that blocks segments.
     pub key: Option<Uuid>,
-    /// The event: the first in the key's queue, or the one that segments stand before.
+    /// The position of the event: the first in the key's queue, or the one that blocks segments.
     pub position: Position,
-    /// Why it may be skipped.
+    /// The reason.
     pub reason: &'a str,
-    /// Who decided so.
+    /// The person who decided.
     pub by: &'a str,
 }
 
-/// Takes an event out of the queue of a parked key, never to be applied to it, and has the rest tried again; or has the segments that stand
-/// before an event go on without it. Recorded. Answers the builds in which it was so: none where the event is not that one.
+/// Skips an event. For a parked key, it removes the event from the key's queue and requests a retry of the rest. For blocked segments, they
+/// continue without the event. The skip is recorded. Returns the builds that it applies to; none if the event is another one.
 ///
 /// # Errors
-/// As [`crate::builds`].
+/// Like [`crate::builds`].
 pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreError> {
     let Skip { projection, key, position, reason, by } = skip;
     with_timeout(async {
         let mut transaction = pool.begin().await?;
         if key.is_some() {
-            // Who is trying it at this moment is waited for.
+            // This waits for a running retry.
             sqlx::query!("SELECT FROM parked_key WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
                 .execute(&mut *transaction)
                 .await?;
@@ -159,33 +159,33 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
     .await
 }
 
-/// An event that was skipped.
+/// A skipped event.
 #[derive(Debug, Clone, Serialize)]
 pub struct Skipped {
     /// The projection.
     pub projection: String,
-    /// The schema that the build's tables stand in.
+    /// The schema of the build's tables.
     pub build: String,
-    /// The key that it was parked for.
+    /// The key that was parked.
     pub key: Option<Uuid>,
-    /// The event.
+    /// The position of the event.
     pub position: Position,
-    /// Why it could not be applied.
+    /// The error.
     pub error: String,
-    /// How often that was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// Why it might be skipped.
+    /// The reason.
     pub reason: String,
-    /// Who decided so.
+    /// The person who decided.
     pub skipped_by: String,
-    /// How long ago.
+    /// Seconds since the skip.
     pub age_seconds: f64,
 }
 
-/// What was ever skipped, of one projection or of all.
+/// Lists skipped events of one projection or of all.
 ///
 /// # Errors
-/// As [`crate::builds`].
+/// Like [`crate::builds`].
 pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skipped>, StoreError> {
     let listed = sqlx::query_as!(
         Skipped,
@@ -197,10 +197,10 @@ pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skip
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// The events in a parked key's queue, in their order, so many at the most.
+/// Reads the events in a parked key's queue in order, up to a limit.
 ///
 /// # Errors
-/// Where the log cannot be read.
+/// If the log cannot be read.
 pub async fn parked_queue<E: LogEvent>(store: &EventStore<E>, of: &Parked, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM event WHERE event_id = ANY (ARRAY(

@@ -1,4 +1,4 @@
-//! How everything stands.
+//! The state of projections and replicas.
 
 use event_store::{Position, StoreError};
 use projections::tenths;
@@ -8,46 +8,46 @@ use uuid::Uuid;
 
 use crate::ask::ask;
 
-/// A build of a projection, with how far each of its segments has come.
+/// A build of a projection, with the progress of its segments.
 #[derive(Debug, Clone, Serialize)]
 pub struct Build {
     /// The projection's name.
     pub name: String,
-    /// The schema that its tables stand in.
+    /// The schema of its tables.
     pub build: String,
-    /// The version of the release that makes it.
+    /// The projection's version.
     pub version: i32,
     /// `serving`, `building` or `retired`.
     pub status: String,
-    /// Whether it goes into service by itself, once it has come as far as the one that is.
+    /// Whether it goes into service by itself once it has caught up.
     pub switch_when_ready: bool,
-    /// Whether it rests, until it is told to go on.
+    /// Whether it is paused.
     pub paused: bool,
-    /// Up to where every segment has applied the log.
+    /// The position up to which every segment has applied the log.
     pub position: Position,
-    /// Positions of the log that the segment furthest behind has yet to look at.
+    /// The lag of the segment furthest behind, in positions.
     pub lag_events: i64,
-    /// For how long the oldest event among those has been in the log.
+    /// The age of the oldest event in that lag, in seconds.
     pub lag_seconds: f64,
-    /// Keys that are parked in it: see [`crate::parked()`].
+    /// Parked keys: see [`crate::parked()`].
     pub parked: i64,
-    /// Events that all replicas apply in a second, and events of a batch, lately: see [`projections::Backlog`].
+    /// Events per second that all replicas applied in the last seconds: see [`projections::Backlog`].
     pub events_per_second: f64,
-    /// See above.
+    /// Events per batch in the last seconds.
     pub batch: f64,
-    /// What it is cut into.
+    /// The segments.
     pub segments: Vec<Segment>,
 }
 
 impl Build {
-    /// How far it is on its way to the head of the log, from 0 to 1: all its segments together.
+    /// Returns the progress of all segments towards the head, from 0 to 1.
     pub fn progress(&self, head: Position) -> f64 {
         let applied: i64 = self.segments.iter().map(|segment| segment.position.0.min(head.0)).sum();
         let all = i64::try_from(self.segments.len()).unwrap_or_default() * head.0;
         if all == 0 { 1.0 } else { applied as f64 / all as f64 }
     }
 
-    /// Whether it is an automation's: never made anew.
+    /// Returns whether it belongs to an automation, which is never rebuilt.
     pub fn is_automation(&self) -> bool {
         self.build == "automation"
     }
@@ -56,35 +56,35 @@ impl Build {
 /// A segment of a build.
 #[derive(Debug, Clone, Serialize)]
 pub struct Segment {
-    /// Its number.
+    /// The segment's number.
     pub segment: i32,
-    /// Up to where it has applied the log, as written down: its holder may be further.
+    /// The stored checkpoint. Its owner may be ahead of it.
     pub position: Position,
-    /// Positions from there to the head.
+    /// The lag in positions.
     pub lag_events: i64,
-    /// For how long the next event has been in the log.
+    /// The age of the next event, in seconds.
     pub lag_seconds: f64,
-    /// The replica that holds it, where that is alive.
+    /// The owner, if it is alive.
     pub replica: Option<Uuid>,
-    /// Whether it stands before an event that cannot be applied: see [`crate::parked()`].
+    /// Whether an event blocks the segment: see [`crate::parked()`].
     pub stopped: bool,
 }
 
-/// A process that runs a projection, and is alive.
+/// A living process that runs a projection.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replica {
     /// The projection.
     pub name: String,
-    /// What segments name it by.
+    /// The id that segments name as their owner.
     pub id: Uuid,
-    /// The version that it makes.
+    /// The version that it runs.
     pub version: i32,
 }
 
-/// The head of the log, and every build of every projection in the same snapshot.
+/// Reads the head of the log and every build of every projection, in one snapshot.
 ///
 /// # Errors
-/// Where the database is away, or the role may not.
+/// If the database is unreachable, or the role lacks the rights.
 pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
@@ -146,10 +146,10 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
     Ok((head, builds))
 }
 
-/// The replicas that are alive.
+/// Lists the living replicas.
 ///
 /// # Errors
-/// As [`builds`].
+/// Like [`builds`].
 pub async fn replicas(pool: &PgPool) -> Result<Vec<Replica>, StoreError> {
     let alive = sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE alive_until > clock_timestamp() ORDER BY name, id");
     ask(pool, async |connection| alive.fetch_all(connection).await).await
