@@ -1,4 +1,4 @@
-//! Runs one statement on its own connection.
+//! One statement on a connection of its own.
 
 use event_store::{
     StoreError,
@@ -6,7 +6,7 @@ use event_store::{
 };
 use sqlx::{PgConnection, PgPool};
 
-/// Runs one statement on its own connection, with a timeout.
+/// The answer of one statement, on a connection of its own and in time.
 pub(crate) async fn ask<T>(
     pool: &PgPool,
     statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,

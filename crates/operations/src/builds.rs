@@ -1,6 +1,7 @@
-//! Operations on the builds of a projection: pause it, compare two builds, revive a retired build, drop a build.
+//! What an operator does to the builds of a projection, while the replicas that run it are at work or not: lets it rest, compares two
+//! builds, takes a retired one into hand again, gives one up.
 //!
-//! Each operation writes to the table `projection`. The replicas read that table with every heartbeat.
+//! All of it is asked for in the table `projection`, which the replicas look at with every heartbeat.
 
 use std::time::Duration;
 
@@ -14,21 +15,21 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 
-/// Pauses or resumes all builds of a projection. While it is paused, the replicas keep its segments and apply nothing, and an automation
-/// does no to-dos. Running batches and to-dos finish. Returns whether this changed anything.
+/// Lets a projection rest, or go on, with all its builds. While it rests, the replicas keep its segments and apply nothing; an automation
+/// does none of its to-dos either. What is in hand is finished. Answers whether that is news.
 ///
 /// # Errors
-/// If the database is unreachable or the migrations are missing.
+/// Where the database is away or the migrations are missing.
 pub async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<bool, StoreError> {
     let changed = sqlx::query!("UPDATE projection SET paused = $2 WHERE name = $1 AND paused <> $2", name, paused).execute(pool).await?;
     Ok(changed.rows_affected() > 0)
 }
 
-/// Revives the retired build of a projection. The replicas of its version bring it up to date from its checkpoints, and it goes into
-/// service like a new build. Returns whether there is a retired build.
+/// Takes the retired build of a projection into hand again, from where it was left: the replicas of its version bring it up to date, and it
+/// goes into service as a new one does. Answers whether there is one.
 ///
 /// # Errors
-/// If the database is unreachable or the migrations are missing.
+/// Where the database is away or the migrations are missing.
 pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, StoreError> {
     let revived = sqlx::query!(
         "UPDATE projection SET status = 'building', switch_when_ready = $2, started_at = clock_timestamp()
@@ -41,10 +42,10 @@ pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, S
     Ok(revived.rows_affected() > 0)
 }
 
-/// Retires a revived build again, if it is not to go into service.
+/// Lets go of a build that was revived and is not to go into service.
 ///
 /// # Errors
-/// If the database is unreachable or the migrations are missing.
+/// Where the database is away or the migrations are missing.
 pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE projection SET status = 'retired' WHERE name = $1 AND build = $2 AND status = 'building' AND NOT switch_when_ready",
@@ -56,18 +57,18 @@ pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreE
     Ok(())
 }
 
-/// Drops a build that is not in service, with its rows and checkpoints. A replica that works on it can write nothing more. Returns whether
-/// there was such a build.
+/// Gives up a build of a projection that is not in service: its rows and all that is known of it. Whoever is at work on it is fenced off.
+/// Answers whether there was one.
 ///
 /// # Errors
-/// If the database is unreachable, the migrations are missing, or a query reads the build's tables for longer than this session may wait.
+/// Where the database is away, or the migrations are missing; where somebody reads its tables for longer than this session may wait.
 pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    // Lock the checkpoints first, in the order of a batch. Locking the build first could deadlock with a batch.
+    // Its checkpoints first, as a batch has them: who took the build first would wait for a batch that waits for the build.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
         .fetch_all(&mut *transaction)
         .await?;
-    // This deletes the checkpoints as well. The running batch has ended before, and no later one can write.
+    // With its checkpoints, for which this has waited until the batch in hand was written: nobody writes a row after that.
     let dropped = sqlx::query_scalar!(
         "DELETE FROM projection WHERE name = $1 AND build = $2 AND status <> 'serving' AND build <> 'automation' RETURNING tables",
         name,
@@ -76,7 +77,7 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
-    // Wait for queries that began to read the build while it was in service.
+    // Whoever began to read it while it was in service reads to the end.
     sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, build)
         .fetch_one(&mut *transaction)
         .await?;
@@ -92,67 +93,67 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
 pub struct Difference {
     /// The projection.
     pub name: String,
-    /// The position of every segment of both builds.
+    /// The position that every segment of both stood at.
     pub position: Position,
     /// The build in service.
     pub serving: String,
-    /// The other build.
+    /// The other one.
     pub other: String,
-    /// The comparison of each table.
+    /// Each of their tables.
     pub tables: Vec<TableDifference>,
 }
 
 impl Difference {
-    /// Returns whether both builds have the same rows.
+    /// Whether both hold the same.
     pub fn is_none(&self) -> bool {
         self.tables.iter().all(|table| table.only_serving == 0 && table.only_other == 0)
     }
 }
 
-/// The comparison of a table.
+/// A table of two builds.
 #[derive(Debug, Serialize)]
 pub struct TableDifference {
-    /// The table's name, without its schema.
+    /// Its name, without schema.
     pub table: String,
-    /// The rows in the build in service.
+    /// How many rows it has in the build in service, and in the other one.
     pub rows_serving: i64,
-    /// The rows in the other build.
+    /// See above.
     pub rows_other: i64,
-    /// The rows that only the build in service has. A changed row counts in both builds.
+    /// How many of them only the one in service has, and how many only the other one: a row that changed is counted in both.
     pub only_serving: i64,
-    /// The rows that only the other build has.
+    /// See above.
     pub only_other: i64,
-    /// Samples of these rows, in the order of their columns. So both versions of a changed row are neighbours.
+    /// Some of those, in the order of their columns, so that the two of a row that changed stand beside each other.
     pub samples: Vec<Row>,
 }
 
 /// A row that only one of two builds has.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Whether the build in service has the row.
+    /// Whether it is the one in service.
     pub serving: bool,
-    /// How many more copies of the row it has than the other build.
+    /// How many times it has the row more often than the other.
     pub times: i64,
-    /// The whole row.
+    /// The row, whole.
     pub row: Box<RawValue>,
 }
 
-/// The reason why two builds cannot be compared.
+/// Why two builds could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    /// The projection has no second build that replicas work on.
-    #[error("there is no second build that a process works on")]
+    /// There are not two builds that are worked on.
+    #[error("there is no other build of it that is worked on")]
     NoOther,
-    /// Another comparison holds the builds.
-    #[error("another comparison is running; it ends within {0:.0} seconds")]
+    /// Another comparison holds them still.
+    #[error("another comparison of it is going on; it ends within {0:.0} seconds")]
     Going(f64),
-    /// The segments did not reach one position in time.
-    #[error("the segments of the builds did not reach one position within {0:.0} seconds")]
+    /// They did not come to one position in time.
+    #[error("the segments of its builds did not come to one position within {0:.0} seconds")]
     Apart(f64),
-    /// The columns of a table differ between the builds.
+    /// The columns of a table are not the same in both.
     #[error("the table {0} has other columns in one build than in the other")]
     Columns(String),
-    /// The database failed.
+    /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -163,24 +164,25 @@ impl From<sqlx::Error> for CompareError {
     }
 }
 
-/// The pause between two checks whether all segments are at one position.
+/// How often it is looked whether all segments stand at one position.
 const LOOK: Duration = Duration::from_millis(50);
-/// The longest time for the comparison of one table.
+/// The time that a table takes to be compared at the most.
 const TABLE_SECONDS: u64 = 3_600;
 
-/// Compares the serving build of a projection with the other build, row by row, at one position of the log. Returns up to `samples`
-/// differing rows of each table.
+/// Compares the build of a projection that is in service with the one that is being made, row by row, at one position of the log, with so
+/// many samples of each table.
 ///
-/// The replicas hold both builds at the position of the furthest segment until all segments are there. The hold ends after `patience` by
-/// the database's clock, even if this process dies. Then one snapshot of all tables is taken, and the builds continue while it is compared.
-/// The snapshot itself shows that all segments are at one position, so nothing depends on the replicas' obedience.
+/// The replicas are asked to go no further than the furthest of the segments, until the others stand there too: for as long as `patience` at
+/// the most, by the database's clock, whatever becomes of who asked. As soon as they do, one snapshot is taken of all tables, and
+/// everything goes on while that is compared. That all stand at one position is read in the same snapshot, so nothing depends on who kept
+/// to it.
 ///
 /// # Errors
-/// If the segments do not meet, or the database is unreachable.
+/// Where that cannot be brought about, or the database is away.
 pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration) -> Result<Difference, CompareError> {
     stop(pool, name, patience).await?;
     let compared = together(pool, name, patience).await;
-    // Also after a failure. If this fails too, the hold ends by its time.
+    // Also where it failed; and where this fails too, time does it.
     let going_on = go_on(pool, name).await;
     let Snapshot { mut connection, position, serving, other, tables } = compared?;
     going_on?;
@@ -193,7 +195,7 @@ pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration
     Ok(Difference { name: name.to_owned(), position, serving, other, tables: differences })
 }
 
-/// Asks the replicas to hold both builds at the position of the furthest segment.
+/// Asks both builds to go no further than the furthest of their segments.
 async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
     let going = sqlx::query!(
         r#"WITH builds AS (
@@ -222,10 +224,10 @@ async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), Compa
     }
 }
 
-/// Ends the hold of a comparison before its time.
+/// Lets the builds of a projection go on before the time is up that a comparison holds them still for.
 ///
 /// # Errors
-/// If the database is unreachable or the migrations are missing.
+/// Where the database is away or the migrations are missing.
 pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     with_timeout(async {
         sqlx::query!("UPDATE projection SET hold_at = NULL, hold_until = NULL WHERE name = $1 AND hold_at IS NOT NULL", name)
@@ -236,7 +238,7 @@ pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     .await
 }
 
-/// A snapshot of both builds at one position.
+/// Both builds as they were at one position.
 struct Snapshot {
     connection: PooledConnection,
     position: Position,
@@ -245,12 +247,12 @@ struct Snapshot {
     tables: Vec<String>,
 }
 
-/// Waits until all segments of both builds are at one position, and takes a snapshot there.
+/// Waits until every segment of both stands at one position, and takes a snapshot of that.
 async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
     let until = Instant::now() + patience;
     loop {
-        // A replica that has not seen the hold yet may have passed it. Then the hold moves to that position. Every replica sees the hold
-        // with its next heartbeat.
+        // Who did not know of it yet may have gone beyond where they were to stop: then that is where they meet. All know of it with their
+        // next heartbeat, so nobody goes beyond that for long.
         let apart = sqlx::query_scalar!(
             r#"WITH stand AS (
                    SELECT max(c.position) AS furthest, min(c.position) AS nearest
@@ -273,7 +275,7 @@ async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snaps
     }
 }
 
-/// Opens a transaction that sees both builds, if all their segments are at one position in it.
+/// A transaction that sees both builds, where all their segments stand at one position in it.
 async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, CompareError> {
     let builds = sqlx::query!(
         "SELECT build, tables FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY status = 'serving' DESC",
@@ -287,7 +289,7 @@ async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, Compare
     tables.dedup();
     let mut connection = PooledConnection::from(pool).await?;
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *connection).await?;
-    // Lock before the snapshot. Otherwise a TRUNCATE would be visible in it.
+    // Locked before the snapshot is taken: a TRUNCATE would show in it otherwise.
     let all: Vec<_> =
         [&serving.build, &other.build].iter().flat_map(|build| tables.iter().map(move |table| format!("{build}.{table}"))).collect();
     if !all.is_empty() {
@@ -333,9 +335,10 @@ async fn differ(
     if !same {
         return Err(CompareError::Columns(table));
     }
-    // The session's timeout may be short, but reading a large table takes long.
+    // A session may be bounded to what is quick; to go through a large table is not.
     sqlx::query("SELECT set_config('statement_timeout', $1, true)").bind(format!("{TABLE_SECONDS}s")).execute(&mut *connection).await?;
-    // Rows are compared as text, with their counts. This tells 1.0 from 1.00, and works for types without equality.
+    // As text, each row once for each time that it is there: so that what merely counts as equal, as 1.0 and 1.00 do, is told apart, and
+    // so that no type is left out that has no equality.
     let sql = format!(
         "WITH difference AS MATERIALIZED (
              SELECT entry, sum(times)::bigint AS times FROM (

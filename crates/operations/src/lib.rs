@@ -1,6 +1,6 @@
-//! What an operator can do, as functions: see the state of the log, projections, to-dos, offsets and dead letters, and repair it.
+//! For operators: how everything stands, what the log holds as it is stored, and what may be set right by hand.
 //!
-//! `cartctl` is their command line. They need the role `cartlog_operator` or the database's owner.
+//! Whoever calls these reads every table and may write those of the runtimes: the owner of the database, and no service's role.
 
 mod ask;
 mod builds;

@@ -1,4 +1,4 @@
-//! Reads the log as it is stored.
+//! What the log holds, as it is stored.
 
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout, decode};
 use serde_json::value::RawValue;
@@ -6,48 +6,48 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// A stored event.
+/// An event as the log has it.
 #[derive(Debug)]
 pub struct Entry<E> {
-    /// The event's position.
+    /// Where it stands.
     pub position: Position,
-    /// The event's type.
+    /// Its type.
     pub event_type: String,
-    /// The event, or an error if its stored form does not fit the current types.
+    /// The event; an error where today's shape is another.
     pub event: Result<E, StoreError>,
-    /// The metadata, with the append's id.
+    /// All that is known besides, the id of its append among it.
     pub metadata: Box<RawValue>,
-    /// The time of writing, by the database's clock.
+    /// When it was written, by the database's clock.
     pub recorded_at: OffsetDateTime,
 }
 
-/// A selection of events.
+/// Which events are meant.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// All events.
+    /// All.
     All,
-    /// The event at a position.
+    /// The one at a position.
     At(Position),
-    /// The events with a domain id.
+    /// Those that carry a domain id.
     Of {
         /// The id's name in the log's schema.
         id: &'a str,
-        /// The id's value.
+        /// Its value.
         value: Uuid,
     },
 }
 
 pub(crate) const COLUMNS: &str = "event_id, event_type, payload, metadata, inserted_at";
 
-/// Reads the newest selected events, up to a limit, in the order of the log.
+/// The newest events of those that are meant, so many at the most, in the order of the log.
 ///
 /// # Errors
-/// If the log cannot be read, or its schema has no such id.
+/// Where the log cannot be read; where its schema has no such id.
 pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = match which {
         Which::All => format!("SELECT {COLUMNS} FROM event WHERE $1::bigint IS NULL AND $2::uuid IS NULL ORDER BY event_id DESC LIMIT $3"),
         Which::At(_) => format!("SELECT {COLUMNS} FROM event WHERE event_id = $1 AND $2::uuid IS NULL LIMIT $3"),
-        // Force the id's own index. Walking the log backwards until enough events are found may read all of it.
+        // The id's own index first, whatever the planner thinks: walking the log back until enough are found can take all of it.
         Which::Of { id, .. } => match store.domain_ids().iter().find(|known| **known == id) {
             Some(column) => format!(
                 "WITH found AS MATERIALIZED (SELECT event_id FROM event WHERE {column} = $2 AND $1::bigint IS NULL),
@@ -67,10 +67,10 @@ pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count:
     Ok(found)
 }
 
-/// Reads the events after a position, up to a limit, in the order of the log.
+/// The events after a position, so many at the most, in the order of the log.
 ///
 /// # Errors
-/// If the log cannot be read.
+/// Where the log cannot be read.
 pub async fn after<E: LogEvent>(store: &EventStore<E>, position: Position, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM event WHERE event_id > $1 ORDER BY event_id LIMIT $2");
     entries(store, sqlx::query_as(&sql).bind(position).bind(count)).await

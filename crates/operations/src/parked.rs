@@ -1,4 +1,4 @@
-//! Events that projections cannot apply: list, retry, skip.
+//! What cannot be applied: shown, tried again, skipped.
 
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
 use serde::Serialize;
@@ -10,37 +10,37 @@ use crate::{
     log::{COLUMNS, Entry, entries},
 };
 
-/// An event that a build cannot apply: it parked its key, or blocks its segments if it has no key.
+/// What a build cannot apply, and where that stands: a parked key, or segments before an event for which no key can be parked.
 #[derive(Debug, Clone, Serialize)]
 pub struct Parked {
     /// The projection.
     pub projection: String,
-    /// The schema of the build's tables.
+    /// The schema that the build's tables stand in.
     pub build: String,
-    /// The build's status: `serving` or `building`.
+    /// The build's: `serving` or `building`.
     pub status: String,
-    /// The parked key; `None` if segments are blocked.
+    /// The key; none where segments stand.
     pub key: Option<Uuid>,
-    /// The blocked segments.
+    /// Those that stand.
     pub segments: Option<Vec<i32>>,
-    /// The position of the event.
+    /// The event that could not be applied.
     pub position: Position,
-    /// The error.
+    /// Why.
     pub error: String,
-    /// The number of attempts.
+    /// How often that was tried.
     pub attempts: i32,
-    /// Seconds since the first attempt.
+    /// For how long it has been so.
     pub since_seconds: f64,
-    /// Events in the key's queue, including this one.
+    /// Events in the key's queue, that one among them.
     pub queued: i64,
-    /// Whether a retry was requested and has not run yet.
+    /// Whether it is to be tried again, and was not yet.
     pub retry_asked: bool,
 }
 
-/// Lists parked keys and blocked segments of one projection or of all. Blocked segments are retried automatically.
+/// What is parked and what stands, of one projection or of all. What stands is tried again by itself.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parked>, StoreError> {
     let listed = sqlx::query_as!(
         Parked,
@@ -66,11 +66,11 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// Requests a retry of parked keys, of one projection or of all, for some keys or for all. The replicas that own the segments do it.
-/// Returns the parked keys before the retry.
+/// Asks for parked keys to be tried again, by the replicas that hold their segments: of one projection or of all, these keys or all. Answers
+/// those that are parked, as they stood.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
     let asked = sqlx::query!(
         "UPDATE parked_key SET retry_asked_at = clock_timestamp()
@@ -85,32 +85,32 @@ pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<
     Ok(before.into_iter().filter(is_asked).collect())
 }
 
-/// An event to skip, with the reason.
+/// What is to be skipped, and why.
 #[derive(Debug, Clone, Copy)]
 pub struct Skip<'a> {
     /// The projection.
     pub projection: &'a str,
-    /// The parked key; `None` for an event that blocks segments.
+    /// The parked key; none for an event that segments stand before.
     pub key: Option<Uuid>,
-    /// The position of the event: the first in the key's queue, or the one that blocks segments.
+    /// The event: the first in the key's queue, or the one that segments stand before.
     pub position: Position,
-    /// The reason.
+    /// Why it may be skipped.
     pub reason: &'a str,
-    /// The person who decided.
+    /// Who decided so.
     pub by: &'a str,
 }
 
-/// Skips an event. For a parked key, it removes the event from the key's queue and requests a retry of the rest. For blocked segments, they
-/// continue without the event. The skip is recorded. Returns the builds that it applies to; none if the event is another one.
+/// Takes an event out of the queue of a parked key, never to be applied to it, and has the rest tried again; or has the segments that stand
+/// before an event go on without it. Recorded. Answers the builds in which it was so: none where the event is not that one.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreError> {
     let Skip { projection, key, position, reason, by } = skip;
     with_timeout(async {
         let mut transaction = pool.begin().await?;
         if key.is_some() {
-            // This waits for a running retry.
+            // Who is trying it at this moment is waited for.
             sqlx::query!("SELECT FROM parked_key WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
                 .execute(&mut *transaction)
                 .await?;
@@ -159,33 +159,33 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
     .await
 }
 
-/// A skipped event.
+/// An event that was skipped.
 #[derive(Debug, Clone, Serialize)]
 pub struct Skipped {
     /// The projection.
     pub projection: String,
-    /// The schema of the build's tables.
+    /// The schema that the build's tables stand in.
     pub build: String,
-    /// The key that was parked.
+    /// The key that it was parked for.
     pub key: Option<Uuid>,
-    /// The position of the event.
+    /// The event.
     pub position: Position,
-    /// The error.
+    /// Why it could not be applied.
     pub error: String,
-    /// The number of attempts.
+    /// How often that was tried.
     pub attempts: i32,
-    /// The reason.
+    /// Why it might be skipped.
     pub reason: String,
-    /// The person who decided.
+    /// Who decided so.
     pub skipped_by: String,
-    /// Seconds since the skip.
+    /// How long ago.
     pub age_seconds: f64,
 }
 
-/// Lists skipped events of one projection or of all.
+/// What was ever skipped, of one projection or of all.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skipped>, StoreError> {
     let listed = sqlx::query_as!(
         Skipped,
@@ -197,10 +197,10 @@ pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skip
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// Reads the events in a parked key's queue in order, up to a limit.
+/// The events in a parked key's queue, in their order, so many at the most.
 ///
 /// # Errors
-/// If the log cannot be read.
+/// Where the log cannot be read.
 pub async fn parked_queue<E: LogEvent>(store: &EventStore<E>, of: &Parked, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM event WHERE event_id = ANY (ARRAY(

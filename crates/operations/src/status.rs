@@ -1,4 +1,4 @@
-//! The state of projections and replicas.
+//! How everything stands.
 
 use event_store::{Position, StoreError};
 use projections::tenths;
@@ -8,46 +8,46 @@ use uuid::Uuid;
 
 use crate::ask::ask;
 
-/// A build of a projection, with the progress of its segments.
+/// A build of a projection, with how far each of its segments has come.
 #[derive(Debug, Clone, Serialize)]
 pub struct Build {
     /// The projection's name.
     pub name: String,
-    /// The schema of its tables.
+    /// The schema that its tables stand in.
     pub build: String,
-    /// The projection's version.
+    /// The version of the release that makes it.
     pub version: i32,
     /// `serving`, `building` or `retired`.
     pub status: String,
-    /// Whether it goes into service by itself once it has caught up.
+    /// Whether it goes into service by itself, once it has come as far as the one that is.
     pub switch_when_ready: bool,
-    /// Whether it is paused.
+    /// Whether it rests, until it is told to go on.
     pub paused: bool,
-    /// The position up to which every segment has applied the log.
+    /// Up to where every segment has applied the log.
     pub position: Position,
-    /// The lag of the segment furthest behind, in positions.
+    /// Positions of the log that the segment furthest behind has yet to look at.
     pub lag_events: i64,
-    /// The age of the oldest event in that lag, in seconds.
+    /// For how long the oldest event among those has been in the log.
     pub lag_seconds: f64,
-    /// Parked keys: see [`crate::parked()`].
+    /// Keys that are parked in it: see [`crate::parked()`].
     pub parked: i64,
-    /// Events per second that all replicas applied in the last seconds: see [`projections::Backlog`].
+    /// Events that all replicas apply in a second, and events of a batch, lately: see [`projections::Backlog`].
     pub events_per_second: f64,
-    /// Events per batch in the last seconds.
+    /// See above.
     pub batch: f64,
-    /// The segments.
+    /// What it is cut into.
     pub segments: Vec<Segment>,
 }
 
 impl Build {
-    /// Returns the progress of all segments towards the head, from 0 to 1.
+    /// How far it is on its way to the head of the log, from 0 to 1: all its segments together.
     pub fn progress(&self, head: Position) -> f64 {
         let applied: i64 = self.segments.iter().map(|segment| segment.position.0.min(head.0)).sum();
         let all = i64::try_from(self.segments.len()).unwrap_or_default() * head.0;
         if all == 0 { 1.0 } else { applied as f64 / all as f64 }
     }
 
-    /// Returns whether it belongs to an automation, which is never rebuilt.
+    /// Whether it is an automation's: never made anew.
     pub fn is_automation(&self) -> bool {
         self.build == "automation"
     }
@@ -56,35 +56,35 @@ impl Build {
 /// A segment of a build.
 #[derive(Debug, Clone, Serialize)]
 pub struct Segment {
-    /// The segment's number.
+    /// Its number.
     pub segment: i32,
-    /// The stored checkpoint. Its owner may be ahead of it.
+    /// Up to where it has applied the log, as written down: its holder may be further.
     pub position: Position,
-    /// The lag in positions.
+    /// Positions from there to the head.
     pub lag_events: i64,
-    /// The age of the next event, in seconds.
+    /// For how long the next event has been in the log.
     pub lag_seconds: f64,
-    /// The owner, if it is alive.
+    /// The replica that holds it, where that is alive.
     pub replica: Option<Uuid>,
-    /// Whether an event blocks the segment: see [`crate::parked()`].
+    /// Whether it stands before an event that cannot be applied: see [`crate::parked()`].
     pub stopped: bool,
 }
 
-/// A living process that runs a projection.
+/// A process that runs a projection, and is alive.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replica {
     /// The projection.
     pub name: String,
-    /// The id that segments name as their owner.
+    /// What segments name it by.
     pub id: Uuid,
-    /// The version that it runs.
+    /// The version that it makes.
     pub version: i32,
 }
 
-/// Reads the head of the log and every build of every projection, in one snapshot.
+/// The head of the log, and every build of every projection in the same snapshot.
 ///
 /// # Errors
-/// If the database is unreachable, or the role lacks the rights.
+/// Where the database is away, or the role may not.
 pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
@@ -146,10 +146,10 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
     Ok((head, builds))
 }
 
-/// Lists the living replicas.
+/// The replicas that are alive.
 ///
 /// # Errors
-/// Like [`builds`].
+/// As [`builds`].
 pub async fn replicas(pool: &PgPool) -> Result<Vec<Replica>, StoreError> {
     let alive = sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE alive_until > clock_timestamp() ORDER BY name, id");
     ask(pool, async |connection| alive.fetch_all(connection).await).await

@@ -1,4 +1,4 @@
-//! To-dos: count, list, retry.
+//! To-dos: counted, listed, opened again.
 
 use event_store::{
     Position, StoreError,
@@ -10,27 +10,27 @@ use sqlx::{PgPool, types::Json};
 
 use crate::ask::ask;
 
-/// The counts of an automation's to-dos.
+/// What an automation has to do, counted.
 #[derive(Debug, Clone, Serialize)]
 pub struct TodoCounts {
     /// The automation.
     pub automation: String,
-    /// Open to-dos, including those that a worker has leased.
+    /// To-dos that are yet to be done, those in hand among them.
     pub open: i64,
-    /// Failed to-dos, which wait for an operator.
+    /// To-dos that were given up, kept for an operator to retry.
     pub failed: i64,
-    /// The age of the oldest open to-do, in seconds.
+    /// How long ago the oldest open one was asked for.
     pub oldest_open_seconds: Option<f64>,
-    /// The age of the oldest failed to-do, in seconds.
+    /// How long ago the oldest failed one was asked for.
     pub oldest_failed_seconds: Option<f64>,
 }
 
-/// Counts the open and the failed to-dos of each automation. Done ones are not counted, because there may be very many.
+/// What each automation has to do, counted. Done ones are not: they are as many as ever there were.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
-    // Each status has its own index, without the done ones.
+    // Each status by an index of its own, which does not hold the done ones.
     let counted = sqlx::query_as!(
         TodoCounts,
         r#"WITH open AS (
@@ -49,31 +49,31 @@ pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
     ask(pool, async |connection| counted.fetch_all(connection).await).await
 }
 
-/// A to-do.
+/// A to-do as it stands.
 #[derive(Debug, Serialize)]
 pub struct TodoEntry {
     /// The automation.
     pub automation: String,
-    /// The to-do's key.
+    /// What it is for.
     pub key: String,
-    /// The position of the event that caused it.
+    /// The position of the event that asked for it.
     pub position: Position,
     /// `open`, `done` or `failed`.
     pub status: String,
-    /// The number of attempts.
+    /// How often it was tried.
     pub attempts: i32,
-    /// The age of the to-do, in seconds.
+    /// How long ago it was asked for.
     pub age_seconds: f64,
-    /// The error of the last attempt.
+    /// Why the last attempt came to nothing.
     pub last_error: Option<String>,
-    /// The automation's payload.
+    /// What is to be done, in the automation's own words.
     pub payload: Box<RawValue>,
 }
 
-/// Lists to-dos in the order of their events, up to a limit: of one automation or of all, with one status or with any.
+/// To-dos in the order of the events that asked for them: of one automation or of all, of one status or of each, so many at the most.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
     let listed = sqlx::query!(
         r#"SELECT automation, key, position, status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
@@ -106,10 +106,10 @@ pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>
         .collect())
 }
 
-/// Opens failed to-dos of an automation again, as if they had never been tried: the given keys, or all. Returns their keys.
+/// Opens failed to-dos of an automation again, as if they had never been tried: these, or all. Answers the keys of those that were failed.
 ///
 /// # Errors
-/// Like [`crate::builds`].
+/// As [`crate::builds`].
 pub async fn retry_todos(pool: &PgPool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
     let opened = sqlx::query_scalar!(
         "UPDATE todo SET status = 'open', attempts = 0, first_attempt_at = NULL, next_attempt_at = clock_timestamp(), finished_at = NULL
