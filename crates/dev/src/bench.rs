@@ -1,4 +1,4 @@
-//! `cargo dev bench`: the program `bench`, on a stack of its own.
+//! `cargo dev bench`: runs the program `bench` on its own servers.
 
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -16,40 +16,40 @@ use shop::services;
 
 const PROGRAM: &str = "bench";
 
-/// What is measured, and how much. Said here and not where it is measured: it is answered and refused before anything is built for it.
+/// The arguments of the bench. They are defined here because wrong ones must be refused before minutes of compiling.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
-    /// What is measured [default: all of these]
+    /// What to measure [default: all]
     #[arg(value_enum)]
     pub subjects: Vec<Subject>,
-    /// Rounds; what is compared is measured in each [default: 5]
+    /// Rounds. Each round measures everything that is compared [default: 5]
     #[arg(long, allow_negative_numbers = true, value_parser = value_parser!(u16).range(1..=1_000))]
     pub rounds: Option<u16>,
-    /// Seconds that a measurement takes, 0.05 to 600 [default: 3]
+    /// Seconds per measurement, 0.05 to 600 [default: 3]
     #[arg(long, allow_negative_numbers = true, value_parser = seconds)]
     pub seconds: Option<f64>,
-    /// Tasks, or connections, at once; 1 to 300, as the server takes no more connections [default: 1,16,64,256]
+    /// Concurrent tasks or connections, 1 to 300 [default: 1,16,64,256]
     #[arg(long, value_delimiter = ',', value_parser = value_parser!(u16).range(1..=300))]
     pub levels: Option<Vec<u16>>,
-    /// Events in the log before, the fewest of them first; the bar for a large log is one of 10k,10m [default: 10k,1m]
+    /// Events in the log before the measurement. The bar for a large log is for 10k,10m [default: 10k,1m]
     #[arg(long, value_delimiter = ',', value_parser = count)]
     pub before: Option<Vec<u64>>,
-    /// Carts that one product is in, and times that another one's inventory changed [default: 1m]
+    /// Carts with one product, and inventory changes of another product [default: 1m]
     #[arg(long, value_parser = count)]
     pub crowd: Option<u64>,
-    /// Carts after which the memory of cart-commands is measured [default: 1m]
+    /// Carts before the memory of cart-commands is measured [default: 1m]
     #[arg(long, value_parser = count)]
     pub carts: Option<u64>,
-    /// Kafka messages that are translated in a round [default: 200k]
+    /// Kafka messages to translate per round [default: 200k]
     #[arg(long, value_parser = count)]
     pub messages: Option<u64>,
-    /// Events that are projected in a round [default: 1m]
+    /// Events to project per round [default: 1m]
     #[arg(long, value_parser = count)]
     pub events: Option<u64>,
-    /// Only sees whether everything works: one round of a moment, on small logs. Its figures mean nothing
+    /// Only check that everything works: one short round on small logs. The figures mean nothing
     #[arg(long)]
     pub quick: bool,
-    /// Where report.json and chart.svg go [default: target/bench; of a part or quickly, a folder of its own in there]
+    /// The folder of report.json and chart.svg [default: target/bench; a folder in it for a part or a quick run]
     #[arg(long, overrides_with = "out")]
     pub out: Option<PathBuf>,
 }
@@ -61,13 +61,13 @@ pub enum Subject {
     Log,
     /// Add Item over HTTP, and the memory of cart-commands
     Http,
-    /// Inventories in from Kafka
+    /// Inventories from Kafka into the log
     Kafka,
-    /// Cart Items, made from a log that is there; and how soon events, messages and archivings follow
+    /// Cart Items catching up with a log, and the latency of read models, messages and archiving
     Projections,
 }
 
-/// Events, carts and messages: 1000, 10k or 1m; of 1000 and more the figures are something, and 100m take a day.
+/// Parses a number such as 1000, 10k or 1m. Fewer than 1000 measure nothing, and 100m take a day.
 fn count(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 1_000),
@@ -76,7 +76,7 @@ fn count(text: &str) -> Result<u64, String> {
     };
     let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     let right = number.filter(|number| (1_000..=100_000_000).contains(number));
-    right.ok_or_else(|| "a whole number from 1k to 100m, as 1000, 10k or 1m".to_owned())
+    right.ok_or_else(|| "a whole number from 1k to 100m, such as 1000, 10k or 1m".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -85,7 +85,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Arguments {
-    /// Where the report goes. One of everything is not overwritten by that of a part, nor by a quick look.
+    /// The folder of the report. A part or a quick run must not overwrite the whole report.
     fn folder(&self, layout: &Layout) -> PathBuf {
         let mut folder = layout.target().join(PROGRAM);
         let chosen: Vec<_> = Subject::value_variants().iter().filter(|subject| self.subjects.contains(subject)).collect();
@@ -99,25 +99,24 @@ impl Arguments {
     }
 }
 
-/// What the arguments say.
+/// Parses the arguments.
 ///
 /// # Errors
-/// What clap has to answer to them, also where help is asked for.
+/// clap's answer: an error, or the help.
 fn parse(arguments: &[String]) -> Result<Arguments, clap::Error> {
     let name = "cargo dev bench";
-    let about = "Measures Cartlog beside its rivals: disintegrate-postgres, itself without its cache, and PostgreSQL's plain INSERT";
+    let about = "Measures Cartlog beside its rivals: disintegrate-postgres, Cartlog without its cache, and a plain INSERT";
     let command = Arguments::augment_args(clap::Command::new(name).bin_name(name)).about(about);
     Arguments::from_arg_matches(&command.try_get_matches_from(std::iter::once(name).chain(arguments.iter().map(String::as_str)))?)
 }
 
-/// Runs the benchmarks with `arguments`, optimised, and answers how they ended. Where the arguments are wrong, or ask for help, says so and
-/// ends this process.
+/// Runs the optimised benchmarks, and answers how they ended. Wrong arguments and `--help` end this process.
 ///
 /// # Errors
-/// Something does not compile, or the stack does not come up.
+/// A program does not compile, or a server does not start.
 pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Result<ExitStatus, Error> {
     let folder = parse(arguments).unwrap_or_else(|answer| answer.exit()).folder(layout);
-    report.say("building the services and the bench, optimised: the first time, this takes 5 to 10 minutes");
+    report.say("building the optimised services and the bench; the first time takes 5 to 10 minutes");
     let mut names = services::ALL.map(|service| service.name).to_vec();
     names.push(PROGRAM);
     let programs = cargo::build(layout, &names, true).await?;
@@ -134,7 +133,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
         .arg("--out")
         .arg(folder)
         .args(arguments);
-    // What is measured are the default settings, whatever this shell has set for services of its own.
+    // The bench measures the default settings, whatever this shell sets.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARTLOG_")) {
         command.env_remove(name);
     }
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_may_be_written_short() {
+    fn count_accepts_k_and_m() {
         assert_eq!(["1000", "10k", "1m"].map(count), [Ok(1_000), Ok(10_000), Ok(1_000_000)]);
         for wrong in ["", "k", "0", "7", "1.5m", "-1", "101m", "99999999999999999999m", "18446744073709551615k"] {
             assert!(count(wrong).is_err(), "{wrong}");
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_what_is_wrong_are_answered_before_anything_is_built() {
+    fn parse_refuses_wrong_arguments_with_a_reason() {
         let help = parsed("--help").unwrap_err();
         assert!(
             help.starts_with("Measures Cartlog beside its rivals")
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_and_a_quick_look_leave_the_whole_report_where_it_is() {
+    fn folder_of_a_part_or_a_quick_run_is_its_own() {
         let layout = Layout::discover().unwrap();
         let folder = |line: &str| parsed(line).unwrap().folder(&layout);
         let whole = layout.target().join("bench");

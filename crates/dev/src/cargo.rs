@@ -1,4 +1,4 @@
-//! Cargo, run from within a program that cargo runs.
+//! Cargo, started by a program that cargo runs.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -10,11 +10,11 @@ use embedded::error::{Context, Error};
 use embedded::layout::Layout;
 use shop::services;
 
-/// What tests run, and the chaos.
+/// The programs that `cargo dev up`, the tests and the chaos run.
 pub(crate) const PROGRAMS: [&str; 5] =
     [services::COMMANDS.name, services::TRANSLATOR.name, services::PROJECTIONS.name, services::PUBLISHER.name, "cartctl"];
 
-/// Cargo in the workspace's root.
+/// Makes a cargo command that runs in the workspace's root.
 #[must_use]
 pub fn command(layout: &Layout) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -27,7 +27,7 @@ pub fn command(layout: &Layout) -> Command {
     command
 }
 
-/// What the outer cargo says about *this* package: build scripts that look at it would run anew, there and back, with each command.
+/// Tells whether the outer cargo sets a variable for *this* package. Build scripts that read it would run again with each command.
 fn is_of_this_package(variable: &str) -> bool {
     variable == "OUT_DIR" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| variable.starts_with(of_package))
 }
@@ -109,16 +109,16 @@ pub async fn build(layout: &Layout, programs: &[&str], release: bool) -> Result<
     if !output.status.success() {
         return Err(failed("cargo build", output.status));
     }
-    // Cargo knows best where its configuration puts programs.
+    // Cargo's output names the directory, because cargo's configuration can change it.
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter_map(|message| message.executable)
         .find_map(|program| program.parent().map(Path::to_owned))
-        .ok_or_else(|| Error::Missing("cargo build named no program".to_owned()))
+        .ok_or_else(|| Error::Missing("cargo build did not name a program".to_owned()))
 }
 
-/// The error that says how a cargo command ended that spoke for itself.
+/// Makes the error of a cargo command that printed its own messages.
 #[must_use]
 pub fn failed(command: &str, status: ExitStatus) -> Error {
     Error::Command { command: command.to_owned(), status, output: String::new() }
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_is_told_nothing_of_this_package_by_the_cargo_that_runs_it() {
+    fn variables_of_this_package_are_not_passed_on() {
         for variable in ["OUT_DIR", "CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"] {
             assert!(is_of_this_package(variable), "{variable}");
         }

@@ -1,4 +1,4 @@
-//! `cargo dev`: the one way to everything.
+//! `cargo dev`: the command line of development.
 
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use embedded::layout::Layout;
 use embedded::report::{self, Report};
 
 #[derive(Parser)]
-#[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and shows the cart system on this machine")]
+#[command(name = "cargo dev", bin_name = "cargo dev", about = "Runs, tests and measures Cartlog on this machine")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -21,61 +21,61 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build and start everything: PostgreSQL, Kafka, topics, migrations, the four services
+    /// Build and start everything: PostgreSQL, Kafka, topics, migrations, the four services, cartctl
     Up {
-        /// Return once all is ready; `cargo dev down` stops it
+        /// Return when everything is ready; `cargo dev down` stops it
         #[arg(long)]
         detach: bool,
-        /// Build the services optimised
+        /// Build optimised services
         #[arg(long)]
         release: bool,
     },
-    /// Stop what `up` started; the data stay
+    /// Stop what `up` started, and keep the data
     Down,
-    /// Stop it and empty its database and topics
+    /// Stop what `up` started, and delete its database and topics
     Reset,
-    /// Print where everything is that is up, as NAME=value lines
+    /// Print the addresses of the running stack, as NAME=value lines
     Env,
-    /// Live a day in a shop against what is up, and check the outcome against the log. What is not up is started, and stopped again
+    /// Simulate a day in a shop, and check the result against the log. Starts the stack if it is not up, and stops it again
     ///
-    /// A shop that runs elsewhere is named by the variables that `cargo dev env` prints: COMMANDS_URL, PROJECTIONS_URL, DATABASE_URL
-    /// and KAFKA_BOOTSTRAP_SERVERS.
+    /// To use a shop that runs elsewhere, set COMMANDS_URL, PROJECTIONS_URL, DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS, as
+    /// `cargo dev env` prints them.
     Demo {
-        /// How many shoppers come, 2 to 5000
+        /// The number of shoppers, 2 to 5000
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5000))]
         shoppers: u32,
-        /// The shoppers come one after the other over so many seconds, and not all at once
+        /// The shoppers arrive over this time. 0: all at once
         #[arg(long, default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
         over: u64,
-        /// For how long a shopper tries again where the shop is away or busy
+        /// How long a shopper retries while the shop is unavailable or busy
         #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
         patience: u64,
-        /// Answers may be lost, because processes are killed meanwhile
+        /// Allow lost answers, because processes are killed during the day
         #[arg(long)]
         outages: bool,
-        /// Build the services optimised, where they are not up yet
+        /// Build optimised services, if they are not up yet
         #[arg(long)]
         release: bool,
     },
-    /// Apply the migrations to DATABASE_URL, or else to the database that is up
+    /// Apply the migrations to DATABASE_URL, or to the running stack's database
     Migrate,
-    /// Run the tests on a PostgreSQL and a Kafka of their own
+    /// Run the tests on their own PostgreSQL and Kafka, also those that `cargo test` ignores because they need servers
     #[command(trailing_var_arg = true)]
     Test {
-        /// Passed on to `cargo test`, for example `-p event-store -- --nocapture`
+        /// Arguments for `cargo test`, such as `-p event-store -- --nocapture`
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measure Cartlog beside its rivals, on a PostgreSQL and a Kafka of their own, and write a report
+    /// Measure Cartlog beside its rivals, on their own PostgreSQL and Kafka, and write a report
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Bench {
-        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; and what `cargo dev bench --help` names
+        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; `cargo dev bench --help` lists the others
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Write .sqlx anew: what the queries in the code are to know of the database, so that everything builds without one
+    /// Compile every SQL query against a database, and write what the compiler must know into .sqlx
     Queries {
-        /// Only say whether it is as it should be
+        /// Write nothing, and fail if .sqlx differs from the queries
         #[arg(long)]
         check: bool,
     },
@@ -85,19 +85,19 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Kill, freeze and cut off real processes under load, by a schedule drawn from a seed, and hold what is left against the log
+    /// Kill, freeze and disconnect real processes under load, and compare the result with the log. A seed determines the schedule
     Chaos {
-        /// What is to stand it
+        /// What to disturb
         #[arg(value_enum)]
         subject: chaos::Subject,
-        /// For how long
+        /// The length in minutes
         #[arg(long, default_value_t = 5.0, value_parser = minutes)]
         minutes: f64,
-        /// The schedule to repeat [default: another one each time, which is printed]
+        /// The seed of a schedule to repeat [default: a random one, which is printed]
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// What `up --detach` leaves behind
+    /// The background process of `up --detach`
     #[command(hide = true)]
     Supervise {
         #[arg(long)]
@@ -114,7 +114,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = tokio::runtime::Runtime::new().context(|| "start".to_owned()).and_then(|runtime| {
         let done = runtime.block_on(run(arguments.task));
-        // Who is interrupted waits for no lock or archive that a thread is at.
+        // After an interrupt nothing waits for threads that lock files or unpack archives.
         runtime.shutdown_background();
         done
     });
@@ -141,8 +141,8 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
             Some(up) => print_environment(&up),
             None => {
                 let log = layout.stack().join("logs/supervisor.log");
-                let ended = if log.exists() { format!("; {} says how it ended last", log.display()) } else { String::new() };
-                return Err(Error::Refused(format!("the stack is not up: `cargo dev up`{ended}")));
+                let ended = if log.exists() { format!("; {} has the last run", log.display()) } else { String::new() };
+                return Err(Error::Refused(format!("the stack is not up: run `cargo dev up`{ended}")));
             }
         },
         Task::Demo { shoppers, over, patience, outages, release } => {
@@ -178,7 +178,7 @@ async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {
         (Some(url), _) => url,
         (None, Some(up)) => up.database.address,
         (None, None) => {
-            let ways = "there is no database to migrate: set DATABASE_URL, or `cargo dev up`";
+            let ways = "there is no database to migrate: set DATABASE_URL, or run `cargo dev up`";
             return Err(Error::Refused(ways.to_owned()));
         }
     };

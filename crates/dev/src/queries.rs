@@ -1,4 +1,4 @@
-//! `cargo dev queries`: what `sqlx::query!` is to know of the database, so that everything builds without one.
+//! `cargo dev queries`: writes .sqlx, from which `sqlx::query!` knows the database's types. Builds need no database.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,14 +15,13 @@ use embedded::layout::Layout;
 use embedded::report::Report;
 use embedded::test_stack::TestStack;
 
-/// Where the slices' SQL finds tables without a schema.
+/// The schemas in which the slices' SQL finds its tables.
 const SEARCH_PATH: &str = "options=-c%20search_path%3Dprojection_a%2Cautomation%2Cpublic";
 
-/// Compiles every query against a database that the migrations have made, and writes `.sqlx` anew; with `check`, only says whether it is
-/// as it should be.
+/// Compiles every query against a migrated database, and writes `.sqlx`. With `check`, only compares.
 ///
 /// # Errors
-/// A query does not compile, the stack does not come up; with `check`, `.sqlx` is not as it should be.
+/// A query does not compile, or a server does not start. With `check`, also if `.sqlx` differs.
 pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Error> {
     let stack = TestStack::start(layout, report).await?;
     let made = make(layout, &stack, report).await;
@@ -36,9 +35,7 @@ pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Er
     };
     let (added, gone) = (count(&new, &old), count(&old, &new));
     if check && added + gone > 0 {
-        return Err(Error::Refused(format!(
-            ".sqlx is not what the queries are: {added} to be added, {gone} to be removed; `cargo dev queries` does it"
-        )));
+        return Err(Error::Refused(format!(".sqlx differs from the queries ({added} to add, {gone} to remove): run `cargo dev queries`")));
     }
     for name in old.keys().filter(|name| !new.contains_key(*name)) {
         files::remove(&committed.join(name))?;
@@ -117,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_are_told_apart_from_functions() {
+    fn has_query_tells_macros_from_functions() {
         assert!(
             ["query", "query_as", "query_scalar", "query_file"].iter().all(|name| has_query(&format!("let row = sqlx::{name}!(\"…\"")))
         );

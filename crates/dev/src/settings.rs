@@ -1,4 +1,4 @@
-//! What the environment says about the stack.
+//! The settings of the development stack, from the environment.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use shop::services::{self, Kind};
 /// The development stack's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// A PostgreSQL that somebody else runs, in the place of ours.
+    /// A PostgreSQL to use instead of our own.
     pub database_url: Option<String>,
-    /// A Kafka that somebody else runs, in the place of ours.
+    /// A Kafka to use instead of our own.
     pub kafka_bootstrap_servers: Option<String>,
     service_ports: [u16; 4],
-    /// One port for all of them is none for three.
+    /// CARTLOG_PORT, which names one port for four services.
     one_port: Option<String>,
     shutdown_deadline: Duration,
 }
@@ -23,7 +23,7 @@ impl Settings {
     /// Reads the environment.
     ///
     /// # Errors
-    /// A value is not what its setting takes, or two services have the same port.
+    /// A value is wrong, or two services have the same port.
     pub fn from_environment() -> Result<Self, Error> {
         Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -35,12 +35,12 @@ impl Settings {
                 None => kind.default_port,
                 Some(text) => text.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
                     let setting = kind.port_setting;
-                    Error::Refused(format!("{setting} is {text:?}; it must be a port from 1 to 65535"))
+                    Error::Refused(format!("{setting} is {text:?}, but it must be a port from 1 to 65535"))
                 })?,
             };
             if let Some(other) = service_ports[..index].iter().position(|other| *other == port) {
                 return Err(Error::Refused(format!(
-                    "{} and {} are both {port}; each service needs a port of its own",
+                    "{} and {} are both {port}, but each service needs its own port",
                     services::ALL[other].port_setting,
                     kind.port_setting
                 )));
@@ -57,26 +57,26 @@ impl Settings {
         })
     }
 
-    /// Each service and its port.
+    /// Each service with its port.
     pub fn services(&self) -> impl Iterator<Item = (Kind, u16)> + use<> {
         services::ALL.into_iter().zip(self.service_ports)
     }
 
-    /// How long the services may take to finish what is in hand.
+    /// The time in which the services must stop.
     #[must_use]
     pub fn shutdown_deadline(&self) -> Duration {
         self.shutdown_deadline
     }
 
-    /// Makes sure that the services' ports can be listened on.
+    /// Checks that the services' ports are free.
     ///
     /// # Errors
-    /// CARTLOG_PORT is set, or: those that are in use, each with the setting that moves it and, where it can be found, the process that has it.
+    /// CARTLOG_PORT is set, or ports are in use. The error names each port's setting and the process that uses the port.
     pub fn check_ports(&self) -> Result<(), Error> {
         if let Some(port) = &self.one_port {
             let settings = services::ALL.map(|kind| kind.port_setting).join(", ");
             return Err(Error::Refused(format!(
-                "CARTLOG_PORT is {port:?}, which is one service's setting, and there are four here: unset it; {settings} are theirs"
+                "CARTLOG_PORT is {port:?}, but four services cannot share a port. Unset it, and set {settings} instead."
             )));
         }
         let taken: Vec<String> = self
@@ -84,7 +84,7 @@ impl Settings {
             .filter(|(_, port)| !ports::is_free(*port))
             .map(|(kind, port)| {
                 let by = ports::listener(port).map(|by| format!(" by {by}")).unwrap_or_default();
-                format!("port {port} of {} is in use{by}; free it, or set {} to another", kind.name, kind.port_setting)
+                format!("port {port} of {} is in use{by}: free the port, or set {} to another", kind.name, kind.port_setting)
             })
             .collect();
         if taken.is_empty() { Ok(()) } else { Err(Error::Refused(taken.join("\n"))) }
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_are_8081_to_8084_unless_a_setting_says_otherwise() {
+    fn default_ports_are_8081_to_8084() {
         let settings = read(&[("CARTLOG_PROJECTIONS_PORT", "9000")]).unwrap();
         let ports: Vec<u16> = settings.services().map(|(_, port)| port).collect();
         assert_eq!(ports, [8081, 8082, 9000, 8084]);
     }
 
     #[test]
-    fn a_wrong_port_is_named_with_its_setting() {
+    fn wrong_port_is_refused_with_its_setting() {
         for wrong in ["0", "65536", "http"] {
             let error = read(&[("CARTLOG_PUBLISHER_PORT", wrong)]).unwrap_err().to_string();
             assert!(error.contains("CARTLOG_PUBLISHER_PORT") && error.contains(wrong), "{error}");
@@ -115,19 +115,19 @@ mod tests {
     }
 
     #[test]
-    fn two_services_on_one_port_are_refused() {
+    fn same_port_for_two_services_is_refused() {
         let error = read(&[("CARTLOG_TRANSLATOR_PORT", "8081")]).unwrap_err().to_string();
         assert!(error.contains("CARTLOG_COMMANDS_PORT and CARTLOG_TRANSLATOR_PORT"), "{error}");
     }
 
     #[test]
-    fn one_port_for_all_is_refused_with_the_settings_of_each() {
+    fn one_port_for_all_services_is_refused() {
         let error = read(&[("CARTLOG_PORT", "9000")]).unwrap().check_ports().unwrap_err().to_string();
         assert!(error.contains("CARTLOG_PORT is \"9000\"") && error.contains("CARTLOG_COMMANDS_PORT, CARTLOG_TRANSLATOR_PORT"), "{error}");
     }
 
     #[test]
-    fn a_port_in_use_is_named_with_its_setting() {
+    fn port_in_use_is_refused_with_its_setting() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port().to_string();
         let settings = read(&[("CARTLOG_COMMANDS_PORT", &port)]).unwrap();

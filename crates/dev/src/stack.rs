@@ -1,4 +1,4 @@
-//! The whole system on this machine: PostgreSQL, Kafka, topics, migrations, services; up in order, and down in order.
+//! The whole system on this machine: PostgreSQL, Kafka, topics, migrations and services, started and stopped in order.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,13 +23,12 @@ use embedded::report::Report;
 use shop::services::{self, Kind, Service};
 use shop::topics;
 
-/// A service may have to wait for its turn on a machine that is busy.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
-/// How much longer than its own deadline a service may take to end.
+/// On a busy machine a service takes long to become ready.
+const READY_DEADLINE: Duration = Duration::from_secs(180);
+/// The time after a service's own shutdown deadline until it is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// What of the system runs. It is filled while it starts, so that a start that is given up halfway can still be
-/// stopped in order.
+/// The running parts of the system. A start fills it step by step, so that an interrupted start can be stopped in order.
 #[derive(Debug)]
 pub struct Stack {
     layout: Layout,
@@ -41,17 +40,16 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Nothing started yet.
+    /// Makes a stack of which nothing runs.
     #[must_use]
     pub fn new(layout: Layout, settings: Settings, report: Report) -> Self {
         Self { layout, settings, report, postgres: None, kafka: None, services: Vec::new() }
     }
 
-    /// Builds and starts everything, and waits until all of it is ready.
+    /// Builds and starts everything, and waits until it is ready.
     ///
     /// # Errors
-    /// A service does not compile, or something does not come up; what has been started still runs and needs
-    /// [`stop`](Self::stop).
+    /// A program does not compile, or something does not start. What has started still runs and needs [`stop`](Self::stop).
     pub async fn start(&mut self, release: bool) -> Result<Up, Error> {
         let directory = self.layout.stack();
         let remembered = Ports::read(&directory);
@@ -93,14 +91,14 @@ impl Stack {
         .map(drop)
     }
 
-    /// The database as the service's own role. On a server that wants a password of it, as the owner.
+    /// The database URL with the service's role; with the owner if the server wants a password for the role.
     async fn database_url_of(&self, kind: Kind, owner_url: &str) -> String {
         match database::for_role(owner_url, kind.role) {
             Some(url) if self.postgres.is_some() || database::lets_in(&url).await => url,
             _ => {
                 let name = kind.name;
                 let role = kind.role;
-                self.report.say(format!("{name} uses DATABASE_URL's own user: the server does not let {role} in without a password"));
+                self.report.say(format!("{name} uses the user of DATABASE_URL, because the server wants a password for {role}"));
                 owner_url.to_owned()
             }
         }
@@ -126,7 +124,7 @@ impl Stack {
         }
     }
 
-    /// Waits until something ends that was to stay, and answers the error that says so. Safe to give up.
+    /// Waits until a process ends unexpectedly, and answers the error. Cancel safe.
     pub async fn failure(&mut self) -> Error {
         let processes: Vec<&mut Process> = self.processes();
         if processes.is_empty() {
@@ -144,10 +142,10 @@ impl Stack {
         select_all(ends).await.0
     }
 
-    /// Stops everything that runs: the services at once, then Kafka, then PostgreSQL.
+    /// Stops everything: all services together, then Kafka, then PostgreSQL.
     ///
     /// # Errors
-    /// The operating system's refusal; the rest is stopped all the same.
+    /// The operating system refuses. The rest is stopped nevertheless.
     pub async fn stop(&mut self) -> Result<(), Error> {
         let mut result = Ok(());
         if !self.services.is_empty() {
@@ -167,10 +165,10 @@ impl Stack {
         result
     }
 
-    /// Kills everything that runs; the data survive it, as they would a crash.
+    /// Kills everything. The data survive, as after a crash.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn kill(&mut self) -> Result<(), Error> {
         let kills = self.processes().into_iter().map(Process::kill);
         join_all(kills).await.into_iter().try_for_each(|killed| killed.map(drop))
@@ -184,7 +182,7 @@ impl Stack {
     }
 }
 
-/// Answers the URL of the migrated database for its owner.
+/// Starts or finds PostgreSQL, and answers the owner's URL of the migrated database.
 async fn start_database(
     layout: &Layout,
     settings: &Settings,
@@ -194,7 +192,7 @@ async fn start_database(
 ) -> Result<String, Error> {
     let url = match &settings.database_url {
         Some(url) => {
-            // Whoever set it for something else does not think of it here.
+            // It may be set for another program: the error names the variable.
             database::connect(url).await.map_err(|error| given("DATABASE_URL", &error))?.close().await;
             url.clone()
         }
@@ -213,15 +211,13 @@ async fn start_database(
     Ok(url)
 }
 
-/// A server that the environment names cannot be used.
+/// Makes the error for a server that the environment names and that cannot be used.
 fn given(variable: &str, error: &Error) -> Error {
     let error = embedded::error::chain(error);
-    Error::Refused(format!(
-        "{error}; {variable} is set in the environment, so that server is used: unset it, and one of its own is started"
-    ))
+    Error::Refused(format!("{error}. The environment sets {variable}: unset it, and `cargo dev` starts its own server."))
 }
 
-/// Answers the bootstrap servers of brokers that have the topics.
+/// Starts or finds Kafka, creates the topics, and answers the bootstrap servers.
 async fn start_kafka(
     layout: &Layout,
     settings: &Settings,
@@ -247,7 +243,7 @@ async fn start_kafka(
     Ok(servers)
 }
 
-/// The servers' ports, kept between runs where they are still free, so that what was set up for them goes on working.
+/// The servers' ports. A run takes the ports of the last run if they are free, because other programs may be set up for them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Ports {
     postgres: Option<u16>,

@@ -1,4 +1,4 @@
-//! What is up: written by the supervisor, read by the other commands.
+//! The state of the running stack. The supervisor writes it, and the other commands read it.
 
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
@@ -10,21 +10,21 @@ use embedded::files;
 use embedded::identity::Identity;
 use embedded::layout::Layout;
 
-/// The state file: who supervises the stack, and where it is once it is ready.
+/// The content of the state file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
-    /// The process that started the stack and will stop it.
+    /// The process that started the stack and stops it.
     pub supervisor: Identity,
-    /// Where everything is; none until all is ready.
+    /// The addresses; none until everything is ready.
     pub up: Option<Up>,
 }
 
-/// Where everything is.
+/// The addresses of a running stack.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Up {
     /// The services.
     pub services: Vec<UpService>,
-    /// The database, for its owner.
+    /// PostgreSQL, with the owner's URL.
     pub database: UpServer,
     /// The brokers.
     pub kafka: UpServer,
@@ -32,12 +32,12 @@ pub struct Up {
     pub cartctl: PathBuf,
 }
 
-/// Where a service is.
+/// The address of a service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UpService {
     /// The service's name.
     pub name: String,
-    /// The name of its URL in `cargo dev env`.
+    /// The variable in which `cargo dev env` prints its URL.
     pub variable: String,
     /// Its URL.
     pub url: String,
@@ -45,17 +45,17 @@ pub struct UpService {
     pub log: PathBuf,
 }
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UpServer {
-    /// What clients need: a URL, or bootstrap servers.
+    /// A URL, or bootstrap servers.
     pub address: String,
-    /// Its log; none for a server that somebody else runs.
+    /// Its log; none for a server that we did not start.
     pub log: Option<PathBuf>,
 }
 
 impl State {
-    /// The running stack's state; none where no stack runs. What a dead supervisor left behind counts as none.
+    /// Reads the running stack's state; none if no stack runs. The file of a dead supervisor counts as none.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -65,34 +65,34 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.context(|| format!("read {}", path.display()))?,
         };
-        // A file of another version is of a stack that nobody can speak to any more.
+        // A file of another version cannot be read. Its stack counts as none.
         let state: Option<Self> = serde_json::from_slice(&bytes).ok();
         Ok(state.filter(|state| state.supervisor.is_running()))
     }
 
-    /// Writes the state, wholly or not at all.
+    /// Writes the state atomically.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn write(&self, layout: &Layout) -> Result<(), Error> {
         let path = path(layout);
         let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::other);
         files::write_atomically(&path, &bytes.context(|| format!("write {}", path.display()))?)
     }
 
-    /// Forgets the stack.
+    /// Removes the state file.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn remove(layout: &Layout) -> Result<(), Error> {
         files::remove(&path(layout))
     }
 }
 
-/// The right to be the stack's supervisor, until it is dropped or its holder dies; none where another has it.
+/// Takes the lock of the stack's supervisor; none if another process has it. Dropping it or dying releases it.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub fn supervise(layout: &Layout) -> Result<Option<File>, Error> {
     let (lock, path) = lock_file(layout, "lock")?;
     match lock.try_lock() {
@@ -102,10 +102,10 @@ pub fn supervise(layout: &Layout) -> Result<Option<File>, Error> {
     }
 }
 
-/// The right to start a supervisor in the background, until it is dropped; waits while another is doing so.
+/// Takes the lock for starting a supervisor in the background. Waits while another process has it.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub async fn alone_in_starting(layout: &Layout) -> Result<File, Error> {
     let (lock, path) = lock_file(layout, "starting")?;
     let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;

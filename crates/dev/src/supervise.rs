@@ -1,4 +1,4 @@
-//! A command in the foreground, and the signals that end it.
+//! A command in the foreground, which signals stop.
 
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-/// A Ctrl-C reaches the command from the terminal, as it does us. Where it was sent to us alone, the command has not ended after this time.
+/// A Ctrl-C in the terminal reaches the command, too. If the command still runs after this time, only we got the signal.
 const INTERRUPTED: Duration = Duration::from_secs(2);
 
-/// Waits for the command to end, which SIGINT, SIGTERM and SIGHUP make it do.
+/// Runs a command until it ends. SIGINT, SIGTERM and SIGHUP stop it.
 pub(crate) async fn supervise(name: &str, mut command: tokio::process::Command) -> Result<ExitStatus, Error> {
     let listen = |kind| signal(kind).context(|| "listen for signals".to_owned());
     let mut interrupt = listen(SignalKind::interrupt())?;

@@ -1,4 +1,4 @@
-//! What is printed when the stack is up: where everything is, and what to try.
+//! What `cargo dev up` prints: addresses, logs, and commands to try.
 
 use std::fmt::Write as _;
 

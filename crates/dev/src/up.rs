@@ -1,4 +1,4 @@
-//! `cargo dev up`: in the terminal until Ctrl-C, or in the background.
+//! `cargo dev up`, `down` and `reset`: the stack in the terminal or in the background.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,10 +22,10 @@ use embedded::process::POLL;
 use embedded::report::Report;
 use embedded::signals::Signals;
 
-/// Starts the stack and stays until a signal stops it, or until something in it dies. Where it is up already, says so.
+/// Starts the stack, and stops it after a signal or when a process of it ends. If the stack is up already, prints its addresses.
 ///
 /// # Errors
-/// It does not come up, or something died.
+/// The stack does not start, or a process ended.
 pub async fn foreground(layout: &Layout, release: bool, report: &Report) -> Result<(), Error> {
     let Some(lock) = state::supervise(layout)? else {
         return already_up(layout, report).await;
@@ -37,25 +37,25 @@ pub async fn foreground(layout: &Layout, release: bool, report: &Report) -> Resu
     .await
 }
 
-/// What the background process does that [`background`] starts.
+/// Runs the stack in the background process that [`background`] starts.
 ///
 /// # Errors
 /// As [`foreground`].
 pub async fn in_background(layout: &Layout, release: bool, report: &Report) -> Result<(), Error> {
-    // A session of our own, so that the terminal's end does not end us. It fails only where we have one already.
+    // In its own session the process survives the terminal. The call fails only if the process has a session already.
     let _ = nix::unistd::setsid();
     match state::supervise(layout)? {
         Some(lock) => supervise(layout, release, report, lock, |_| ()).await,
-        None => Err(Error::Refused("another `cargo dev up` was faster".to_owned())),
+        None => Err(Error::Refused("another `cargo dev up` started first".to_owned())),
     }
 }
 
-/// Starts the stack in the background, shows its progress, and returns once all is ready.
+/// Starts the stack in the background, shows its progress, and returns when everything is ready.
 ///
 /// # Errors
-/// It does not come up; what it said is on the screen.
+/// The stack does not start. The reason is on the screen.
 pub async fn background(layout: &Layout, release: bool, report: &Report) -> Result<Up, Error> {
-    // Of several that start at once, one starts the stack and the others find it.
+    // If several commands start at once, one starts the stack and the others find it.
     let _starting = state::alone_in_starting(layout).await?;
     if let Some(state) = State::read(layout)? {
         return until_ready(layout, &state.supervisor, report).await;
@@ -87,13 +87,13 @@ pub async fn background(layout: &Layout, release: bool, report: &Report) -> Resu
     }
 }
 
-/// Shows what the supervisor says until it is ready or has ended.
+/// Shows the supervisor's messages until it is ready or has ended.
 async fn follow(layout: &Layout, supervisor: &mut Child, progress: &mut File) -> Result<Up, Error> {
     loop {
         let ended = supervisor.try_wait().context(|| "look after the supervisor".to_owned())?;
         show(progress);
         if ended.is_some() {
-            return Err(Error::Refused("the stack did not come up".to_owned()));
+            return Err(Error::Refused("the stack did not start; the reason is above".to_owned()));
         }
         let own = supervisor.id();
         let state = State::read(layout)?.filter(|state| Some(state.supervisor.pid) == own);
@@ -127,7 +127,7 @@ async fn supervise(layout: &Layout, release: bool, report: &Report, lock: File, 
         ran = run(layout, &mut stack, release, &mut state, ready) => ran,
         () = signals.next() => Err(Error::Interrupted),
     };
-    // Once all was ready, a signal is how it is meant to end.
+    // When everything was ready, a signal is the normal end.
     let ran = ran.or_else(|error| match error {
         Error::Interrupted if state.up.is_some() => Ok(()),
         error => Err(error),
@@ -140,7 +140,7 @@ async fn supervise(layout: &Layout, release: bool, report: &Report, lock: File, 
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
         () = signals.next() => {
-            report.say("killing what still runs");
+            report.say("killing the processes that still run");
             stack.kill().await
         }
     };
@@ -154,7 +154,7 @@ async fn supervise(layout: &Layout, release: bool, report: &Report, lock: File, 
     })
 }
 
-/// Returns only when something went wrong.
+/// Returns only with an error.
 async fn run(layout: &Layout, stack: &mut Stack, release: bool, state: &mut State, ready: impl FnOnce(&Up)) -> Result<(), Error> {
     let up = stack.start(release).await?;
     ready(&up);
@@ -164,7 +164,7 @@ async fn run(layout: &Layout, stack: &mut Stack, release: bool, state: &mut Stat
 }
 
 async fn already_up(layout: &Layout, report: &Report) -> Result<(), Error> {
-    // Whoever has the right to supervise says at once who it is, or ends.
+    // The process with the lock writes the state file soon, or ends.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while tokio::time::Instant::now() < deadline {
         if let Some(state) = State::read(layout)? {
@@ -177,17 +177,13 @@ async fn already_up(layout: &Layout, report: &Report) -> Result<(), Error> {
     Err(Error::Refused("another `cargo dev up` is starting or stopping: try again in a moment".to_owned()))
 }
 
-/// Waits until a stack that another process supervises is ready.
+/// Waits until another process's stack is ready.
 async fn until_ready(layout: &Layout, supervisor: &Identity, report: &Report) -> Result<Up, Error> {
     let mut said = false;
     loop {
         match State::read(layout)? {
             Some(State { up: Some(up), .. }) => {
-                report.say(if said {
-                    "the stack is up"
-                } else {
-                    "the stack is up already, with the settings that it was started with; `cargo dev down` before others apply"
-                });
+                report.say(if said { "the stack is up" } else { "the stack is up already; other settings apply after `cargo dev down`" });
                 return Ok(up);
             }
             Some(state) if state.supervisor == *supervisor => {
@@ -202,10 +198,10 @@ async fn until_ready(layout: &Layout, supervisor: &Identity, report: &Report) ->
     }
 }
 
-/// Ends a supervisor and all it started; it says on its own screen or log what it does.
+/// Stops a supervisor and everything that it started. The supervisor reports on its own screen or log.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub async fn down(layout: &Layout, report: &Report) -> Result<(), Error> {
     // The services' own deadline, then Kafka's and PostgreSQL's.
     const DEADLINE: Duration = Duration::from_secs(90);
@@ -214,7 +210,7 @@ pub async fn down(layout: &Layout, report: &Report) -> Result<(), Error> {
         report.say(format!("stopping the stack (process {})", supervisor.pid));
         supervisor.signal(Signal::SIGTERM)?;
         if !orphans::gone(supervisor, DEADLINE).await {
-            report.say("it does not end; killing it");
+            report.say("the supervisor does not stop; killing it");
             supervisor.signal(Signal::SIGKILL)?;
             orphans::gone(supervisor, DEADLINE).await;
         }
@@ -225,10 +221,10 @@ pub async fn down(layout: &Layout, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
-/// Stops the stack and empties it: the database and the topics are gone. The programs stay.
+/// Stops the stack and deletes its database and topics. The servers' programs stay.
 ///
 /// # Errors
-/// Servers that somebody else runs are not ours to empty; or the operating system's refusal.
+/// The stack uses a server that it did not start, or the operating system refuses.
 pub async fn reset(layout: &Layout, settings: &Settings, report: &Report) -> Result<(), Error> {
     let up = State::read(layout)?.and_then(|state| state.up);
     let uses = |server: fn(&Up) -> &UpServer| up.as_ref().is_some_and(|up| server(up).log.is_none());
@@ -240,16 +236,16 @@ pub async fn reset(layout: &Layout, settings: &Settings, report: &Report) -> Res
         strangers.push("KAFKA_BOOTSTRAP_SERVERS");
     }
     if !strangers.is_empty() {
-        // The log and the topics belong together: emptying one alone would leave what contradicts the other.
+        // The log and the topics belong together: with one of them empty they would contradict each other.
         return Err(Error::Refused(format!(
-            "nothing is emptied, because a server is in use that was not started by `cargo dev up` ({}): empty it \
-             yourself, or unset that (after `cargo dev down`) to empty the servers of `cargo dev up`",
+            "nothing was deleted, because the stack uses a server that `cargo dev up` did not start ({}). Empty that server yourself, or run \
+             `cargo dev down` and unset the variable.",
             strangers.join(" and ")
         )));
     }
     down(layout, report).await?;
     postgres::remove_data(layout, &layout.stack()).await?;
     files::remove(&layout.stack().join("kafka"))?;
-    report.say("the database and the topics are gone");
+    report.say("the database and the topics are deleted");
     Ok(())
 }

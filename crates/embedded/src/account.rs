@@ -1,4 +1,4 @@
-//! The unprivileged account that PostgreSQL runs as when we are root: it refuses to run as root itself.
+//! The unprivileged account that PostgreSQL runs as if we are root. PostgreSQL refuses to run as root.
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
@@ -17,7 +17,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// The account for PostgreSQL's processes; none where we are not root and run them as ourselves.
+    /// Finds the account for PostgreSQL's processes; none if we are not root, because they then run as ourselves.
     ///
     /// # Errors
     /// We are root, and the machine has neither a user `postgres` nor a user `nobody`.
@@ -38,7 +38,7 @@ impl Account {
         ))
     }
 
-    /// The account that owns a directory.
+    /// Finds the account that owns a directory.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -47,7 +47,7 @@ impl Account {
         Ok(Self { uid: metadata.uid(), gid: metadata.gid() })
     }
 
-    /// This account is ourselves.
+    /// Tells whether this account is our own.
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.uid == Uid::effective().as_raw() && self.gid == Gid::effective().as_raw()
@@ -61,12 +61,12 @@ impl Account {
     /// Gives a directory to this account.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn own(&self, path: &Path) -> Result<(), Error> {
         chown(path, Some(self.uid), Some(self.gid)).context(|| format!("change the owner of {}", path.display()))
     }
 
-    /// Tries whether this account can enter a directory, which every directory above it has a say in.
+    /// Tells whether this account can enter a directory. The directories above it must allow it, too.
     pub async fn can_enter(&self, directory: &Path) -> bool {
         let mut command = Command::new("true");
         self.run(&mut command);

@@ -1,4 +1,4 @@
-//! The database on a server: made, migrated, reached by the services' roles.
+//! Databases on a server: creating, migrating and connecting.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use crate::error::{Context, Error};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The database's name where it is ours to choose.
+/// The database's name on our own servers.
 pub const NAME: &str = "cartlog";
 
-/// As event-store has them. Not from there: `cargo dev queries` is run where a query of event-store does not compile yet.
+/// event-store embeds the same migrations. `cargo dev queries` must also run while event-store does not compile.
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// Makes a database where there is none of this name. `name` is taken as it is, so it must be a plain identifier.
+/// Creates a database if it does not exist. `name` must be a plain identifier, because it is not quoted.
 ///
 /// # Errors
-/// The server is away, or its user may not.
+/// The server cannot be reached, or its user may not create databases.
 pub async fn create(server_url: &str, name: &str) -> Result<(), Error> {
     let pool = connect(server_url).await?;
     let made = sqlx::raw_sql(&format!("CREATE DATABASE {name}")).execute(&pool).await;
@@ -31,10 +31,10 @@ pub async fn create(server_url: &str, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Applies the migrations that are missing.
+/// Applies the missing migrations.
 ///
 /// # Errors
-/// The server is away, its user may not, or what is applied differs from what this build knows.
+/// The server cannot be reached, its user lacks a right, or an applied migration differs from this build's.
 pub async fn migrate(url: &str) -> Result<(), Error> {
     let pool = connect(url).await?;
     let migrated = MIGRATOR.run(&pool).await;
@@ -42,20 +42,20 @@ pub async fn migrate(url: &str) -> Result<(), Error> {
     Ok(migrated?)
 }
 
-/// A small pool of connections.
+/// Opens a small pool of connections.
 ///
 /// # Errors
-/// The server is away, or refuses the user.
+/// The server cannot be reached, or refuses the user.
 pub async fn connect(url: &str) -> Result<PgPool, Error> {
     let options = parse(url)?;
     let failed = || format!("connect to {}", masked(url));
-    // A pool hides why it has no connection; one connection says it.
+    // A pool hides why it has no connection. A single connection says it.
     let first = tokio::time::timeout(DEADLINE, options.connect()).await;
     first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).context(failed)?.close().await.context(failed)?;
     PgPoolOptions::new().max_connections(4).acquire_timeout(DEADLINE).connect_with(options).await.context(failed)
 }
 
-/// The same database for another user, without a password; none where the URL has no place for a user.
+/// Answers the URL for another user, without a password; none if the URL has no place for a user.
 #[must_use]
 pub fn for_role(url: &str, role: &str) -> Option<String> {
     let mut url = Url::parse(url).ok()?;
@@ -64,7 +64,7 @@ pub fn for_role(url: &str, role: &str) -> Option<String> {
     Some(url.into())
 }
 
-/// This URL's user gets in.
+/// Tells whether this URL's user can connect.
 pub async fn lets_in(url: &str) -> bool {
     let Ok(options) = parse(url) else {
         return false;
@@ -76,11 +76,11 @@ pub async fn lets_in(url: &str) -> bool {
     }
 }
 
-/// The URL as it may be shown: with its password hidden.
+/// Answers the URL with its password hidden.
 #[must_use]
 pub fn masked(url: &str) -> String {
     match Url::parse(url) {
-        // `?password=` is as good as `:password@` to PostgreSQL.
+        // PostgreSQL takes `?password=` as well as `:password@`.
         Ok(parsed) if parsed.query().is_some_and(|query| query.contains("password")) => "DATABASE_URL".to_owned(),
         Ok(mut parsed) if parsed.password().is_some() => match parsed.set_password(Some("***")) {
             Ok(()) => parsed.into(),
@@ -101,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_role_takes_the_place_of_the_user_and_its_password() {
+    fn for_role_replaces_user_and_password() {
         let url = "postgres://owner:secret@db.example:5432/cartlog?sslmode=require";
         let expected = "postgres://cartlog_commands@db.example:5432/cartlog?sslmode=require";
         assert_eq!(for_role(url, "cartlog_commands").as_deref(), Some(expected));
     }
 
     #[test]
-    fn a_password_is_never_shown() {
+    fn masked_hides_the_password() {
         assert_eq!(masked("postgres://owner:secret@db/cartlog"), "postgres://owner:***@db/cartlog");
         assert_eq!(masked("postgres://owner@db/cartlog"), "postgres://owner@db/cartlog");
         assert_eq!(masked("no url: secret"), "DATABASE_URL");

@@ -1,4 +1,4 @@
-//! The servers' programs, fetched from Maven Central once and kept in the build directory.
+//! The servers' programs, downloaded from Maven Central once and kept in the build directory.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,11 +12,11 @@ use crate::layout::Layout;
 use crate::maven::{self, Artifact, Jars};
 use crate::report::Report;
 
-/// PostgreSQL's version here.
+/// The version of PostgreSQL.
 pub const POSTGRES: &str = "18.4";
-/// Kafka's version here.
+/// The version of Kafka.
 pub const KAFKA: &str = "4.3.1";
-/// The logging library that Kafka's own download carries and its Maven artifact leaves to us.
+/// The version of the logging library. Kafka's own download contains it, but its Maven artifact does not.
 const LOG4J: &str = "2.25.4";
 
 /// PostgreSQL's programs: a directory with `bin`, `lib` and `share`.
@@ -37,17 +37,17 @@ pub struct KafkaDistribution {
     pub(crate) report: Report,
 }
 
-/// PostgreSQL's programs, fetched where they are not there yet.
+/// Downloads PostgreSQL's programs if they are missing.
 ///
 /// # Errors
-/// No such build for this machine, Maven missing or failing, or a directory that cannot be written.
+/// There is no build for this machine, Maven is missing or fails, or a directory cannot be written.
 pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistribution, Error> {
     let account = Account::for_postgres()?;
     let all = layout.reachable(&layout.distributions(), account.as_ref()).await?;
     let directory = all.join(format!("postgres-{POSTGRES}"));
     let _lock = lock(&all.join("postgres.lock"), report).await?;
     if !directory.exists() {
-        report.say(format!("fetching PostgreSQL {POSTGRES}"));
+        report.say(format!("downloading PostgreSQL {POSTGRES}"));
         let name = format!("embedded-postgres-binaries-{}", platform()?);
         let version = format!("{POSTGRES}.0");
         let fetched = fresh(&all.join("postgres.fetched"))?;
@@ -62,23 +62,23 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
     Ok(PostgresDistribution { directory, account, report: *report })
 }
 
-/// Kafka's jars, fetched where they are not there yet, and a Java.
+/// Downloads Kafka's jars if they are missing, and finds a Java.
 ///
 /// # Errors
-/// Java or Maven missing or failing, or a directory that cannot be written.
+/// Java or Maven is missing or fails, or a directory cannot be written.
 pub async fn kafka(layout: &Layout, report: &Report) -> Result<KafkaDistribution, Error> {
     let java = java::java(report).await?;
     let all = layout.distributions();
     files::create_directory(&all)?;
     let jars = all.join(format!("kafka-{KAFKA}"));
     let _lock = lock(&all.join("kafka.lock"), report).await?;
-    // The last of them that came into the list: what an earlier build of this program fetched may lack it.
+    // This jar came last into the list: an older download may lack it.
     if !jars.join(format!("kafka-tools-{KAFKA}.jar")).exists() {
-        report.say(format!("fetching Kafka {KAFKA}"));
+        report.say(format!("downloading Kafka {KAFKA}"));
         let fetched = fresh(&all.join("kafka.jars"))?;
         let artifacts = [
             Artifact { group: "org.apache.kafka", name: "kafka_2.13", version: KAFKA, alone: false },
-            // For people, who read and write topics with it.
+            // People read and write topics with its tools.
             Artifact { group: "org.apache.kafka", name: "kafka-tools", version: KAFKA, alone: true },
             Artifact { group: "org.apache.logging.log4j", name: "log4j-slf4j-impl", version: LOG4J, alone: false },
         ];
@@ -97,17 +97,17 @@ fn platform() -> Result<&'static str, Error> {
         ("macos", "x86_64") => Ok("darwin-amd64"),
         ("macos", "aarch64") => Ok("darwin-arm64v8"),
         (os, arch) => Err(Error::Missing(format!(
-            "there is no PostgreSQL to fetch for {os} on {arch}: set DATABASE_URL to a PostgreSQL that you run"
+            "Maven Central has no PostgreSQL for {os} on {arch}. Set DATABASE_URL to a PostgreSQL that you run."
         ))),
     }
 }
 
-/// One process fetches at a time; the others find what it fetched.
+/// Lets one process download at a time. The others find what it downloaded.
 async fn lock(path: &Path, report: &Report) -> Result<File, Error> {
     let path = path.to_owned();
     let file = File::create(&path).context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
-        report.say("another `cargo dev` is fetching the same; waiting for it to end");
+        report.say("another `cargo dev` is downloading the same; waiting");
         return blocking(move || file.lock().map(|()| file).context(|| format!("lock {}", path.display()))).await;
     }
     Ok(file)
@@ -119,7 +119,7 @@ fn fresh(directory: &Path) -> Result<PathBuf, Error> {
     Ok(directory.to_owned())
 }
 
-/// PostgreSQL's artifact holds one compressed tar archive with the whole installation.
+/// Unpacks PostgreSQL's artifact, which is one compressed tar archive.
 fn unpack(artifact: &Path, into: &Path) -> Result<(), Error> {
     let files = std::fs::read_dir(artifact).context(|| format!("read {}", artifact.display()))?;
     let archive = files

@@ -1,16 +1,15 @@
-//! What can go wrong while a stack is built, started or stopped.
+//! The errors of building, starting and stopping servers and services.
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// A fault of the development stack. The message says what was tried; [`std::error::Error::source`] says why it
-/// failed, where there is more to say.
+/// A fault of the development stack. The message says what failed, and [`std::error::Error::source`] says why.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, a directory or a process could not be handled.
+    /// The operating system refused an operation on a file, a directory or a process.
     #[error("cannot {what}")]
     Io {
-        /// What was tried, as it follows "cannot".
+        /// The operation, as it follows "cannot".
         what: String,
         /// The operating system's answer.
         #[source]
@@ -23,10 +22,10 @@ pub enum Error {
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// What it printed last; empty where it printed to the terminal itself.
+        /// What it printed last; empty if it printed to the terminal.
         output: String,
     },
-    /// A process ended although it was to stay.
+    /// A process ended unexpectedly.
     #[error("{name} ended ({status}); its log is {}{}", log.display(), indented(tail))]
     Ended {
         /// The process's name.
@@ -38,28 +37,28 @@ pub enum Error {
         /// The log's last lines.
         tail: String,
     },
-    /// A process runs but did not become ready within its time.
+    /// A process runs but did not become ready in time.
     #[error("{name} was not ready after {seconds} s: {reason}; its log is {}{}", log.display(), indented(tail))]
     NotReady {
         /// The process's name.
         name: String,
-        /// How long it was waited for.
+        /// The seconds that were waited.
         seconds: u64,
-        /// What the last attempt met.
+        /// The error of the last attempt.
         reason: String,
         /// Its whole log.
         log: PathBuf,
         /// The log's last lines.
         tail: String,
     },
-    /// A tool or a server that is needed is not there; the text says the ways out.
+    /// A tool or a server is missing. The text says what to do.
     #[error("{0}")]
     Missing(String),
-    /// A setting, or the state that was met, does not allow what was asked for; the text says what would.
+    /// A setting or the current state does not allow the request. The text says what to do.
     #[error("{0}")]
     Refused(String),
-    /// A file of ours does not hold what it should.
-    #[error("{} is not readable: {reason}", path.display())]
+    /// A file has unexpected content.
+    #[error("cannot read {}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -69,32 +68,32 @@ pub enum Error {
     /// PostgreSQL refused a statement or a connection.
     #[error("cannot {what}")]
     Sql {
-        /// What was tried, as it follows "cannot".
+        /// The operation, as it follows "cannot".
         what: String,
         /// PostgreSQL's answer.
         #[source]
         source: sqlx::Error,
     },
-    /// The migrations could not be applied.
-    #[error("the migrations could not be applied: {0}")]
+    /// A migration failed.
+    #[error("cannot apply the migrations: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// Kafka refused a request.
     #[error("cannot {what}: {reason}")]
     Kafka {
-        /// What was tried, as it follows "cannot".
+        /// The operation, as it follows "cannot".
         what: String,
         /// Kafka's answer.
         reason: String,
     },
-    /// A service was not reached, or answered what it should not.
+    /// A service cannot be reached, or gave an unexpected answer.
     #[error("{0}")]
     Http(String),
-    /// A signal asked us to stop before we were done.
+    /// A signal stopped the command.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// Says what was tried when an operation of the operating system fails.
+/// Adds to an error what was tried.
 pub trait Context<T> {
     /// `what` follows "cannot", for example "read /etc/hosts".
     ///
@@ -121,7 +120,7 @@ impl<T> Context<T> for nix::Result<T> {
     }
 }
 
-/// The error and all its causes, in one line of text each.
+/// Answers the error and all its causes, separated by colons.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

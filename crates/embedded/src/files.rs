@@ -1,4 +1,4 @@
-//! Small things about files that several modules need.
+//! Operations on files.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -7,19 +7,19 @@ use std::path::Path;
 
 use crate::error::{Context, Error};
 
-/// Makes the directory and those above it, and lets every user enter this one, whatever the umask.
+/// Creates the directory and those above it. Every user can enter it, whatever the umask.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub fn create_directory(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).context(|| format!("create {}", path.display()))?;
     fs::set_permissions(path, Permissions::from_mode(0o755)).context(|| format!("open {} to all", path.display()))
 }
 
-/// Removes a file or a directory with all that is in it; one that is not there is fine.
+/// Removes a file, or a directory with its content. A missing one is no error.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub fn remove(path: &Path) -> Result<(), Error> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
@@ -28,10 +28,10 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Writes the whole file or leaves the old one as it is.
+/// Replaces a file: afterwards it has either the old or the new content.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
     let fresh = path.with_extension(format!("{}.new", std::process::id()));
     let written = File::create(&fresh).and_then(|mut file| {
@@ -41,10 +41,10 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
     written.and_then(|()| fs::rename(&fresh, path)).context(|| format!("write {}", path.display()))
 }
 
-/// Opens a log file anew for a process; the one before it is kept under `<name>.previous.log`.
+/// Opens an empty log file for a process, and keeps the one before as `<name>.previous.log`.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub fn open_log(path: &Path) -> Result<File, Error> {
     if let Some(directory) = path.parent() {
         create_directory(directory)?;
@@ -56,7 +56,7 @@ pub fn open_log(path: &Path) -> Result<File, Error> {
     File::options().create(true).append(true).open(path).context(|| format!("open {}", path.display()))
 }
 
-/// The file's last lines, at most `lines` of them; empty where there is no file.
+/// Reads the file's last lines, at most `lines` of them; empty if there is no file.
 #[must_use]
 pub fn tail(path: &Path, lines: usize) -> String {
     const ENOUGH: u64 = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Which process a pid meant when it was written down.
+//! Processes by pid and start time, because a pid can be given out again.
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
 
-/// A process, told apart from a later one that got the same pid by the moment it started.
+/// A process. Its start time tells it apart from a later process with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The process's number.
     pub pid: u32,
-    /// When it started: on Linux the boot's id and the clock ticks since then, elsewhere the time as `ps` tells it.
+    /// When it started: on Linux the boot's id and the clock ticks since the boot, elsewhere the time that `ps` prints.
     pub started: String,
 }
 
 impl Identity {
-    /// The running process with this pid; none where there is none, or only its remains.
+    /// Finds the running process with this pid; none if there is none, or if it is a zombie.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
         Some(Self { pid, started: started(pid)? })
     }
 
-    /// This very process still runs.
+    /// Tells whether this process still runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
         started(self.pid).is_some_and(|started| started == self.started)
@@ -35,10 +35,10 @@ impl Identity {
         processor_seconds(self.pid).unwrap_or_default()
     }
 
-    /// Sends a signal to this very process, where it still runs.
+    /// Sends a signal to this process if it still runs.
     ///
     /// # Errors
-    /// The operating system's refusal, for example for a process of another user.
+    /// The operating system refuses, for example for a process of another user.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         if !self.is_running() {
             return Ok(());
@@ -50,7 +50,7 @@ impl Identity {
     }
 }
 
-/// A pid as the signal functions want it. One beyond their range names no process.
+/// Converts a pid to the type of the signal functions. A pid beyond their range names no process.
 #[must_use]
 pub fn process(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
@@ -59,12 +59,12 @@ pub fn process(pid: u32) -> Pid {
 #[cfg(target_os = "linux")]
 fn started(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in the second field may hold spaces and brackets: what counts begins behind its last one.
+    // The second field is a name that may contain spaces and brackets. The other fields begin behind its last bracket.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
-    // The start is the 22nd field, and the state that was just read the third.
+    // The start time is the 22nd field. The state, read above, is the 3rd.
     let ticks = fields.nth(18)?;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(format!("{}:{ticks}", boot.trim()))
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_itself_and_no_later_one_with_its_pid() {
+    fn identity_differs_from_a_later_process_with_its_pid() {
         let own = Identity::of(std::process::id()).unwrap();
         assert!(own.is_running());
         assert!(!Identity { started: "another".to_owned(), ..own }.is_running());
     }
 
     #[test]
-    fn a_process_that_ended_is_none() {
+    fn identity_of_an_ended_process_is_none() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Java and Maven: found, installed by apt where that is at hand, or asked for in words.
+//! Java and Maven: found, or installed with apt, or asked for in an error.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use crate::report::Report;
 /// The oldest Java that Kafka's server runs on.
 const OLDEST: u32 = 17;
 
-/// apt installs one thing at a time, and Java often comes with Maven.
+/// apt installs one package at a time, and Maven often brings Java along.
 static LOOKING: Mutex<()> = Mutex::const_new(());
 
-/// A Java runtime that Kafka runs on.
+/// Finds a Java that Kafka runs on, and installs one if it can.
 ///
 /// # Errors
-/// There is none and none can be installed; the message says the ways out.
+/// There is none and it cannot be installed. The message says what to do.
 pub async fn java(report: &Report) -> Result<PathBuf, Error> {
     let _alone = LOOKING.lock().await;
     let (found, seen) = find_java().await;
@@ -29,37 +29,37 @@ pub async fn java(report: &Report) -> Result<PathBuf, Error> {
         return Ok(java);
     }
     let need = match seen {
-        Some(version) => format!("Kafka needs Java {OLDEST} or later, and here is Java {version}"),
-        None => format!("Kafka needs Java {OLDEST} or later, and here is none"),
+        Some(version) => format!("Kafka needs Java {OLDEST} or later, and this machine has Java {version}"),
+        None => format!("Kafka needs Java {OLDEST} or later, and this machine has none"),
     };
     apt_install("default-jre-headless", &need, report).await?;
-    find_java().await.0.ok_or_else(|| ways_out(&format!("{need}, also after `apt-get install default-jre-headless`")))
+    find_java().await.0.ok_or_else(|| ways_out(&format!("{need}, even after `apt-get install default-jre-headless`")))
 }
 
-/// Maven's command, which fetches the servers.
+/// Finds Maven, and installs it if it can.
 ///
 /// # Errors
-/// It is not there and cannot be installed; the message says the ways out.
+/// It is missing and cannot be installed. The message says what to do.
 pub async fn maven(report: &Report) -> Result<Command, Error> {
-    let need = "PostgreSQL and Kafka are fetched by Maven (`mvn`), and here is none";
+    let need = "Maven (`mvn`) downloads PostgreSQL and Kafka, and it is missing";
     let _alone = LOOKING.lock().await;
     if !runs("mvn").await {
         apt_install("maven", need, report).await?;
         if !runs("mvn").await {
-            return Err(ways_out(&format!("{need} that runs, also after `apt-get install maven`")));
+            return Err(ways_out(&format!("{need}, even after `apt-get install maven`")));
         }
     }
     Ok(Command::new("mvn"))
 }
 
-/// The Java to use, and the newest version that was seen where none is new enough.
+/// Finds the Java to use; if none is new enough, the newest version that was seen.
 async fn find_java() -> (Option<PathBuf>, Option<u32>) {
     let mut candidates = Vec::new();
     if let Some(home) = std::env::var_os("JAVA_HOME") {
         candidates.push(Path::new(&home).join("bin/java"));
     }
     candidates.push(PathBuf::from("java"));
-    // Beside an older default, a newer one may be installed.
+    // A newer Java may be installed beside an older default.
     if let Ok(installed) = std::fs::read_dir("/usr/lib/jvm") {
         candidates.extend(installed.flatten().map(|home| home.path().join("bin/java")));
     }
@@ -113,7 +113,7 @@ async fn apt_install(package: &str, need: &str, report: &Report) -> Result<(), E
             .status()
             .await
             .context(|| "run apt-get".to_owned())?;
-        // Old package lists often still suffice, so only the installation's own failure counts.
+        // An old package list often suffices, so a failed update is no failure.
         if !status.success() && arguments[0] == "install" {
             let last = files::tail(&log, 1);
             return Err(ways_out(&format!("{need}; `apt-get install {package}` failed ({status}: {last})")));
@@ -124,9 +124,8 @@ async fn apt_install(package: &str, need: &str, report: &Report) -> Result<(), E
 
 fn ways_out(need: &str) -> Error {
     Error::Missing(format!(
-        "{need}. The ways out: install Java {OLDEST} or later and Maven (on Debian or Ubuntu `apt-get install \
-         default-jre-headless maven`, on macOS `brew install openjdk maven`) and run this again; or set DATABASE_URL \
-         and KAFKA_BOOTSTRAP_SERVERS to a PostgreSQL and a Kafka that you run"
+        "{need}. Install Java {OLDEST} or later and Maven (Debian or Ubuntu: `apt-get install default-jre-headless maven`; macOS: \
+         `brew install openjdk maven`), or set DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS to servers that you run."
     ))
 }
 
@@ -135,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_java_prints_them() {
+    fn major_version_reads_what_java_prints() {
         assert_eq!(major_version("openjdk version \"17.0.15\" 2025-04-15"), Some(17));
         assert_eq!(major_version("java version \"1.8.0_402\""), Some(8));
         assert_eq!(major_version("openjdk version \"25\" 2025-09-16"), Some(25));

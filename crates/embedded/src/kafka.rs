@@ -1,4 +1,4 @@
-//! A Kafka broker of our own, which is its own controller (KRaft).
+//! A Kafka broker as a child process. It is its own controller (KRaft).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -38,7 +38,7 @@ struct BrokerFiles {
     log: PathBuf,
 }
 
-/// A listener that takes one user alone, over TLS, by SCRAM-SHA-512 or PLAIN.
+/// A listener for one user, over TLS, with SCRAM-SHA-512 or PLAIN.
 #[derive(Debug)]
 pub struct Secured<'a> {
     /// A file with the broker's private key and certificate (PEM).
@@ -49,30 +49,29 @@ pub struct Secured<'a> {
     pub password: &'a str,
 }
 
-/// A topic to be made.
+/// A topic to create.
 #[derive(Debug, Clone)]
 pub struct Topic<'a> {
     /// Its name.
     pub name: &'a str,
-    /// How many partitions it has, at least 1.
+    /// The number of partitions, at least 1.
     pub partitions: i32,
-    /// The largest message it takes, in bytes; the broker's default where none is given.
+    /// The largest message in bytes; the broker's default if none is given.
     pub max_message_bytes: Option<u32>,
 }
 
 impl Kafka {
-    /// Starts a broker whose data lie in `directory`/kafka, made where they are not there yet, and waits until it
-    /// answers. Clients reach it on `port`; it needs `controller_port` for itself. Its log is
-    /// `directory`/logs/kafka.log.
+    /// Starts a broker with its data in `directory`/kafka, and waits until it answers. Creates the data if they are missing.
+    /// Clients connect to `port`; the broker uses `controller_port` itself. Its log is `directory`/logs/kafka.log.
     ///
     /// # Errors
-    /// Its data cannot be made, or it does not come up; with the end of its log.
+    /// Its data cannot be created, or it does not start. The error has the end of its log.
     pub async fn start(distribution: &KafkaDistribution, directory: &Path, port: u16, controller_port: u16) -> Result<Self, Error> {
         Self::start_with(distribution, directory, port, controller_port, None).await
     }
 
-    /// Starts a broker as [`start`](Self::start) does, on any free ports, that has another listener besides: over TLS, and for one user.
-    /// Answers that listener's port, too.
+    /// Starts a broker as [`start`](Self::start) does, on free ports, with a second listener over TLS for one user. Answers the second
+    /// listener's port, too.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -106,7 +105,7 @@ impl Kafka {
         Ok(Self { process, distribution: distribution.clone(), files, port })
     }
 
-    /// Starts a broker as [`start`](Self::start) does, on any free ports.
+    /// Starts a broker as [`start`](Self::start) does, on free ports.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -115,13 +114,13 @@ impl Kafka {
         Self::start(distribution, directory, port, controller_port).await
     }
 
-    /// The port clients connect to, on 127.0.0.1.
+    /// The port on 127.0.0.1 that clients connect to.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What clients need as their `bootstrap.servers`.
+    /// The `bootstrap.servers` for clients.
     #[must_use]
     pub fn bootstrap_servers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
@@ -133,23 +132,23 @@ impl Kafka {
         &mut self.process
     }
 
-    /// Stops it in order (SIGTERM).
+    /// Stops it (SIGTERM).
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn stop(&mut self) -> Result<(), Error> {
         self.process.stop(Signal::SIGTERM, STOP_DEADLINE).await.map(drop)
     }
 
-    /// Kills it as a crash would (SIGKILL); [`restart`](Self::restart) recovers.
+    /// Kills it as a crash would (SIGKILL). [`restart`](Self::restart) recovers it.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn kill(&mut self) -> Result<(), Error> {
         self.process.kill().await.map(drop)
     }
 
-    /// Stops it where it runs, and starts it again on the same ports and data.
+    /// Stops it if it runs, and starts it again on the same ports and data.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -160,11 +159,10 @@ impl Kafka {
     }
 }
 
-/// Makes the topics that are not there yet, with the broker's own number of replicas. Those that are there stay as
-/// they are.
+/// Creates the missing topics, with the broker's number of replicas. Existing topics stay as they are.
 ///
 /// # Errors
-/// The broker is away or refuses one.
+/// The broker cannot be reached, or refuses a topic.
 pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Result<(), Error> {
     let admin = admin(bootstrap_servers)?;
     let limits: Vec<Option<String>> = topics.iter().map(|topic| topic.max_message_bytes.map(|bytes| bytes.to_string())).collect();
@@ -191,10 +189,10 @@ pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Res
     Ok(())
 }
 
-/// Waits for a broker's answer.
+/// Asks a broker for its metadata.
 ///
 /// # Errors
-/// Why there was none.
+/// The reason why there was no answer.
 pub async fn ping(bootstrap_servers: &str) -> Result<(), String> {
     let admin = admin(bootstrap_servers).map_err(|error| error.to_string())?;
     let asked = tokio::task::spawn_blocking(move || {
@@ -211,7 +209,7 @@ pub async fn ping(bootstrap_servers: &str) -> Result<(), String> {
 fn admin(bootstrap_servers: &str) -> Result<AdminClient<DefaultClientContext>, Error> {
     ClientConfig::new()
         .set("bootstrap.servers", bootstrap_servers)
-        // A broker that is just starting is asked again soon, and its refusals are no news.
+        // A starting broker refuses connections: try again soon, and do not log it.
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "200")
         .set("log_level", "0")
@@ -257,7 +255,7 @@ fn java(distribution: &KafkaDistribution, files: &BrokerFiles, memory: &[&str]) 
     command
 }
 
-/// A new cluster's id: 16 bytes in Kafka's base 64, which has no bits to spare in the last of 22 characters.
+/// Makes a cluster id: 16 bytes in base 64, which leave no free bits in the last of 22 characters.
 fn cluster_id() -> String {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut random = rand::rng();
@@ -294,7 +292,7 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocol
 {further}log.dirs={}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
-# One broker cannot hold three copies, and one user needs few partitions of Kafka's own topics.
+# One broker cannot keep three copies, and one user needs few partitions of Kafka's own topics.
 default.replication.factor=1
 min.insync.replicas=1
 offsets.topic.replication.factor=1
@@ -302,12 +300,12 @@ offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
-# After a crash the broker waits for its old session to run out.
+# After a crash the broker waits until its old session expires.
 broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
-# Tests make topics by the hundred; an index is this large from its first byte on.
+# Tests create hundreds of topics, and an index has its full size from the start.
 log.index.size.max.bytes=1048576
 ",
         data.display()
@@ -329,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_id_has_22_characters_and_is_no_option() {
+    fn cluster_id_has_22_letters_or_digits() {
         let id = cluster_id();
         assert_eq!(id.len(), 22);
         assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric()));

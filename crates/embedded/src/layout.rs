@@ -1,4 +1,4 @@
-//! Where things are: the checkout, the build directory, the stacks' directories in it.
+//! The paths of the checkout, the build directory, and the stacks' directories in it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use crate::account::Account;
 use crate::error::{Context, Error};
 use crate::files;
 
-/// How many test stacks may run beside each other in one build directory.
+/// The number of test stacks that can run at once in one build directory.
 const TEST_SLOTS: usize = 32;
 
-/// The places that a stack's files have.
+/// The paths of the checkout and its build directory.
 #[derive(Debug, Clone)]
 pub struct Layout {
     checkout: PathBuf,
@@ -18,20 +18,19 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Finds the checkout and the build directory that cargo uses for it (`target/`, or wherever `CARGO_TARGET_DIR`
-    /// or cargo's configuration puts it).
+    /// Finds the checkout and its build directory: `target/`, or what `CARGO_TARGET_DIR` or cargo's configuration names.
     ///
     /// # Errors
     /// The current directory or this program's own path cannot be read.
     pub fn discover() -> Result<Self, Error> {
-        // Set by cargo when it runs us, so that a checkout may move after it was built.
+        // Cargo sets it when it runs us. A checkout can move after it was built.
         let package = std::env::var_os("CARGO_MANIFEST_DIR")
             .map(PathBuf::from)
             .filter(|package| package.join("../../Cargo.lock").exists())
             .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
         let checkout = package.ancestors().nth(2).unwrap_or(&package).to_owned();
         let executable = std::env::current_exe().context(|| "find the path of this program".to_owned())?;
-        // We lie in the directory that cargo builds in, and it marks that directory.
+        // This program lies in cargo's build directory, which has a mark.
         let target = executable.ancestors().find(|above| above.join("CACHEDIR.TAG").exists()).map(Path::to_owned);
         let target = match (target, std::env::var_os("CARGO_TARGET_DIR")) {
             (Some(target), _) => target,
@@ -53,22 +52,22 @@ impl Layout {
         &self.target
     }
 
-    /// The servers' programs, fetched once.
+    /// The directory of the downloaded servers.
     #[must_use]
     pub fn distributions(&self) -> PathBuf {
         self.target.join("cartlog-dist")
     }
 
-    /// All that `cargo dev up` keeps.
+    /// The directory of `cargo dev up`.
     #[must_use]
     pub fn stack(&self) -> PathBuf {
         self.target.join("cartlog")
     }
 
-    /// A fresh, empty directory for what a test starts itself; `name` must be unique among the tests that run.
+    /// Creates an empty directory for a test's own servers. `name` must be unique among the running tests.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn scratch(&self, name: &str) -> Result<PathBuf, Error> {
         let directory = self.target.join("cartlog-test").join("scratch").join(name);
         files::remove(&directory)?;
@@ -76,10 +75,10 @@ impl Layout {
         Ok(directory)
     }
 
-    /// A test stack's directory that nobody else uses, and the lock that keeps it ours until it is dropped or we die.
+    /// Claims a directory for a test stack. The lock keeps others out until it is dropped or this process ends.
     ///
     /// # Errors
-    /// The operating system's refusal, or too many test stacks are running.
+    /// The operating system refuses, or too many test stacks run.
     pub fn claim_test(&self) -> Result<(PathBuf, File), Error> {
         let all = self.target.join("cartlog-test");
         files::create_directory(&all)?;
@@ -90,14 +89,14 @@ impl Layout {
                 return Ok((all.join(slot.to_string()), lock));
             }
         }
-        Err(Error::Refused(format!("{TEST_SLOTS} test stacks run in {} already", all.display())))
+        Err(Error::Refused(format!("{TEST_SLOTS} test stacks already run in {}", all.display())))
     }
 
-    /// Where files that `account` must reach go instead of `wanted`: there, where it can enter it, else under
-    /// /var/tmp, because a checkout may lie in a folder that only its owner can enter. Makes the directory.
+    /// Creates a directory that `account` can enter: `wanted` if possible, otherwise one under /var/tmp. A checkout may lie in a folder
+    /// that only its owner can enter.
     ///
     /// # Errors
-    /// The operating system's refusal, or the place under /var/tmp is somebody else's.
+    /// The operating system refuses, or the directory under /var/tmp belongs to another user.
     pub async fn reachable(&self, wanted: &Path, account: Option<&Account>) -> Result<PathBuf, Error> {
         files::create_directory(wanted)?;
         let Some(account) = account else {
@@ -107,16 +106,16 @@ impl Layout {
             return Ok(wanted.to_owned());
         }
         let own = PathBuf::from(format!("/var/tmp/cartlog-{:016x}", hash(&self.target)));
-        // Anybody may make directories in /var/tmp, and a stranger's would choose the programs that we run.
+        // Everyone can create directories in /var/tmp. The owner of this one chooses the programs that we run.
         if own.is_symlink() || own.exists() && !Account::owner(&own)?.is_own() {
-            return Err(Error::Refused(format!("{} is not ours: remove it", own.display())));
+            return Err(Error::Refused(format!("{} belongs to another user. Remove it.", own.display())));
         }
         files::create_directory(&own)?;
         let directory = match wanted.strip_prefix(&self.target) {
             Ok(below) => own.join(below),
             Err(_) => own.join(format!("{:016x}", hash(wanted))),
         };
-        // One level after the other, so that each is open to all.
+        // Level by level, because every user must be able to enter each.
         let mut level = own.clone();
         for part in directory.strip_prefix(&own).unwrap_or(&directory) {
             level.push(part);
@@ -126,7 +125,7 @@ impl Layout {
     }
 }
 
-/// FNV-1a: the same in every build, unlike the standard library's hasher.
+/// FNV-1a. Unlike the standard library's hasher it is the same in every build.
 fn hash(path: &Path) -> u64 {
     path.as_os_str()
         .as_encoded_bytes()

@@ -1,4 +1,4 @@
-//! Fetching programs from Maven Central, by Maven itself, so that its settings (mirrors, proxies) hold here too.
+//! Downloads from Maven Central. Maven does it, because its settings name mirrors and proxies.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,24 +9,24 @@ use crate::files;
 use crate::java;
 use crate::report::Report;
 
-/// One artifact by its coordinates.
+/// An artifact by its coordinates.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Artifact<'a> {
     pub(crate) group: &'a str,
     pub(crate) name: &'a str,
     pub(crate) version: &'a str,
-    /// Without what it depends on: whatever of that is needed comes with the others.
+    /// Without its dependencies, because the other artifacts bring those that are needed.
     pub(crate) alone: bool,
 }
 
-/// What becomes of the jars.
+/// What happens to the jars.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Jars {
     Kept,
     Unpacked,
 }
 
-/// Brings the artifacts and all they depend on into `directory`.
+/// Downloads the artifacts and their dependencies into `directory`.
 pub(crate) async fn fetch(artifacts: &[Artifact<'_>], jars: Jars, directory: &Path, report: &Report) -> Result<(), Error> {
     let goal = match jars {
         Jars::Kept => "dependency:copy-dependencies",
@@ -65,7 +65,7 @@ fn pom_of(artifacts: &[Artifact<'_>]) -> String {
             "<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>{exclusions}</dependency>"
         );
     }
-    // The plugin's version is fixed, so that every machine's Maven does the same.
+    // A fixed version: every Maven does the same.
     format!(
         r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
 <modelVersion>4.0.0</modelVersion><groupId>cartlog</groupId><artifactId>dev</artifactId><version>1</version><packaging>pom</packaging>

@@ -1,4 +1,4 @@
-//! Processes whose supervisor died before them.
+//! Processes that outlived their supervisor.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,22 +13,22 @@ use crate::report::Report;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Ends the processes that still write the logs in `logs`: the services first, then Kafka, then PostgreSQL.
+/// Stops the processes that still write logs in `logs`: the services first, then Kafka, then PostgreSQL.
 ///
 /// # Errors
-/// The operating system's refusal to signal one.
+/// The operating system refuses a signal.
 pub async fn end(logs: &Path, report: &Report) -> Result<(), Error> {
     let mut found: Vec<(String, Identity)> = running(logs);
-    // In this order each one still has what it needs for an orderly end.
+    // In this order each process still has what it needs to stop in order.
     found.sort_by_key(|(name, _)| match name.as_str() {
         "postgres" => 2,
         "kafka" => 1,
         _ => 0,
     });
     for (name, identity) in found {
-        report.say(format!("ending {name} (process {}), left over from an earlier run", identity.pid));
+        report.say(format!("stopping {name} (process {}) of an earlier run", identity.pid));
         let gentle = if name == "postgres" { Signal::SIGINT } else { Signal::SIGTERM };
-        // A frozen process takes its signal only when it goes on.
+        // A frozen process handles the signal only when it continues.
         identity.signal(gentle)?;
         identity.signal(Signal::SIGCONT)?;
         if !gone(&identity, DEADLINE).await {
@@ -39,7 +39,7 @@ pub async fn end(logs: &Path, report: &Report) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until a process has ended; false where it outlives the deadline.
+/// Waits until a process has ended; false if the deadline passes first.
 pub async fn gone(identity: &Identity, deadline: Duration) -> bool {
     let ended = async {
         while identity.is_running() {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_process_whose_supervisor_died_is_found_and_ended() {
+    async fn orphan_is_found_and_stopped() {
         let layout = crate::layout::Layout::discover().unwrap();
         let logs = layout.scratch("orphans").unwrap();
         let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();

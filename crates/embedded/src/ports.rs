@@ -1,22 +1,21 @@
-//! Free ports, and who has the ones that are not.
+//! Free ports, and the processes that use the others.
 
 use std::net::{Ipv4Addr, TcpListener};
 
 use crate::error::{Context, Error};
 
-/// This port of 127.0.0.1 can be listened on now.
+/// Tells whether this port of 127.0.0.1 is free now.
 #[must_use]
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// As many different ports as asked for, free on 127.0.0.1 at this moment: the given ones where they are, else
-/// others that the operating system picks.
+/// Finds different free ports on 127.0.0.1: the wanted ones if they are free, otherwise any.
 ///
 /// # Errors
-/// The operating system has no port left.
+/// The operating system has no free port.
 pub fn free<const N: usize>(wanted: [Option<u16>; N]) -> Result<[u16; N], Error> {
-    // All are held until the last is found, so that none is found twice.
+    // Each stays open until the last is found, because otherwise one could be found twice.
     let mut held = Vec::with_capacity(N);
     for port in wanted {
         let listener = port
@@ -32,7 +31,7 @@ pub fn free<const N: usize>(wanted: [Option<u16>; N]) -> Result<[u16; N], Error>
     Ok(ports)
 }
 
-/// The process that listens on a port, as "name (process 123)", where that can be found out.
+/// Names the process that listens on a port, as "name (process 123)", if that can be found.
 #[cfg(target_os = "linux")]
 #[must_use]
 pub fn listener(port: u16) -> Option<String> {
@@ -48,7 +47,7 @@ pub fn listener(port: u16) -> Option<String> {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // Other users' processes do not show their files: then there is no answer.
+        // We cannot see the open files of other users' processes.
         let Ok(open) = std::fs::read_dir(process.path().join("fd")) else {
             continue;
         };
@@ -64,7 +63,7 @@ pub fn listener(port: u16) -> Option<String> {
     None
 }
 
-/// The process that listens on a port, as "name (process 123)", where that can be found out.
+/// Names the process that listens on a port, as "name (process 123)", if that can be found.
 #[cfg(not(target_os = "linux"))]
 #[must_use]
 pub fn listener(port: u16) -> Option<String> {
@@ -75,7 +74,7 @@ pub fn listener(port: u16) -> Option<String> {
     Some(format!("{} (process {})", field('c')?, field('p')?))
 }
 
-/// The socket's inode, where the line of /proc/net/tcp is one that listens on `port`.
+/// Answers the socket's inode if the line of /proc/net/tcp is of a socket that listens on `port`.
 #[cfg(target_os = "linux")]
 fn listening_inode(line: &str, port: u16) -> Option<&str> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wanted_port_is_given_where_it_is_free_and_another_where_it_is_not() {
+    fn free_replaces_a_wanted_port_that_is_taken() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         assert!(!is_free(port));
@@ -99,7 +98,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_process_that_listens_is_named() {
+    fn listener_names_the_process() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let found = listener(taken.local_addr().unwrap().port()).unwrap();
         assert!(found.contains(&format!("(process {})", std::process::id())), "{found}");

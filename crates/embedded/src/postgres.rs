@@ -1,4 +1,4 @@
-//! A PostgreSQL server of our own.
+//! A PostgreSQL server as a child process.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -21,10 +21,10 @@ use crate::process::Process;
 const MEMORY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the server is started with, beside its data directory and port.
+/// The server's settings, besides its data directory and port.
 const SETTINGS: [&str; 7] = [
     "listen_addresses=127.0.0.1",
-    // A socket's path may have at most 107 bytes, which a checkout's often exceeds; TCP does.
+    // A socket's path can have 107 bytes at most, and a checkout's path is often longer. TCP suffices.
     "unix_socket_directories=",
     "max_connections=400",
     "timezone=UTC",
@@ -44,11 +44,11 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server whose data lie in `directory`/postgres, made where they are not there yet, and waits until it
-    /// answers. Its log is `directory`/logs/postgres.log.
+    /// Starts a server with its data in `directory`/postgres, and waits until it answers. Creates the data if they are missing. Its log is
+    /// `directory`/logs/postgres.log.
     ///
     /// # Errors
-    /// Its data cannot be made, or it does not come up; with the end of its log.
+    /// Its data cannot be created, or it does not start. The error has the end of its log.
     pub async fn start(layout: &Layout, distribution: &PostgresDistribution, directory: &Path, port: u16) -> Result<Self, Error> {
         let log = directory.join("logs/postgres.log");
         let account = distribution.account.as_ref();
@@ -60,7 +60,7 @@ impl Postgres {
         Ok(Self { process, distribution: distribution.clone(), data, log, port })
     }
 
-    /// Starts a server as [`start`](Self::start) does, on any free port.
+    /// Starts a server as [`start`](Self::start) does, on a free port.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -69,7 +69,7 @@ impl Postgres {
         Self::start(layout, distribution, directory, port).await
     }
 
-    /// The port it listens on, on 127.0.0.1.
+    /// The port on 127.0.0.1 that it listens on.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -87,23 +87,23 @@ impl Postgres {
         &mut self.process
     }
 
-    /// Ends its sessions and stops it in order (SIGINT, a "fast" shutdown).
+    /// Ends its sessions and stops it (SIGINT, a "fast" shutdown).
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn stop(&mut self) -> Result<(), Error> {
         self.process.stop(Signal::SIGINT, STOP_DEADLINE).await.map(drop)
     }
 
-    /// Kills it as a crash would (SIGKILL); [`restart`](Self::restart) recovers.
+    /// Kills it as a crash would (SIGKILL). [`restart`](Self::restart) recovers it.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn kill(&mut self) -> Result<(), Error> {
         self.process.kill().await.map(drop)
     }
 
-    /// Stops it where it runs, and starts it again on the same port and data.
+    /// Stops it if it runs, and starts it again on the same port and data.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -114,7 +114,7 @@ impl Postgres {
     }
 }
 
-/// The URL of a database on a server of ours.
+/// Answers the URL of a database on one of our servers.
 #[must_use]
 pub fn url(port: u16, user: &str, database: &str) -> String {
     format!("postgres://{user}@127.0.0.1:{port}/{database}")
@@ -123,7 +123,7 @@ pub fn url(port: u16, user: &str, database: &str) -> String {
 /// Removes a stopped server's data.
 ///
 /// # Errors
-/// The operating system's refusal.
+/// The operating system refuses.
 pub async fn remove_data(layout: &Layout, directory: &Path) -> Result<(), Error> {
     let account = Account::for_postgres()?;
     files::remove(&data_directory(layout, directory, account.as_ref()).await?)
@@ -134,7 +134,7 @@ async fn data_directory(layout: &Layout, directory: &Path, account: Option<&Acco
 }
 
 async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<(), Error> {
-    // What an interrupted run left is no cluster.
+    // An interrupted run leaves an incomplete cluster.
     files::remove(data)?;
     files::create_directory(data)?;
     let mut command = program(distribution, "initdb");
@@ -144,7 +144,7 @@ async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<
     }
     let output = command
         .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-instructions"])
-        // The built-in locale is the same on every system, whatever locales that has.
+        // The built-in locale is the same on every system.
         .args(["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--pgdata"])
         .arg(data)
         .current_dir(data)
@@ -172,7 +172,7 @@ async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log
         }
         let mut process = Process::spawn("PostgreSQL", command, log)?;
         match process.until_started(&distribution.report, || ping(port)).await {
-            // A killed server's sessions take a moment to notice, and until then their memory is still in use.
+            // The sessions of a killed server use its memory for another moment.
             Err(Error::Ended { tail, .. }) if tail.contains("pre-existing shared memory block") && tokio::time::Instant::now() < end => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -184,7 +184,7 @@ async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log
 
 fn program(distribution: &PostgresDistribution, name: &str) -> Command {
     let mut command = Command::new(distribution.directory.join("bin").join(name));
-    // The user's own settings for clients and locales are none for this server.
+    // The user's settings for clients and locales must not change the server.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
 }

@@ -1,4 +1,4 @@
-//! A child process with a name and a log file, that can be frozen, thawed, stopped and killed.
+//! A child process with a name and a log file. It can be frozen, thawed, stopped and killed.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -14,9 +14,9 @@ use crate::files;
 use crate::identity::{self, Identity};
 use crate::report::Report;
 
-/// How many of a log's last lines an error shows.
+/// The number of log lines that an error shows.
 pub(crate) const TAIL_LINES: usize = 15;
-/// The end of the name of the file, beside a process's log, that says which process writes the log.
+/// The extension of the file beside a log that says which process writes the log.
 pub(crate) const SUFFIX: &str = "process";
 /// How long a server that starts may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST_START: Duration = Duration::from_secs(15 * 60);
 /// How often the screen says that a server is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(20);
-/// How often a condition is looked at that nobody announces.
+/// The time between two checks of a condition.
 pub const POLL: Duration = Duration::from_millis(50);
 
 /// A running child process. Dropping it kills it.
@@ -37,11 +37,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with both outputs appended to `log`, in a process group of its own, so that a Ctrl-C in the
-    /// terminal reaches only us and we can stop things in order.
+    /// Starts `command` with both outputs appended to `log`. It gets its own process group: a Ctrl-C in the terminal reaches only us, and we
+    /// stop everything in order.
     ///
     /// # Errors
-    /// The program or the log file cannot be opened, or the process is gone at once.
+    /// The program or the log file cannot be opened, or the process ends at once.
     pub fn spawn(name: impl Into<String>, mut command: Command, log: &Path) -> Result<Self, Error> {
         let name = name.into();
         let output = files::open_log(log)?;
@@ -56,11 +56,11 @@ impl Process {
             .context(|| format!("start {name} ({})", command.as_std().get_program().display()))?;
         let identity = child.id().and_then(Identity::of);
         let Some(identity) = identity else {
-            // Only a process that ended has no identity, and its status can be had now.
+            // Only an ended process has no identity, and its status is known.
             let status = child.try_wait().ok().flatten().unwrap_or_default();
             return Err(ended(&name, log, status));
         };
-        // Should we die without stopping it, the next run finds it by this.
+        // If we die without stopping it, the next run finds it by this file.
         let note = serde_json::to_vec(&identity).map_err(std::io::Error::other);
         files::write_atomically(&log.with_extension(SUFFIX), &note.context(|| format!("note down {name}"))?)?;
         Ok(Self { name, log: log.to_owned(), child, identity })
@@ -72,24 +72,24 @@ impl Process {
         &self.name
     }
 
-    /// Which process this is.
+    /// The process's identity.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Where its outputs go.
+    /// The file with its outputs.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Sends a signal; a process that has ended takes none.
+    /// Sends a signal. Does nothing if the process has ended.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
-        // The child is unreaped as long as its id is there, so the pid is still its own.
+        // While the child has an id it is not reaped, so the pid is still its own.
         let Some(pid) = self.child.id() else {
             return Ok(());
         };
@@ -99,42 +99,42 @@ impl Process {
         }
     }
 
-    /// Freezes it: SIGSTOP.
+    /// Freezes it (SIGSTOP).
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn freeze(&self) -> Result<(), Error> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Lets a frozen one go on: SIGCONT.
+    /// Continues it after a freeze (SIGCONT).
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn thaw(&self) -> Result<(), Error> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// How it ended, where it has.
+    /// Answers how it ended; none if it still runs.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         self.child.try_wait().context(|| format!("look after {}", self.name))
     }
 
-    /// Waits until it ends. Safe to give up and call again.
+    /// Waits until it ends. Cancel safe.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
         self.child.wait().await.context(|| format!("wait for {}", self.name))
     }
 
-    /// Sends `signal` and waits until it has ended; one that takes longer than `deadline` is killed.
+    /// Sends `signal` and waits until it has ended. Kills it after `deadline`.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn stop(&mut self, signal: Signal, deadline: Duration) -> Result<ExitStatus, Error> {
         self.signal(signal)?;
         match tokio::time::timeout(deadline, self.wait()).await {
@@ -143,10 +143,10 @@ impl Process {
         }
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone.
+    /// Kills it (SIGKILL) and waits until it has ended.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn kill(&mut self) -> Result<ExitStatus, Error> {
         self.signal(Signal::SIGKILL)?;
         self.wait().await
@@ -158,7 +158,7 @@ impl Process {
         files::tail(&self.log, TAIL_LINES)
     }
 
-    /// The error that says that it ended.
+    /// Makes the error that says that it ended.
     #[must_use]
     pub fn ended(&self, status: ExitStatus) -> Error {
         ended(&self.name, &self.log, status)
@@ -251,7 +251,7 @@ mod tests {
     use crate::layout::Layout;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_start_is_waited_for_while_the_log_grows() {
+    async fn until_started_waits_while_the_log_grows() {
         let directory = Layout::discover().unwrap().scratch("process-progress").unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "while true; do echo working; sleep 0.05; done"]);

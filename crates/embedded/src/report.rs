@@ -1,4 +1,4 @@
-//! What the screen is told while a stack starts and stops.
+//! Progress messages on the screen.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Says what goes on, with the time since the start; or nothing, as tests want it.
+/// Prints messages with the time since the start, or nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
     started: Instant,
@@ -14,19 +14,19 @@ pub struct Report {
 }
 
 impl Report {
-    /// Speaks to standard error, so that standard output stays the command's answer.
+    /// Prints to standard error. Standard output is for the command's answer.
     #[must_use]
     pub fn terminal() -> Self {
         Self { started: Instant::now(), quiet: false }
     }
 
-    /// Says nothing.
+    /// Prints nothing.
     #[must_use]
     pub fn quiet() -> Self {
         Self { started: Instant::now(), quiet: true }
     }
 
-    /// A bar of this length, drawn as `template` says; where nothing is said, and on no terminal, it is not drawn.
+    /// Draws a progress bar, unless the report is quiet or there is no terminal.
     #[must_use]
     pub fn bar(&self, length: u64, template: &str) -> ProgressBar {
         let style = ProgressStyle::with_template(template);
@@ -34,16 +34,16 @@ impl Report {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    /// One step, as one line.
+    /// Prints one line.
     pub fn say(&self, text: impl Display) {
         if !self.quiet {
-            // A terminal that was closed must not take the stack's orderly stop with it.
+            // A closed terminal must not prevent the stack from stopping in order.
             let _ = writeln!(std::io::stderr(), "[{:6.1} s] {text}", self.started.elapsed().as_secs_f64());
         }
     }
 }
 
-/// Prints a command's answer on standard output; a reader that went away is no fault of ours.
+/// Prints a command's answer on standard output. A closed pipe is no error.
 pub fn answer(text: impl Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }

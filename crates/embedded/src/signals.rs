@@ -1,10 +1,10 @@
-//! The signals that ask us to stop.
+//! The signals that stop a command.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Context, Error};
 
-/// Ctrl-C, a SIGTERM, or the terminal's end (SIGHUP).
+/// SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed).
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
@@ -13,10 +13,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on; the signals no longer end the process by themselves.
+    /// Listens from now on. The signals no longer end the process by themselves.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub fn listen() -> Result<Self, Error> {
         let listen = |kind| signal(kind).context(|| "listen for signals".to_owned());
         Ok(Self {
@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one. Safe to give up.
+    /// Waits for the next signal. Cancel safe.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

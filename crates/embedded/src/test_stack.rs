@@ -1,4 +1,4 @@
-//! PostgreSQL and Kafka for tests, on free ports, in a directory of their own.
+//! PostgreSQL and Kafka for tests, on free ports, in their own directory.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -13,14 +13,14 @@ use crate::postgres::{self, Postgres};
 use crate::report::Report;
 use crate::signals::Signals;
 
-/// PostgreSQL and Kafka for tests, empty at the start. Several may run beside each other.
+/// PostgreSQL and Kafka for tests, empty at the start. Several can run at once.
 #[derive(Debug)]
 pub struct TestStack {
     postgres: Postgres,
     kafka: Kafka,
     layout: Layout,
     directory: PathBuf,
-    // Keeps the directory ours.
+    // Keeps others out of the directory.
     _lock: File,
 }
 
@@ -28,7 +28,7 @@ impl TestStack {
     /// Starts both servers on free ports.
     ///
     /// # Errors
-    /// One does not come up.
+    /// A server does not start.
     pub async fn start(layout: &Layout, report: &Report) -> Result<Self, Error> {
         let (directory, lock) = layout.claim_test()?;
         orphans::end(&directory.join("logs"), report).await?;
@@ -47,10 +47,10 @@ impl TestStack {
         Ok(Self { postgres, kafka, layout: layout.clone(), directory, _lock: lock })
     }
 
-    /// The same, while something is built. A signal ends both, and leaves no server behind.
+    /// Starts both servers while something is built. A signal stops both and leaves no server behind.
     ///
     /// # Errors
-    /// One does not come up, the building's, and that a signal came.
+    /// A server does not start, the build fails, or a signal came.
     pub async fn start_beside<T>(
         layout: &Layout,
         report: &Report,
@@ -75,30 +75,30 @@ impl TestStack {
         self.postgres.url("postgres", database)
     }
 
-    /// The server, to be stopped and started again.
+    /// The PostgreSQL server.
     #[must_use]
     pub fn postgres(&mut self) -> &mut Postgres {
         &mut self.postgres
     }
 
-    /// Where the servers write their logs.
+    /// The directory of the servers' logs.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.directory.join("logs")
     }
 
-    /// What clients of the broker need.
+    /// The `bootstrap.servers` for clients.
     #[must_use]
     pub fn bootstrap_servers(&self) -> String {
         self.kafka.bootstrap_servers()
     }
 
-    /// Kills both and removes their data; the logs stay.
+    /// Kills both and removes their data. The logs stay.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn end(mut self) -> Result<(), Error> {
-        // Nothing is to be kept, so nothing needs an orderly end.
+        // Nothing is kept, so nothing needs an orderly stop.
         self.kafka.kill().await?;
         self.postgres.kill().await?;
         files::remove(&self.directory.join("kafka"))?;

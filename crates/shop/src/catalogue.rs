@@ -1,20 +1,24 @@
-//! What the shop sells today.
+//! The products of the shop.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rust_decimal::Decimal;
 use uuid::Uuid;
 
-/// A product of the shop.
+/// A product.
 #[derive(Debug, Clone)]
 pub struct Product {
+    /// Its id.
     pub id: Uuid,
+    /// Its description.
     pub description: String,
+    /// Its price at the start of the day.
     pub price: Decimal,
+    /// Its inventory at the start of the day.
     pub inventory: u32,
 }
 
-/// The products, among them three with a fate.
+/// The products. Something happens to three of them.
 #[derive(Debug)]
 pub struct Catalogue {
     products: Vec<Product>,
@@ -37,6 +41,8 @@ const THINGS: [&str; 12] = [
 const KINDS: [&str; 4] = ["blue", "white", "stoneware", "old"];
 
 impl Catalogue {
+    /// Draws prices and inventories at random.
+    #[must_use]
     pub fn draw() -> Self {
         let mut random = rand::rng();
         let names = KINDS.iter().flat_map(|kind| THINGS.iter().map(move |thing| format!("A {kind} {thing}")));
@@ -52,26 +58,32 @@ impl Catalogue {
         Self { products }
     }
 
+    /// Every product.
+    #[must_use]
     pub fn all(&self) -> &[Product] {
         &self.products
     }
 
-    /// Out of stock from the morning on.
+    /// The product that is out of stock all day.
+    #[must_use]
     pub fn never_in_stock(&self) -> &Product {
         &self.products[0]
     }
 
-    /// Runs out at noon.
+    /// The product that runs out at noon.
+    #[must_use]
     pub fn runs_out(&self) -> &Product {
         &self.products[1]
     }
 
-    /// Changes its price at noon.
+    /// The product whose price changes at noon.
+    #[must_use]
     pub fn changes_price(&self) -> &Product {
         &self.products[2]
     }
 
-    /// Most shoppers take anything, and the three with a fate are popular.
+    /// Draws a product for a shopper. The three special ones are popular.
+    #[must_use]
     pub fn any(&self) -> &Product {
         let mut random = rand::rng();
         let popular = &self.products[..3];

@@ -1,4 +1,4 @@
-//! The shop as its customers see it: HTTP.
+//! A client of the shop's HTTP routes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,12 +13,12 @@ use uuid::Uuid;
 use crate::catalogue::Product;
 use embedded::error::{Error, chain};
 
-/// How many requests are under way at a time, so that the day is as long as the machine is slow and fails nowhere.
+/// The number of requests at a time. On a slow machine the day takes longer, and no request fails for that.
 const AT_A_TIME: usize = 64;
-/// Between two attempts, where the shop names no time.
+/// The pause between two attempts if the answer has no Retry-After.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A client of the routes.
+/// A client that retries while the shop is unavailable.
 #[derive(Debug, Clone)]
 pub struct Shop {
     client: reqwest::Client,
@@ -29,17 +29,18 @@ pub struct Shop {
     lost: Arc<AtomicU64>,
 }
 
-/// What a command was answered.
+/// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
+    /// It is done.
     Accepted,
-    /// Refused by the domain, with the word that says why.
+    /// Refused by the domain, with the error code.
     Refused(String),
-    /// Refused as well, but an answer was lost before: it may have been carried out then.
+    /// Refused after an earlier answer was lost. The earlier attempt may have been carried out.
     RefusedAfterAll(String),
 }
 
-/// An answer, and whether one before it was lost: what was asked may have been done then.
+/// An answer, and whether an earlier answer to the same request was lost.
 struct Attempted {
     answer: Response,
     after_a_loss: bool,
@@ -48,16 +49,22 @@ struct Attempted {
 /// The answer of Cart Items.
 #[derive(Debug, Clone, Deserialize)]
 pub struct CartItems {
+    /// The cart's total.
     pub total_price: String,
+    /// The cart's items.
     pub data: Vec<CartItem>,
 }
 
 /// An item in a cart.
 #[derive(Debug, Clone, Deserialize)]
 pub struct CartItem {
+    /// Its id.
     pub item_id: Uuid,
+    /// Its product.
     pub product_id: Uuid,
+    /// Its description.
     pub description: String,
+    /// Its price.
     pub price: String,
 }
 
@@ -67,6 +74,10 @@ struct Refusal {
 }
 
 impl Shop {
+    /// Makes a client for the URLs of cart-commands and cart-projections, which retries for as long as `patience`.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be made.
     pub fn new(commands: &str, projections: &str, patience: Duration) -> Result<Self, Error> {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(|error| Error::Http(chain(&error)))?;
         let door = Arc::new(Semaphore::new(AT_A_TIME));
@@ -74,11 +85,16 @@ impl Shop {
         Ok(Self { client, door, commands, projections, patience, lost: Arc::default() })
     }
 
-    /// How many answers were lost on their way, and asked for again.
+    /// The number of lost answers. Their requests were sent again.
+    #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Adds an item.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn add(&self, cart: Uuid, item: Uuid, product: &Product) -> Result<Answer, Error> {
         let body = json!({
             "cart_id": cart, "item_id": item, "product_id": product.id, "description": product.description,
@@ -87,24 +103,43 @@ impl Shop {
         self.command(&format!("additem/{cart}"), body).await
     }
 
+    /// Removes an item.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn remove(&self, cart: Uuid, item: Uuid) -> Result<Answer, Error> {
         self.command(&format!("removeitem/{cart}"), json!({"cart_id": cart, "item_id": item})).await
     }
 
+    /// Clears a cart.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn clear(&self, cart: Uuid) -> Result<Answer, Error> {
         self.command(&format!("clearcart/{cart}"), json!({})).await
     }
 
+    /// Submits a cart.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn submit(&self, cart: Uuid) -> Result<Answer, Error> {
         self.command(&format!("submitcart/{cart}"), json!({"cart_id": cart})).await
     }
 
+    /// Reads a cart's items.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn items(&self, cart: Uuid) -> Result<CartItems, Error> {
         let route = format!("{}/{cart}/cartitems", self.projections);
         self.ask(&route).await?.json().await.map_err(|error| Error::Http(format!("GET {route}: {}", chain(&error))))
     }
 
-    /// What the shop believes to have of a product; none where it heard nothing yet.
+    /// Reads a product's inventory; none if it was never reported.
+    ///
+    /// # Errors
+    /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn inventory(&self, product: Uuid) -> Result<Option<u64>, Error> {
         let route = format!("{}/inventories/{product}", self.projections);
         let answer: Result<Value, _> = self.ask(&route).await?.json().await;
@@ -134,7 +169,7 @@ impl Shop {
         }
     }
 
-    /// Asks again where the shop is away or busy, after the time that it names, and where an answer was lost.
+    /// Sends a request again while the shop is unavailable or the answer is lost. Waits as long as Retry-After says.
     async fn patiently<F>(&self, mut send: impl FnMut() -> F) -> Result<Attempted, Error>
     where
         F: Future<Output = Result<Response, reqwest::Error>>,
@@ -142,7 +177,7 @@ impl Shop {
         let start = Instant::now();
         let mut after_a_loss = false;
         loop {
-            // Only a closed semaphore gives nothing, and nobody closes this one.
+            // Nobody closes this semaphore.
             let inside = self.door.acquire().await.ok();
             let answer = send().await;
             drop(inside);
@@ -151,7 +186,7 @@ impl Shop {
                 Ok(answer) if !is_away(answer.status()) || given_up => return Ok(Attempted { answer, after_a_loss }),
                 Ok(answer) => {
                     let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-                    // Some say that they have done nothing, and some that they do not know.
+                    // 503 means that nothing was done, unless the code is outcome_unknown.
                     let unknown = answer.status() != StatusCode::SERVICE_UNAVAILABLE
                         || answer.json::<Refusal>().await.is_ok_and(|refusal| refusal.code == "outcome_unknown");
                     after_a_loss |= unknown;
@@ -170,7 +205,7 @@ impl Shop {
     }
 }
 
-/// The shop, or what stands before it, has nobody who could answer.
+/// Tells whether the shop, or the proxy before it, was unavailable.
 fn is_away(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }

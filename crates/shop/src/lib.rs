@@ -1,12 +1,13 @@
-//! A simulated shop: its services, its catalogue, its shoppers, and what the log says that it must look like.
-#![allow(missing_docs, reason = "written with the model of the truth")]
+//! A simulated shop: its services as processes, its catalogue, its shoppers, and a model of what the log must lead to.
+//!
+//! `cargo dev demo`, `cargo dev chaos` and the load of the chaos share it. [`model::Model`] folds the log; whoever runs a shop compares the
+//! tables, the messages and the answers with it.
 
 pub mod catalogue;
 pub mod client;
-pub mod fold;
 pub mod ledger;
 pub mod load;
-pub mod log;
+pub mod model;
 pub mod published;
 pub mod services;
 pub mod shopper;

@@ -1,7 +1,7 @@
-//! The shop's steady business meanwhile: commands and queries over HTTP, inventories and price changes over Kafka.
+//! A steady load: commands and queries over HTTP, inventories and price changes over Kafka.
 //!
-//! Whatever fails is let be, and the next one tried: services and database are being killed. What was answered is kept, to be held
-//! against the log.
+//! A request that fails is not sent again, because services and database are being killed. The answers are kept for the comparison with the
+//! log.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -22,65 +22,75 @@ use uuid::Uuid;
 use crate::services;
 use embedded::error::{Error, chain};
 
-/// Shoppers at a time.
+/// The number of shoppers at a time.
 const SHOPPERS: u64 = 12;
-/// Few products, so that a change of price meets many carts.
+/// Few products: a price change then affects many carts.
 const PRODUCTS: usize = 24;
-/// A frozen process answers nobody.
+/// A frozen process does not answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// Kafka is left alone.
+/// Nobody kills Kafka.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Where the services listen now: a process that was started anew has another port.
+/// The current ports of the services. A restarted process has another port.
 #[derive(Debug, Clone)]
 pub struct Ports {
+    /// The port of cart-commands.
     pub commands: Arc<AtomicU16>,
+    /// The ports of the cart-projections replicas.
     pub projections: Vec<Arc<AtomicU16>>,
 }
 
-/// What the load was told.
+/// The answers that the load got.
 #[derive(Debug, Default)]
 pub struct Told {
     entries: Mutex<Entries>,
     commands: AtomicU64,
 }
 
-/// What is to be held against the log.
+/// The answers, for the comparison with the log.
 #[derive(Debug, Default, Clone)]
 pub struct Entries {
-    /// The carts of acknowledged commands, by position.
+    /// The carts of acknowledged commands, by the answered position.
     pub acknowledged: BTreeMap<i64, Uuid>,
-    /// Items that a query did not show although it named their position: they must have left their carts.
+    /// Items that a query did not show although it named their position. They must have left their carts.
     pub unseen: Vec<Unseen>,
-    /// What the broker has acknowledged, in order, for each product.
+    /// The inventories of each product that the broker acknowledged, in order.
     pub inventories: BTreeMap<Uuid, Vec<u64>>,
+    /// The new prices of each product that the broker acknowledged, in order.
     pub prices: BTreeMap<Uuid, Vec<String>>,
-    /// How often what was answered.
+    /// The number of each answer.
     pub answers: BTreeMap<String, u64>,
-    /// Answers that nothing explains.
+    /// Answers that must not occur.
     pub surprises: Vec<String>,
 }
 
 /// An item that was not shown.
 #[derive(Debug, Clone)]
 pub struct Unseen {
+    /// The item's cart.
     pub cart: Uuid,
+    /// The item.
     pub item: Uuid,
+    /// The request and its answer.
     pub request: String,
 }
 
 impl Told {
+    /// The answers so far.
+    #[must_use]
     pub fn entries(&self) -> Entries {
         self.lock().clone()
     }
 
-    /// Commands that were acknowledged so far.
+    /// The number of acknowledged commands.
+    #[must_use]
     pub fn count(&self) -> u64 {
         self.commands.load(Ordering::Relaxed)
     }
 
-    /// Messages that the broker has.
+    /// The number of acknowledged messages.
+    #[must_use]
     pub fn messages(&self) -> usize {
         let entries = self.lock();
         entries.inventories.values().map(Vec::len).sum::<usize>() + entries.prices.values().map(Vec::len).sum::<usize>()
@@ -105,7 +115,7 @@ impl Told {
     }
 }
 
-/// A load under way.
+/// A running load.
 #[derive(Debug)]
 pub struct Load {
     stop: watch::Sender<bool>,
@@ -113,6 +123,10 @@ pub struct Load {
 }
 
 impl Load {
+    /// Starts shoppers and suppliers. The seed determines what they do.
+    ///
+    /// # Errors
+    /// A client cannot be made.
     pub fn start(seed: u64, ports: &Ports, kafka: &str, topics: [String; 2], told: &Arc<Told>) -> Result<Self, Error> {
         let (stop, stopped) = watch::channel(false);
         let client = |timeout| reqwest::Client::builder().timeout(timeout).build().map_err(|error| Error::Http(chain(&error)));
@@ -151,11 +165,14 @@ impl Load {
         Ok(Self { stop, tasks })
     }
 
-    /// Lets everybody finish what they are at.
+    /// Stops after the requests that are running.
+    ///
+    /// # Errors
+    /// A part of the load ended early.
     pub async fn stop(mut self) -> Result<(), Error> {
         self.stop.send_replace(true);
         while let Some(ended) = self.tasks.join_next().await {
-            ended.map_err(|error| Error::Refused(format!("a part of the load broke off: {error}")))??;
+            ended.map_err(|error| Error::Refused(format!("a part of the load ended early: {error}")))??;
         }
         Ok(())
     }
@@ -168,7 +185,7 @@ struct Shopper {
     products: Arc<[Uuid]>,
     told: Arc<Told>,
     random: StdRng,
-    /// Carts that were left open, with what was put into them.
+    /// Open carts, with the items that were added to them.
     left: Vec<(Uuid, Vec<Uuid>)>,
     stopped: watch::Receiver<bool>,
 }
@@ -218,7 +235,7 @@ impl Shopper {
         }
     }
 
-    /// Answers the position, where the command was acknowledged.
+    /// Answers the position of an acknowledged command.
     async fn command(&mut self, route: &str, body: Value) -> Option<i64> {
         self.pause().await;
         let what = route.split('/').next().unwrap_or_default().to_owned();
@@ -245,8 +262,7 @@ impl Shopper {
                 self.told.lock().acknowledged.insert(position, cart);
                 Some(position)
             }
-            // A refusal; a cart that never came about, as adding to it failed; a log that is away; a request that a machine with very much
-            // to do has not even read.
+            // A refusal, a cart whose first Add Item failed, an unavailable log, or a request that a busy machine did not read in time.
             StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => None,
             _ => {
                 self.told.lock().surprises.push(format!("POST {url} was answered {status}: {text}"));
@@ -255,7 +271,7 @@ impl Shopper {
         }
     }
 
-    /// Asks any cart-projections for an answer that must hold the item, unless that has left its cart.
+    /// Queries a random replica. The answer must hold the item, unless the item has left its cart.
     async fn query(&mut self, route: &str, cart: Uuid, item: Uuid) {
         let replica = self.random.random_range(0..self.ports.projections.len());
         let url = format!("{}/{route}", services::url(self.ports.projections[replica].load(Ordering::Relaxed)));
@@ -271,13 +287,13 @@ impl Shopper {
         match status {
             StatusCode::OK if text.contains(&item.to_string()) => {}
             StatusCode::OK => self.told.lock().unseen.push(Unseen { cart, item, request: format!("GET {url}: {text}") }),
-            // Who was frozen finds the request on waking, and its time to come in over.
+            // A process that was frozen finds that the request took too long to arrive.
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => {}
             _ => self.told.lock().surprises.push(format!("GET {url} was answered {status}: {text}")),
         }
     }
 
-    /// Between two commands, so that the load is steady and the machine not full of it.
+    /// Pauses between two commands, because the load must leave the machine some capacity.
     async fn pause(&mut self) {
         let pause = Duration::from_millis(self.random.random_range(50..250));
         tokio::time::sleep(pause).await;
@@ -290,7 +306,7 @@ enum Kind {
     Price,
 }
 
-/// Tells of one kind of thing over Kafka.
+/// Sends inventories or price changes over Kafka.
 struct Supplier {
     producer: FutureProducer,
     topic: String,
@@ -308,7 +324,7 @@ impl Supplier {
             let product = self.products.choose(&mut self.random).copied().unwrap_or_default();
             let (message, pause) = match self.kind {
                 Kind::Inventory => {
-                    // Out of stock now and then, until it is heard of again.
+                    // Sometimes out of stock, until the next message.
                     let inventory = if self.random.random_bool(0.1) { 0 } else { number };
                     (json!({"product_uuid": product, "inventory": inventory}), self.random.random_range(50..400))
                 }

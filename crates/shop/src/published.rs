@@ -1,4 +1,4 @@
-//! A reader of the published carts, from where the topic ends when it begins.
+//! A reader of the topic of published carts. It begins at the topic's current end.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,45 +15,53 @@ use embedded::error::Error;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Reads on until it is dropped.
+/// Reads until it is dropped.
 #[derive(Debug)]
 pub struct Published {
     received: Arc<Mutex<Received>>,
     reading: AbortHandle,
 }
 
-/// What was read.
+/// The messages that were read.
 #[derive(Debug, Default, Clone)]
 pub struct Received {
     /// By `ce_id`, the position of the cart's submission.
     pub carts: BTreeMap<i64, PublishedCart>,
-    /// How many messages repeated a `ce_id`.
+    /// The number of messages that repeated a `ce_id`.
     pub repeated: u64,
-    /// Messages that are not what the contract says.
+    /// Messages that break the contract.
     pub unreadable: Vec<String>,
 }
 
-/// A message's content.
+/// The content of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PublishedCart {
+    /// The cart.
     pub cart_id: Uuid,
+    /// Its lines.
     pub ordered_product: Vec<Line>,
+    /// Its total.
     pub total_price: String,
 }
 
 /// A line of a cart.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Line {
+    /// The product.
     pub product_id: Uuid,
+    /// Its price.
     pub price: String,
 }
 
 impl Published {
-    /// Finds the topic's ends and reads from there.
+    /// Finds the end of each partition and reads from there.
+    ///
+    /// # Errors
+    /// The broker cannot be reached.
     pub async fn follow(bootstrap_servers: &str, topic: &str) -> Result<Self, Error> {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap_servers)
-            // Nothing is committed; the name only has to be there.
+            // Required by the client. Nothing is committed.
             .set("group.id", "cartlog-demo")
             .set("enable.auto.commit", "false")
             .create()
@@ -67,7 +75,7 @@ impl Published {
         let target = Arc::clone(&received);
         let task = tokio::spawn(async move {
             loop {
-                // The client reconnects by itself, and a message that never comes is missed at the end.
+                // The client reconnects by itself. The comparison at the end finds a message that never came.
                 if let Ok(message) = consumer.recv().await {
                     target.lock().unwrap_or_else(PoisonError::into_inner).take(&message);
                 }
@@ -76,10 +84,14 @@ impl Published {
         Ok(Self { received, reading: task.abort_handle() })
     }
 
+    /// The messages so far.
+    #[must_use]
     pub fn received(&self) -> Received {
         self.lock().clone()
     }
 
+    /// The number of different carts so far.
+    #[must_use]
     pub fn count(&self) -> usize {
         self.lock().carts.len()
     }

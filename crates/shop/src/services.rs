@@ -11,18 +11,18 @@ use tokio::process::Command;
 use embedded::error::Error;
 use embedded::process::Process;
 
-/// What is known of a service before it is started.
+/// A kind of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// The name of its package and its binary.
     pub name: &'static str,
     /// The database role it connects as.
     pub role: &'static str,
-    /// The name under which `cargo dev env` prints its URL.
+    /// The variable in which `cargo dev env` prints its URL.
     pub variable: &'static str,
     /// The environment variable that overrides its port.
     pub port_setting: &'static str,
-    /// Its port where nothing else is said.
+    /// Its default port.
     pub default_port: u16,
 }
 
@@ -58,30 +58,30 @@ pub const PUBLISHER: Kind = Kind {
     port_setting: "CARTLOG_PUBLISHER_PORT",
     default_port: 8084,
 };
-/// All four.
+/// The four services.
 pub const ALL: [Kind; 4] = [COMMANDS, TRANSLATOR, PROJECTIONS, PUBLISHER];
 
-/// How a service is started.
+/// The settings of a service process.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Its program.
     pub program: PathBuf,
-    /// Its command line, mostly empty.
+    /// Its command-line arguments.
     pub arguments: Vec<OsString>,
-    /// The port it is to listen on, on 127.0.0.1.
+    /// The port on 127.0.0.1 that it listens on.
     pub port: u16,
-    /// The database, for its own role.
+    /// The database URL, for the service's role.
     pub database_url: String,
-    /// The brokers.
+    /// Kafka's bootstrap servers.
     pub kafka_bootstrap_servers: String,
-    /// Further environment variables; these win.
+    /// More environment variables. They override the others.
     pub environment: Vec<(String, String)>,
-    /// Where its outputs go.
+    /// The file with its outputs.
     pub log: PathBuf,
 }
 
 impl Settings {
-    /// The settings of a service whose program lies in `programs`, with its log in `logs`.
+    /// Makes the settings of a service with its program in `programs` and its log in `logs`.
     #[must_use]
     pub fn new(kind: Kind, programs: &Path, logs: &Path, port: u16) -> Self {
         Self {
@@ -106,7 +106,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts a service; it need not be ready yet.
+    /// Starts a service, and does not wait until it is ready.
     ///
     /// # Errors
     /// Its program or log file cannot be opened.
@@ -115,28 +115,28 @@ impl Service {
         Ok(Self { kind, settings, process, client: reqwest::Client::new() })
     }
 
-    /// Which service this is.
+    /// The kind of service.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Where it is reached, without a slash at the end.
+    /// Its URL, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> String {
         url(self.settings.port)
     }
 
-    /// Its process, to be frozen, thawed, signalled and waited for.
+    /// Its process.
     #[must_use]
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Waits until it answers 200 at /ready.
+    /// Waits until `/ready` answers 200.
     ///
     /// # Errors
-    /// It ended, or `deadline` passed: with what it said last.
+    /// It ended, or `deadline` passed. The error has the last answer.
     pub async fn until_ready(&mut self, deadline: Duration) -> Result<(), Error> {
         let ready = format!("{}/ready", self.url());
         let client = &self.client;
@@ -152,23 +152,23 @@ impl Service {
             .await
     }
 
-    /// Asks it to stop (SIGTERM) and waits until it has; one that takes longer than `deadline` is killed.
+    /// Asks it to stop (SIGTERM) and waits. Kills it after `deadline`.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn stop(&mut self, deadline: Duration) -> Result<ExitStatus, Error> {
         self.process.stop(Signal::SIGTERM, deadline).await
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone.
+    /// Kills it (SIGKILL) and waits until it has ended.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn kill(&mut self) -> Result<ExitStatus, Error> {
         self.process.kill().await
     }
 
-    /// Kills it where it still runs, and starts it anew with the same settings; it need not be ready yet.
+    /// Kills it if it still runs, and starts it again with the same settings. Does not wait until it is ready.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -179,7 +179,7 @@ impl Service {
     }
 }
 
-/// Where a service of ours is reached.
+/// Answers the URL of a service on this machine.
 #[must_use]
 pub fn url(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
@@ -187,7 +187,7 @@ pub fn url(port: u16) -> String {
 
 fn spawn(kind: Kind, settings: &Settings) -> Result<Process, Error> {
     let mut command = Command::new(&settings.program);
-    // A log that people open in an editor reads better in lines than in JSON, unless they said otherwise.
+    // People read this log in an editor. Lines are easier to read than JSON.
     if std::env::var_os("CARTLOG_LOG_FORMAT").is_none() {
         command.env("CARTLOG_LOG_FORMAT", "pretty");
     }

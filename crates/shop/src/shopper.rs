@@ -11,7 +11,10 @@ use crate::client::{Answer, Shop};
 use crate::ledger::Ledger;
 use embedded::error::Error;
 
-/// A visit: adds, hesitates, removes, clears, and mostly submits. What was answered goes into the ledger.
+/// Adds items, hesitates, removes, clears, and mostly submits. The answers go into the ledger.
+///
+/// # Errors
+/// The shop stays unavailable, or gives an unexpected answer.
 pub async fn visit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger) -> Result<(), Error> {
     let cart = Uuid::now_v7();
     ledger.cart(cart);
@@ -25,10 +28,10 @@ pub async fn visit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger) -> Resul
         let answer = shop.add(cart, item, product).await?;
         if ledger.added(answer) {
             items.push(item);
-            // As after a lost reply: the same item again is no second item.
+            // As after a lost reply: the same item again must not become a second item.
             if chance(0.05) {
                 let again = shop.add(cart, item, product).await?;
-                // Unless a change of its price has taken the item out of the cart in between.
+                // A price change may have archived the item in between.
                 if product.id != catalogue.changes_price().id {
                     ledger.expect(again == Answer::Accepted, || format!("the same item again was {again:?}"));
                 }
@@ -42,7 +45,7 @@ pub async fn visit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger) -> Resul
         }
     }
     if items.is_empty() || chance(0.25) {
-        // Some only look. Some empty their cart first.
+        // Some shoppers leave without an order. Some of them clear the cart first.
         if !items.is_empty() && chance(0.3) {
             ledger.cleared(shop.clear(cart).await?);
         }
@@ -52,7 +55,7 @@ pub async fn visit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger) -> Resul
     submit(shop, catalogue, ledger, cart).await
 }
 
-/// A refused submission is not the end: what ran out goes back to the shelf, and the rest is submitted.
+/// Submits the cart. If the shop refuses, removes the product that ran out and submits again.
 async fn submit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger, cart: Uuid) -> Result<(), Error> {
     if ledger.submitted(shop.submit(cart).await?) {
         if chance(0.1) {
@@ -66,12 +69,12 @@ async fn submit(shop: &Shop, catalogue: &Catalogue, ledger: &Ledger, cart: Uuid)
             ledger.removed(shop.remove(cart, item.item_id).await?);
         }
     }
-    // Refused once more where nothing is left.
+    // The shop refuses again if nothing is left.
     ledger.submitted(shop.submit(cart).await?);
     Ok(())
 }
 
-/// People think before they click.
+/// Waits for a random time, as people think before they click.
 async fn hesitate(milliseconds: u64) {
     let thinking = rand::rng().random_range(0..milliseconds);
     tokio::time::sleep(Duration::from_millis(thinking)).await;

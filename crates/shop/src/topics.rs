@@ -1,23 +1,23 @@
-//! The topics of the cart system.
+//! The topics of the shop.
 
 use embedded::error::Error;
 use embedded::kafka::{Topic, create_topics};
 
-/// Stock levels, in.
+/// Inventories, into the log.
 pub const INVENTORIES: &str = "inventories";
-/// Price changes, in.
+/// Price changes, into the log.
 pub const PRICE_CHANGES: &str = "price-changes";
-/// Submitted carts, out.
+/// Submitted carts, out of the log.
 pub const PUBLISHED_CARTS: &str = "published-carts";
 
 const PARTITIONS: i32 = 6;
-/// A dead letter holds its source's largest message (1 MiB) and the reason beside it.
+/// A dead letter contains its source message (1 MiB at most) and the reason.
 const DEAD_LETTER_BYTES: u32 = 3 * 1024 * 1024;
 
-/// Makes the topics that are not there yet.
+/// Creates the missing topics.
 ///
 /// # Errors
-/// The broker is away or refuses one.
+/// The broker cannot be reached, or refuses a topic.
 pub async fn create(bootstrap_servers: &str) -> Result<(), Error> {
     let source = |name| Topic { name, partitions: PARTITIONS, max_message_bytes: None };
     let dead_letters = |name| Topic { name, partitions: 1, max_message_bytes: Some(DEAD_LETTER_BYTES) };

@@ -1,4 +1,4 @@
-//! A service that is killed, frozen and started again, with a log of its own for each of its lives.
+//! A service that is killed, frozen and started again. Each start has its own log.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -10,7 +10,7 @@ use embedded::error::{Error, chain};
 use embedded::ports;
 use shop::services::{Kind, Service, Settings};
 
-/// Longer than a service takes for what is in hand.
+/// Longer than a service's own shutdown deadline.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Actor {
     name: String,
     settings: Settings,
     logs: PathBuf,
-    /// None where it was killed or stopped, or has been found to have ended.
+    /// None if it was killed or stopped, or has ended.
     service: Option<Service>,
     lives: u32,
     port: Arc<AtomicU16>,
@@ -40,14 +40,14 @@ impl Actor {
         Self { kind, name, settings, logs: logs.to_owned(), service: None, lives: 0, port: Arc::default() }
     }
 
-    /// Where it listens in its current life.
+    /// The port of its current start.
     pub(super) fn port(&self) -> Arc<AtomicU16> {
         self.port.clone()
     }
 
-    /// Begins its next life; answers where its log is.
+    /// Starts it again, and answers the path of its log.
     pub(super) fn start(&mut self) -> Result<PathBuf, Error> {
-        // Another port than before: while it was away, somebody may have taken that one.
+        // A new port, because another process may have taken the old one.
         let [port] = ports::free([None])?;
         self.lives += 1;
         self.settings.port = port;
@@ -71,7 +71,7 @@ impl Actor {
         }
     }
 
-    /// Answers how it ended.
+    /// Stops it, and answers how it ended.
     pub(super) async fn stop(&mut self) -> Result<ExitStatus, Error> {
         match self.service.take() {
             Some(mut service) => service.stop(STOP_DEADLINE).await,
@@ -94,12 +94,12 @@ impl Actor {
         }
     }
 
-    /// What it said last, where it has ended and nobody told it to; once.
+    /// Answers once its last words if it has ended unexpectedly.
     pub(super) fn ended_by_itself(&mut self) -> Result<Option<String>, Error> {
         let Some(service) = &mut self.service else { return Ok(None) };
         let Some(status) = service.process().exited()? else { return Ok(None) };
         let said = chain(&service.process().ended(status));
         self.service = None;
-        Ok(Some(format!("{} ended by itself: {said}", self.name)))
+        Ok(Some(format!("{} ended unexpectedly: {said}", self.name)))
     }
 }

@@ -1,4 +1,4 @@
-//! What there is, compared with what the log says there must be.
+//! The comparison of tables, messages and answers with the model of the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
@@ -6,77 +6,28 @@ use std::fmt::{Debug, Display};
 use sqlx::PgPool;
 
 use embedded::error::{Context, Error};
-use shop::fold::{self, Event, Expected, Table};
 use shop::load::Entries;
+use shop::model::{self, Event, Model};
+
+use super::tables::{self, TABLES, Table};
 use shop::published::Received;
 
-/// A table, and how each of its rows reads: a key, and the rest.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Source {
-    pub(super) name: &'static str,
-    /// The projection whose build in service it belongs to; none where it has no builds.
-    projection: Option<&'static str>,
-    key: &'static str,
-    rest: &'static str,
-}
-
-const ITEM: &str = "concat(cart_id, '/', item_id)";
-
-pub(super) const TABLES: [Source; 6] = [
-    Source { name: "cart_items_cart", projection: Some("cart_items"), key: "cart_id::text", rest: "''" },
-    Source {
-        name: "cart_items_item",
-        projection: Some("cart_items"),
-        key: ITEM,
-        rest: "concat_ws('|', product_id, description, image, price, fingerprint, position)",
-    },
-    Source {
-        name: "carts_with_products",
-        projection: Some("carts_with_products"),
-        key: ITEM,
-        rest: "concat_ws('|', product_id, position)",
-    },
-    Source { name: "inventories", projection: Some("inventories"), key: "product_id::text", rest: "concat_ws('|', inventory, position)" },
-    Source { name: "archive_item_open_item", projection: Some("archive_item"), key: ITEM, rest: "concat_ws('|', product_id, position)" },
-    Source { name: "todo", projection: None, key: "concat(automation, ' ', key)", rest: "concat_ws('|', position, status)" },
-];
-
-impl Source {
-    /// Its name with the schema that it stands in now.
-    pub(super) async fn qualified(&self, pool: &PgPool) -> Result<String, Error> {
-        let schema: String = match self.projection {
-            None => "public".to_owned(),
-            Some(projection) => sqlx::query_scalar("SELECT build FROM projection WHERE name = $1 AND status = 'serving'")
-                .bind(projection)
-                .fetch_one(pool)
-                .await
-                .context(|| format!("find the build of {projection} that is in service"))?,
-        };
-        Ok(format!("{schema}.{}", self.name))
-    }
-
-    async fn read(&self, pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
-        let sql = format!("SELECT {}, {} FROM {}", self.key, self.rest, self.qualified(pool).await?);
-        sqlx::query_as(&sql).fetch_all(pool).await.context(|| format!("read {}", self.name))
-    }
-}
-
-/// All that is compared.
+/// Everything that is compared.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Evidence {
     pub(super) log: Vec<Event>,
-    /// The tables' rows, as they were read.
+    /// The rows of each table.
     pub(super) tables: BTreeMap<&'static str, Vec<(String, String)>>,
-    /// What waits for an operator.
+    /// Parked keys and blocked segments.
     pub(super) waiting: Vec<String>,
     pub(super) received: Received,
     pub(super) told: Entries,
 }
 
-/// Keys that are parked, and segments that stand before an event.
+/// Reads parked keys and blocked segments.
 const WAITING: &str = "SELECT concat(name, ' ', build, ' has parked ', key, ' before position ', position, ': ', error) FROM parked_key
     UNION ALL
-    SELECT concat(name, ' ', build, ' has stopped segment ', segment, ' before position ', blocked_at, ': ', blocked_error)
+    SELECT concat(name, ' ', build, ' is blocked in segment ', segment, ' before position ', blocked_at, ': ', blocked_error)
     FROM checkpoint WHERE blocked_at IS NOT NULL";
 
 impl Evidence {
@@ -86,27 +37,24 @@ impl Evidence {
             tables.insert(table.name, table.read(pool).await?);
         }
         let waiting = sqlx::query_scalar(WAITING).fetch_all(pool).await.context(|| "read what is parked".to_owned())?;
-        Ok(Self { log: fold::read(pool).await?, tables, waiting, received, told })
+        Ok(Self { log: model::read(pool, 0).await?, tables, waiting, received, told })
     }
 
-    /// What is not as the log says, beginning with the log itself.
-    pub(super) fn differences(&self, expected: &Expected) -> Vec<String> {
-        let mut found: Vec<String> = expected.faults.iter().map(|fault| format!("the log: {fault}")).collect();
-        // A table that is empty is compared, too.
-        let empty = Table::new();
-        for name in TABLES.map(|table| table.name) {
-            let expected = expected.tables.get(name).unwrap_or(&empty);
+    /// Lists the differences, beginning with the faults in the log itself.
+    pub(super) fn differences(&self, model: &Model) -> Vec<String> {
+        let mut found: Vec<String> = model.faults.iter().chain(&model.unfinished()).map(|fault| format!("the log: {fault}")).collect();
+        for (name, expected) in &tables::expected(model) {
             found.extend(of_table(name, expected, self.tables.get(name).map_or(&[], Vec::as_slice)));
         }
         found.extend(self.waiting.iter().cloned());
-        found.extend(self.of_messages(expected));
-        found.extend(self.of_answers(expected));
+        found.extend(self.of_messages(model));
+        found.extend(self.of_answers(model));
         found
     }
 
-    fn of_messages(&self, expected: &Expected) -> Vec<String> {
+    fn of_messages(&self, model: &Model) -> Vec<String> {
         let mut found: Vec<String> = self.received.unreadable.iter().map(|text| format!("published-carts: {text}")).collect();
-        let (due, there) = (&expected.messages, &self.received.carts);
+        let (due, there) = (&model.submissions, &self.received.carts);
         let ids: BTreeSet<i64> = due.keys().chain(there.keys()).copied().collect();
         for id in ids {
             found.extend(differs(&format!("published-carts, ce_id {id}"), due.get(&id), there.get(&id)));
@@ -114,18 +62,18 @@ impl Evidence {
         found
     }
 
-    fn of_answers(&self, expected: &Expected) -> Vec<String> {
+    fn of_answers(&self, model: &Model) -> Vec<String> {
         let told = &self.told;
         let mut found: Vec<String> = told.surprises.iter().map(|text| format!("HTTP: {text}")).collect();
         for (position, cart) in &told.acknowledged {
-            let there = expected.carts.get(position);
+            let there = model.cart_of.get(position);
             found.extend(differs(&format!("the command acknowledged with position {position}"), Some(cart), there));
         }
-        for unseen in told.unseen.iter().filter(|unseen| !expected.left.contains(&(unseen.cart, unseen.item))) {
+        for unseen in told.unseen.iter().filter(|unseen| !model.left.contains(&(unseen.cart, unseen.item))) {
             found.push(format!("HTTP: item {} of cart {} was not shown: {}", unseen.item, unseen.cart, unseen.request));
         }
-        found.extend(of_topic("inventories", &told.inventories, &expected.inventories));
-        found.extend(of_topic("price-changes", &told.prices, &expected.prices));
+        found.extend(of_topic("inventories", &told.inventories, &model.inventories));
+        found.extend(of_topic("price-changes", &told.prices, &model.prices));
         found
     }
 }
@@ -145,7 +93,7 @@ fn of_table(name: &str, expected: &Table, there: &[(String, String)]) -> Vec<Str
     found
 }
 
-/// A product's messages are in the log in their order, and each once.
+/// Compares a product's messages: each must be in the log once, in order.
 fn of_topic<K: Ord + Display, V: PartialEq + Debug>(topic: &str, sent: &BTreeMap<K, Vec<V>>, there: &BTreeMap<K, Vec<V>>) -> Vec<String> {
     let products: BTreeSet<&K> = sent.keys().chain(there.keys()).collect();
     let all =
@@ -187,7 +135,7 @@ mod tests {
         rows.map(|(key, row)| (key.to_owned(), row.to_owned())).into()
     }
 
-    /// A cart with an item that is archived and one that was added after, and a cart that is submitted and published.
+    /// A cart with an archived item and a later one, and a cart that is submitted and published.
     fn day() -> Day {
         let ([product, left, sold], [first, second, third]) = ([(); 3].map(|()| Uuid::now_v7()), [(); 3].map(|()| Uuid::now_v7()));
         let added = |cart: Uuid, item: Uuid| {
@@ -238,15 +186,15 @@ mod tests {
     }
 
     fn differences(evidence: &Evidence) -> Vec<String> {
-        evidence.differences(&Expected::fold(&evidence.log).unwrap())
+        evidence.differences(&Model::of(&evidence.log, 0).unwrap())
     }
 
     #[test]
-    fn what_is_as_the_log_says_is_no_difference() {
+    fn matching_evidence_has_no_difference() {
         assert_eq!(differences(&day().evidence), Vec::<String>::new());
     }
 
-    /// Plants one difference, and holds that it is the one that is found.
+    /// Plants one difference, and checks that exactly this one is found.
     fn planted(what: &str, plant: impl FnOnce(&mut Day)) {
         let mut day = day();
         plant(&mut day);
@@ -255,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_is_missing_differs_is_too_many_or_doubled_is_found() {
+    fn missing_wrong_extra_and_double_rows_are_found() {
         for table in TABLES.map(|table| table.name) {
             planted(&format!("{table}, "), |day| drop(day.evidence.tables.get_mut(table).unwrap().pop()));
             planted("and is \"wrong\"", |day| day.evidence.tables.get_mut(table).unwrap()[0].1 = "wrong".into());
@@ -268,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn a_todo_that_is_open_or_failed_is_found() {
+    fn open_and_failed_todos_are_found() {
         for status in ["open", "failed"] {
             planted("todo, ", |day| day.evidence.tables.get_mut("todo").unwrap()[0].1 = format!("4|{status}"));
         }
     }
 
     #[test]
-    fn an_item_archived_twice_or_for_no_reason_is_found() {
+    fn archiving_twice_or_without_cause_is_found() {
         planted("which is not in cart", |day| {
             let again = json!({"cart_id": day.carts[0], "item_id": day.items[0], "price_changed_at": 4});
             day.evidence.log.push(event(11, "ItemArchived", again));
@@ -288,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_was_not_archived_is_found() {
+    fn missing_archiving_is_found() {
         let mut day = day();
         let change = json!({"product_id": day.product, "old_price": "2.00", "new_price": "3.00"});
         day.evidence.log.push(event(11, "PriceChanged", change));
@@ -299,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cart_published_twice_or_not_at_all_or_given_up_is_found() {
+    fn wrong_publications_are_found() {
         planted("or published before", |day| day.evidence.log.push(event(11, "CartPublished", json!({"cart_id": day.carts[1]}))));
         planted("there is no CartPublished", |day| drop(day.evidence.log.pop()));
         planted("CartPublicationFailed", |day| {
@@ -308,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_missing_differs_or_is_too_many_is_found() {
+    fn missing_wrong_and_extra_messages_are_found() {
         planted("published-carts, ce_id 9: is missing", |day| day.evidence.received.carts.clear());
         planted("published-carts, ce_id 9: should be", |day| {
             day.evidence.received.carts.get_mut(&9).unwrap().total_price = "1.51".into();
@@ -321,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_and_is_not_there_is_found() {
+    fn lost_acknowledged_writes_are_found() {
         planted("acknowledged with position 11", |day| day.evidence.told.acknowledged.extend([(11, day.carts[0])]));
         planted("acknowledged with position 3", |day| day.evidence.told.acknowledged.extend([(3, day.carts[1])]));
         planted("inventories of product", |day| day.evidence.told.inventories.get_mut(&day.product).unwrap().push(4));
@@ -329,18 +277,18 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_what_it_waited_for_is_found() {
+    fn answers_without_the_awaited_item_are_found() {
         planted("was not shown", |day| day.evidence.told.unseen[0].item = day.items[1]);
         planted("HTTP: ", |day| day.evidence.told.surprises.push("500".into()));
     }
 
     #[test]
-    fn what_waits_for_an_operator_is_found() {
+    fn parked_keys_are_found() {
         planted("has parked", |day| day.evidence.waiting.push("cart_items has parked a cart".into()));
     }
 
     #[test]
-    fn a_log_with_a_gap_is_found() {
+    fn gap_in_the_log_is_found() {
         let mut day = day();
         day.evidence.log.remove(4);
         assert!(differences(&day.evidence).iter().any(|found| found.contains("the log has position 6 there")));

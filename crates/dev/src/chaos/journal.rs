@@ -1,4 +1,4 @@
-//! What was done and seen, with its time, in a file: to read a failure by, beside the services' own logs.
+//! A file with every step and finding and its time. It explains a failure, together with the services' logs.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -31,7 +31,7 @@ impl Journal {
         &self.path
     }
 
-    /// What is noted is shown behind this bar, too.
+    /// Also shows notes behind this bar.
     pub(super) fn show_on(&mut self, bar: ProgressBar) {
         self.bar = bar;
     }
@@ -40,7 +40,7 @@ impl Journal {
         let now = OffsetDateTime::now_utc();
         let clock = now.format(&Rfc3339).unwrap_or_default();
         let line = format!("{clock} [{:8.3} s] {text}\n", self.started.elapsed().as_secs_f64());
-        // A full disk shows in everything else that is written.
+        // A full disk fails elsewhere, too.
         let _ = self.file.write_all(line.as_bytes());
         self.bar.set_message(text.to_string());
     }

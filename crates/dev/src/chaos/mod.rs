@@ -1,10 +1,12 @@
-//! `cargo dev chaos`: real processes under load, killed, frozen and cut off by a schedule drawn from a seed; and then, after all of it is
-//! over and nobody has lent a hand, everything compared with a fold of the log from scratch.
+//! `cargo dev chaos`: kills, freezes and disconnects real processes under load. A seed determines the schedule.
+//!
+//! When the schedule is over, the system must recover alone. Then every table, to-do, message and answer is compared with a model of the log.
 
 mod actor;
 mod check;
 mod journal;
 mod schedule;
+mod tables;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,9 +22,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::actor::Actor;
-use self::check::{Evidence, TABLES};
+use self::check::Evidence;
 use self::journal::Journal;
 use self::schedule::{REPLICAS, Step, Timed, VICTIMS};
+use self::tables::{Source, TABLES};
 use crate::cargo::{self, PROGRAMS};
 use embedded::database;
 use embedded::error::{Context, Error, chain};
@@ -33,32 +36,32 @@ use embedded::postgres::{self, Postgres};
 use embedded::report::{self, Report};
 use embedded::signals::Signals;
 use embedded::test_stack::TestStack;
-use shop::fold::Expected;
 use shop::load::{Load, Ports, Told};
+use shop::model::Model;
 use shop::published::Published;
 use shop::services::{COMMANDS, PROJECTIONS, PUBLISHER, TRANSLATOR};
 
-/// How long a service may take to be ready on a machine that is busy.
+/// The time in which a service must be ready on a busy machine.
 const READY: Duration = Duration::from_secs(120);
-/// How long the system may take, left alone, to have done all that there is to do.
+/// The time in which the undisturbed system must finish its work.
 const REST: Duration = Duration::from_secs(240);
-/// How long a victim is waited for, to be caught in a transaction.
+/// The time to wait until a victim is in a transaction.
 const CAUGHT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(100);
-/// Differences that are shown. The journal has all.
+/// The number of differences in the error. The journal has all.
 const SHOWN: usize = 30;
 
-/// What is to stand it.
+/// What the chaos disturbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Subject {
     /// Three cart-projections and the publisher
     Projections,
 }
 
-/// Builds and starts everything, and runs the chaos with this seed or one of its own.
+/// Builds and starts everything, and runs the chaos with this seed, or with a random one.
 ///
 /// # Errors
-/// Something does not come up, or what there is at the end is not as the log says; the message says how to repeat it.
+/// Something does not start, or the result differs from the log. The message says how to repeat the schedule.
 pub async fn run(layout: &Layout, subject: Subject, minutes: f64, seed: Option<u64>, report: &Report) -> Result<(), Error> {
     let seed = seed.unwrap_or_else(rand::random);
     let name = subject.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -89,20 +92,20 @@ async fn all(place: Place<'_>, seed: u64, length: Duration, report: &Report) -> 
     Ok(outcome)
 }
 
-/// Where it happens.
+/// The servers and programs of a chaos.
 #[derive(Debug)]
 pub struct Place<'a> {
-    /// Where the services' programs are, and cartctl.
+    /// The directory of the services' programs and cartctl.
     pub programs: PathBuf,
-    /// Where the journal and the services' logs go.
+    /// The directory of the journal and the services' logs.
     pub logs: PathBuf,
-    /// A broker, which is left alone.
+    /// A broker, which is not disturbed.
     pub kafka: String,
-    /// A server for this alone, which is not.
+    /// A server for the chaos alone, which is killed and stopped.
     pub postgres: &'a mut Postgres,
 }
 
-/// What it came to.
+/// The result.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     seed: u64,
@@ -112,16 +115,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whatever is not as it should be; nothing, where all is well.
+    /// The differences; none if everything is right.
     #[must_use]
     pub fn differences(&self) -> &[String] {
         &self.differences
     }
 
-    /// All is well.
+    /// Fails if there are differences.
     ///
     /// # Errors
-    /// What is not, and `again`, the command that repeats it.
+    /// The differences, and `again`, the command that repeats the schedule.
     pub fn verdict(&self, again: &str) -> Result<(), Error> {
         if self.differences.is_empty() {
             return Ok(());
@@ -145,18 +148,18 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// The system, its load, and what has been found so far.
+/// The running system, its load, and the findings so far.
 #[derive(Debug)]
 pub struct Chaos<'a> {
     seed: u64,
     report: Report,
     logs: PathBuf,
-    /// The operator's command, and the database that it is about.
+    /// cartctl, and its database.
     cartctl: (PathBuf, String),
     journal: Journal,
     postgres: &'a mut Postgres,
     pool: PgPool,
-    /// The victims, in the schedule's order, and behind them those who are let be.
+    /// The victims in the schedule's order, then the services that are not disturbed.
     actors: Vec<Actor>,
     ports: Ports,
     kafka: String,
@@ -171,7 +174,7 @@ impl<'a> Chaos<'a> {
     /// Starts everything, and waits until it is ready.
     ///
     /// # Errors
-    /// Something does not come up.
+    /// Something does not start.
     pub async fn begin(place: Place<'a>, seed: u64, report: &Report) -> Result<Self, Error> {
         let Place { programs, logs, kafka, postgres } = place;
         files::create_directory(&logs)?;
@@ -187,9 +190,9 @@ impl<'a> Chaos<'a> {
         let all: Vec<_> = topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: 3, max_message_bytes: None }).collect();
         create_topics(&kafka, &all).await?;
         let [inventories, price_changes, published_carts] = topics;
-        // Small transactions make other trouble than large ones.
+        // Small transactions meet other faults than large ones.
         let batch = [20, 500, 10_000].choose(&mut StdRng::seed_from_u64(seed)).copied().unwrap_or(10_000);
-        journal.note(format!("a batch is {batch} positions at the most"));
+        journal.note(format!("a batch has at most {batch} positions"));
         let environment: Vec<(String, String)> = [
             ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
             ("CARTLOG_INVENTORIES_TOPIC", inventories.clone()),
@@ -205,7 +208,7 @@ impl<'a> Chaos<'a> {
         let others = [COMMANDS, TRANSLATOR].map(|kind| (kind, kind.name.to_owned()));
         let mut actors = vec![];
         for (kind, name) in kinds.chain(others) {
-            // By this name its connections are known.
+            // The name tells its connections apart.
             let database_url = format!("{}?application_name={name}", postgres::url(postgres.port(), kind.role, database::NAME));
             actors.push(Actor::new(kind, name, &programs, &logs, database_url, environment.clone()));
         }
@@ -218,7 +221,7 @@ impl<'a> Chaos<'a> {
         let projections = actors[..REPLICAS].iter().map(Actor::port).collect();
         let ports = Ports { commands: actors[VICTIMS].port(), projections };
         let published = Published::follow(&kafka, &published_carts).await?;
-        report.say(format!("everything is up; {} says what is done to it", journal.path().display()));
+        report.say(format!("everything is up; {} is the journal", journal.path().display()));
         Ok(Self {
             seed,
             report: *report,
@@ -244,15 +247,15 @@ impl<'a> Chaos<'a> {
         &self.pool
     }
 
-    /// Lets the load run for so long, and the schedule with it.
+    /// Runs the load and the schedule for this time.
     ///
     /// # Errors
-    /// PostgreSQL does not come back, or the load broke off.
+    /// PostgreSQL does not start again, or the load ended early.
     pub async fn storm(&mut self, length: Duration) -> Result<(), Error> {
         let load = Load::start(self.seed, &self.ports, &self.kafka, self.topics.clone(), &self.told)?;
         let bar = self.report.bar(length.as_secs(), "           chaos {bar:40} {elapsed}  {msg}");
         self.journal.show_on(bar.clone());
-        // Moved on by whatever takes its time: nobody is thawed early because PostgreSQL came back late.
+        // A step that takes long moves all later steps: otherwise a late PostgreSQL would shorten a freeze.
         let mut began = Instant::now();
         for Timed { at, step } in schedule::draw(self.seed, length) {
             while began.elapsed() < at {
@@ -328,10 +331,10 @@ impl<'a> Chaos<'a> {
                 let mut command = Command::new(cartctl);
                 command.args(["--database-url", owner, "projections", "rebuild", read_model, "--detach", "--yes"]);
                 let output = command.kill_on_drop(true).output().await.context(|| "run cartctl".to_owned())?;
-                // Where nobody can be let in at the moment, it was no order.
+                // While PostgreSQL is away, a rebuild cannot start.
                 if !output.status.success() {
                     let said = String::from_utf8_lossy(&output.stderr);
-                    self.journal.note(format!("{read_model} is not made anew: {}", said.trim()));
+                    self.journal.note(format!("{read_model} is not rebuilt: {}", said.trim()));
                 }
             }
         }
@@ -342,7 +345,7 @@ impl<'a> Chaos<'a> {
         let mut attempts = 1;
         loop {
             match self.postgres.restart().await {
-                // While it was away, somebody's connection may have been given its port.
+                // Another process's connection may have taken the port.
                 Err(Error::Ended { tail, .. }) if tail.contains("Address already in use") && attempts < 20 => attempts += 1,
                 other => return other,
             }
@@ -350,7 +353,7 @@ impl<'a> Chaos<'a> {
         }
     }
 
-    /// How far each projection has come; where that cannot be said at the moment, it is not.
+    /// Notes each projection's position, if the database answers.
     async fn note_progress(&mut self) {
         let progress = "SELECT string_agg(concat(name, ' ', status, ' ', at, ' of ', head), ', ' ORDER BY name, status)
              FROM (SELECT p.name, p.status, min(c.position) AS at, (SELECT coalesce(max(event_id), 0) FROM event) AS head
@@ -363,22 +366,22 @@ impl<'a> Chaos<'a> {
     fn note_step(&mut self, step: Step, caught: bool) {
         let wanted =
             matches!(step, Step::Kill { table: Some(_), .. } | Step::Freeze { table: Some(_), .. } | Step::Cut { table: Some(_), .. });
-        self.journal.note(if wanted && !caught { format!("{step}, which it was not in") } else { step.to_string() });
+        self.journal.note(if wanted && !caught { format!("{step}, but it was in none") } else { step.to_string() });
     }
 
-    /// Has a victim stand in the middle of a transaction, for as long as the answer is kept; none where it does not come there.
+    /// Blocks a victim in the middle of a transaction while the answer is kept; none if it does not start one in time.
     async fn caught(&mut self, victim: usize, table: Option<&'static str>) -> Option<Transaction<'static, Sql>> {
         let source = TABLES.iter().find(|source| Some(source.name) == table)?;
         match catch(&self.pool, source, &schedule::name(victim)).await {
             Ok(lock) => lock,
             Err(error) => {
-                self.journal.note(format!("{} could not be locked: {}", source.name, chain(&error)));
+                self.journal.note(format!("cannot lock {}: {}", source.name, chain(&error)));
                 None
             }
         }
     }
 
-    /// Who has ended without having been told to.
+    /// Finds services that ended unexpectedly.
     fn look_after_all(&mut self) -> Result<(), Error> {
         for actor in 0..self.actors.len() {
             if let Some(ended) = self.actors[actor].ended_by_itself()? {
@@ -393,15 +396,15 @@ impl<'a> Chaos<'a> {
         self.found.push(what);
     }
 
-    /// Waits until the system, left alone, has done all that there is to do. What it has not is found.
+    /// Waits until the undisturbed system has finished its work. Unfinished work is a finding.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database cannot be reached.
     pub async fn calm(&mut self) -> Result<(), Error> {
-        self.report.say("it is left alone, and should come to rest");
+        self.report.say("the load is over; waiting until the system has finished its work");
         let until = Instant::now() + REST;
         for actor in 0..self.actors.len() {
-            // One that has ended was found already.
+            // An ended service is a finding already.
             let left = until.saturating_duration_since(Instant::now());
             if self.actors[actor].is_running()?
                 && let Err(error) = self.actors[actor].until_ready(left).await
@@ -414,26 +417,26 @@ impl<'a> Chaos<'a> {
             match self.unrest().await? {
                 None => break,
                 Some(unrest) if Instant::now() >= until => {
-                    self.find(format!("after {} s without trouble and load, {unrest}", REST.as_secs()));
+                    self.find(format!("{} s after the load and the schedule, {unrest}", REST.as_secs()));
                     break;
                 }
                 Some(_) => tokio::time::sleep(POLL).await,
             }
         }
-        self.journal.note("it has come to rest");
+        self.journal.note("the system has finished its work");
         Ok(())
     }
 
-    /// What there is still to do.
+    /// Describes the unfinished work; none if there is none.
     async fn unrest(&self) -> Result<Option<String>, Error> {
-        let read = || "read how the projections stand".to_owned();
+        let read = || "read the state of the projections".to_owned();
         let heard = "SELECT count(*) FROM event WHERE event_type IN ('InventoryChanged', 'PriceChanged')";
         let heard: i64 = sqlx::query_scalar(heard).fetch_one(&self.pool).await.context(read)?;
         let sent = self.told.messages();
         if usize::try_from(heard).is_ok_and(|heard| heard < sent) {
             return Ok(Some(format!("{heard} of {sent} messages are in the log")));
         }
-        // In one snapshot: whoever has applied everything and has no to-do left will write nothing.
+        // In one snapshot: a projection that has applied everything and has no open to-do writes nothing more.
         let behind = "SELECT concat(p.name, ' ', p.build, ' (', p.status, ') is at ', min(c.position), ' of ', h.head)
              FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h, projection p JOIN checkpoint c USING (name, build)
              WHERE p.status <> 'retired' GROUP BY p.name, p.build, p.status, h.head HAVING p.status = 'building' OR min(c.position) < h.head
@@ -444,7 +447,7 @@ impl<'a> Chaos<'a> {
         if !behind.is_empty() {
             return Ok(Some(behind.join("; ")));
         }
-        // Each replica that is alive has its share, and there are as many as there should be.
+        // Every replica is alive and has its share of the segments.
         let uneven = "SELECT concat('the segments of ', name, ' are shared out as ', array_agg(held))
              FROM (SELECT c.name, count(*) AS held FROM checkpoint c JOIN projection p USING (name, build)
                    LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()
@@ -466,12 +469,12 @@ impl<'a> Chaos<'a> {
     /// Compares everything with the log.
     ///
     /// # Errors
-    /// The database is away, or an event cannot be read.
+    /// The database cannot be reached, or an event cannot be read.
     pub async fn check(&mut self) -> Result<Outcome, Error> {
         let evidence = Evidence::collect(&self.pool, self.published.received(), self.told.entries()).await?;
-        let expected = Expected::fold(&evidence.log)?;
+        let model = Model::of(&evidence.log, 0)?;
         let mut differences = self.found.clone();
-        differences.extend(evidence.differences(&expected));
+        differences.extend(evidence.differences(&model));
         for difference in &differences {
             self.journal.note(format!("difference: {difference}"));
         }
@@ -479,13 +482,13 @@ impl<'a> Chaos<'a> {
             self.keep(&evidence)?;
         }
         let mut counts = vec![("steps of the schedule".to_owned(), self.steps)];
-        counts.extend(expected.events);
+        counts.extend(model.events);
         counts.extend(evidence.told.answers.clone());
         counts.push(("messages sent again with the same ce_id".to_owned(), evidence.received.repeated));
         Ok(Outcome { seed: self.seed, journal: self.journal.path().to_owned(), counts, differences })
     }
 
-    /// The log goes with its database, and a difference is read in it.
+    /// Writes the events to a file, because the database is deleted and a difference needs them.
     fn keep(&self, evidence: &Evidence) -> Result<(), Error> {
         let mut text = String::new();
         for event in &evidence.log {
@@ -494,10 +497,10 @@ impl<'a> Chaos<'a> {
         files::write_atomically(&self.logs.join("chaos-events.log"), text.as_bytes())
     }
 
-    /// Ends everything as an operator would.
+    /// Stops everything as an operator would.
     ///
     /// # Errors
-    /// The operating system's refusal.
+    /// The operating system refuses.
     pub async fn end(mut self) -> Result<(), Error> {
         for actor in &mut self.actors {
             actor.stop().await?;
@@ -507,8 +510,8 @@ impl<'a> Chaos<'a> {
     }
 }
 
-/// Locks a table so that nobody can write it, and waits until `name` stands before it.
-async fn catch(pool: &PgPool, source: &check::Source, name: &str) -> Result<Option<Transaction<'static, Sql>>, Error> {
+/// Locks a table against writes, and waits until a connection called `name` waits for the lock.
+async fn catch(pool: &PgPool, source: &Source, name: &str) -> Result<Option<Transaction<'static, Sql>>, Error> {
     let table = source.qualified(pool).await?;
     let failed = || format!("lock {table}");
     let mut lock = pool.begin().await.context(failed)?;
@@ -530,7 +533,7 @@ async fn catch(pool: &PgPool, source: &check::Source, name: &str) -> Result<Opti
 
 async fn let_go(lock: Option<Transaction<'static, Sql>>) {
     if let Some(lock) = lock {
-        // Its connection may be gone, and the lock with it.
+        // If its connection is lost, so is the lock.
         let _ = lock.rollback().await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is done to the system, and when: drawn from the seed, before anything runs.
+//! The schedule: what happens to which process at what time. It is drawn from the seed before anything runs.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -7,19 +7,19 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
-/// So many cart-projections work at once. They are the first victims; behind them stands the publisher.
+/// The number of cart-projections replicas. They are the first victims, and the publisher is the last.
 pub(super) const REPLICAS: usize = 3;
-/// Whom it is done to.
+/// The number of victims.
 pub(super) const VICTIMS: usize = REPLICAS + 1;
 
-/// Where a cart-projections can be caught in the middle of a transaction: the tables that it writes then.
+/// Tables that cart-projections writes. A victim is caught in a transaction on one of them.
 const TABLES: [&str; 5] = ["cart_items_item", "carts_with_products", "inventories", "archive_item_open_item", "todo"];
-/// The publisher writes no other.
+/// The only table that the publisher writes.
 const TODO: &str = "todo";
-/// What can be made anew.
+/// Read models that can be rebuilt.
 const READ_MODELS: [&str; 3] = ["cart_items", "carts_with_products", "inventories"];
 
-/// One thing that is done. A table says that the victim is caught in a transaction that writes it.
+/// A step. With a table, the victim is caught in a transaction that writes the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// SIGKILL.
@@ -27,11 +27,11 @@ pub(super) enum Step {
         victim: usize,
         table: Option<&'static str>,
     },
-    /// SIGTERM, and waiting for its end.
+    /// SIGTERM, and wait until it has ended.
     Stop {
         victim: usize,
     },
-    /// As whatever runs it would, after it was killed or stopped.
+    /// Start it again, as a supervisor would.
     Start {
         victim: usize,
     },
@@ -44,37 +44,37 @@ pub(super) enum Step {
     Thaw {
         victim: usize,
     },
-    /// The end of all of its connections to the database, by the database.
+    /// End all its connections to the database, in the database.
     Cut {
         victim: usize,
         table: Option<&'static str>,
     },
-    /// PostgreSQL ends: as by a crash, or in order.
+    /// Kill or stop PostgreSQL.
     StopPostgres {
         crash: bool,
     },
     StartPostgres,
-    /// A read model is made anew, beside the one in service.
+    /// Rebuild a read model beside the build in service.
     Rebuild {
         read_model: &'static str,
     },
 }
 
-/// A step with its time, from the beginning on.
+/// A step, with its time since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timed {
     pub(super) at: Duration,
     pub(super) step: Step,
 }
 
-/// The kinds of trouble, each with its end where it has one.
+/// The kinds of trouble. Most of them are two steps: a beginning and an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     Killed,
     KilledInTransaction,
     Stopped,
     Frozen,
-    /// For longer than its lease.
+    /// Frozen for longer than its lease.
     FrozenLong,
     FrozenInTransaction,
     FrozenInTransactionLong,
@@ -85,7 +85,7 @@ enum Trouble {
     Rebuilt,
 }
 
-/// Dealt like cards, so that each kind comes in each dozen or so: a rebuild more often, to have one under way when others come.
+/// Dealt like cards, because every kind must occur in every thirteen. Rebuilds occur twice, because others must happen during one.
 const DECK: [Trouble; 13] = [
     Trouble::Killed,
     Trouble::KilledInTransaction,
@@ -102,7 +102,7 @@ const DECK: [Trouble; 13] = [
     Trouble::Rebuilt,
 ];
 
-/// The same for the same seed. Whatever begins within `length` has ended when it is over.
+/// Draws the schedule of a seed. Every trouble that begins within `length` also ends within it.
 pub(super) fn draw(seed: u64, length: Duration) -> Vec<Timed> {
     let mut drawing = Drawing {
         random: StdRng::seed_from_u64(seed),
@@ -121,7 +121,7 @@ pub(super) fn draw(seed: u64, length: Duration) -> Vec<Timed> {
         if let Some(trouble) = deck.pop() {
             at = drawing.add(trouble, at);
         }
-        // Mostly one trouble in the middle of another, and now and then a time to come to terms with them.
+        // Troubles overlap most of the time. Sometimes the system has time to recover.
         let calm = drawing.random.random_bool(0.15);
         at += if calm { drawing.between(4_000, 8_000) } else { drawing.between(100, 1_700) };
     }
@@ -133,7 +133,7 @@ pub(super) fn draw(seed: u64, length: Duration) -> Vec<Timed> {
 struct Drawing {
     random: StdRng,
     length: Duration,
-    /// From when on a victim is well again.
+    /// When each victim is well again.
     free_from: [Duration; VICTIMS],
     postgres_from: Duration,
     steps: Vec<Timed>,
@@ -144,7 +144,7 @@ impl Drawing {
         Duration::from_millis(self.random.random_range(least..=most))
     }
 
-    /// Adds a trouble, at this time or as soon after it as there is somebody to have it; answers when.
+    /// Adds a trouble at this time, or as soon as a victim is well. Answers the time.
     fn add(&mut self, trouble: Trouble, at: Duration) -> Duration {
         let needs_database = !matches!(trouble, Trouble::Killed | Trouble::Stopped | Trouble::Frozen | Trouble::FrozenLong);
         let at = if needs_database { at.max(self.postgres_from) } else { at };
@@ -166,7 +166,7 @@ impl Drawing {
             }
             _ => None,
         };
-        // The default lease is 3 seconds, and so is the longest that a transaction may stand idle.
+        // The default lease and the default idle time of a transaction are 3 seconds.
         let (step, lasts, end) = match trouble {
             Trouble::Killed | Trouble::KilledInTransaction => {
                 (Step::Kill { victim, table }, self.between(100, 6_000), Step::Start { victim })
@@ -187,7 +187,7 @@ impl Drawing {
         at
     }
 
-    /// Adds a step and the one that ends what it began; answers when that is.
+    /// Adds a step and the step that ends it. Answers the time of the second.
     fn push(&mut self, at: Duration, step: Step, lasts: Duration, end: Step) -> Duration {
         let until = (at + lasts).min(self.length.max(at));
         self.steps.push(Timed { at, step });
@@ -195,7 +195,7 @@ impl Drawing {
         until
     }
 
-    /// Somebody who is well, mostly a cart-projections.
+    /// Chooses a victim that is well, mostly a cart-projections.
     fn victim(&mut self, at: Duration) -> (usize, Duration) {
         let at = at.max(self.free_from.iter().min().copied().unwrap_or_default());
         let well = |victims: std::ops::Range<usize>| -> Vec<usize> { victims.filter(|victim| self.free_from[*victim] <= at).collect() };
@@ -209,15 +209,15 @@ impl Display for Step {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (what, victim, table) = match self {
             Self::Kill { victim, table } => ("kill -9", victim, table),
-            Self::Stop { victim } => ("stop in order", victim, &None),
+            Self::Stop { victim } => ("stop", victim, &None),
             Self::Start { victim } => ("start", victim, &None),
             Self::Freeze { victim, table } => ("freeze", victim, table),
             Self::Thaw { victim } => ("thaw", victim, &None),
-            Self::Cut { victim, table } => ("cut the connections of", victim, table),
+            Self::Cut { victim, table } => ("end the connections of", victim, table),
             Self::StopPostgres { crash: true } => return write!(f, "kill -9 PostgreSQL"),
-            Self::StopPostgres { crash: false } => return write!(f, "stop PostgreSQL in order"),
+            Self::StopPostgres { crash: false } => return write!(f, "stop PostgreSQL"),
             Self::StartPostgres => return write!(f, "start PostgreSQL"),
-            Self::Rebuild { read_model } => return write!(f, "make {read_model} anew"),
+            Self::Rebuild { read_model } => return write!(f, "rebuild {read_model}"),
         };
         write!(f, "{what} {}", name(*victim))?;
         match table {
@@ -227,7 +227,7 @@ impl Display for Step {
     }
 }
 
-/// What a victim is called, in the journal and in `pg_stat_activity`.
+/// Answers a victim's name in the journal and in `pg_stat_activity`.
 pub(super) fn name(victim: usize) -> String {
     if victim < REPLICAS { format!("cart-projections-{}", victim + 1) } else { "publisher".to_owned() }
 }
@@ -239,17 +239,17 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_seed_is_a_schedule_and_another_seed_another() {
+    fn seed_determines_the_schedule() {
         assert_eq!(draw(7, MINUTE), draw(7, MINUTE));
         assert_ne!(draw(7, MINUTE), draw(8, MINUTE));
     }
 
     #[test]
-    fn what_begins_has_ended_when_it_is_over_and_nobody_has_two_troubles_at_once() {
+    fn troubles_end_and_a_victim_has_one_at_a_time() {
         for seed in 0..200 {
             let (mut well, mut postgres) = ([true; VICTIMS], true);
             for Timed { at, step } in draw(seed, MINUTE) {
-                // What waits for its turn may begin later, and then ends at once.
+                // A trouble that waits for a victim may begin later, and then ends at once.
                 assert!(at <= MINUTE + Duration::from_secs(10), "{at:?} {step}");
                 match step {
                     Step::Kill { victim, table } | Step::Freeze { victim, table } => {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_trouble_comes_in_each_minute() {
+    fn every_kind_of_trouble_occurs_in_a_minute() {
         for seed in 0..50 {
             let steps: Vec<Step> = draw(seed, MINUTE).into_iter().map(|timed| timed.step).collect();
             let has = |of: fn(&Step) -> bool| assert!(steps.iter().any(of), "seed {seed}: {steps:?}");

@@ -1,4 +1,4 @@
-//! Where the shop is that the day is lived in.
+//! The addresses of the shop in which the day is simulated.
 
 use crate::state::Up;
 use embedded::error::Error;
@@ -21,7 +21,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Of a shop that somebody else runs: named by the variables that `cargo dev env` prints. None where none of the services is named.
+    /// Reads the addresses of a shop that runs elsewhere, from the variables that `cargo dev env` prints. None if no service is named.
     ///
     /// # Errors
     /// Some of them are missing.
@@ -29,7 +29,7 @@ impl Addresses {
         let value = |name: &str| variable(name).filter(|value| !value.is_empty());
         let url = |service: Kind| value(service.variable).map(|url| url.trim_end_matches('/').to_owned());
         match (url(COMMANDS), url(PROJECTIONS), value(DATABASE), value(KAFKA)) {
-            // The servers alone are what `cargo dev up` may be given.
+            // The servers alone are settings of `cargo dev up`.
             (None, None, ..) => Ok(None),
             (Some(commands), Some(projections), Some(database), Some(kafka)) => Ok(Some(Self { commands, projections, database, kafka })),
             (commands, projections, database, kafka) => {
@@ -38,14 +38,14 @@ impl Addresses {
                     |given: bool| all.iter().filter(|(_, value)| value.is_some() == given).map(|(name, _)| *name).collect::<Vec<_>>();
                 let (set, missing) = (names(true).join(" and "), names(false).join(" and "));
                 Err(Error::Refused(format!(
-                    "the environment names a shop that runs elsewhere ({set}), but not all of it: set {missing} too, or none of them for \
-                     the stack of `cargo dev up`"
+                    "the environment names only a part of a shop that runs elsewhere ({set}). Set {missing} too, or unset them all to use the stack \
+                     of `cargo dev up`."
                 )))
             }
         }
     }
 
-    /// Of the stack that is up.
+    /// The addresses of a running stack.
     pub(crate) fn of(up: &Up) -> Result<Self, Error> {
         let url = |service: Kind| {
             let found = up.services.iter().find(|one| one.name == service.name);
@@ -72,12 +72,12 @@ mod tests {
     const SERVERS: [(&str, &str); 2] = [("DATABASE_URL", "postgres://somewhere/cartlog"), ("KAFKA_BOOTSTRAP_SERVERS", "somewhere:9092")];
 
     #[test]
-    fn a_shop_elsewhere_is_named_as_a_whole() {
+    fn given_needs_every_address_of_another_shop() {
         let all = given(&[SERVICES, SERVERS].concat()).unwrap().unwrap();
         assert_eq!((all.commands.as_str(), all.projections.as_str()), ("http://shop", "http://shop"));
         assert_eq!(given(&SERVERS).unwrap(), None, "the servers alone are for `cargo dev up`");
         let error = given(&[SERVICES[0], SERVERS[0]]).unwrap_err().to_string();
         assert!(error.contains("(COMMANDS_URL and DATABASE_URL)"), "{error}");
-        assert!(error.contains("set PROJECTIONS_URL and KAFKA_BOOTSTRAP_SERVERS"), "{error}");
+        assert!(error.contains("Set PROJECTIONS_URL and KAFKA_BOOTSTRAP_SERVERS"), "{error}");
     }
 }

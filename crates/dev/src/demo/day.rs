@@ -16,30 +16,30 @@ use embedded::report::Report;
 use shop::catalogue::Catalogue;
 use shop::client::Shop;
 use shop::ledger::Ledger;
-use shop::log::{self, Log};
+use shop::model::{self, Model};
 use shop::published::Published;
 use shop::shopper;
 use shop::supply::Supply;
 use shop::topics;
 
-/// How long the system may take to have digested what it was told.
+/// The time in which the system must have processed everything.
 const SETTLED: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
-/// What kind of a day it is.
+/// The kind of day.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// How many shoppers come.
+    /// The number of shoppers.
     pub shoppers: u32,
-    /// The time over which they come.
+    /// The time over which they arrive.
     pub over: Duration,
-    /// For how long a shopper tries again where the shop is away or busy.
+    /// How long a shopper retries while the shop is unavailable or busy.
     pub patience: Duration,
-    /// Answers may be lost, because processes are killed meanwhile.
+    /// Answers may be lost, because processes are killed during the day.
     pub outages: bool,
 }
 
-/// Lives the day and compares its outcome with the log.
+/// Simulates the day and compares its result with the log.
 pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> Result<Checks, Error> {
     let pool = database::connect(&addresses.database).await?;
     let day = Day {
@@ -48,7 +48,7 @@ pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> 
         catalogue: Arc::new(Catalogue::draw()),
         ledger: Arc::new(Ledger::default()),
         published: Published::follow(&addresses.kafka, topics::PUBLISHED_CARTS).await?,
-        began_at: log::head(&pool).await?,
+        began_at: model::head(&pool).await?,
         pool,
         report: *report,
         plan,
@@ -72,7 +72,7 @@ struct Day {
 }
 
 impl Day {
-    /// The shelves are filled, over Kafka, and the shop knows it.
+    /// Reports every inventory over Kafka, and waits until the shop shows it.
     async fn morning(&self) -> Result<(), Error> {
         let products = self.catalogue.all();
         self.report.say(format!("morning: the stock of {} products comes in over Kafka", products.len()));
@@ -87,13 +87,13 @@ impl Day {
     }
 
     async fn knows(&self, product: Uuid, inventory: u32) -> Result<(), Error> {
-        until(&format!("the shop to hear of the stock of {product}"), async || {
+        until(&format!("the shop to show the inventory of {product}"), async || {
             Ok(self.shop.inventory(product).await? == Some(u64::from(inventory)))
         })
         .await
     }
 
-    /// A cart that waits in a browser's tab, with the product in it whose price will change.
+    /// Fills a cart with the product whose price will change, and leaves it open.
     async fn watched_cart(&self) -> Result<Uuid, Error> {
         let cart = Uuid::now_v7();
         self.ledger.cart(cart);
@@ -104,7 +104,7 @@ impl Day {
         Ok(cart)
     }
 
-    /// The shoppers come, and at noon, when half of them have left, two things happen.
+    /// Lets the shoppers visit. At noon, when half of them have left, a product runs out and a price changes.
     async fn open(&self, watched: Uuid) -> Result<(), Error> {
         let shoppers = self.plan.shoppers;
         let bar = self.report.bar(u64::from(shoppers), "           shoppers {bar:40} {pos}/{len}  {msg}");
@@ -142,7 +142,7 @@ impl Day {
         self.supply.price(product.id, product.price, product.price + rust_decimal::Decimal::ONE).await
     }
 
-    /// What the price change does to the cart in the browser's tab.
+    /// Waits until the price change has archived the item in the open cart.
     async fn archived(&self, watched: Uuid) -> Result<(), Error> {
         let changed = self.catalogue.changes_price();
         let what = format!("the {} to leave a cart after its price changed", name(&changed.description));
@@ -163,21 +163,20 @@ impl Day {
         Ok(())
     }
 
-    /// The system digests the rest; then the books are compared.
+    /// Waits until the system has processed everything, and compares.
     async fn evening(&self) -> Result<Checks, Error> {
         self.report.say("evening: waiting until everything is published and archived");
         let deadline = Instant::now() + SETTLED + self.plan.patience;
         loop {
-            let log = Log::after(&self.pool, self.began_at).await?;
-            let submitted = log.submissions.len();
-            let settled = log.published() >= submitted && self.published.count() >= submitted && log.to_be_archived() == 0;
+            let model = Model::of(&model::read(&self.pool, self.began_at).await?, self.began_at)?;
+            let settled = self.published.count() >= model.submissions.len() && model.unfinished().is_empty();
             if settled || Instant::now() >= deadline {
                 return Ok(Checks::of(
-                    &log,
+                    &model,
                     &Outcome {
                         began_at: self.began_at,
                         catalogue: &self.catalogue,
-                        // The morning's, and the one of noon.
+                        // The morning's inventories, and one at noon.
                         inventories_sent: self.catalogue.all().len() + 1,
                         told: &self.ledger.entries(),
                         received: &self.published.received(),

@@ -1,4 +1,4 @@
-//! `cargo dev demo`: a day in a shop, lived against the running system and then checked against its log.
+//! `cargo dev demo`: simulates a day in a shop on the running system, and compares the result with the log.
 
 mod addresses;
 mod check;
@@ -13,11 +13,10 @@ use embedded::error::Error;
 use embedded::layout::Layout;
 use embedded::report::{self, Report};
 
-/// Lives the day in the shop that the environment names; else on the stack that is up; where none is, brings one up and takes it down
-/// again.
+/// Simulates the day in the shop that the environment names, or on the running stack. If there is none, starts one and stops it again.
 ///
 /// # Errors
-/// The stack does not come up, a service fails, or the outcome does not match the log; the message says which.
+/// The stack does not start, a service fails, or the result differs from the log.
 pub async fn run(layout: &Layout, plan: Plan, release: bool, report: &Report) -> Result<(), Error> {
     if let Some(elsewhere) = Addresses::given(|name| std::env::var(name).ok())? {
         return run_at(&elsewhere, plan, report).await;
@@ -31,10 +30,10 @@ pub async fn run(layout: &Layout, plan: Plan, release: bool, report: &Report) ->
     lived?.verdict()
 }
 
-/// Lives the day in the shop at these addresses.
+/// Simulates the day in the shop at these addresses.
 ///
 /// # Errors
-/// A service fails, or the outcome does not match the log; the message says which.
+/// A service fails, or the result differs from the log.
 pub async fn run_at(addresses: &Addresses, plan: Plan, report: &Report) -> Result<(), Error> {
     live(addresses, plan, report).await?.verdict()
 }

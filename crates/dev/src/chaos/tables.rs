@@ -1,0 +1,92 @@
+//! The tables of the read models and automations: what they hold, and what the model says they must hold.
+
+use std::collections::BTreeMap;
+
+use embedded::error::{Context, Error};
+use shop::model::{Item, Model};
+use sqlx::PgPool;
+
+/// A table's rows by their keys, each as text.
+pub(super) type Table = BTreeMap<String, String>;
+
+/// A table, with the SQL that makes a key and a text of each row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    pub(super) name: &'static str,
+    /// The projection that has the table in its builds; none if the table has no builds.
+    projection: Option<&'static str>,
+    key: &'static str,
+    rest: &'static str,
+}
+
+const ITEM: &str = "concat(cart_id, '/', item_id)";
+
+pub(super) const TABLES: [Source; 6] = [
+    Source { name: "cart_items_cart", projection: Some("cart_items"), key: "cart_id::text", rest: "''" },
+    Source {
+        name: "cart_items_item",
+        projection: Some("cart_items"),
+        key: ITEM,
+        rest: "concat_ws('|', product_id, description, image, price, fingerprint, position)",
+    },
+    Source {
+        name: "carts_with_products",
+        projection: Some("carts_with_products"),
+        key: ITEM,
+        rest: "concat_ws('|', product_id, position)",
+    },
+    Source { name: "inventories", projection: Some("inventories"), key: "product_id::text", rest: "concat_ws('|', inventory, position)" },
+    Source { name: "archive_item_open_item", projection: Some("archive_item"), key: ITEM, rest: "concat_ws('|', product_id, position)" },
+    Source { name: "todo", projection: None, key: "concat(automation, ' ', key)", rest: "concat_ws('|', position, status)" },
+];
+
+impl Source {
+    /// Answers its name with the schema of the build in service.
+    pub(super) async fn qualified(&self, pool: &PgPool) -> Result<String, Error> {
+        let schema: String = match self.projection {
+            None => "public".to_owned(),
+            Some(projection) => sqlx::query_scalar("SELECT build FROM projection WHERE name = $1 AND status = 'serving'")
+                .bind(projection)
+                .fetch_one(pool)
+                .await
+                .context(|| format!("find the build of {projection} that is in service"))?,
+        };
+        Ok(format!("{schema}.{}", self.name))
+    }
+
+    pub(super) async fn read(&self, pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
+        let sql = format!("SELECT {}, {} FROM {}", self.key, self.rest, self.qualified(pool).await?);
+        sqlx::query_as(&sql).fetch_all(pool).await.context(|| format!("read {}", self.name))
+    }
+}
+
+/// The rows that every table must have.
+pub(super) fn expected(model: &Model) -> BTreeMap<&'static str, Table> {
+    // An empty table is compared, too.
+    let mut tables: BTreeMap<&'static str, Table> = TABLES.map(|table| (table.name, Table::new())).into();
+    let mut row = |table: &'static str, key: String, row: String| {
+        tables.entry(table).or_default().insert(key, row);
+    };
+    for (product, inventories) in &model.inventories {
+        let (newest, at) = (inventories.last().copied().unwrap_or_default(), model.inventory_at.get(product).copied().unwrap_or_default());
+        row("inventories", product.to_string(), format!("{newest}|{at}"));
+    }
+    for (cart_id, cart) in &model.carts {
+        row("cart_items_cart", cart_id.to_string(), String::new());
+        for Item { id, product, added_at, shown, .. } in &cart.items {
+            let key = format!("{cart_id}/{id}");
+            row("cart_items_item", key.clone(), format!("{product}|{shown}|{added_at}"));
+            if cart.submitted_at.is_none() {
+                row("carts_with_products", key.clone(), format!("{product}|{added_at}"));
+                row("archive_item_open_item", key, format!("{product}|{added_at}"));
+            }
+        }
+    }
+    for (cart, item, at) in &model.to_archive {
+        row("todo", format!("archive_item {cart}/{item}@{at}"), format!("{at}|done"));
+    }
+    for (at, message) in &model.submissions {
+        row("todo", format!("publish_cart {}", message.cart_id), format!("{at}|done"));
+    }
+    tables
+}
