@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fourth_item_is_refused_or_takes_the_place_of_the_first() {
+    fn fourth_item_is_refused_or_replaces_the_first() {
         let cart_id = CartId::new();
         let commands: Vec<_> = (0..4).map(|_| AddItem::new(cart_id, ProductId::new(), false).unwrap()).collect();
         let full = after(&commands[..3]);

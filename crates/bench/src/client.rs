@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_whole_with_its_last_byte() {
+    fn body_is_complete_with_its_last_byte() {
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nx: y\r\n\r\nabc";
         assert_eq!(body(answer), Some(&b"abc"[..]));
         for end in 0..answer.len() {

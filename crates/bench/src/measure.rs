@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_offered_begins_when_it_is_due_and_is_timed_from_then_however_long_others_take() {
+    async fn offered_operations_begin_when_due_and_are_timed_from_then() {
         let sample = offer(100, Duration::from_secs(1), |n| async move {
             tokio::time::sleep(Duration::from_millis(if n < 50 { 700 } else { 200 })).await;
             if n == 7 { Err("seven".to_owned()) } else { Ok(()) }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_done_and_what_fails_is_counted_apart() {
+    async fn successes_and_failures_are_counted_apart() {
         let begun = Arc::new(AtomicU64::new(0));
         let sample = measure(4, Until::Done(100), move |task| {
             let n = begun.fetch_add(1, Ordering::Relaxed);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_is_the_middle_and_the_ends() {
+    fn spread_has_median_and_ends() {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(Spread::of([]), None);

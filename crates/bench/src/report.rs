@@ -358,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_reached_from_its_own_side() {
+    fn bar_is_reached_from_its_own_side() {
         let at_least = |median| Bar::new(String::new(), Spread::of([median]), 2.5, 4.0, false, "times");
         assert_eq!([2.4, 2.5, 4.0].map(|median| at_least(median).reached), [Some(false), Some(true), Some(true)]);
         assert_eq!([2.4, 2.5, 4.0].map(|median| at_least(median).reached_beyond), [Some(false), Some(false), Some(true)]);

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_set_apart() {
+    fn thousands_are_separated() {
         assert_eq!([0, 999, 1_000, 10_050_000].map(thousands), ["0", "999", "1,000", "10,050,000"]);
     }
 }

@@ -20,6 +20,7 @@ pub fn free<const N: usize>(wanted: [Option<u16>; N]) -> Result<[u16; N], Error>
     for port in wanted {
         let listener = port
             .and_then(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+            .or_else(quiet)
             .map_or_else(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), Ok)
             .context(|| "find a free port".to_owned())?;
         held.push(listener);
@@ -29,6 +30,12 @@ pub fn free<const N: usize>(wanted: [Option<u16>; N]) -> Result<[u16; N], Error>
         *port = listener.local_addr().context(|| "find a free port".to_owned())?.port();
     }
     Ok(ports)
+}
+
+/// Finds a port below those that the operating system gives to outgoing connections: one of them could take the port before its server does.
+fn quiet() -> Option<TcpListener> {
+    let candidates = (0..100).map(|_| rand::random_range(15_000..32_000_u16));
+    candidates.into_iter().find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
 }
 
 /// Names the process that listens on a port, as "name (process 123)", if that can be found.

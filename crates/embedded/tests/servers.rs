@@ -15,7 +15,7 @@ use tokio::process::Command;
 
 #[tokio::test]
 #[ignore = "starts PostgreSQL: cargo dev test"]
-async fn postgres_that_was_killed_comes_back_with_what_was_committed() {
+async fn killed_postgres_keeps_what_was_committed() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
     let directory = layout.scratch("postgres-killed").unwrap();
@@ -38,7 +38,7 @@ async fn postgres_that_was_killed_comes_back_with_what_was_committed() {
 
 #[tokio::test]
 #[ignore = "starts PostgreSQL: cargo dev test"]
-async fn the_migrations_make_roles_that_get_in_without_a_password() {
+async fn migrations_create_roles_that_can_connect() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
     let directory = layout.scratch("postgres-migrated").unwrap();
@@ -60,7 +60,7 @@ async fn the_migrations_make_roles_that_get_in_without_a_password() {
 
 #[tokio::test]
 #[ignore = "starts Kafka: cargo dev test"]
-async fn kafka_that_was_killed_comes_back_with_what_was_acknowledged() {
+async fn killed_kafka_keeps_what_was_acknowledged() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
     let directory = layout.scratch("kafka-killed").unwrap();
@@ -85,7 +85,7 @@ async fn kafka_that_was_killed_comes_back_with_what_was_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_process_that_ends_before_it_is_ready_is_an_error_with_its_last_words() {
+async fn until_ready_reports_the_last_words_of_an_ended_process() {
     let directory = Layout::discover().unwrap().scratch("process-ends").unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "echo out of tea; exit 3"]);
@@ -102,7 +102,7 @@ async fn a_process_that_ends_before_it_is_ready_is_an_error_with_its_last_words(
 }
 
 #[tokio::test]
-async fn a_frozen_process_goes_on_when_it_is_thawed() {
+async fn frozen_process_continues_after_thaw() {
     let directory = Layout::discover().unwrap().scratch("process-frozen").unwrap();
     let mut command = Command::new("sleep");
     command.arg("0.2");

@@ -62,7 +62,7 @@ fn arrows(workspace: &BTreeMap<String, Package>) -> BTreeSet<(&str, &str)> {
 }
 
 #[test]
-fn the_arrows_are_those_that_architecture_md_draws() {
+fn architecture_md_draws_the_crates_dependencies() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let drawing = text.split("```mermaid").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let drawn: BTreeSet<_> = drawing.lines().filter_map(|line| line.trim().split_once(" --> ")).collect();
@@ -75,7 +75,7 @@ fn the_arrows_are_those_that_architecture_md_draws() {
 }
 
 #[test]
-fn no_service_depends_on_another_and_no_crate_on_a_service() {
+fn nothing_depends_on_a_service() {
     let workspace = workspace();
     for package in workspace.values() {
         for dependency in package.dependencies.iter().filter_map(|one| workspace.get(&one.name)) {
@@ -86,7 +86,7 @@ fn no_service_depends_on_another_and_no_crate_on_a_service() {
 }
 
 #[test]
-fn what_knows_no_cart_does_not_depend_on_what_does() {
+fn crates_without_carts_depend_on_none_with_carts() {
     let workspace = workspace();
     let arrows = arrows(&workspace);
     let needs = |name: &str| -> Vec<&str> { arrows.iter().filter(|(from, _)| *from == name).map(|(_, to)| *to).collect() };
@@ -118,7 +118,7 @@ fn cart_events_has_no_input_or_output() {
 }
 
 #[test]
-fn nothing_depends_on_the_bench_the_system_tests_or_the_operators_command() {
+fn nothing_depends_on_bench_system_tests_or_cartctl() {
     for package in workspace().values() {
         let dependency = package.dependencies.iter().find(|one| ["bench", "system-tests", "cartctl"].contains(&one.name.as_str()));
         assert!(dependency.is_none(), "{} depends on {:?}", package.name, dependency.map(|one| &one.name));
@@ -126,7 +126,7 @@ fn nothing_depends_on_the_bench_the_system_tests_or_the_operators_command() {
 }
 
 #[test]
-fn only_the_bench_depends_on_disintegrate_postgres() {
+fn only_bench_depends_on_disintegrate_postgres() {
     for package in workspace().values().filter(|package| package.name != "bench") {
         assert!(package.dependencies.iter().all(|one| one.name != "disintegrate-postgres"), "{}", package.name);
     }

@@ -25,7 +25,7 @@ fn own_routes(service: Kind) -> Vec<String> {
 }
 
 #[test]
-fn every_service_has_an_image_that_asks_its_own_readiness_at_its_port() {
+fn images_check_readiness_at_the_services_ports() {
     let dockerfile = text("deploy/Dockerfile");
     for service in ALL {
         let name = service.name;
@@ -44,13 +44,13 @@ fn every_service_has_an_image_that_asks_its_own_readiness_at_its_port() {
 }
 
 #[test]
-fn the_images_say_the_version_of_the_workspace() {
+fn images_have_the_version_of_the_workspace() {
     let line = format!("\nARG CARTLOG_VERSION={}\n", env!("CARGO_PKG_VERSION"));
     assert!(text("deploy/Dockerfile").contains(&line), "deploy/Dockerfile has no line {line:?}");
 }
 
 #[test]
-fn the_proxy_finds_each_service_with_routes_at_its_port() {
+fn proxy_finds_each_service_at_its_port() {
     let proxy = text("deploy/proxy/haproxy.cfg");
     for service in ALL {
         let line = format!("server-template {0}- 10 \"{0}${{REPLICAS_SUFFIX}}:{1}\"", service.name, service.default_port);
@@ -59,7 +59,7 @@ fn the_proxy_finds_each_service_with_routes_at_its_port() {
 }
 
 #[test]
-fn compose_makes_the_topics_that_are_used() {
+fn compose_creates_the_topics() {
     let compose = text("docker-compose.yml");
     for topic in [INVENTORIES, PRICE_CHANGES, PUBLISHED_CARTS] {
         assert!(compose.contains(&format!("topic {topic} --partitions 6\n")), "{topic}");
@@ -106,7 +106,7 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
-fn kubernetes_runs_each_service_as_it_is() {
+fn kubernetes_runs_each_service_with_its_port_role_and_probes() {
     for service in ALL {
         let name = service.name;
         let objects = objects(&format!("deploy/kubernetes/base/{name}.yaml"));
@@ -138,7 +138,7 @@ fn kubernetes_runs_each_service_as_it_is() {
 }
 
 #[test]
-fn the_services_deployments_differ_in_what_is_theirs_only() {
+fn deployments_differ_only_in_name_role_and_port() {
     let alike = |service: Kind| {
         let role = service.role.trim_start_matches("cartlog_");
         text(&format!("deploy/kubernetes/base/{}.yaml", service.name))
@@ -154,7 +154,7 @@ fn the_services_deployments_differ_in_what_is_theirs_only() {
 }
 
 #[test]
-fn every_container_in_kubernetes_is_confined_and_has_limits() {
+fn kubernetes_containers_are_confined_and_limited() {
     let all = all_objects();
     let pods: Vec<_> = all.iter().filter_map(|(path, object)| Some((path, pod(object)?))).collect();
     assert!(pods.len() >= 9, "only {} kinds of pods are found", pods.len());
@@ -185,7 +185,7 @@ fn every_container_in_kubernetes_is_confined_and_has_limits() {
 
 /// The roles that the deployments give passwords: of the services and of cartctl.
 #[test]
-fn every_role_has_a_password_and_cartctl_is_no_owner() {
+fn every_role_has_a_password() {
     let roles: Vec<_> = ALL.iter().map(|service| service.role).chain(["cartlog_operator"]).collect();
     let (compose, migrate) = (text("docker-compose.yml"), text("deploy/kubernetes/base/migrate.yaml"));
     for role in &roles {
@@ -218,7 +218,7 @@ fn set(words: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn no_password_is_in_a_manifest() {
+fn manifests_contain_no_password() {
     for (path, object) in all_objects() {
         assert_ne!(object["kind"], "Secret", "{path}");
     }
@@ -229,7 +229,7 @@ fn no_password_is_in_a_manifest() {
 }
 
 #[test]
-fn kubernetes_makes_the_topics_that_are_used() {
+fn kubernetes_creates_the_topics() {
     let job = text("deploy/kubernetes/base/topics.yaml");
     let resources = objects("deploy/kubernetes/components/operators/topics.yaml");
     let resource =
@@ -247,7 +247,7 @@ fn kubernetes_makes_the_topics_that_are_used() {
 }
 
 #[test]
-fn nothing_is_scaled_beyond_what_can_share_the_work() {
+fn autoscaling_ends_at_the_number_of_segments_or_partitions() {
     let scaled = objects("deploy/kubernetes/components/keda/scaled.yaml");
     for service in [PROJECTIONS, PUBLISHER, TRANSLATOR] {
         let name = service.name;
@@ -280,7 +280,7 @@ fn assert_routes(file: &str, found: &BTreeSet<Route>) {
 }
 
 #[test]
-fn the_proxy_routes_what_the_documents_have() {
+fn proxy_routes_what_the_openapi_documents_have() {
     let route = |line: &str| {
         let (service, expression) = line.trim().strip_prefix("use_backend ")?.split_once(" if { path_reg ")?;
         Some((service.trim().to_owned(), expression.strip_suffix(" }")?.to_owned()))
@@ -290,7 +290,7 @@ fn the_proxy_routes_what_the_documents_have() {
 }
 
 #[test]
-fn the_gateway_routes_what_the_documents_have() {
+fn gateway_routes_what_the_openapi_documents_have() {
     let file = "deploy/kubernetes/components/gateway/gateway.yaml";
     let gateway = objects(file);
     let mut found = BTreeSet::new();

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_cart_from_its_first_item_to_the_published_message_in_one_trace() {
+async fn cart_goes_from_first_item_to_message_in_one_trace() {
     let mut shop = Shop::new("day").await;
     shop.start(&ALL).await;
     let (cart, product, other) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
@@ -68,7 +68,7 @@ async fn a_cart_from_its_first_item_to_the_published_message_in_one_trace() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behind_them_is_handled() {
+async fn unreadable_messages_become_dead_letters() {
     let mut shop = Shop::new("poison").await;
     shop.start(&[TRANSLATOR]).await;
     let product = Uuid::now_v7();
@@ -90,7 +90,7 @@ async fn messages_that_cannot_be_read_become_dead_letters_and_the_good_one_behin
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing() {
+async fn killed_translator_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-translator").await;
     let mut settings = shop.settings(TRANSLATOR, "translator.log");
     // What the broker allows at the least: a dead translator's partitions are free after it.
@@ -126,7 +126,7 @@ async fn a_translator_killed_between_kafka_and_the_log_loses_and_doubles_nothing
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
+async fn killed_projection_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-projection").await;
     shop.start(&[COMMANDS]).await;
     let mut settings = shop.settings(PROJECTIONS, "projections.log");
@@ -173,7 +173,7 @@ async fn a_projection_killed_in_a_batch_loses_and_doubles_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_nothing_but_messages_with_the_same_ce_id() {
+async fn killed_publisher_repeats_messages_only_with_the_same_ce_id() {
     let mut shop = Shop::new("killed-publisher").await;
     shop.start(&[COMMANDS]).await;
     let mut submitted = 0;
@@ -213,7 +213,7 @@ async fn a_publisher_killed_between_broker_and_log_loses_nothing_and_doubles_not
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_broker_that_is_away_when_an_attempts_time_is_over_loses_nothing() {
+async fn absent_broker_loses_nothing_when_an_attempt_times_out() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
     let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("broker-frozen").unwrap()).await.unwrap();
@@ -254,7 +254,7 @@ async fn a_broker_that_is_away_when_an_attempts_time_is_over_loses_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_broker_that_is_away_delays_and_loses_nothing() {
+async fn absent_broker_delays_and_loses_nothing() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
     let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("broker-away").unwrap()).await.unwrap();
@@ -287,7 +287,7 @@ async fn a_broker_that_is_away_delays_and_loses_nothing() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_than_three_items() {
+async fn racing_commands_keep_carts_at_three_items() {
     let mut shop = Shop::new("races").await;
     shop.start(&[COMMANDS, TRANSLATOR]).await;
     let (hot, product) = (Uuid::now_v7(), Uuid::now_v7());
@@ -324,7 +324,7 @@ async fn commands_raced_against_each_other_are_answered_and_no_cart_has_more_tha
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recovers_by_itself() {
+async fn services_recover_after_the_database_was_away() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
     let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-away").unwrap()).await.unwrap();
@@ -377,7 +377,7 @@ async fn a_database_that_is_away_is_waited_for_and_commands_say_so_and_all_recov
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_killed_in_between() {
+async fn resent_item_gets_the_first_answer_after_a_kill() {
     let mut shop = Shop::new("sent-again").await;
     shop.start(&[COMMANDS]).await;
     let mut items = vec![];
@@ -428,7 +428,7 @@ async fn an_item_sent_again_gets_the_first_answer_also_when_cart_commands_was_ki
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
+async fn frozen_cart_commands_does_not_block_the_other() {
     let mut shop = Shop::new("frozen-commands").await;
     shop.start(&[COMMANDS]).await;
     let mut frozen = services::Service::start(COMMANDS, shop.settings(COMMANDS, "frozen.log")).unwrap();
@@ -479,7 +479,7 @@ async fn a_cart_commands_that_is_frozen_under_load_lets_the_other_go_on() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_goes_on() {
+async fn frozen_database_is_given_up_within_seconds() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
     let mut postgres = Postgres::start_on_free_port(&layout, &distribution, &layout.scratch("database-frozen").unwrap()).await.unwrap();
@@ -533,7 +533,7 @@ async fn a_database_that_is_frozen_is_given_up_in_seconds_and_worked_on_when_it_
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica_is_asked() {
+async fn min_position_reads_own_writes_on_every_replica() {
     let mut shop = Shop::new("read-your-writes").await;
     shop.start(&[COMMANDS, TRANSLATOR, PROJECTIONS]).await;
     let mut settings = shop.settings(PROJECTIONS, "other-projections.log");
@@ -623,7 +623,7 @@ async fn who_names_the_position_of_a_command_reads_what_it_did_whichever_replica
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_an_operator_says_so() {
+async fn unreadable_event_parks_its_cart_until_retried() {
     let mut shop = Shop::new("parked").await;
     shop.start(&[COMMANDS, TRANSLATOR]).await;
     let (parked, well, product) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
@@ -663,7 +663,7 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
     assert_eq!(names, BY_CART);
     assert!(listed.iter().all(|entry| entry.key == Some(parked) && entry.position.0 == event), "{listed:?}");
     let counted =
-        |line: &str| line.starts_with("projection_parked{") && line.contains(r#"projection="cart_items""#) && line.ends_with(" 1");
+        |line: &str| line.starts_with("projection_parked_keys{") && line.contains(r#"projection="cart_items""#) && line.ends_with(" 1");
     eventually("the metric says so", || async {
         let metrics = reqwest::get(format!("{}/metrics", shop.url(PROJECTIONS))).await.unwrap().text().await.unwrap();
         metrics.lines().any(counted).then_some(())
@@ -688,7 +688,7 @@ async fn an_event_that_cannot_be_read_parks_its_cart_and_is_caught_up_with_when_
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop() {
+async fn waiting_query_is_answered_at_shutdown() {
     let mut shop = Shop::new("stop-waiting").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
     let cart = Uuid::now_v7();
@@ -696,7 +696,7 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
     assert_eq!(status, 200, "{answer}");
     // The query is held before it begins to wait, so that it is in hand for sure.
     let mut lock = shop.pool.begin().await.unwrap();
-    sqlx::query("LOCK TABLE parked IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    sqlx::query("LOCK TABLE parked_key IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     let asked = tokio::spawn(reqwest::get(format!("{}/{cart}/cartitemsfromdb?min_position=1000000&timeout=30", shop.url(PROJECTIONS))));
     eventually("it is in hand", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
@@ -718,7 +718,7 @@ async fn who_waits_for_a_position_is_answered_when_the_process_is_asked_to_stop(
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn cart_items_can_be_made_anew_at_start() {
+async fn cart_items_can_be_rebuilt_at_start() {
     let mut shop = Shop::new("reset").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
     let cart = Uuid::now_v7();

@@ -36,7 +36,7 @@ async fn log(name: &str) -> (Postgres, String) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn what_was_acknowledged_is_there_after_postgres_was_killed_and_all_of_it_is_exact() {
+async fn history_is_exact_after_postgres_was_killed() {
     let (mut postgres, owner) = log("postgres-killed-under-load").await;
     let setup = Setup {
         database_url: postgres.url(COMMANDS.role, database::NAME),
@@ -80,7 +80,7 @@ impl Decision for Appends {
 /// What the primary alone has is lost with it, so nobody is told that it was done.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
-async fn where_the_synchronous_standby_is_missing_nothing_is_acknowledged_also_when_connections_are_cut() {
+async fn nothing_is_acknowledged_without_the_synchronous_standby() {
     let (mut postgres, owner) = log("standby-is-missing").await;
     let pool = database::connect(&owner).await.unwrap();
     let settings = StoreSettings { command_timeout: Duration::from_secs(3), ..StoreSettings::default() };

@@ -50,7 +50,7 @@ fn fault(document: &Path, target: &str) -> Option<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn links_lead_somewhere() {
     let documents = markdown(&root());
     assert!(documents.len() > 20, "only {} Markdown files were found", documents.len());
     let mut wrong = BTreeSet::new();
@@ -66,7 +66,7 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn anchors_are_those_of_github() {
+fn anchors_follow_github() {
     assert_eq!(anchor("## What's `new`, in 2026?").as_deref(), Some("whats-new-in-2026"));
     assert_eq!(anchor("no heading"), None);
 }

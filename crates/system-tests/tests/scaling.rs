@@ -22,6 +22,8 @@ const THROTTLE: &str = "60";
 /// Carts a second, each with an item: two events of Cart Items, and of every fifth cart a third one. One replica cannot hold that, and
 /// three can.
 const CARTS_A_SECOND: u64 = 45;
+/// Every projection has this many segments.
+const SEGMENTS: i64 = 16;
 const SHOPPERS: u64 = 5;
 
 async fn lag(url: &str) -> Value {
@@ -57,9 +59,9 @@ async fn until_shared(shop: &Shop, url: &str, replicas: i64) {
             .await
             .unwrap();
         let lag = &lag(url).await["projections"]["cart_items"];
-        let (least, most) = (8 / replicas, (8 + replicas - 1) / replicas);
+        let (least, most) = (SEGMENTS / replicas, (SEGMENTS + replicas - 1) / replicas);
         let fair = shares.len() as i64 == replicas && shares.iter().all(|share| (least..=most).contains(share));
-        (fair && lag["held"] == 8 && lag["replicas"] == replicas).then_some(())
+        (fair && lag["held"] == SEGMENTS && lag["replicas"] == replicas).then_some(())
     })
     .await;
 }
@@ -120,7 +122,7 @@ async fn assert_exact(shop: &Shop) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn under_steady_load_one_replica_falls_behind_three_catch_up_and_nothing_is_lost_or_doubled() {
+async fn three_replicas_catch_up_where_one_falls_behind() {
     let mut shop = Shop::new("scaling").await;
     shop.start(&[COMMANDS]).await;
     let mut first = replica(&shop, 1).await;
@@ -219,7 +221,7 @@ async fn shop_and_see(shop: &Shop) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_replicas_share_is_anothers_soon_after_it_comes_dies_or_freezes() {
+async fn segments_move_when_replicas_start_die_or_freeze() {
     let mut shop = Shop::new("takeover").await;
     shop.start(&[COMMANDS, PROJECTIONS]).await;
     let begun = Instant::now();
@@ -279,7 +281,7 @@ async fn a_replicas_share_is_anothers_soon_after_it_comes_dies_or_freezes() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn the_lag_of_translators_is_that_of_all_of_them_whichever_is_asked() {
+async fn translator_lag_is_that_of_all_translators() {
     let mut shop = Shop::new("translator-lag").await;
     shop.start(&[TRANSLATOR]).await;
     let mut other = Service::start(TRANSLATOR, shop.settings(TRANSLATOR, "translator-2.log")).unwrap();
@@ -315,12 +317,12 @@ async fn the_lag_of_translators_is_that_of_all_of_them_whichever_is_asked() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn what_a_paused_publisher_leaves_undone_is_told_and_done_when_it_goes_on() {
+async fn paused_publisher_resumes_its_todos() {
     const KINDS: [Kind; 2] = [COMMANDS, PUBLISHER];
     let mut shop = Shop::new("publisher-lag").await;
     shop.start(&KINDS).await;
     let url = shop.url(PUBLISHER);
-    eventually("the automation is known", || async { (lag(&url).await["projections"]["publish_cart"]["held"] == 8).then_some(()) }).await;
+    eventually("the automation is known", || async { (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(()) }).await;
     let pause = async |paused: bool| {
         sqlx::query("UPDATE projection SET paused = $1 WHERE name = 'publish_cart'").bind(paused).execute(&shop.pool).await.unwrap();
         eventually("that is told", || async { (lag(&url).await["projections"]["publish_cart"]["paused"] == paused).then_some(()) }).await;

@@ -155,7 +155,7 @@ impl Servers {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_shop_over_tls_with_passwords_certificates_scram_and_plain_tells_none_of_its_secrets() {
+async fn secured_shop_works_and_logs_no_secret() {
     let (servers, mut shop) = Servers::start("secured").await;
     for kind in ALL {
         let mut settings = servers.settings(&shop, kind);
@@ -247,7 +247,7 @@ async fn says(shop: &mut Shop, kind: Kind, words: &[&str]) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn who_is_not_let_in_says_what_to_do_and_never_the_password() {
+async fn authentication_failures_say_what_to_do() {
     let (servers, mut shop) = Servers::start("not-let-in").await;
     let role = COMMANDS.role;
     let port = servers.postgres.port();
@@ -287,7 +287,7 @@ async fn who_is_not_let_in_says_what_to_do_and_never_the_password() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn settings_that_would_not_be_safe_are_refused_at_the_start() {
+async fn unsafe_settings_are_refused_at_start() {
     let shop = Shop::new("unsafe").await;
     for (set, said) in [
         (

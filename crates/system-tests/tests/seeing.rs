@@ -49,7 +49,7 @@ impl Metrics {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn metrics_answer_what_an_operator_asks() {
+async fn metrics_cover_commands_pools_and_messages() {
     let mut shop = Shop::new("metrics").await;
     shop.start(&ALL).await;
     let (cart, product) = (Uuid::now_v7(), Uuid::now_v7());
@@ -106,7 +106,7 @@ async fn metrics_answer_what_an_operator_asks() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn metrics_tell_what_the_known_states_are_good_for_and_what_they_take() {
+async fn state_cache_metrics_count_hits_misses_and_evictions() {
     let mut shop = Shop::new("known").await;
     let mut settings = shop.settings(COMMANDS, "cart-commands.log");
     settings.environment.push(("CARTLOG_STATE_CACHE_MEGABYTES".into(), "1".into()));
@@ -241,7 +241,7 @@ fn log_of(shop: &mut Shop, kind: Kind) -> Vec<Value> {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn one_trace_leads_from_the_clients_request_to_the_published_message_and_the_log_tells_it() {
+async fn one_trace_leads_from_request_to_published_message() {
     let collector = Collector::start();
     let mut shop = Shop::new("trace").await;
     for kind in ALL {

@@ -22,13 +22,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_translator_frozen_past_its_session_while_another_works_and_then_thawed_appends_nothing_twice() {
+async fn translator_frozen_past_its_session_appends_nothing_twice() {
     frozen_and_thawed("frozen", DuringTheFreeze::ItsAppendsCommit).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_translator_frozen_whose_appends_were_given_up_and_then_thawed_appends_nothing_twice() {
+async fn frozen_translator_with_aborted_appends_appends_nothing_twice() {
     frozen_and_thawed("given_up", DuringTheFreeze::ItsAppendsAreGivenUp).await;
 }
 
@@ -85,7 +85,7 @@ async fn frozen_and_thawed(name: &str, during: DuringTheFreeze) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_translator_killed_between_kafka_and_log_again_and_again_loses_and_doubles_nothing() {
+async fn repeatedly_killed_translator_loses_and_doubles_nothing() {
     let shop = Shop::open("killed").await;
     let mut translator = shop.translator("killed");
     let mut sent = 0;
@@ -105,7 +105,7 @@ async fn a_translator_killed_between_kafka_and_log_again_and_again_loses_and_dou
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_message_is_in_the_log_within_moments_and_over_http_as_well() {
+async fn message_is_in_the_log_within_a_second() {
     let shop = Shop::open("moments").await;
     let mut translator = shop.translator("moments");
     translator.until_ready(DEADLINE).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_message_is_in_the_log_within_moments_and_over_http_as_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-async fn a_broker_that_dies_and_comes_back_is_waited_for() {
+async fn translator_waits_for_a_restarted_broker() {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
     let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("translator-broker").unwrap()).await.unwrap();

@@ -81,7 +81,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() {
+fn runbook_has_an_entry_for_every_alert_and_no_other() {
     let runbook = text("docs/operations/runbook.md");
     let entries: BTreeMap<&str, &str> = runbook
         .split("\n## ")
@@ -105,7 +105,7 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() {
 }
 
 #[test]
-fn every_alert_says_how_urgent_it_is_and_what_is_wrong() {
+fn alerts_have_severity_and_description() {
     for (name, alert) in alerts() {
         assert!(name.starts_with("Cartlog"), "{name}");
         assert!(["critical", "warning"].contains(&word(&alert["labels"], "severity")), "{name}");
@@ -145,7 +145,7 @@ fn queries_use_metrics_that_the_code_has() {
 }
 
 #[test]
-fn every_alert_is_tested_to_fire_and_to_be_silent() {
+fn alerts_are_tested_to_fire_and_to_be_silent() {
     let tests = yaml("deploy/observability/alerts.test.yaml");
     let (mut firing, mut silent) = (BTreeSet::new(), BTreeSet::new());
     for check in array(&tests["tests"]).iter().flat_map(|test| array(&test["alert_rule_test"])) {
@@ -177,7 +177,7 @@ fn kubernetes_has_the_same_alerts_and_dashboards() {
 }
 
 #[test]
-fn every_service_is_scraped_by_its_name_where_it_listens() {
+fn prometheus_scrapes_every_service_at_its_port() {
     let configuration = yaml("deploy/observability/prometheus.yml");
     for service in services::ALL {
         let jobs = array(&configuration["scrape_configs"]);
@@ -188,7 +188,7 @@ fn every_service_is_scraped_by_its_name_where_it_listens() {
 }
 
 #[test]
-fn compose_mounts_files_that_there_are_and_only_in_its_profile() {
+fn compose_mounts_existing_files_in_its_profile() {
     let compose = yaml("deploy/observability/compose.yml");
     for (name, service) in compose["services"].as_object().unwrap() {
         // Merge keys are for Compose to resolve.
@@ -205,7 +205,7 @@ fn compose_mounts_files_that_there_are_and_only_in_its_profile() {
 }
 
 #[test]
-fn the_dashboards_are_whole() {
+fn dashboards_are_complete() {
     let sources = yaml("deploy/observability/grafana/provisioning/datasources/datasources.yaml");
     assert!(array(&sources["datasources"]).iter().any(|source| source["type"] == "prometheus" && source["isDefault"] == true));
     let mut uids = BTreeSet::new();
@@ -248,7 +248,7 @@ fn the_dashboards_are_whole() {
 }
 
 #[test]
-fn the_bound_of_an_alert_is_at_the_end_of_a_line() {
+fn without_bounds_removes_comparisons_at_line_ends() {
     assert_eq!(without_bounds("sum(a > 0) > 0.5"), "sum(a > 0)\n");
     assert_eq!(without_bounds("a{b=\"c\"} == 0\nor absent(a)\n  > 1"), "a{b=\"c\"}\nor absent(a)\n \n");
 }

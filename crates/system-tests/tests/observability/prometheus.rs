@@ -212,7 +212,7 @@ async fn stir(running: &[Service], kafka: &str) {
 }
 
 #[tokio::test]
-async fn every_query_has_an_answer() {
+async fn queries_of_dashboards_and_alerts_have_an_answer() {
     let program = PathBuf::from(std::env::var_os("PROMETHEUS").expect("PROMETHEUS is the path of a Prometheus; deploy/check sets it"));
     let directory = Layout::discover().unwrap().scratch(&format!("prometheus-{}", Uuid::now_v7().simple())).unwrap();
     let (database, kafka) = (Database::create().await, kafka_bootstrap_servers());
