@@ -322,7 +322,8 @@ async fn paused_publisher_resumes_its_todos() {
     let mut shop = Shop::new("publisher-lag").await;
     shop.start(&KINDS).await;
     let url = shop.url(PUBLISHER);
-    eventually("the automation is known", || async { (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(()) }).await;
+    eventually("the automation is known", || async { (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(()) })
+        .await;
     let pause = async |paused: bool| {
         sqlx::query("UPDATE projection SET paused = $1 WHERE name = 'publish_cart'").bind(paused).execute(&shop.pool).await.unwrap();
         eventually("that is told", || async { (lag(&url).await["projections"]["publish_cart"]["paused"] == paused).then_some(()) }).await;
