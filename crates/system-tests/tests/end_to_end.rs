@@ -600,7 +600,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
     let metrics = client.get(format!("{other_one}/metrics")).send().await.unwrap().text().await.unwrap();
     let counted = |line: &str| {
         line.starts_with("query_wait_duration_seconds_count{")
-            && [r#"query="cart_items""#, r#"outcome="behind""#].iter().all(|label| line.contains(label))
+            && [r#"query="cart_items""#, r#"outcome="timed_out""#].iter().all(|label| line.contains(label))
             && line.ends_with(" 1")
     };
     assert!(metrics.lines().any(counted), "{metrics}");
