@@ -12,30 +12,30 @@ use crate::{
     output::{Output, bytes, clean, hex, moment},
 };
 
-/// So much of a key or a reason is shown in a table.
+/// The number of characters of a key or a reason in a table.
 const SHOWN: usize = 80;
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// The messages that could not be translated, and why
+    /// List messages that could not be translated, and why
     List {
-        /// Only those of this topic
+        /// Only of this topic
         #[arg(long)]
         topic: Option<String>,
-        /// Also those that were sent back
+        /// Also those that were replayed
         #[arg(long)]
         replayed: bool,
     },
-    /// One of them, whole
+    /// Show a dead letter with its value and headers
     Show {
-        /// Where it stands, as `list` shows it: topic/partition/offset
+        /// Its place, as `list` shows it: topic/partition/offset
         place: Place,
     },
-    /// Send them back to where they came from, to be translated once more
+    /// Send dead letters back to their topic, to be translated again
     Replay {
         #[command(flatten)]
         which: Which,
-        /// Of --all, only those of this topic
+        /// With --all, only those of this topic
         #[arg(long, requires = "all")]
         topic: Option<String>,
         #[command(flatten)]
@@ -46,20 +46,20 @@ pub(crate) enum Task {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Which {
-    /// Where they stand, as `list` shows it; sent back also where they were before
+    /// Their places, as `list` shows them; replayed even if they were before
     places: Vec<Place>,
-    /// All that were not sent back yet, in the order in which they were first read
+    /// All that were not replayed yet, in the order in which they were first read
     #[arg(long)]
     all: bool,
 }
 
-/// A dead letter as it is shown.
+/// A dead letter in the output.
 #[derive(Serialize)]
 struct Shown {
     place: String,
     source: Option<String>,
     reason: String,
-    /// As text; bytes that are none, as hexadecimal digits behind 0x.
+    /// As text, or as hexadecimal digits after 0x.
     key: Option<String>,
     bytes: usize,
     written_at: Option<String>,
@@ -90,7 +90,7 @@ impl Shown {
             short(&self.reason),
         ];
         if self.replayed {
-            row.push("sent back".to_owned());
+            row.push("replayed".to_owned());
         }
         row
     }
@@ -108,7 +108,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             let mut letters = letters(&kafka, topic.as_deref()).await?;
             letters.retain(|letter| replayed || !letter.replayed);
             let shown: Vec<_> = letters.iter().map(Shown::of).collect();
-            output.list(&shown, "there are none", &["place", "message", "written", "key", "bytes", "reason", ""], Shown::row)
+            output.list(&shown, "There are none", &["place", "message", "written", "key", "bytes", "reason", ""], Shown::row)
         }
         Task::Show { place } => {
             let Letter { letter, value, headers } = find(&kafka, &place).await?;
@@ -120,14 +120,14 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     }
 }
 
-/// Those of a topic, or of all.
+/// Reads the dead letters of a topic, or of all.
 async fn letters(kafka: &Operator, topic: Option<&str>) -> Result<Vec<DeadLetter>, Error> {
     let there = kafka.dead_letter_topics().await?;
     let topics = match topic.map(Operator::dead_letter_topic) {
         Some(topic) if there.contains(&topic) => vec![topic],
         Some(topic) => {
             let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-            return Err(Error::Nothing(format!("the broker has no topic {topic}; of dead letters it has {there}")));
+            return Err(Error::Nothing(format!("The broker has no topic {topic}. Its dead-letter topics are: {there}")));
         }
         None => there,
     };
@@ -139,8 +139,8 @@ async fn letters(kafka: &Operator, topic: Option<&str>) -> Result<Vec<DeadLetter
 }
 
 async fn find(kafka: &Operator, place: &Place) -> Result<Letter, Error> {
-    let none = || Error::Nothing(format!("there is no dead letter at {place}; `cartctl dead-letters list` shows those that there are"));
-    // Nothing else is to be taken for one: what is sent back is translated.
+    let none = || Error::Nothing(format!("There is no dead letter at {place}. See `cartctl dead-letters list`"));
+    // Only dead-letter topics: a replayed message is translated.
     if Operator::dead_letter_topic(&place.topic) != place.topic {
         return Err(none());
     }
@@ -154,7 +154,7 @@ fn show(shown: &Shown, value: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>
             Value::Object(fields) => fields,
             _ => Map::new(),
         };
-        // As text where it is text; else its bytes.
+        // As text if it is UTF-8, otherwise its bytes.
         let text = value.and_then(|value| std::str::from_utf8(value).ok());
         document.insert("value".to_owned(), json!(text));
         document.insert("value_bytes".to_owned(), json!(value.filter(|_| text.is_none()).map(hex)));
@@ -164,10 +164,10 @@ fn show(shown: &Shown, value: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>
     let none = || "(none)".to_owned();
     let mut lines = vec![
         format!("place:    {}", shown.place),
-        format!("message:  {}", shown.source.clone().unwrap_or_else(|| "it does not say".to_owned())),
+        format!("message:  {}", shown.source.clone().unwrap_or_else(|| "unknown".to_owned())),
         format!("reason:   {}", shown.reason),
         format!("written:  {}", shown.written_at.clone().unwrap_or_default()),
-        format!("sent back: {}", if shown.replayed { "yes" } else { "no" }),
+        format!("replayed: {}", if shown.replayed { "yes" } else { "no" }),
         format!("key:      {}", shown.key.clone().unwrap_or_else(none)),
     ];
     lines.extend(headers.iter().map(|(key, value)| format!("header:   {key}: {}", value.as_deref().map_or_else(none, bytes))));
@@ -180,27 +180,24 @@ async fn replay(kafka: &Operator, which: Which, topic: Option<&str>, confirmed: 
         let all = letters(kafka, topic).await?;
         all.into_iter().filter(|letter| !letter.replayed && letter.source.is_some()).map(|letter| letter.place).collect()
     } else {
-        // Before any is sent.
+        // All must exist before any is replayed.
         for place in &which.places {
             find(kafka, place).await?;
         }
         which.places
     };
     let Some(first) = places.first() else {
-        return Err(Error::Nothing("there is no dead letter that was not sent back yet".to_owned()));
+        return Err(Error::Nothing("There is no dead letter that was not replayed yet".to_owned()));
     };
-    let what = if let [_] = places.as_slice() { format!("{first} is") } else { format!("{} dead letters are", places.len()) };
-    confirmed.ask(
-        output,
-        &format!("{what} sent back, as new messages: what they say holds from then on, also where newer ones have come since."),
-    )?;
+    let what = if let [_] = places.as_slice() { first.to_string() } else { format!("{} dead letters", places.len()) };
+    confirmed.ask(output, &format!("This sends {what} back as new messages. They override newer messages of the same product."))?;
     for place in &places {
         let letter = find(kafka, place).await?;
         kafka.replay(&letter).await?;
         if output.json {
             output.document(&json!({ "place": place.to_string(), "sent_to": letter.letter.source.map(|source| format!("{}/{}", source.topic, source.partition)) }))?;
         } else {
-            output.text(&format!("{place} was sent back"))?;
+            output.text(&format!("Replayed {place}"))?;
         }
     }
     Ok(())

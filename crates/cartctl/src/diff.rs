@@ -13,10 +13,10 @@ use crate::{
     output::{Output, clean, table},
 };
 
-/// For how long both builds may be held still, while the segments of both come to one position.
+/// The longest time to hold both builds until their segments are at one position.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Compares the build in service with the other one.
+/// Compares the serving build with the other one.
 pub(crate) async fn diff(
     log: &EventStore<DomainEvent>,
     builds: &[Build],
@@ -26,35 +26,35 @@ pub(crate) async fn diff(
 ) -> Result<(), Error> {
     let name = serving.name.as_str();
     if serving.is_automation() {
-        return Err(Error::Refused(format!("{name} is an automation, which has one build only: there is nothing to compare it with")));
+        return Err(Error::Refused(format!("{name} is an automation. It has only one build, so there is nothing to compare")));
     }
     let Some(other) = builds.iter().find(|build| build.name == name && build.status != "serving") else {
         return Err(Error::Nothing(format!(
-            "{name} has one build only; `cartctl projections rebuild {name} --hold` makes another, to be compared before it goes into service"
+            "{name} has only one build. `cartctl projections rebuild {name} --hold` creates one that you can compare before it serves"
         )));
     };
     if serving.paused {
         return Err(Error::Refused(format!(
-            "{name} is paused, so its builds do not come to one position: `cartctl projections resume {name}` first"
+            "{name} is paused, so its builds cannot reach one position. First run `cartctl projections resume {name}`"
         )));
     }
     let alive = operations::replicas(log.pool()).await?;
     for build in [serving, other] {
         if !alive.iter().any(|replica| replica.name == name && replica.version == build.version) {
             return Err(Error::Refused(format!(
-                "no process that is alive runs version {} of {name}, so its {} build stays where it is and cannot be compared: start one",
+                "No running process has version {} of {name}, so its {} build cannot catch up. Start one",
                 build.version, build.status
             )));
         }
     }
-    // The retired one stands where it was left: it is brought up to date for this, and let go of after it.
+    // A retired build has to catch up first. It is retired again afterwards.
     let revived = other.status == "retired" && operations::revive(log.pool(), name, Switch::WhenAsked).await?;
     let compared = tokio::select! {
-        // First, for who follows the build within it would say something else.
+        // Ctrl-C first: following the build would report it differently.
         biased;
         _ = tokio::signal::ctrl_c() => {
-            operations::go_on(log.pool(), name).await?;
-            Err(Error::Interrupted("nothing was compared, and whatever stood still goes on".to_owned()))
+            operations::release_hold(log.pool(), name).await?;
+            Err(Error::Interrupted("Nothing was compared. The builds continue".to_owned()))
         }
         compared = compare(log, name, &other.build, samples, output) => compared,
     };
@@ -67,17 +67,19 @@ pub(crate) async fn diff(
 async fn compare(log: &EventStore<DomainEvent>, name: &str, other: &str, samples: i64, output: &Output) -> Result<Difference, Error> {
     if follow(log, name, other, Until::CaughtUp, output).await?.status == "serving" {
         return Err(Error::Refused(format!(
-            "the new build of {name} went into service meanwhile; ask again, and it is compared with the one that was"
+            "The new build of {name} started to serve meanwhile. Run the command again to compare it with the old one"
         )));
     }
     operations::compare(log.pool(), name, samples, PATIENCE).await.map_err(|error| match error {
         CompareError::Store(error) => error.into(),
-        CompareError::Apart(_) => Error::Refused(format!(
-            "{error}: `cartctl status` shows which are behind, and whether a process holds them; the logs of the service say why"
-        )),
-        CompareError::Going(_) => Error::Refused(format!("{error}; try again then")),
-        CompareError::NoOther => Error::Refused(format!("{error} any more: `cartctl projections list` shows what there is")),
-        CompareError::Columns(_) => Error::Refused(format!("{error}: a migration made it so, and rows of both cannot be compared")),
+        CompareError::Apart(_) => {
+            Error::Refused(format!("Cannot compare {name}: {error}. See `cartctl status` and the logs of the service"))
+        }
+        CompareError::Running(_) => Error::Refused(format!("Cannot compare {name}: {error}. Try again then")),
+        CompareError::NoOther => Error::Refused(format!("Cannot compare {name}: {error}. See `cartctl projections list`")),
+        CompareError::Columns(_) => {
+            Error::Refused(format!("Cannot compare {name}: {error}. A migration changed one of them; rebuild the read model"))
+        }
     })
 }
 
@@ -94,9 +96,8 @@ fn show(difference: &Difference, output: &Output) -> Result<(), Error> {
             let numbers = [table.rows_serving, table.rows_other, table.only_serving, table.only_other];
             [table.table.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
         });
-        let heads = ["table", "rows in service", "rows in the other", "only in service", "only in the other"];
-        let mut text =
-            format!("{name} at position {position}: {serving}, which is in service (-), and {other} (+)\n\n{}", self::table(&heads, rows));
+        let heads = ["table", "rows serving", "rows other", "only serving", "only other"];
+        let mut text = format!("{name} at position {position}: {serving}, serving (-), and {other} (+)\n\n{}", self::table(&heads, rows));
         for table in tables.iter().filter(|table| !table.samples.is_empty()) {
             text = format!("{text}\n\n{}:", table.table);
             for sample in &table.samples {
@@ -111,5 +112,5 @@ fn show(difference: &Difference, output: &Output) -> Result<(), Error> {
     }
     let differ: Vec<_> =
         tables.iter().filter(|table| table.only_serving + table.only_other > 0).map(|table| table.table.as_str()).collect();
-    Err(Error::Differs(format!("the builds of {name} differ in {}", differ.join(", "))))
+    Err(Error::Differs(format!("The builds of {name} differ in {}", differ.join(", "))))
 }

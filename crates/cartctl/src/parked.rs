@@ -1,4 +1,4 @@
-//! `cartctl parked`: what projections cannot apply.
+//! `cartctl parked`: events that projections cannot apply.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,52 +15,52 @@ use crate::{
     error::Error,
     log::Event,
     output::{Output, clean, span},
-    projections::say_if_nobody_works,
+    projections::note_if_nobody_runs,
 };
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// Keys that are parked, and segments that stand, with the event that could not be applied and why
+    /// List parked keys and blocked segments, with the event that failed and why
     List {
-        /// Only this projection's
+        /// Only of this projection
         #[arg(long)]
         projection: Option<String>,
-        /// What was skipped instead, with the reason
+        /// List skipped events instead, with the reason
         #[arg(long)]
         skipped: bool,
     },
-    /// A parked key with the events in its queue
+    /// Show a parked key with the events in its queue
     Show {
         /// The projection
         projection: String,
         /// The key
         key: Uuid,
-        /// So many events at the most
+        /// The largest number of events to show
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Apply the events of parked keys, and what queued behind them: once the cause is gone
+    /// Retry parked keys, after the cause is gone
     Retry {
         #[command(flatten)]
         which: Which,
-        /// Wait so many seconds to say what came of it
+        /// Seconds to wait for the outcome
         #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
         wait: u64,
     },
-    /// Never apply an event to a parked key, or to segments that stand; what queued behind it is applied
+    /// Skip an event of a parked key or of blocked segments for good. Later events are applied
     Skip {
         /// The projection
         projection: String,
-        /// The event, as `list` shows it
+        /// The position of the event, as `list` shows it
         #[arg(long)]
         position: i64,
-        /// The key; not given for an event that segments stand before
+        /// The parked key; omit it for blocked segments
         #[arg(long)]
         key: Option<Uuid>,
-        /// Why; it is recorded
+        /// Why; recorded
         #[arg(long)]
         reason: String,
-        /// Who decides so; recorded too
+        /// Who decides; recorded
         #[arg(long, env = "USER", hide_env_values = true, default_value = "unknown", value_name = "NAME")]
         by: String,
         #[command(flatten)]
@@ -73,10 +73,10 @@ pub(crate) struct Which {
     /// The projection
     #[arg(required_unless_present = "all")]
     projection: Option<String>,
-    /// Its parked keys that are meant
+    /// Its parked keys
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     keys: Vec<Uuid>,
-    /// All that are parked
+    /// All parked keys
     #[arg(long)]
     all: bool,
 }
@@ -86,18 +86,18 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     match task {
         Task::List { projection, skipped: false } => {
             let parked = operations::parked(log.pool(), projection.as_deref()).await?;
-            output.list(&parked, "nothing is parked", &HEADS, row)
+            output.list(&parked, "Nothing is parked", &HEADS, row)
         }
         Task::List { projection, skipped: true } => {
             let skipped = operations::skipped(log.pool(), projection.as_deref()).await?;
             let heads = ["projection", "build", "key", "event", "skipped", "by", "reason", "error"];
-            output.list(&skipped, "nothing was skipped", &heads, skipped_row)
+            output.list(&skipped, "Nothing was skipped", &heads, skipped_row)
         }
         Task::Show { projection, key, limit } => show(&log, &projection, key, limit, output).await,
         Task::Retry { which, wait } => retry(&log, &which, Duration::from_secs(wait), output).await,
         Task::Skip { projection, position, key, reason, by, confirmed } => {
             if reason.trim().is_empty() {
-                return Err(Error::Usage("--reason must say why; it is recorded".to_owned()));
+                return Err(Error::Usage("--reason must say why".to_owned()));
             }
             let skip = Skip { projection: &projection, key, position: Position(position), reason: &reason, by: &by };
             skip_one(&log, skip, &confirmed, output).await
@@ -119,12 +119,12 @@ async fn show(log: &EventStore<DomainEvent>, projection: &str, key: Uuid, limit:
             continue;
         }
         output.text(&crate::output::table(&HEADS, [row(&parked)]))?;
-        output.text("\nin its queue:")?;
+        output.text("\nqueue:")?;
         for event in &events {
             output.text(&clean(&event.line()))?;
         }
         if i64::try_from(events.len()).is_ok_and(|shown| shown < parked.queued) {
-            output.note(&format!("only the first {} of {} are shown; --limit takes more", events.len(), parked.queued));
+            output.note(&format!("Only the first {} of {} events are shown. Use --limit to show more", events.len(), parked.queued));
         }
     }
     Ok(())
@@ -142,12 +142,10 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
         output.note(&format!("{key} is not parked in {projection}"));
     }
     if asked.is_empty() {
-        return Err(Error::Nothing(
-            "no key is parked; `cartctl parked list` shows also the segments that stand, which try by themselves".to_owned(),
-        ));
+        return Err(Error::Nothing("No key is parked. Blocked segments retry by themselves; see `cartctl parked list`".to_owned()));
     }
     for name in asked.iter().map(|parked| parked.projection.as_str()).collect::<BTreeSet<_>>() {
-        say_if_nobody_works(log, name, output).await?;
+        note_if_nobody_runs(log, name, output).await?;
     }
     let of = |parked: &Parked| (parked.projection.clone(), parked.build.clone(), parked.key);
     let until = Instant::now() + wait;
@@ -164,12 +162,12 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
     if output.json {
         output.document(&json!({ "applied": applied, "still_parked": refused, "waiting": waiting }))?;
     } else if applied > 0 {
-        output.text(&format!("{applied} applied, with what had queued behind, and parked no more"))?;
+        output.text(&format!("Applied {applied} parked keys with their queues"))?;
     }
     if let Some(first) = refused.first() {
         let key = first.key.unwrap_or_default();
         return Err(Error::Refused(format!(
-            "{} still cannot be applied: {} stays parked in {} at event {}: {}",
+            "{} keys failed again. {} stays parked in {} at event {}: {}",
             refused.len(),
             key,
             first.projection,
@@ -179,7 +177,7 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
     }
     if !waiting.is_empty() && !wait.is_zero() {
         return Err(Error::Refused(format!(
-            "{} asked for, and not tried yet after {} seconds; `cartctl parked list` shows what comes of it",
+            "{} keys were not retried within {} seconds. See `cartctl parked list`",
             waiting.len(),
             wait.as_secs()
         )));
@@ -189,46 +187,44 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
 
 async fn skip_one(log: &EventStore<DomainEvent>, skip: Skip<'_>, confirmed: &Confirmed, output: &Output) -> Result<(), Error> {
     let Skip { projection, key, position, .. } = skip;
-    let stands: Vec<_> = operations::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == key).collect();
-    let is_first = stands.iter().any(|parked| parked.position == position);
+    let failing: Vec<_> = operations::parked(log.pool(), Some(projection)).await?.into_iter().filter(|parked| parked.key == key).collect();
+    let is_first = failing.iter().any(|parked| parked.position == position);
     if !is_first {
-        return Err(Error::Nothing(match (stands.first(), key) {
-            (Some(stands), Some(key)) => {
-                format!("{key} is parked in {projection} at event {}: that one can be skipped, and not {position}", stands.position)
+        return Err(Error::Nothing(match (failing.first(), key) {
+            (Some(failing), Some(key)) => {
+                format!("{key} is parked in {projection} at event {}, so that event can be skipped, not {position}", failing.position)
             }
             (None, Some(key)) => return Err(not_parked(projection, key)),
-            (Some(stands), None) => format!("segments of {projection} stand before event {}, and not before {position}", stands.position),
-            (None, None) => format!("no segment of {projection} stands; --key names a parked key, and `cartctl parked list` shows them"),
+            (Some(failing), None) => format!("Segments of {projection} are blocked before event {}, not {position}", failing.position),
+            (None, None) => format!("No segment of {projection} is blocked. --key names a parked key; see `cartctl parked list`"),
         }));
     }
-    let whom = key.map_or_else(|| "the segments that stand before it".to_owned(), |key| key.to_string());
+    let whom = key.map_or_else(|| "the blocked segments".to_owned(), |key| key.to_string());
     confirmed.ask(output, &format!("Event {position} will never be applied to {whom} in {projection}."))?;
     let builds = operations::skip(log.pool(), skip).await?;
     if builds.is_empty() {
-        return Err(Error::Nothing(format!(
-            "event {position} is not the first of the queue any more; `cartctl parked list` shows what is"
-        )));
+        return Err(Error::Nothing(format!("Event {position} is no longer the first of the queue. See `cartctl parked list`")));
     }
-    say_if_nobody_works(log, projection, output).await?;
+    note_if_nobody_runs(log, projection, output).await?;
     if output.json {
         return output.document(&json!({ "projection": projection, "key": key, "position": position, "builds": builds }));
     }
-    output.text(&format!("event {position} is skipped, and the rest is tried again; `cartctl parked list --skipped` shows what was"))
+    output.text(&format!("Skipped event {position}; later events are retried. See `cartctl parked list --skipped`"))
 }
 
 fn not_parked(projection: &str, key: Uuid) -> Error {
-    Error::Nothing(format!("{key} is not parked in {projection}; `cartctl parked list` shows what is"))
+    Error::Nothing(format!("{key} is not parked in {projection}. See `cartctl parked list`"))
 }
 
 pub(crate) const HEADS: [&str; 8] = ["parked in", "build", "key", "event", "queued", "attempts", "since", "error"];
 
 pub(crate) fn row(parked: &Parked) -> Vec<String> {
     let segments = parked.segments.as_ref().map(|segments| segments.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
-    let error = if parked.retry_asked { format!("(to be tried again) {}", parked.error) } else { parked.error.clone() };
+    let error = if parked.retry_asked { format!("(retry asked) {}", parked.error) } else { parked.error.clone() };
     vec![
         parked.projection.clone(),
         parked.build.clone(),
-        parked.key.map_or_else(|| format!("none: segments {} stand", segments.unwrap_or_default()), |key| key.to_string()),
+        parked.key.map_or_else(|| format!("none: segments {} blocked", segments.unwrap_or_default()), |key| key.to_string()),
         parked.position.to_string(),
         parked.queued.to_string(),
         parked.attempts.to_string(),

@@ -19,25 +19,25 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Show it anew, every so many seconds, until Ctrl-C
+    /// Show the status every so many seconds, until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
 }
 
-/// How everything stands.
+/// The status.
 #[derive(Serialize)]
 struct Status {
     /// The newest position in the log.
     head: Position,
-    /// Builds that are in service or being made.
+    /// Builds that serve or are being rebuilt.
     projections: Vec<Build>,
-    /// The processes that run them, and are alive.
+    /// Their living replicas.
     replicas: Vec<Replica>,
-    /// Keys that are parked, and segments that stand.
+    /// Parked keys and blocked segments.
     parked: Vec<Parked>,
     todos: Vec<TodoCounts>,
     translations: Vec<Translation>,
-    /// Those that were not sent back, by topic; null where the broker does not answer.
+    /// The dead letters that were not replayed, by topic; null if the broker does not answer.
     dead_letters: Option<Vec<DeadLetters>>,
     /// Why the broker does not answer.
     broker_error: Option<String>,
@@ -52,7 +52,7 @@ struct DeadLetters {
 pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) -> Result<(), Error> {
     let (log, kafka, mut counted) = (common.log().await?, common.kafka()?, Counted::new());
     let Some(seconds) = arguments.watch else {
-        return print(&look(&log, &kafka, &mut counted).await?, output, false);
+        return print(&read(&log, &kafka, &mut counted).await?, output, false);
     };
     let clear = std::io::stdout().is_terminal() && !output.json;
     let watching = async {
@@ -60,9 +60,9 @@ pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) 
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match look(&log, &kafka, &mut counted).await {
+            match read(&log, &kafka, &mut counted).await {
                 Ok(status) => print(&status, output, clear)?,
-                // It may be there again the next time.
+                // The database may be back at the next interval.
                 Err(Error::Store(error)) if error.is_unavailable() => output.complain(&Error::Store(error).in_one_line()),
                 Err(error) => return Err(error),
             }
@@ -74,14 +74,14 @@ pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) 
     }
 }
 
-async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Counted) -> Result<Status, Error> {
+async fn read(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Counted) -> Result<Status, Error> {
     let (head, mut builds) = operations::builds(log.pool()).await?;
     builds.retain(|build| build.status != "retired");
     let replicas = operations::replicas(log.pool()).await?;
     let parked = operations::parked(log.pool(), None).await?;
     let todos = operations::todo_counts(log.pool()).await?;
     let stored = operations::stored_offsets(log.pool()).await?;
-    let (translations, trouble) = translations::beside_the_broker(stored, kafka).await;
+    let (translations, trouble) = translations::with_broker_offsets(stored, kafka).await;
     let dead_letters = match trouble {
         Some(trouble) => Err(trouble),
         None => waiting(kafka, counted).await,
@@ -93,10 +93,10 @@ async fn look(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
     Ok(Status { head, projections: builds, replicas, parked, todos, translations, dead_letters, broker_error })
 }
 
-/// What was counted of a topic, and where it ended then.
+/// The count of a topic, and its offsets at that time.
 type Counted = BTreeMap<String, (BTreeMap<i32, (i64, i64)>, usize)>;
 
-/// Counting reads the whole topic, so it is done again only where there is more in it, or less.
+/// Counts dead letters that were not replayed. Counting reads the whole topic, so an unchanged topic is not counted again.
 async fn waiting(kafka: &Operator, counted: &mut Counted) -> Result<Vec<DeadLetters>, OperateError> {
     let mut counts = vec![];
     for topic in kafka.dead_letter_topics().await? {
@@ -115,9 +115,9 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
     if output.json {
         return output.document(status);
     }
-    let mut parts = vec![format!("the log's head is {}", status.head)];
+    let mut parts = vec![format!("The head of the log is {}", status.head)];
     if status.projections.is_empty() {
-        parts.push("no projections yet: they come with the first start of the services".to_owned());
+        parts.push("No projections yet. The services register them at their first start".to_owned());
     } else {
         parts.push(table(&projections::HEADS, status.projections.iter().map(projections::row)));
     }
@@ -137,12 +137,12 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
     }
     if let Some(topics) = &status.dead_letters {
         let rows = topics.iter().map(|topic| vec![topic.topic.clone(), topic.waiting.to_string()]);
-        parts.push(table(&["dead letters in", "not sent back"], rows));
+        parts.push(table(&["dead letters in", "not replayed"], rows));
     }
     if let Some(error) = &status.broker_error {
-        parts.push(format!("what the broker has is not known: {error}"));
+        parts.push(format!("The broker does not answer: {error}"));
     }
     let text = parts.join("\n\n");
-    // In one write, so that it does not flicker.
+    // One write, so that the screen does not flicker.
     output.text(&if clear { format!("\u{1b}[H\u{1b}[2J{text}") } else { text })
 }

@@ -1,4 +1,4 @@
-//! `cartctl todos`, and `cartctl publications`: those of the automation Publish Cart.
+//! `cartctl todos`, and `cartctl publications` for the automation Publish Cart.
 
 use clap::{Args, Subcommand, ValueEnum};
 use operations::TodoEntry;
@@ -15,15 +15,15 @@ const PUBLISH_CART: &str = "publish_cart";
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// To-dos, in the order of the events that asked for them
+    /// List to-dos in the order of their events
     List {
-        /// Only this automation's
+        /// Only of this automation
         #[arg(long)]
         automation: Option<String>,
         #[command(flatten)]
         listing: Listing,
     },
-    /// Open failed to-dos again, as if they had never been tried
+    /// Reopen failed to-dos as if they were new
     Retry {
         /// The automation
         automation: String,
@@ -34,12 +34,12 @@ pub(crate) enum Task {
 
 #[derive(Subcommand)]
 pub(crate) enum Publications {
-    /// Carts whose publication failed, or those of another status
+    /// List carts whose publication failed, or has another status
     List {
         #[command(flatten)]
         listing: Listing,
     },
-    /// Publish carts whose publication failed
+    /// Publish carts again whose publication failed
     Retry {
         #[command(flatten)]
         which: Which,
@@ -48,10 +48,10 @@ pub(crate) enum Publications {
 
 #[derive(Args)]
 pub(crate) struct Listing {
-    /// Of which status
+    /// The status
     #[arg(long, value_enum, default_value_t = Status::Failed)]
     status: Status,
-    /// So many at the most
+    /// The largest number to list
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=100_000))]
     limit: i64,
 }
@@ -78,9 +78,9 @@ impl Status {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Which {
-    /// The keys of those that are meant, as `list` shows them; a publication's is its cart
+    /// Their keys, as `list` shows them; the key of a publication is its cart
     keys: Vec<String>,
-    /// All that failed
+    /// All failed ones
     #[arg(long)]
     all: bool,
 }
@@ -103,10 +103,10 @@ async fn list(automation: Option<&str>, listing: &Listing, common: &Common, outp
     let log = common.log().await?;
     let todos = operations::todos(log.pool(), automation, listing.status.stored(), listing.limit).await?;
     if usize::try_from(listing.limit).is_ok_and(|limit| todos.len() == limit) {
-        output.note(&format!("no more than {} are shown; --limit takes more", listing.limit));
+        output.note(&format!("Only {} are shown. Use --limit to show more", listing.limit));
     }
-    let heads = ["automation", "key", "event", "status", "attempts", "asked for", "last error"];
-    output.list(&todos, "there are none", &heads, |todo: &TodoEntry| {
+    let heads = ["automation", "key", "event", "status", "attempts", "created", "last error"];
+    output.list(&todos, "There are none", &heads, |todo: &TodoEntry| {
         vec![
             todo.automation.clone(),
             todo.key.clone(),
@@ -127,17 +127,14 @@ async fn retry(automation: &str, which: &Which, common: &Common, output: &Output
     if output.json {
         output.document(&json!({ "automation": automation, "retried": retried, "not_failed": not_failed }))?;
     } else if !retried.is_empty() {
-        output
-            .text(&format!("{} of {automation} opened again; the service that does them takes them up within a second", retried.len()))?;
+        output.text(&format!("Reopened {} to-dos of {automation}. The service attempts them within a second", retried.len()))?;
     }
     if let Some(key) = not_failed.first() {
         let others = if not_failed.len() > 1 { format!(", nor {} others", not_failed.len() - 1) } else { String::new() };
-        return Err(Error::Nothing(format!(
-            "{key} is no failed to-do of {automation}{others}; `cartctl todos list` shows those that failed"
-        )));
+        return Err(Error::Nothing(format!("{key} is no failed to-do of {automation}{others}. See `cartctl todos list`")));
     }
     if retried.is_empty() {
-        return Err(Error::Nothing(format!("no to-do of {automation} has failed")));
+        return Err(Error::Nothing(format!("No to-do of {automation} has failed")));
     }
     Ok(())
 }

@@ -17,9 +17,9 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// The stored offset of each partition that was translated, beside what the broker has
+    /// Show the stored offset of each partition, and the offsets of the broker
     Show,
-    /// Set the stored offset of a partition: from there it is translated, also what was translated before
+    /// Set the stored offset of a partition. Messages from there on are translated, also those that were translated before
     Seek {
         /// The topic
         topic: String,
@@ -27,7 +27,7 @@ pub(crate) enum Task {
         partition: i32,
         #[command(flatten)]
         to: To,
-        /// The consumer group, as `show` names it; needed where there are several for the partition
+        /// The consumer group, as `show` shows it; needed if several groups read the partition
         #[arg(long)]
         group: Option<String>,
         #[command(flatten)]
@@ -41,23 +41,23 @@ pub(crate) struct To {
     /// The offset of the next message to translate
     #[arg(long = "to", value_name = "OFFSET", value_parser = clap::value_parser!(i64).range(0..))]
     offset: Option<i64>,
-    /// The first message that the broker has
+    /// The first message of the broker
     #[arg(long)]
     beginning: bool,
-    /// After the last message that the broker has
+    /// After the last message of the broker
     #[arg(long)]
     end: bool,
 }
 
-/// A stored offset beside what the broker has.
+/// A stored offset, and the offsets of the broker.
 #[derive(Serialize)]
 pub(crate) struct Translation {
     #[serde(flatten)]
     pub(crate) stored: StoredOffset,
-    /// The partition's first offset, and the one after its last; null where the broker does not say.
+    /// The partition's first offset, and the one after its last; null if the broker does not answer.
     pub(crate) begins_at: Option<i64>,
     pub(crate) ends_at: Option<i64>,
-    /// Messages that are yet to be translated.
+    /// The number of messages that are not yet translated.
     pub(crate) lag: Option<i64>,
 }
 
@@ -70,9 +70,9 @@ impl Translation {
 
     pub(crate) fn row(&self) -> Vec<String> {
         let or_unknown = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
-        let stands = match (self.begins_at, self.ends_at) {
-            (Some(low), _) if self.stored.next_offset < low => "before the beginning: stopped",
-            (_, Some(high)) if self.stored.next_offset > high => "behind the end: stopped",
+        let problem = match (self.begins_at, self.ends_at) {
+            (Some(low), _) if self.stored.next_offset < low => "before the beginning: blocked",
+            (_, Some(high)) if self.stored.next_offset > high => "after the end: blocked",
             _ => "",
         };
         vec![
@@ -84,7 +84,7 @@ impl Translation {
             or_unknown(self.ends_at),
             or_unknown(self.lag),
             format!("{} ago", span(self.stored.age_seconds)),
-            stands.to_owned(),
+            problem.to_owned(),
         ]
     }
 }
@@ -93,8 +93,8 @@ pub(crate) const HEADS: [&str; 9] = ["group", "topic", "partition", "next", "beg
 
 type Ends = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
 
-/// Stored offsets beside what the broker has, as far as it answers.
-pub(crate) async fn beside_the_broker(stored: Vec<StoredOffset>, kafka: &Operator) -> (Vec<Translation>, Option<OperateError>) {
+/// Adds the offsets of the broker to stored offsets, as far as the broker answers.
+pub(crate) async fn with_broker_offsets(stored: Vec<StoredOffset>, kafka: &Operator) -> (Vec<Translation>, Option<OperateError>) {
     let (mut ends, mut trouble) = (Ends::new(), None);
     for topic in stored.iter().map(|stored| &stored.topic) {
         if trouble.is_none() && !ends.contains_key(topic) {
@@ -112,11 +112,11 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     let stored = operations::stored_offsets(log.pool()).await?;
     match task {
         Task::Show => {
-            let (translations, trouble) = beside_the_broker(stored, &kafka).await;
+            let (translations, trouble) = with_broker_offsets(stored, &kafka).await;
             if let Some(trouble) = trouble {
-                output.note(&format!("what the broker has is not known: {}", Error::from(trouble).in_one_line()));
+                output.note(&format!("The broker does not answer: {}", Error::from(trouble).in_one_line()));
             }
-            output.list(&translations, "nothing was translated yet", &HEADS, Translation::row)
+            output.list(&translations, "Nothing was translated yet", &HEADS, Translation::row)
         }
         Task::Seek { topic, partition, to, group, confirmed } => {
             let matching: Vec<_> = stored
@@ -128,30 +128,30 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                 [] => {
                     let of = group.map(|group| format!(" by the group {group}")).unwrap_or_default();
                     return Err(Error::Nothing(format!(
-                        "{topic}/{partition} was never translated{of}, so it is read from its beginning; `cartctl translations show` lists what was"
+                        "{topic}/{partition} was never translated{of}, so it is read from its beginning. See `cartctl translations show`"
                     )));
                 }
                 several => {
                     let groups: Vec<_> = several.iter().map(|one| one.group.as_str()).collect();
                     return Err(Error::Usage(format!(
-                        "several groups translate {topic}/{partition}: say which with --group ({})",
+                        "Several groups translate {topic}/{partition}. Choose one with --group ({})",
                         groups.join(", ")
                     )));
                 }
             };
             let Some((low, high)) = kafka.ends(&topic).await?.get(&partition).copied() else {
-                return Err(Error::Nothing(format!("the broker has no partition {topic}/{partition}")));
+                return Err(Error::Nothing(format!("The broker has no partition {topic}/{partition}")));
             };
             let offset = to.offset.unwrap_or(if to.beginning { low } else { high });
             if offset < low || offset > high {
                 return Err(Error::Refused(format!(
-                    "{topic}/{partition} begins at {low} and ends at {high}; a stored offset outside of that stops its translation"
+                    "{topic}/{partition} begins at {low} and ends at {high}. A stored offset outside of that would block its translation"
                 )));
             }
             confirmed.ask(output, &consequence(found, offset))?;
             let source = SourcePartition { consumer: &found.group, topic: &topic, partition };
             let Some(before) = operations::seek(log.pool(), source, offset).await? else {
-                return Err(Error::Nothing(format!("{topic}/{partition} has no stored offset any more")));
+                return Err(Error::Nothing(format!("{topic}/{partition} no longer has a stored offset")));
             };
             if output.json {
                 return output.document(
@@ -159,8 +159,8 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                 );
             }
             output.text(&format!(
-                "the next message of {topic}/{partition} to translate is now {offset}, and was {before}. A translator that is at work finds out \
-                 with the partition's next message, or when it is started anew"
+                "Set the stored offset of {topic}/{partition} from {before} to {offset}. A running translator picks it up with the partition's \
+                 next message, or at its next start"
             ))
         }
     }
@@ -169,12 +169,12 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
 fn consequence(found: &StoredOffset, offset: i64) -> String {
     let StoredOffset { topic, partition, next_offset, .. } = found;
     match offset - next_offset {
-        0 => format!("{topic}/{partition} stands at {offset} already."),
+        0 => format!("The stored offset of {topic}/{partition} is {offset} already."),
         back if back < 0 => format!(
-            "{topic}/{partition} is set back from {next_offset} to {offset}: up to {} messages are translated once more, each into another event, \
-             and what they say holds from then on.",
+            "This sets {topic}/{partition} back from {next_offset} to {offset}. Up to {} messages are translated again, each into another \
+             event that overrides later ones.",
             -back
         ),
-        forth => format!("{topic}/{partition} is set from {next_offset} to {offset}: up to {forth} messages are never translated."),
+        forth => format!("This sets {topic}/{partition} from {next_offset} to {offset}. Up to {forth} messages are never translated."),
     }
 }

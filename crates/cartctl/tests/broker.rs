@@ -167,9 +167,9 @@ async fn unknown_dead_letter_is_reported() {
     let letters = shop.letters();
     shop.run(&["dead-letters", "show", &format!("{letters}/0/0")]).failed(3, "dead-letters list");
     shop.run(&["dead-letters", "replay", &format!("{letters}/9/0"), "--yes"]).failed(3, "dead-letters list");
-    shop.run(&["dead-letters", "replay", &format!("{}/0/0", shop.topic), "--yes"]).failed(3, "there is no dead letter");
-    shop.run(&["dead-letters", "replay", "--all", "--topic", &shop.topic, "--yes"]).failed(3, "not sent back yet");
-    shop.run(&["dead-letters", "list", "--topic", "nobodys"]).failed(3, "the broker has no topic nobodys.dead-letters");
+    shop.run(&["dead-letters", "replay", &format!("{}/0/0", shop.topic), "--yes"]).failed(3, "There is no dead letter");
+    shop.run(&["dead-letters", "replay", "--all", "--topic", &shop.topic, "--yes"]).failed(3, "not replayed yet");
+    shop.run(&["dead-letters", "list", "--topic", "nobodys"]).failed(3, "The broker has no topic nobodys.dead-letters");
     shop.run(&["dead-letters", "show", "nobodys"]).failed(2, "topic/partition/offset");
 }
 
@@ -191,8 +191,8 @@ async fn seek_stays_within_the_partition() {
     }
 
     let seek = |arguments: &[&str]| shop.run(&[&["translations", "seek", &shop.topic], arguments, &["--json"]].concat());
-    seek(&["0", "--to", "1"]).failed(4, "up to 2 messages are translated once more");
-    seek(&["0", "--end"]).failed(4, "up to 1 messages are never translated");
+    seek(&["0", "--to", "1"]).failed(4, "Up to 2 messages are translated again");
+    seek(&["0", "--end"]).failed(4, "Up to 1 messages are never translated");
     seek(&["0", "--to", "5", "--yes"]).failed(1, "ends at 4");
     seek(&["1", "--to", "0", "--yes"]).failed(3, "was never translated");
     seek(&["0", "--to", "0", "--group", "nobodys", "--yes"]).failed(3, "nobodys");

@@ -116,7 +116,7 @@ async fn status_works_without_a_broker() {
 
     let text = over(&log.database, &["status"]);
     assert_eq!(text.code, Some(0), "{text:?}");
-    for word in ["the log's head is 5", "inventories", "publish_cart", "history", "KAFKA_BOOTSTRAP_SERVERS"] {
+    for word in ["The head of the log is 5", "inventories", "publish_cart", "history", "KAFKA_BOOTSTRAP_SERVERS"] {
         assert!(text.stdout.contains(word), "{word}: {}", text.stdout);
     }
 }
@@ -200,7 +200,7 @@ async fn rebuild_with_hold_switches_when_asked() {
     let log = shop(&Shopping::new()).await;
     let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--detach", "--json"]);
     assert_eq!(came.document(), json!({ "name": "inventories", "started": true }));
-    assert!(came.stderr.contains("no process runs inventories"), "{came:?}");
+    assert!(came.stderr.contains("No process runs inventories"), "{came:?}");
     let again = over(&log.database, &["projections", "rebuild", "inventories", "--detach", "--json"]);
     assert_eq!(again.document()["started"], false);
     assert!(again.stderr.contains("cartctl projections switch inventories"), "as it was begun: {again:?}");
@@ -234,7 +234,9 @@ async fn rebuild_is_followed_until_it_serves_or_has_caught_up() {
     assert_eq!(builds(&log, "inventories")["serving"]["build"], "projection_b");
 
     // Another takes the place of the retired one.
-    beside(&log, &["projections", "rebuild", "inventories"]).await.failed(4, "(projection_a, version 1) is emptied for the new one");
+    beside(&log, &["projections", "rebuild", "inventories"])
+        .await
+        .failed(4, "The rebuild empties the retired build of inventories (projection_a, version 1)");
     assert!(builds(&log, "inventories").contains_key("retired"));
     let held = beside(&log, &["projections", "rebuild", "inventories", "--hold", "--yes"]).await;
     assert_eq!(held.code, Some(0), "{held:?}");
@@ -268,8 +270,8 @@ async fn interrupted_rebuild_continues_until_dropped() {
     let dropped = over(&log.database, &["projections", "drop", "inventories", "--yes", "--json"]).document();
     assert_eq!(dropped, json!({ "name": "inventories", "dropped": "projection_b", "version": 1, "status": "building" }));
     assert_eq!(builds(&log, "inventories").into_keys().collect::<Vec<_>>(), ["serving"]);
-    over(&log.database, &["projections", "drop", "inventories", "--yes"]).failed(3, "is in service and stays");
-    over(&log.database, &["projections", "drop", "publish_cart", "--yes"]).failed(3, "is in service and stays");
+    over(&log.database, &["projections", "drop", "inventories", "--yes"]).failed(3, "which serves and stays");
+    over(&log.database, &["projections", "drop", "publish_cart", "--yes"]).failed(3, "which serves and stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,7 +304,7 @@ async fn diff_compares_rows_also_of_a_retired_build() {
         json!({ "serving": true, "times": 1, "row": { "product_id": product, "inventory": 1, "position": 4 } })
     );
     let shown = beside(&log, &["projections", "diff", "inventories", "--samples", "1"]).await;
-    shown.failed(5, "the builds of inventories differ in inventories");
+    shown.failed(5, "The builds of inventories differ in inventories");
     assert!(shown.stdout.contains("- {\"product_id\"") && !shown.stdout.contains("+ {"), "{shown:?}");
 
     // Switched, and what was in service is brought up to date, compared, and let go of again.
@@ -321,8 +323,8 @@ async fn diff_compares_rows_also_of_a_retired_build() {
     eventually("the old one is in service", || async { (builds(&log, "inventories")["serving"]["build"] == "projection_a").then_some(()) })
         .await;
     process.stop().await;
-    diff().await.failed(1, "no process that is alive runs version 1 of inventories");
-    over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(1, "start the release");
+    diff().await.failed(1, "No running process has version 1 of inventories");
+    over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(1, "Start the release");
     over(&log.database, &["projections", "drop", "inventories", "--yes"]).failed(0, "");
     over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(3, "no retired build");
 }
@@ -340,7 +342,7 @@ async fn pause_and_resume_a_projection() {
     over(&log.database, &["projections", "rebuild", "inventories"]).failed(1, "cartctl projections resume inventories");
     assert_eq!(pause("resume", "inventories"), json!({ "name": "inventories", "paused": false, "changed": true }));
     assert_eq!(builds(&log, "inventories")["serving"]["paused"], false);
-    over(&log.database, &["projections", "pause", "inventory"]).failed(3, "there are inventories, publish_cart");
+    over(&log.database, &["projections", "pause", "inventory"]).failed(3, "There are inventories, publish_cart");
 }
 
 #[tokio::test]
@@ -348,7 +350,7 @@ async fn pause_and_resume_a_projection() {
 async fn unknown_projection_lists_the_known_ones() {
     let log = shop(&Shopping::new()).await;
     for task in ["rebuild", "switch", "diff", "drop", "resume"] {
-        over(&log.database, &["projections", task, "inventory"]).failed(3, "there are inventories, publish_cart");
+        over(&log.database, &["projections", task, "inventory"]).failed(3, "There are inventories, publish_cart");
     }
     over(&log.database, &["projections", "rebuild", "publish_cart"]).failed(1, "is an automation");
 }
@@ -364,7 +366,7 @@ async fn publications_are_listed_and_retried() {
     log.project(Publish, Settings::default()).await;
     let [first, second] = carts.map(|cart| cart.cart_id.to_string());
     assert!(over(&log.database, &["publications", "list", "--json"]).documents(0).is_empty());
-    over(&log.database, &["publications", "retry", "--all"]).failed(3, "no to-do of publish_cart has failed");
+    over(&log.database, &["publications", "retry", "--all"]).failed(3, "No to-do of publish_cart has failed");
     over(&log.database, &["publications", "retry", &first]).failed(3, &first);
 
     fail_todos(log.store.pool()).await;

@@ -74,8 +74,8 @@ async fn parked_keys_are_listed_shown_and_retried() {
     let [first, second, well] = std::array::from_fn(|_| Shopping::new());
     log.append([first.added(0), second.added(0), well.added(0), first.price_changed(0), first.removed(0)]).await;
     model.0.lock().unwrap().extend([1, 2]);
-    assert_eq!(over(&log.database, &["parked", "list"]).stderr, "nothing is parked\n");
-    over(&log.database, &["parked", "retry", "--all"]).failed(3, "no key is parked");
+    assert_eq!(over(&log.database, &["parked", "list"]).stderr, "Nothing is parked\n");
+    over(&log.database, &["parked", "retry", "--all"]).failed(3, "No key is parked");
     let running = Running::start(&log, &model);
     let parked = listed(&log, 2).await;
     let of = |cart: &Shopping| parked.iter().find(|parked| parked["key"] == json!(cart.cart_id)).unwrap();
@@ -100,7 +100,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
     assert_eq!(queue, [(&json!(1), &json!("ItemAdded")), (&json!(4), &json!("PriceChanged")), (&json!(5), &json!("ItemRemoved"))]);
     let text = over(&log.database, &["parked", "show", "inventories", &one, "--limit", "2"]);
     assert!(text.stdout.contains("PriceChanged  new_price=") && !text.stdout.contains("ItemRemoved"), "{text:?}");
-    assert!(text.stderr.contains("only the first 2 of 3"), "{text:?}");
+    assert!(text.stderr.contains("Only the first 2 of 3"), "{text:?}");
     over(&log.database, &["parked", "show", "inventories", &well.cart_id.to_string()]).failed(3, "is not parked in inventories");
 
     let status = over(&log.database, &["status", "--json"]).document();
@@ -116,7 +116,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
     over(&log.database, &["parked", "retry", "inventories", &one]).failed(3, "is not parked in inventories");
     model.0.lock().unwrap().clear();
     let came = over(&log.database, &["parked", "retry", "inventories", &one, &two]);
-    assert!(came.code == Some(0) && came.stdout.contains("1 applied") && came.stderr.contains(&one), "{came:?}");
+    assert!(came.code == Some(0) && came.stdout.contains("Applied 1 parked keys") && came.stderr.contains(&one), "{came:?}");
     assert!(over(&log.database, &["parked", "list", "--json"]).documents(0).is_empty());
     running.stop().await;
 }
@@ -133,7 +133,7 @@ async fn skip_needs_a_reason_and_a_confirmation() {
     let skip = |more: &[&str]| over(&log.database, &[&["parked", "skip", "inventories", "--by", "ada"], more].concat());
     skip(&["--key", &key, "--position", "1"]).failed(2, "--reason");
     skip(&["--key", &key, "--position", "1", "--reason", " "]).failed(2, "must say why");
-    skip(&["--key", &key, "--position", "2", "--reason", "a test order"]).failed(3, "at event 1: that one can be skipped");
+    skip(&["--key", &key, "--position", "2", "--reason", "a test order"]).failed(3, "at event 1, so that event can be skipped");
     skip(&["--position", "1", "--reason", "a test order"]).failed(3, "--key names a parked key");
     skip(&["--key", &key, "--position", "1", "--reason", "a test order"]).failed(4, "--yes");
     assert!(over(&log.database, &["parked", "list", "--skipped", "--json"]).documents(0).is_empty());
@@ -157,9 +157,9 @@ async fn skip_needs_a_reason_and_a_confirmation() {
     .await;
     assert_eq!((&stands["key"], &stands["position"]), (&Value::Null, &json!(3)));
     let table = over(&log.database, &["projections", "list"]).stdout;
-    assert!(table.contains("0, 16 of 16 segments stand"), "{table}");
+    assert!(table.contains("0, 16 of 16 segments blocked"), "{table}");
     assert!(over(&log.database, &["status"]).stdout.contains("none: segments 0, 1, 2"));
-    over(&log.database, &["parked", "retry", "--all"]).failed(3, "which try by themselves");
+    over(&log.database, &["parked", "retry", "--all"]).failed(3, "Blocked segments retry by themselves");
     assert_eq!(skip(&["--position", "3", "--reason", "a test price", "--yes"]).code, Some(0));
     listed(&log, 0).await;
     assert_eq!(operations::skipped(log.store.pool(), None).await.unwrap().len(), 2);
@@ -180,8 +180,8 @@ async fn retry_without_a_replica_is_reported() {
     assert!(held_back.code == Some(0) && held_back.stderr.contains("--force"), "{held_back:?}");
     running.stop().await;
     let came = over(&log.database, &["parked", "retry", "inventories", &cart.cart_id.to_string(), "--wait", "1"]);
-    came.failed(1, "not tried yet after 1 seconds");
-    assert!(came.stderr.contains("no process runs inventories"), "{came:?}");
+    came.failed(1, "not retried within 1 seconds");
+    assert!(came.stderr.contains("No process runs inventories"), "{came:?}");
     assert_eq!(over(&log.database, &["parked", "retry", "--all", "--wait", "0"]).code, Some(0));
 
     let running = Running::start(&log, &model);

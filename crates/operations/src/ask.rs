@@ -1,4 +1,4 @@
-//! One statement on a connection of its own.
+//! Runs a statement on its own connection.
 
 use event_store::{
     StoreError,
@@ -6,7 +6,7 @@ use event_store::{
 };
 use sqlx::{PgConnection, PgPool};
 
-/// The answer of one statement, on a connection of its own and in time.
+/// Runs a statement on its own connection, with the usual timeout.
 pub(crate) async fn ask<T>(
     pool: &PgPool,
     statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,

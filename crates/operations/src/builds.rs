@@ -1,7 +1,6 @@
-//! What an operator does to the builds of a projection, while the replicas that run it are at work or not: lets it rest, compares two
-//! builds, takes a retired one into hand again, gives one up.
+//! Pauses, revives, drops and compares builds of a projection, whether replicas run it or not.
 //!
-//! All of it is asked for in the table `projection`, which the replicas look at with every heartbeat.
+//! Replicas read these requests from the table `projection` with every heartbeat.
 
 use std::time::Duration;
 
@@ -15,21 +14,21 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 
-/// Lets a projection rest, or go on, with all its builds. While it rests, the replicas keep its segments and apply nothing; an automation
-/// does none of its to-dos either. What is in hand is finished. Answers whether that is news.
+/// Pauses or resumes all builds of a projection. While paused, its replicas keep their segments and apply nothing, and an automation attempts
+/// no to-do. A batch or attempt in progress is finished. Returns whether this changed anything.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// The database failed, or a migration is missing.
 pub async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<bool, StoreError> {
     let changed = sqlx::query!("UPDATE projection SET paused = $2 WHERE name = $1 AND paused <> $2", name, paused).execute(pool).await?;
     Ok(changed.rows_affected() > 0)
 }
 
-/// Takes the retired build of a projection into hand again, from where it was left: the replicas of its version bring it up to date, and it
-/// goes into service as a new one does. Answers whether there is one.
+/// Revives the retired build of a projection: the replicas of its version let it catch up from its last position, and then it may serve like a
+/// new build. Returns whether there is a retired build.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// The database failed, or a migration is missing.
 pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, StoreError> {
     let revived = sqlx::query!(
         "UPDATE projection SET status = 'building', switch_when_ready = $2, started_at = clock_timestamp()
@@ -42,10 +41,10 @@ pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, S
     Ok(revived.rows_affected() > 0)
 }
 
-/// Lets go of a build that was revived and is not to go into service.
+/// Retires a revived build that shall not serve.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
+/// The database failed, or a migration is missing.
 pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE projection SET status = 'retired' WHERE name = $1 AND build = $2 AND status = 'building' AND NOT switch_when_ready",
@@ -57,18 +56,17 @@ pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreE
     Ok(())
 }
 
-/// Gives up a build of a projection that is not in service: its rows and all that is known of it. Whoever is at work on it is fenced off.
-/// Answers whether there was one.
+/// Drops a build that does not serve, with its rows. Its replicas lose their segments. Returns whether there was such a build.
 ///
 /// # Errors
-/// Where the database is away, or the migrations are missing; where somebody reads its tables for longer than this session may wait.
+/// The database failed, a migration is missing, or a query reads the tables for longer than this session may wait.
 pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    // Its checkpoints first, as a batch has them: who took the build first would wait for a batch that waits for the build.
+    // The checkpoints first, in the order of a batch. The other order could deadlock with a batch.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
         .fetch_all(&mut *transaction)
         .await?;
-    // With its checkpoints, for which this has waited until the batch in hand was written: nobody writes a row after that.
+    // Deletes the checkpoints too. A batch in progress has ended, and none can write a row after this.
     let dropped = sqlx::query_scalar!(
         "DELETE FROM projection WHERE name = $1 AND build = $2 AND status <> 'serving' AND build <> 'automation' RETURNING tables",
         name,
@@ -77,7 +75,7 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
-    // Whoever began to read it while it was in service reads to the end.
+    // Queries that began while this build served finish first.
     sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, build)
         .fetch_one(&mut *transaction)
         .await?;
@@ -88,72 +86,72 @@ pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, 
     Ok(true)
 }
 
-/// Two builds of a projection, compared at one position of the log.
+/// The differences between two builds of a projection at one position of the log.
 #[derive(Debug, Serialize)]
 pub struct Difference {
     /// The projection.
     pub name: String,
-    /// The position that every segment of both stood at.
+    /// The position of every segment of both.
     pub position: Position,
-    /// The build in service.
+    /// The serving build.
     pub serving: String,
-    /// The other one.
+    /// The other build.
     pub other: String,
-    /// Each of their tables.
+    /// The differences by table.
     pub tables: Vec<TableDifference>,
 }
 
 impl Difference {
-    /// Whether both hold the same.
+    /// Returns whether both builds are equal.
     pub fn is_none(&self) -> bool {
         self.tables.iter().all(|table| table.only_serving == 0 && table.only_other == 0)
     }
 }
 
-/// A table of two builds.
+/// The differences of a table.
 #[derive(Debug, Serialize)]
 pub struct TableDifference {
-    /// Its name, without schema.
+    /// The name, without schema.
     pub table: String,
-    /// How many rows it has in the build in service, and in the other one.
+    /// The number of rows in the serving build.
     pub rows_serving: i64,
-    /// See above.
+    /// The number of rows in the other build.
     pub rows_other: i64,
-    /// How many of them only the one in service has, and how many only the other one: a row that changed is counted in both.
+    /// The rows that only the serving build has. A changed row counts here and in `only_other`.
     pub only_serving: i64,
-    /// See above.
+    /// The rows that only the other build has.
     pub only_other: i64,
-    /// Some of those, in the order of their columns, so that the two of a row that changed stand beside each other.
+    /// Some of these rows, ordered by their columns, so that both forms of a changed row are next to each other.
     pub samples: Vec<Row>,
 }
 
-/// A row that only one of two builds has.
+/// A row that only one build has.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Whether it is the one in service.
+    /// Whether it is the serving build.
     pub serving: bool,
-    /// How many times it has the row more often than the other.
+    /// How many times more often it has the row than the other build.
     pub times: i64,
-    /// The row, whole.
+    /// The row.
     pub row: Box<RawValue>,
 }
 
-/// Why two builds could not be compared.
+/// Why two builds were not compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    /// There are not two builds that are worked on.
-    #[error("there is no other build of it that is worked on")]
+    /// The projection has no second build that replicas run.
+    #[error("the projection has no second build that replicas run")]
     NoOther,
-    /// Another comparison holds them still.
-    #[error("another comparison of it is going on; it ends within {0:.0} seconds")]
-    Going(f64),
-    /// They did not come to one position in time.
-    #[error("the segments of its builds did not come to one position within {0:.0} seconds")]
+    /// Another comparison holds the builds.
+    #[error("another comparison runs, and ends within {0:.0} seconds")]
+    Running(f64),
+    /// The segments did not reach one position in time.
+    #[error("the segments of both builds did not reach one position within {0:.0} seconds")]
     Apart(f64),
-    /// The columns of a table are not the same in both.
-    #[error("the table {0} has other columns in one build than in the other")]
+    /// A table has different columns in both builds.
+    #[error("the table {0} has different columns in both builds")]
     Columns(String),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -164,28 +162,27 @@ impl From<sqlx::Error> for CompareError {
     }
 }
 
-/// How often it is looked whether all segments stand at one position.
-const LOOK: Duration = Duration::from_millis(50);
-/// The time that a table takes to be compared at the most.
+/// The pause between two polls of the segments' positions.
+const POLL: Duration = Duration::from_millis(50);
+/// The longest time to compare a table.
 const TABLE_SECONDS: u64 = 3_600;
 
-/// Compares the build of a projection that is in service with the one that is being made, row by row, at one position of the log, with so
-/// many samples of each table.
+/// Compares the serving build of a projection with the other one, row by row, at one position of the log. Returns up to `samples` differing rows
+/// per table.
 ///
-/// The replicas are asked to go no further than the furthest of the segments, until the others stand there too: for as long as `patience` at
-/// the most, by the database's clock, whatever becomes of who asked. As soon as they do, one snapshot is taken of all tables, and
-/// everything goes on while that is compared. That all stand at one position is read in the same snapshot, so nothing depends on who kept
-/// to it.
+/// The replicas hold both builds at the position of the furthest segment until all segments are there, for `patience` at most by the
+/// database's clock. Then one snapshot of all tables is taken, and the builds continue while it is compared. The same snapshot proves that
+/// all segments are at one position, so a replica that ignores the hold does no harm.
 ///
 /// # Errors
-/// Where that cannot be brought about, or the database is away.
+/// The builds cannot be held at one position, or the database failed.
 pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration) -> Result<Difference, CompareError> {
-    stop(pool, name, patience).await?;
-    let compared = together(pool, name, patience).await;
-    // Also where it failed; and where this fails too, time does it.
-    let going_on = go_on(pool, name).await;
+    hold(pool, name, patience).await?;
+    let compared = wait_for_snapshot(pool, name, patience).await;
+    // Also after an error. If the release fails too, the hold expires.
+    let released = release_hold(pool, name).await;
     let Snapshot { mut connection, position, serving, other, tables } = compared?;
-    going_on?;
+    released?;
     let mut differences = vec![];
     for table in tables {
         differences.push(differ(&mut connection, &serving, &other, table, samples).await?);
@@ -195,40 +192,40 @@ pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration
     Ok(Difference { name: name.to_owned(), position, serving, other, tables: differences })
 }
 
-/// Asks both builds to go no further than the furthest of their segments.
-async fn stop(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
-    let going = sqlx::query!(
+/// Holds both builds at the position of the furthest segment.
+async fn hold(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
+    let hold = sqlx::query!(
         r#"WITH builds AS (
                SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
-           ), going AS (
+           ), running AS (
                SELECT extract(epoch FROM max(hold_until) - clock_timestamp())::float8 AS seconds FROM builds
                WHERE hold_until > clock_timestamp()
-           ), stopped AS (
+           ), held AS (
                UPDATE projection p
                SET hold_at = (SELECT max(c.position) FROM checkpoint c JOIN builds USING (build) WHERE c.name = $1),
                    hold_until = clock_timestamp() + make_interval(secs => $2)
                FROM builds b WHERE p.name = $1 AND p.build = b.build AND (SELECT count(*) FROM builds) = 2
-                  AND (SELECT seconds FROM going) IS NULL
+                  AND (SELECT seconds FROM running) IS NULL
                RETURNING p.build
            )
-           SELECT (SELECT seconds FROM going) AS seconds, (SELECT count(*) FROM stopped) AS "stopped!""#,
+           SELECT (SELECT seconds FROM running) AS seconds, (SELECT count(*) FROM held) AS "held!""#,
         name,
         patience.as_secs_f64()
     )
     .fetch_one(pool)
     .await?;
-    match (going.stopped, going.seconds) {
+    match (hold.held, hold.seconds) {
         (2, _) => Ok(()),
-        (_, Some(seconds)) => Err(CompareError::Going(seconds)),
+        (_, Some(seconds)) => Err(CompareError::Running(seconds)),
         _ => Err(CompareError::NoOther),
     }
 }
 
-/// Lets the builds of a projection go on before the time is up that a comparison holds them still for.
+/// Releases the builds of a projection that a comparison holds.
 ///
 /// # Errors
-/// Where the database is away or the migrations are missing.
-pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
+/// The database failed, or a migration is missing.
+pub async fn release_hold(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     with_timeout(async {
         sqlx::query!("UPDATE projection SET hold_at = NULL, hold_until = NULL WHERE name = $1 AND hold_at IS NOT NULL", name)
             .execute(pool)
@@ -238,7 +235,7 @@ pub async fn go_on(pool: &PgPool, name: &str) -> Result<(), StoreError> {
     .await
 }
 
-/// Both builds as they were at one position.
+/// A transaction that sees both builds at one position.
 struct Snapshot {
     connection: PooledConnection,
     position: Position,
@@ -247,20 +244,19 @@ struct Snapshot {
     tables: Vec<String>,
 }
 
-/// Waits until every segment of both stands at one position, and takes a snapshot of that.
-async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
+/// Waits until every segment of both builds is at one position, and takes a snapshot.
+async fn wait_for_snapshot(pool: &PgPool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
     let until = Instant::now() + patience;
     loop {
-        // Who did not know of it yet may have gone beyond where they were to stop: then that is where they meet. All know of it with their
-        // next heartbeat, so nobody goes beyond that for long.
+        // A replica that did not know of the hold may have passed it. Then the hold moves there: all replicas know of it after one heartbeat.
         let apart = sqlx::query_scalar!(
-            r#"WITH stand AS (
+            r#"WITH positions AS (
                    SELECT max(c.position) AS furthest, min(c.position) AS nearest
                    FROM checkpoint c JOIN projection p USING (name, build) WHERE name = $1 AND p.status IN ('serving', 'building')
                ), raised AS (
-                   UPDATE projection p SET hold_at = s.furthest FROM stand s WHERE p.name = $1 AND p.hold_at < s.furthest
+                   UPDATE projection p SET hold_at = s.furthest FROM positions s WHERE p.name = $1 AND p.hold_at < s.furthest
                )
-               SELECT nearest <> furthest AS "apart!" FROM stand"#,
+               SELECT nearest <> furthest AS "apart!" FROM positions"#,
             name
         )
         .fetch_one(pool)
@@ -271,11 +267,11 @@ async fn together(pool: &PgPool, name: &str, patience: Duration) -> Result<Snaps
         if Instant::now() >= until {
             return Err(CompareError::Apart(patience.as_secs_f64()));
         }
-        sleep(LOOK).await;
+        sleep(POLL).await;
     }
 }
 
-/// A transaction that sees both builds, where all their segments stand at one position in it.
+/// Begins a transaction that sees both builds. `None` if their segments are not at one position in it.
 async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, CompareError> {
     let builds = sqlx::query!(
         "SELECT build, tables FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY status = 'serving' DESC",
@@ -289,13 +285,13 @@ async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, Compare
     tables.dedup();
     let mut connection = PooledConnection::from(pool).await?;
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *connection).await?;
-    // Locked before the snapshot is taken: a TRUNCATE would show in it otherwise.
+    // Locks before the snapshot is taken, because it would see a later TRUNCATE.
     let all: Vec<_> =
         [&serving.build, &other.build].iter().flat_map(|build| tables.iter().map(move |table| format!("{build}.{table}"))).collect();
     if !all.is_empty() {
         sqlx::query(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", all.join(", "))).execute(&mut *connection).await?;
     }
-    let stand = sqlx::query!(
+    let positions = sqlx::query!(
         r#"SELECT p.build, p.status, min(c.position) AS "lowest!", max(c.position) AS "highest!"
            FROM projection p JOIN checkpoint c USING (name, build)
            WHERE name = $1 AND p.status IN ('serving', 'building') GROUP BY p.build, p.status ORDER BY p.status = 'serving' DESC"#,
@@ -303,9 +299,9 @@ async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, Compare
     )
     .fetch_all(&mut *connection)
     .await?;
-    let position = stand.first().map(|first| first.lowest).unwrap_or_default();
-    let same = stand.iter().map(|stand| stand.build.as_str()).eq([serving.build.as_str(), other.build.as_str()]);
-    if !same || stand.iter().any(|stand| stand.lowest != position || stand.highest != position) {
+    let position = positions.first().map(|first| first.lowest).unwrap_or_default();
+    let same = positions.iter().map(|build| build.build.as_str()).eq([serving.build.as_str(), other.build.as_str()]);
+    if !same || positions.iter().any(|build| build.lowest != position || build.highest != position) {
         sqlx::query("ROLLBACK").execute(&mut *connection).await?;
         connection.done();
         return Ok(None);
@@ -335,10 +331,9 @@ async fn differ(
     if !same {
         return Err(CompareError::Columns(table));
     }
-    // A session may be bounded to what is quick; to go through a large table is not.
+    // The session may have a short timeout, but a large table takes long.
     sqlx::query("SELECT set_config('statement_timeout', $1, true)").bind(format!("{TABLE_SECONDS}s")).execute(&mut *connection).await?;
-    // As text, each row once for each time that it is there: so that what merely counts as equal, as 1.0 and 1.00 do, is told apart, and
-    // so that no type is left out that has no equality.
+    // Compares rows as text: so 1.0 differs from 1.00, and types without equality work too. Counts duplicates.
     let sql = format!(
         "WITH difference AS MATERIALIZED (
              SELECT entry, sum(times)::bigint AS times FROM (

@@ -1,6 +1,6 @@
-//! For operators: how everything stands, what the log holds as it is stored, and what may be set right by hand.
+//! What an operator can see and do: builds of projections, parked keys, to-dos, stored offsets, the log as it is stored.
 //!
-//! Whoever calls these reads every table and may write those of the runtimes: the owner of the database, and no service's role.
+//! The functions need the role cartlog_operator, or the owner of the database. `cartctl` is their command line.
 
 mod ask;
 mod builds;
@@ -11,7 +11,7 @@ mod parked;
 mod status;
 mod todos;
 
-pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, go_on, pause, retire, revive};
+pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, pause, release_hold, retire, revive};
 pub use dead_letters::{DeadLetter, Letter, OperateError, Operator, Place};
 pub use event_store::{StoredOffset, stored_offsets};
 pub use log::{Entry, Which, after, newest};

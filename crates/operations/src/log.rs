@@ -1,4 +1,4 @@
-//! What the log holds, as it is stored.
+//! Events as they are stored.
 
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout, decode};
 use serde_json::value::RawValue;
@@ -6,31 +6,31 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// An event as the log has it.
+/// An event as it is stored.
 #[derive(Debug)]
 pub struct Entry<E> {
-    /// Where it stands.
+    /// Its position.
     pub position: Position,
     /// Its type.
     pub event_type: String,
-    /// The event; an error where today's shape is another.
+    /// The decoded event, or why it cannot be decoded.
     pub event: Result<E, StoreError>,
-    /// All that is known besides, the id of its append among it.
+    /// Its metadata, with the id of its append.
     pub metadata: Box<RawValue>,
-    /// When it was written, by the database's clock.
+    /// When it was appended, by the database's clock.
     pub recorded_at: OffsetDateTime,
 }
 
-/// Which events are meant.
+/// Which events to read.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// All.
+    /// All events.
     All,
-    /// The one at a position.
+    /// The event at a position.
     At(Position),
-    /// Those that carry a domain id.
+    /// The events with a domain id.
     Of {
-        /// The id's name in the log's schema.
+        /// The name of the id in the log's schema.
         id: &'a str,
         /// Its value.
         value: Uuid,
@@ -39,15 +39,15 @@ pub enum Which<'a> {
 
 pub(crate) const COLUMNS: &str = "event_id, event_type, payload, metadata, inserted_at";
 
-/// The newest events of those that are meant, so many at the most, in the order of the log.
+/// Reads the newest `count` of these events, in the order of the log.
 ///
 /// # Errors
-/// Where the log cannot be read; where its schema has no such id.
+/// The log cannot be read, or has no such domain id.
 pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = match which {
         Which::All => format!("SELECT {COLUMNS} FROM event WHERE $1::bigint IS NULL AND $2::uuid IS NULL ORDER BY event_id DESC LIMIT $3"),
         Which::At(_) => format!("SELECT {COLUMNS} FROM event WHERE event_id = $1 AND $2::uuid IS NULL LIMIT $3"),
-        // The id's own index first, whatever the planner thinks: walking the log back until enough are found can take all of it.
+        // Forces the index of the id. Reading the log backwards could take all of it.
         Which::Of { id, .. } => match store.domain_ids().iter().find(|known| **known == id) {
             Some(column) => format!(
                 "WITH found AS MATERIALIZED (SELECT event_id FROM event WHERE {column} = $2 AND $1::bigint IS NULL),
@@ -67,10 +67,10 @@ pub async fn newest<E: LogEvent>(store: &EventStore<E>, which: Which<'_>, count:
     Ok(found)
 }
 
-/// The events after a position, so many at the most, in the order of the log.
+/// Reads up to `count` events after a position, in the order of the log.
 ///
 /// # Errors
-/// Where the log cannot be read.
+/// The log cannot be read.
 pub async fn after<E: LogEvent>(store: &EventStore<E>, position: Position, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM event WHERE event_id > $1 ORDER BY event_id LIMIT $2");
     entries(store, sqlx::query_as(&sql).bind(position).bind(count)).await

@@ -1,18 +1,18 @@
-//! The offsets that translators have stored.
+//! Stored offsets of translators.
 
 use event_store::{SourcePartition, StoreError, connection::with_timeout};
 use sqlx::PgPool;
 
-/// Sets a stored offset. Answers what it was; `None`, and nothing is done, where this consumer never read the partition.
+/// Sets a stored offset. Returns the offset before; `None`, and nothing is set, if this consumer never read the partition.
 ///
-/// A translator that is at work finds that it was moved with the next batch, which it gives up, and reads from here.
+/// A running translator notices with its next batch, drops that batch and reads from here.
 ///
 /// # Errors
 /// As [`crate::builds`].
 pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result<Option<i64>, StoreError> {
     with_timeout(async {
         let mut transaction = pool.begin().await?;
-        // A batch that is being appended compares the offset and moves it under this lock, and would move it once more otherwise.
+        // A batch in flight compares and moves the offset under this lock. Without the lock, it would overwrite the new offset.
         sqlx::query!(r#"SELECT lock_log() AS "locked!: ()""#).fetch_one(&mut *transaction).await?;
         let before = sqlx::query_scalar!(
             "SELECT next_offset FROM source_offset WHERE consumer = $1 AND topic = $2 AND partition = $3 FOR UPDATE",

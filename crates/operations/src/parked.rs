@@ -1,4 +1,4 @@
-//! What cannot be applied: shown, tried again, skipped.
+//! Parked keys and blocked segments: listed, retried, skipped.
 
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
 use serde::Serialize;
@@ -10,34 +10,34 @@ use crate::{
     log::{COLUMNS, Entry, entries},
 };
 
-/// What a build cannot apply, and where that stands: a parked key, or segments before an event for which no key can be parked.
+/// A parked key, or segments that are blocked before an event.
 #[derive(Debug, Clone, Serialize)]
 pub struct Parked {
     /// The projection.
     pub projection: String,
-    /// The schema that the build's tables stand in.
+    /// The build.
     pub build: String,
-    /// The build's: `serving` or `building`.
+    /// The status of the build: `serving` or `building`.
     pub status: String,
-    /// The key; none where segments stand.
+    /// The parked key. `None`: segments are blocked.
     pub key: Option<Uuid>,
-    /// Those that stand.
+    /// The blocked segments.
     pub segments: Option<Vec<i32>>,
-    /// The event that could not be applied.
+    /// The event that failed.
     pub position: Position,
-    /// Why.
+    /// Why it failed.
     pub error: String,
-    /// How often that was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// For how long it has been so.
+    /// The time since the first one, in seconds.
     pub since_seconds: f64,
-    /// Events in the key's queue, that one among them.
+    /// The number of events in the key's queue, with that one.
     pub queued: i64,
-    /// Whether it is to be tried again, and was not yet.
+    /// Whether an operator asked for a retry that has not run yet.
     pub retry_asked: bool,
 }
 
-/// What is parked and what stands, of one projection or of all. What stands is tried again by itself.
+/// Reads the parked keys and blocked segments of one projection or of all. Blocked segments retry by themselves.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -58,7 +58,7 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
                FROM checkpoint c JOIN projection p USING (name, build)
                WHERE c.position < c.blocked_at
                GROUP BY c.name, c.build, p.status, c.blocked_at
-           ) stands
+           ) failing
            WHERE status <> 'retired' AND ($1::text IS NULL OR name = $1)
            ORDER BY name, status DESC, since, key"#,
         projection
@@ -66,8 +66,8 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// Asks for parked keys to be tried again, by the replicas that hold their segments: of one projection or of all, these keys or all. Answers
-/// those that are parked, as they stood.
+/// Asks the owners of their segments to retry parked keys: of one projection or of all, these keys or all. Returns the keys that were parked,
+/// as they were before.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -85,23 +85,23 @@ pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<
     Ok(before.into_iter().filter(is_asked).collect())
 }
 
-/// What is to be skipped, and why.
+/// An event to skip.
 #[derive(Debug, Clone, Copy)]
 pub struct Skip<'a> {
     /// The projection.
     pub projection: &'a str,
-    /// The parked key; none for an event that segments stand before.
+    /// The parked key. `None` for an event that blocks segments.
     pub key: Option<Uuid>,
-    /// The event: the first in the key's queue, or the one that segments stand before.
+    /// The event: the first of the key's queue, or the one that blocks segments.
     pub position: Position,
     /// Why it may be skipped.
     pub reason: &'a str,
-    /// Who decided so.
+    /// Who decided it.
     pub by: &'a str,
 }
 
-/// Takes an event out of the queue of a parked key, never to be applied to it, and has the rest tried again; or has the segments that stand
-/// before an event go on without it. Recorded. Answers the builds in which it was so: none where the event is not that one.
+/// Skips an event for good: removes it from the queue of a parked key and retries the rest, or lets blocked segments continue after it. The
+/// decision is recorded. Returns the builds concerned; none if the event is not the first of the queue and blocks no segment.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -110,13 +110,13 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
     with_timeout(async {
         let mut transaction = pool.begin().await?;
         if key.is_some() {
-            // Who is trying it at this moment is waited for.
+            // Waits for a retry in progress.
             sqlx::query!("SELECT FROM parked_key WHERE name = $1 AND key = $2 ORDER BY build FOR UPDATE", projection, key)
                 .execute(&mut *transaction)
                 .await?;
         }
         let builds = sqlx::query_scalar!(
-            r#"WITH stands AS (
+            r#"WITH failing AS (
                    SELECT k.build, k.error, k.attempts FROM parked_key k
                    WHERE k.name = $1 AND k.key = $2 AND $3 = (
                        SELECT min(q.position) FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key)
@@ -126,7 +126,7 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
                )
                INSERT INTO skipped_event (name, build, started_at, key, position, error, attempts, reason, skipped_by)
                SELECT $1, build, p.started_at, $2, $3, s.error, s.attempts, $4, $5
-               FROM stands s JOIN projection p USING (build) WHERE p.name = $1 AND p.status <> 'retired'
+               FROM failing s JOIN projection p USING (build) WHERE p.name = $1 AND p.status <> 'retired'
                RETURNING build"#,
             projection,
             key,
@@ -159,30 +159,30 @@ pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreErr
     .await
 }
 
-/// An event that was skipped.
+/// A skipped event.
 #[derive(Debug, Clone, Serialize)]
 pub struct Skipped {
     /// The projection.
     pub projection: String,
-    /// The schema that the build's tables stand in.
+    /// The build.
     pub build: String,
-    /// The key that it was parked for.
+    /// The key for which it was parked.
     pub key: Option<Uuid>,
     /// The event.
     pub position: Position,
-    /// Why it could not be applied.
+    /// Why it failed.
     pub error: String,
-    /// How often that was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// Why it might be skipped.
+    /// Why it was skipped.
     pub reason: String,
-    /// Who decided so.
+    /// Who decided it.
     pub skipped_by: String,
-    /// How long ago.
+    /// The time since then, in seconds.
     pub age_seconds: f64,
 }
 
-/// What was ever skipped, of one projection or of all.
+/// Reads all skipped events of one projection or of all.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -197,10 +197,10 @@ pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skip
     ask(pool, async |connection| listed.fetch_all(connection).await).await
 }
 
-/// The events in a parked key's queue, in their order, so many at the most.
+/// Reads the first events of a parked key's queue.
 ///
 /// # Errors
-/// Where the log cannot be read.
+/// The log cannot be read.
 pub async fn parked_queue<E: LogEvent>(store: &EventStore<E>, of: &Parked, count: i64) -> Result<Vec<Entry<E>>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM event WHERE event_id = ANY (ARRAY(

@@ -1,4 +1,4 @@
-//! How everything stands.
+//! The state of projections.
 
 use event_store::{Position, StoreError};
 use projections::tenths;
@@ -8,46 +8,46 @@ use uuid::Uuid;
 
 use crate::ask::ask;
 
-/// A build of a projection, with how far each of its segments has come.
+/// A build of a projection with the positions of its segments.
 #[derive(Debug, Clone, Serialize)]
 pub struct Build {
-    /// The projection's name.
+    /// The projection.
     pub name: String,
-    /// The schema that its tables stand in.
+    /// The schema of its tables.
     pub build: String,
-    /// The version of the release that makes it.
+    /// The version of the projection.
     pub version: i32,
     /// `serving`, `building` or `retired`.
     pub status: String,
-    /// Whether it goes into service by itself, once it has come as far as the one that is.
+    /// Whether it serves as soon as it has caught up.
     pub switch_when_ready: bool,
-    /// Whether it rests, until it is told to go on.
+    /// Whether an operator paused it.
     pub paused: bool,
-    /// Up to where every segment has applied the log.
+    /// The position that every segment has reached.
     pub position: Position,
-    /// Positions of the log that the segment furthest behind has yet to look at.
+    /// The log positions that the segment furthest behind has yet to apply.
     pub lag_events: i64,
-    /// For how long the oldest event among those has been in the log.
+    /// The age of the oldest event among these, in seconds.
     pub lag_seconds: f64,
-    /// Keys that are parked in it: see [`crate::parked()`].
+    /// The number of parked keys.
     pub parked: i64,
-    /// Events that all replicas apply in a second, and events of a batch, lately: see [`projections::Backlog`].
+    /// Events per second that all replicas apply, over the last 5 seconds.
     pub events_per_second: f64,
-    /// See above.
+    /// Events per batch in that time.
     pub batch: f64,
-    /// What it is cut into.
+    /// Its segments.
     pub segments: Vec<Segment>,
 }
 
 impl Build {
-    /// How far it is on its way to the head of the log, from 0 to 1: all its segments together.
+    /// Returns its progress to the head of the log, from 0 to 1, over all segments.
     pub fn progress(&self, head: Position) -> f64 {
         let applied: i64 = self.segments.iter().map(|segment| segment.position.0.min(head.0)).sum();
         let all = i64::try_from(self.segments.len()).unwrap_or_default() * head.0;
         if all == 0 { 1.0 } else { applied as f64 / all as f64 }
     }
 
-    /// Whether it is an automation's: never made anew.
+    /// Returns whether it belongs to an automation, which is never rebuilt.
     pub fn is_automation(&self) -> bool {
         self.build == "automation"
     }
@@ -56,35 +56,35 @@ impl Build {
 /// A segment of a build.
 #[derive(Debug, Clone, Serialize)]
 pub struct Segment {
-    /// Its number.
+    /// The number, from 0.
     pub segment: i32,
-    /// Up to where it has applied the log, as written down: its holder may be further.
+    /// The stored position. Its owner may be further.
     pub position: Position,
-    /// Positions from there to the head.
+    /// The log positions from there to the head.
     pub lag_events: i64,
-    /// For how long the next event has been in the log.
+    /// The age of the next event, in seconds.
     pub lag_seconds: f64,
-    /// The replica that holds it, where that is alive.
+    /// The living replica that owns it.
     pub replica: Option<Uuid>,
-    /// Whether it stands before an event that cannot be applied: see [`crate::parked()`].
-    pub stopped: bool,
+    /// Whether it is blocked before an event that cannot be applied.
+    pub blocked: bool,
 }
 
-/// A process that runs a projection, and is alive.
+/// A living process that runs a projection.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replica {
     /// The projection.
     pub name: String,
-    /// What segments name it by.
+    /// Its id.
     pub id: Uuid,
-    /// The version that it makes.
+    /// The version that it runs.
     pub version: i32,
 }
 
-/// The head of the log, and every build of every projection in the same snapshot.
+/// Reads the head of the log and every build of every projection, in one snapshot.
 ///
 /// # Errors
-/// Where the database is away, or the role may not.
+/// The database failed, or the role lacks a privilege.
 pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
@@ -95,7 +95,7 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
                   (SELECT r.id FROM replica r
                    WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()) AS replica,
                   (SELECT count(*) FROM parked_key k WHERE k.name = p.name AND k.build = p.build) AS "parked!",
-                  coalesce(c.position < c.blocked_at, false) AS "stopped!",
+                  coalesce(c.position < c.blocked_at, false) AS "blocked!",
                   a.events AS "events_per_second!", coalesce(a.events / nullif(a.batches, 0), 0) AS "batch!"
            FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
            LEFT JOIN (projection p JOIN checkpoint c USING (name, build)) ON true
@@ -117,7 +117,7 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
             lag_events: row.lag_events.unwrap_or_default(),
             lag_seconds: row.lag_seconds,
             replica: row.replica,
-            stopped: row.stopped,
+            blocked: row.blocked,
         };
         match builds.last_mut().filter(|last| last.name == name && last.build == build) {
             Some(last) => last.segments.push(segment),
@@ -146,7 +146,7 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
     Ok((head, builds))
 }
 
-/// The replicas that are alive.
+/// Reads the living replicas.
 ///
 /// # Errors
 /// As [`builds`].

@@ -1,4 +1,4 @@
-//! To-dos: counted, listed, opened again.
+//! To-dos: counted, listed, retried.
 
 use event_store::{
     Position, StoreError,
@@ -10,27 +10,27 @@ use sqlx::{PgPool, types::Json};
 
 use crate::ask::ask;
 
-/// What an automation has to do, counted.
+/// The numbers of an automation's to-dos.
 #[derive(Debug, Clone, Serialize)]
 pub struct TodoCounts {
     /// The automation.
     pub automation: String,
-    /// To-dos that are yet to be done, those in hand among them.
+    /// To-dos that are neither done nor failed.
     pub open: i64,
-    /// To-dos that were given up, kept for an operator to retry.
+    /// Failed to-dos, kept for an operator.
     pub failed: i64,
-    /// How long ago the oldest open one was asked for.
+    /// The age of the oldest open one, in seconds.
     pub oldest_open_seconds: Option<f64>,
-    /// How long ago the oldest failed one was asked for.
+    /// The age of the oldest failed one, in seconds.
     pub oldest_failed_seconds: Option<f64>,
 }
 
-/// What each automation has to do, counted. Done ones are not: they are as many as ever there were.
+/// Counts the open and failed to-dos of each automation.
 ///
 /// # Errors
 /// As [`crate::builds`].
 pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
-    // Each status by an index of its own, which does not hold the done ones.
+    // Each status has its own index.
     let counted = sqlx::query_as!(
         TodoCounts,
         r#"WITH open AS (
@@ -49,28 +49,28 @@ pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
     ask(pool, async |connection| counted.fetch_all(connection).await).await
 }
 
-/// A to-do as it stands.
+/// A to-do.
 #[derive(Debug, Serialize)]
 pub struct TodoEntry {
     /// The automation.
     pub automation: String,
-    /// What it is for.
+    /// The key.
     pub key: String,
-    /// The position of the event that asked for it.
+    /// The position of the event that caused it.
     pub position: Position,
     /// `open`, `done` or `failed`.
     pub status: String,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i32,
-    /// How long ago it was asked for.
+    /// The age, in seconds.
     pub age_seconds: f64,
-    /// Why the last attempt came to nothing.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// What is to be done, in the automation's own words.
+    /// The command, in the automation's own form.
     pub payload: Box<RawValue>,
 }
 
-/// To-dos in the order of the events that asked for them: of one automation or of all, of one status or of each, so many at the most.
+/// Lists to-dos in the order of their events: of one automation or of all, of one status or of each, `count` at most.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -106,7 +106,7 @@ pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>
         .collect())
 }
 
-/// Opens failed to-dos of an automation again, as if they had never been tried: these, or all. Answers the keys of those that were failed.
+/// Reopens failed to-dos of an automation as if they were new: these keys, or all. Returns the keys that were failed.
 ///
 /// # Errors
 /// As [`crate::builds`].

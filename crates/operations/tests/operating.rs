@@ -288,7 +288,7 @@ async fn failed_compare_releases_the_builds() {
     let stop = "UPDATE projection SET hold_at = 8, hold_until = clock_timestamp() + interval '3 seconds'";
     sqlx::query(stop).execute(log.store.pool()).await.unwrap();
     let going = operations::compare(log.store.pool(), "tally", 10, Duration::from_secs(20)).await;
-    assert!(matches!(going, Err(CompareError::Going(_))), "{going:?}");
+    assert!(matches!(going, Err(CompareError::Running(_))), "{going:?}");
     until_seen(&log).await;
     let head = log.append(Shopping::new().with_items(3)).await;
     assert_eq!(log.projections.wait("tally", None, head, Duration::ZERO).await.unwrap(), Wait::TimedOut(Position(8)));

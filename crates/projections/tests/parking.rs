@@ -429,7 +429,7 @@ async fn keyless_event_blocks_only_the_segments_it_fails_in() {
     assert_eq!((backlog.parked, backlog.blocked), (0, 1));
     eventually("it is tried again and again", || async { (parked(&log).await[0].attempts > 3).then_some(()) }).await;
     let (_, builds) = operations::builds(log.store.pool()).await.unwrap();
-    let standing: Vec<_> = builds[0].segments.iter().filter(|segment| segment.stopped).map(|segment| segment.segment).collect();
+    let standing: Vec<_> = builds[0].segments.iter().filter(|segment| segment.blocked).map(|segment| segment.segment).collect();
     assert_eq!(standing, [segment]);
     let waited = process.projections.wait("ledger", Some(held), last, Duration::ZERO).await.unwrap();
     assert!(matches!(waited, Wait::TimedOut(at) if at.0 == poison - 1), "{waited:?}");
