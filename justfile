@@ -1,6 +1,6 @@
-# Short names for people who use just; all of it is `cargo dev`.
+# Short names for `cargo dev`, for people who use just.
 
-# What there is
+# List the commands
 default:
     @just --list
 
@@ -8,42 +8,46 @@ default:
 up *arguments:
     cargo dev up {{arguments}}
 
-# Stop what `up --detach` started
+# Stop what `up --detach` started, and keep the data
 down:
     cargo dev down
 
-# Stop it and empty its database and topics
+# Stop it, and delete its database and topics
 reset:
     cargo dev reset
 
-# Where everything is that is up, as NAME=value lines
+# Print the addresses of the running stack, as NAME=value lines
 env:
     @cargo dev env
 
-# A day in a shop, checked against the log
+# Simulate a day in a shop, and check the result against the log
 demo *arguments:
     cargo dev demo {{arguments}}
 
-# Every test, on a stack of its own (`just test -p event-store`)
+# Run the tests on their own PostgreSQL and Kafka (`just test -p event-store`)
 test *arguments:
     cargo dev test {{arguments}}
 
-# Real processes killed and frozen under load (`just chaos projections --minutes 10`)
+# Kill and freeze real processes under load (`just chaos projections --minutes 10`)
 chaos *arguments:
     cargo dev chaos {{arguments}}
 
-# Cartlog beside its rivals (`just bench log`, `just bench --quick`)
+# Measure Cartlog beside its rivals (`just bench log`, `just bench --quick`)
 bench *arguments:
     cargo dev bench {{arguments}}
 
-# Apply the migrations to DATABASE_URL, or to the database that is up
+# Apply the migrations to DATABASE_URL, or to the running stack's database
 migrate:
     cargo dev migrate
 
-# What queries must know of the database, written anew after a change of SQL
+# Write .sqlx after a change of SQL
 queries *arguments:
     cargo dev queries {{arguments}}
 
-# What CI runs
+# Write the generated tables in docs/ (`just docs --check`)
+docs *arguments:
+    cargo dev docs {{arguments}}
+
+# Run what CI runs
 ci:
     .ci/run

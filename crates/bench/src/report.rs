@@ -234,7 +234,7 @@ impl Report {
         for (beside, alone) in [(kept_up.as_str(), left_alone.as_str()), (scenarios::OFFERED_BESIDE, scenarios::OFFERED_ALONE)] {
             let (beside, alone) = ((beside, 1, Cartlog), (alone, 1, Cartlog));
             bars.push(Bar::new(format!("{}, done, to alone", beside.0), self.ratio(beside, alone), 0.99, 1.0, false, "times"));
-            for (which, of, at_most) in [("median", half, 1.5), ("99 of 100", most, 5.0)] {
+            for (which, of, at_most) in [("median", half, 1.5), ("p99", most, 5.0)] {
                 let what = format!("{}, {which}, to alone", beside.0);
                 bars.push(Bar::new(what, self.times_as_long(beside, alone, of), at_most, at_most / 2.0 + 0.5, true, "times"));
             }
@@ -245,7 +245,7 @@ impl Report {
         }
         let latencies: [(&str, &str, Of, f64); 4] = [
             (scenarios::VISIBLE, "median", half, 20.0),
-            (scenarios::VISIBLE, "99 of 100", most, 60.0),
+            (scenarios::VISIBLE, "p99", most, 60.0),
             (scenarios::PUBLISHED, "median", half, 30.0),
             (scenarios::ARCHIVED, "median", half, 30.0),
         ];
@@ -264,7 +264,7 @@ impl Report {
         let sizes = &self.sizes;
         let _ = writeln!(
             text,
-            "  {} rounds of {} s; medians, least to most; failures a second; 99 of 100 took no longer than",
+            "  {} rounds of {} s; medians, least to most; failures a second; p99",
             sizes.rounds,
             sizes.length.as_secs_f64()
         );

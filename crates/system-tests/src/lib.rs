@@ -20,10 +20,10 @@ use sqlx::{PgPool, Postgres, Transaction};
 use test_support::{Database, eventually};
 use uuid::Uuid;
 
-/// How long a service may take to be ready.
+/// The time in which a service must be ready.
 pub const READY: Duration = Duration::from_secs(30);
 
-/// Runs the services on a database and topics of their own.
+/// Runs the services on their own database and topics.
 pub struct Shop {
     /// The owner's connections to the database.
     pub pool: PgPool,
@@ -37,12 +37,12 @@ pub struct Shop {
     services: HashMap<&'static str, Service>,
 }
 
-/// What becomes of the calls that a process has sent to the database and waits for, when it is killed.
+/// What happens to a killed process's running database calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastCalls {
     /// They end with their connections.
     GivenUp,
-    /// They run to their end, and nobody learns of it.
+    /// They run to their end, and nobody gets the reply.
     Run,
 }
 
@@ -58,14 +58,14 @@ pub struct Published {
 }
 
 impl Shop {
-    /// A shop on the test servers, with nothing running yet.
+    /// Makes a shop on the test servers. No service runs yet.
     pub async fn new(test: &str) -> Self {
         let database = Database::create().await;
         let urls = services::ALL.map(|kind| (kind.name, database.url_as(kind.role))).into();
         Self::on(test, database.pool().await, urls, test_support::kafka_bootstrap_servers()).await
     }
 
-    /// A shop on servers of the test's own.
+    /// Makes a shop on the test's own servers.
     pub async fn on(test: &str, pool: PgPool, database_urls: HashMap<&'static str, String>, kafka: String) -> Self {
         let name = format!("{test}-{}", Uuid::now_v7().simple());
         let programs = std::env::var_os("CARTLOG_TEST_BIN_DIR").map(PathBuf::from);
@@ -113,7 +113,7 @@ impl Shop {
         }
     }
 
-    /// Starts a service with settings of the test's own; it need not be ready yet.
+    /// Starts a service with these settings, and does not wait until it is ready.
     pub fn launch(&mut self, kind: Kind, settings: Settings) {
         self.services.insert(kind.name, Service::start(kind, settings).unwrap());
     }
@@ -135,7 +135,7 @@ impl Shop {
         (answer.status(), answer.json().await.unwrap())
     }
 
-    /// Asks cart-projections and answers the status and body.
+    /// Queries cart-projections, and answers the status and body.
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         let answer = self.http.get(format!("{}{path}", self.url(PROJECTIONS))).send().await.unwrap();
         (answer.status(), answer.json().await.unwrap())
@@ -151,7 +151,7 @@ impl Shop {
         self.post(COMMANDS, &format!("/submitcart/{cart}"), &json!({"cart_id": cart})).await
     }
 
-    /// Writes to a topic, by key.
+    /// Sends messages with keys to a topic.
     pub async fn produce(&self, topic: &str, messages: &[(Uuid, Value)]) {
         let producer: FutureProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
@@ -167,7 +167,7 @@ impl Shop {
         futures::future::join_all(sent).await;
     }
 
-    /// Everything on the topic of published carts once it has as many different `ce_id`s.
+    /// Waits until the topic of published carts has this many different `ce_id`s, and answers all its messages.
     pub async fn published(&self, different: usize) -> Vec<Published> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
@@ -208,14 +208,14 @@ impl Shop {
         }
     }
 
-    /// Takes the log's lock: whoever wants to append waits until it is let go.
+    /// Takes the log's lock. Appends wait until it is released.
     pub async fn lock(&self) -> Transaction<'static, Postgres> {
         let mut lock = self.pool.begin().await.unwrap();
         sqlx::query("SELECT lock_log()").execute(&mut *lock).await.unwrap();
         lock
     }
 
-    /// Waits until a service waits for a lock, which the test holds.
+    /// Waits until a service waits for a lock that the test holds.
     pub async fn until_stuck(&self, kind: Kind) {
         let waiting =
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = $1 AND wait_event_type = 'Lock'";
@@ -226,7 +226,7 @@ impl Shop {
         .await;
     }
 
-    /// Kills a service that is stuck, and then lets the lock go.
+    /// Kills a service that waits for a lock, and then releases the lock.
     pub async fn kill_stuck(&mut self, kind: Kind, lock: Transaction<'static, Postgres>, last_calls: LastCalls) {
         self.service(kind).kill().await.unwrap();
         let left = match last_calls {
@@ -262,7 +262,7 @@ impl Shop {
         assert_eq!(self.count(event_type).await, count, "{event_type}");
     }
 
-    /// Ends everything as an operator would, and holds that it ends well.
+    /// Stops every service, and checks that it ends with success.
     pub async fn stop(mut self) {
         for service in self.services.values_mut() {
             let status = service.stop(Duration::from_secs(30)).await.unwrap();

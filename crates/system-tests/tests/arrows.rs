@@ -1,4 +1,4 @@
-//! The arrows between crates: those drawn in ARCHITECTURE.md are those of the manifests, and they go one way.
+//! The dependencies between crates point one way, and ARCHITECTURE.md draws them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +49,7 @@ fn workspace() -> BTreeMap<String, Package> {
     metadata.packages.into_iter().map(|package| (package.name.clone(), package)).collect()
 }
 
-/// What a crate of ours needs of ours, to be built.
+/// The dependencies between our crates, without those of tests.
 fn arrows(workspace: &BTreeMap<String, Package>) -> BTreeSet<(&str, &str)> {
     let normal = |package: &'_ Package| -> Vec<_> {
         [None, Some("build")].iter().flat_map(|kind| package.depends_on(*kind)).map(str::to_owned).collect()

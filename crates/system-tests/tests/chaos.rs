@@ -1,4 +1,4 @@
-//! The real services under load, killed, frozen and cut off: what is left is what the log says. `cargo dev chaos` does the same for longer.
+//! The real services are killed, frozen and disconnected under load, and recover. `cargo dev chaos` does the same for longer.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -50,7 +50,7 @@ async fn chaos(seed: u64) {
         panic!("{error}");
     }
 
-    // It is the tables in service that were compared.
+    // A lost row must be found, so the comparison has read the build in service.
     let serving: String = sqlx::query_scalar("SELECT build FROM projection WHERE name = 'cart_items' AND status = 'serving'")
         .fetch_one(chaos.pool())
         .await

@@ -1,4 +1,4 @@
-//! The four real services on a real PostgreSQL and a real Kafka: what they do together, and what they lose when they are killed.
+//! The four real services on a real PostgreSQL and a real Kafka: what they do together, and that they lose nothing when they are killed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{HashMap, HashSet};
@@ -93,7 +93,7 @@ async fn unreadable_messages_become_dead_letters() {
 async fn killed_translator_loses_and_doubles_nothing() {
     let mut shop = Shop::new("killed-translator").await;
     let mut settings = shop.settings(TRANSLATOR, "translator.log");
-    // What the broker allows at the least: a dead translator's partitions are free after it.
+    // The shortest session that the broker allows. After it a dead translator's partitions are free.
     settings.environment.push(("CARTLOG_SESSION_TIMEOUT_SECONDS".into(), "6".into()));
     shop.launch(TRANSLATOR, settings);
     let products: Vec<_> = (0..20).map(|_| Uuid::now_v7()).collect();
@@ -102,7 +102,7 @@ async fn killed_translator_loses_and_doubles_nothing() {
         let messages: Vec<_> = (0..1_500)
             .map(|n| (products[n % products.len()], json!({"product_uuid": products[n % products.len()], "inventory": sent + n as i64})))
             .collect();
-        // It has read messages that are not in the log, and gets no further.
+        // It has read messages that are not in the log, and cannot append.
         let lock = shop.lock().await;
         let before = shop.count("InventoryChanged").await;
         shop.produce("inventories", &messages).await;
@@ -136,7 +136,7 @@ async fn killed_projection_loses_and_doubles_nothing() {
     let product = Uuid::now_v7();
     let mut carts = vec![];
     for last_calls in [LastCalls::GivenUp, LastCalls::Run, LastCalls::GivenUp] {
-        // Its transaction has begun, and gets no further.
+        // Its transaction has begun, and cannot continue.
         let mut lock = shop.pool.begin().await.unwrap();
         sqlx::query("LOCK TABLE projection_a.cart_items_item IN SHARE MODE").execute(&mut *lock).await.unwrap();
         let projected = async |shop: &Shop| -> i64 {
@@ -185,7 +185,7 @@ async fn killed_publisher_repeats_messages_only_with_the_same_ce_id() {
         });
         futures::future::join_all(submitting).await;
         submitted += 40;
-        // The broker has acknowledged messages that the log does not know of, and the publisher gets no further.
+        // The broker has acknowledged messages, and the publisher cannot append their CartPublished.
         let lock = shop.lock().await;
         let before = shop.count("CartPublished").await;
         shop.start(&[PUBLISHER]).await;
@@ -194,7 +194,7 @@ async fn killed_publisher_repeats_messages_only_with_the_same_ce_id() {
         let written = shop.count("CartPublished").await - before;
         assert_eq!(written > 0, last_calls == LastCalls::Run, "{written} were written");
     }
-    // As if the dead worker's leases had run out.
+    // Expire the dead worker's leases.
     sqlx::query("UPDATE todo SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL").execute(&shop.pool).await.unwrap();
     shop.start(&[PUBLISHER]).await;
     shop.until_count("CartPublished", submitted).await;
@@ -230,10 +230,10 @@ async fn absent_broker_loses_nothing_when_an_attempt_times_out() {
     let first = submit(&shop).await;
     shop.until_count("CartPublished", 1).await;
 
-    // Frozen, it takes messages and does not say so: an attempt ends without knowing whether its message is there.
+    // A frozen broker does not acknowledge: an attempt ends without knowing whether the topic has its message.
     broker.process().freeze().unwrap();
     let second = submit(&shop).await;
-    eventually("an attempt's time is over", || async {
+    eventually("an attempt times out", || async {
         let ended: Option<String> = sqlx::query_scalar("SELECT last_error FROM todo WHERE status = 'open' AND last_error IS NOT NULL")
             .fetch_optional(&shop.pool)
             .await
@@ -267,7 +267,7 @@ async fn absent_broker_delays_and_loses_nothing() {
     let cart = Uuid::now_v7();
     assert_eq!(shop.add(cart, Uuid::now_v7(), "1.00").await.0, 200);
     assert_eq!(shop.submit(cart).await.0, 200);
-    eventually("the publisher has tried and says what it waits for", || async {
+    eventually("the publisher has tried and reports the broker", || async {
         let tried: Option<i32> =
             sqlx::query_scalar("SELECT attempts FROM todo WHERE last_error IS NOT NULL").fetch_optional(&shop.pool).await.unwrap();
         let ready = reqwest::get(format!("{}/ready", shop.url(PUBLISHER))).await.unwrap();
@@ -306,7 +306,7 @@ async fn racing_commands_keep_carts_at_three_items() {
             .unwrap();
     assert_eq!(most, 3);
 
-    // Submits against stock that goes to 0: whichever comes first, no submit stands behind the 0.
+    // Submits race with an inventory of 0. No CartSubmitted may come after the 0.
     let (route, none) = (format!("/changeinventory/{product}"), json!({"product_id": product, "inventory": 0}));
     let out = shop.post(TRANSLATOR, &route, &none);
     let submits = futures::future::join_all(carts.iter().filter(|cart| **cart != hot).map(|cart| shop.submit(*cart)));
@@ -333,10 +333,10 @@ async fn services_recover_after_the_database_was_away() {
     let pool = database::connect(&postgres.url("postgres", "cartlog")).await.unwrap();
     let mut shop = Shop::on("database-away", pool, urls, test_support::kafka_bootstrap_servers()).await;
 
-    // Migrations missing: it runs, is not ready, and says how to apply them.
+    // Without the migrations the service runs, is not ready, and says how to apply them.
     let settings = shop.settings(COMMANDS, "commands.log");
     let mut commands = services::Service::start(COMMANDS, settings).unwrap();
-    eventually("it says what it waits for", || async {
+    eventually("/ready names what is missing", || async {
         let ready = reqwest::get(format!("{}/ready", commands.url())).await.ok()?;
         (ready.status() == 503 && ready.text().await.ok()?.contains("cargo dev migrate")).then_some(())
     })
@@ -360,14 +360,14 @@ async fn services_recover_after_the_database_was_away() {
         .unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers().contains_key("retry-after")), (503, true));
     assert!(answer.json::<Value>().await.unwrap()["message"].is_string());
-    eventually("it says what the network says", || async {
+    eventually("/ready has the network's error", || async {
         let ready = reqwest::get(format!("{}/ready", shop.url(COMMANDS))).await.unwrap();
         (ready.status() == 503 && ready.text().await.unwrap().contains("refused")).then_some(())
     })
     .await;
     postgres.restart().await.unwrap();
-    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
-    eventually("the projection goes on", || async {
+    eventually("commands are accepted again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection continues", || async {
         (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
     })
     .await;
@@ -394,8 +394,8 @@ async fn resent_item_gets_the_first_answer_after_a_kill() {
                 })
             })
             .collect();
-        // In the middle of the round, wherever it is: some have their answers, some have lost them, some were never taken.
-        eventually("some of the round are in the log", || async { (shop.count("ItemAdded").await > round * 60 + 10).then_some(()) }).await;
+        // In the middle of the round: some commands are answered, some answers are lost, and some commands were never read.
+        eventually("the log has some of the round", || async { (shop.count("ItemAdded").await > round * 60 + 10).then_some(()) }).await;
         shop.service(COMMANDS).restart().await.unwrap();
         shop.service(COMMANDS).until_ready(READY).await.unwrap();
         for sent in sending {
@@ -406,7 +406,7 @@ async fn resent_item_gets_the_first_answer_after_a_kill() {
         sqlx::query_as("SELECT item_id, event_id FROM event WHERE event_type = 'ItemAdded'").fetch_all(&shop.pool).await.unwrap();
     let before: HashMap<_, _> = added.iter().copied().collect();
     assert_eq!(added.len(), before.len(), "none is there twice");
-    // As soon as the cart is submitted it takes no items; one that is sent again is still answered as the first time.
+    // A submitted cart takes no new item. An item that is sent again still gets its first answer.
     assert_eq!(shop.submit(items[0].0).await.0, 200);
     let mut lost = 0;
     for (cart, item, answer) in &items {
@@ -436,7 +436,7 @@ async fn frozen_cart_commands_does_not_block_the_other() {
     let (client, product) = (reqwest::Client::new(), Uuid::now_v7());
     let load = |url: String| {
         let answers = Arc::new(AtomicUsize::new(0));
-        // More than a few.
+        // Enough commands to fill several calls.
         let tasks: Vec<_> = (0..16)
             .map(|_| {
                 let (client, url, answers) = (client.clone(), url.clone(), answers.clone());
@@ -455,7 +455,7 @@ async fn frozen_cart_commands_does_not_block_the_other() {
     };
     let go_on = |answers: Arc<AtomicUsize>| async move {
         let goal = answers.load(Ordering::SeqCst) + 30;
-        eventually("it goes on", || async { (answers.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
+        eventually("the other process answers", || async { (answers.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
     };
     let (of_frozen, mut tasks) = load(frozen.url());
     let (of_other, more) = load(shop.url(COMMANDS));
@@ -463,7 +463,7 @@ async fn frozen_cart_commands_does_not_block_the_other() {
     for _ in 0..6 {
         go_on(of_frozen.clone()).await;
         frozen.process().freeze().unwrap();
-        // Five seconds are what is promised.
+        // The documented limit is 5 seconds.
         let going_on = tokio::time::timeout(Duration::from_secs(5), go_on(of_other.clone())).await;
         assert!(going_on.is_ok(), "the other stands still");
         frozen.process().thaw().unwrap();
@@ -494,13 +494,13 @@ async fn frozen_database_is_given_up_within_seconds() {
     let projected = format!("/{cart}/cartitemsfromdb");
     eventually("it is projected", || async { (shop.get(&projected).await.0 == 200).then_some(()) }).await;
 
-    // The server, so that it takes no new connections, and every session of the services.
+    // Freeze the server, which then accepts no connection, and every session of the services.
     postgres.process().freeze().unwrap();
     let sessions: Vec<i32> =
         sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename LIKE 'cartlog%'").fetch_all(&shop.pool).await.unwrap();
     let signal_all = |signal| sessions.iter().for_each(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap());
     signal_all(nix::sys::signal::Signal::SIGSTOP);
-    // The promise is that an answer comes, so each of these has a bound.
+    // An answer must come in time, so each request has a limit.
     let bound = Duration::from_secs(20);
     let live = format!("/{cart}/cartitems");
     let (added, of_another_cart, read, read_from_table) = tokio::time::timeout(bound, async {
@@ -522,8 +522,8 @@ async fn frozen_database_is_given_up_within_seconds() {
     postgres.process().thaw().unwrap();
     signal_all(nix::sys::signal::Signal::SIGCONT);
     let cart = Uuid::now_v7();
-    eventually("commands are taken again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
-    eventually("the projection goes on", || async {
+    eventually("commands are accepted again", || async { (shop.add(cart, Uuid::now_v7(), "1.00").await.0 == 200).then_some(()) }).await;
+    eventually("the projection continues", || async {
         (shop.get(&format!("/{cart}/cartitemsfromdb")).await == shop.get(&format!("/{cart}/cartitems")).await).then_some(())
     })
     .await;
@@ -554,7 +554,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
     .await;
 
     let product = Uuid::now_v7();
-    // A cart with an item, and the position of that.
+    // Adds a cart with an item, and answers the item's position.
     let add = async || -> (Uuid, i64) {
         let (status, answer) = shop.add(Uuid::now_v7(), product, "9.99").await;
         assert_eq!(status, 200, "{answer}");
@@ -570,7 +570,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
                 let (status, answer) = ask(url, format!("/{cart}/{form}?min_position={added}")).await;
                 assert_eq!((status, answer["total_price"].as_str()), (200, Some("9.99")), "{form}: {answer}");
             }
-            // Its key is the cart, and it is asked by the product.
+            // The read model's key is the cart, and the query's is the product.
             let (status, answer) = ask(url, format!("/cartswithproducts/{product}?min_position={added}")).await;
             assert_eq!((status, answer.as_array().map(Vec::len)), (200, Some(n)), "{answer}");
             assert_eq!(ask(url, format!("/inventories/{product}?min_position={counted}")).await, (200, stock.clone()));
@@ -579,7 +579,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
         }
     }
 
-    // Nothing can be applied to Cart Items for a while.
+    // Block Cart Items for a while.
     let mut standstill = shop.pool.begin().await.unwrap();
     sqlx::query("SELECT FROM checkpoint WHERE name = 'cart_items' FOR UPDATE").execute(&mut *standstill).await.unwrap();
     let (cart, added) = add().await;
@@ -609,7 +609,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
     let faults: Vec<_> = said.iter().filter(|line| matches!(line["level"].as_str(), Some("WARN" | "ERROR"))).collect();
     assert!(faults.is_empty(), "it is an answer, and no fault: {faults:?}");
 
-    // Whoever waits for what a replica does waits for those who take over from it, too.
+    // A query that waits for a replica also waits for the replica that takes over.
     other.process().freeze().unwrap();
     let (cart, added) = add().await;
     let (status, answer) = ask(&one, format!("/cartswithproducts/{product}?min_position={added}&timeout=30")).await;
@@ -630,7 +630,7 @@ async fn unreadable_event_parks_its_cart_until_retried() {
     for cart in [parked, well] {
         assert_eq!(shop.add(cart, product, "9.99").await.0, 200);
     }
-    // A price that today's events cannot have.
+    // A price that the current events cannot have.
     let spoil = "WITH before AS (SELECT event_id, payload FROM event WHERE cart_id = $1 AND event_type = 'ItemAdded')
         UPDATE event e SET payload = convert_to(replace(convert_from(e.payload, 'UTF8'), '9.99', '-9.99'), 'UTF8')
         FROM before WHERE e.event_id = before.event_id RETURNING before.event_id, before.payload";
@@ -654,7 +654,7 @@ async fn unreadable_event_parks_its_cart_until_retried() {
         assert!(answer["message"].as_str().unwrap().contains(&parked.to_string()), "{answer}");
     }
     assert_eq!(shop.get("/ready").await.0, 200, "the rest goes on");
-    // Other read models may take these events too, and by other keys.
+    // Other read models may apply these events too, with other keys.
     const BY_CART: [&str; 3] = ["archive_item", "cart_items", "carts_with_products"];
     let mut listed = operations::parked(&shop.pool, None).await.unwrap();
     listed.retain(|parked| BY_CART.contains(&parked.projection.as_str()));
@@ -664,7 +664,7 @@ async fn unreadable_event_parks_its_cart_until_retried() {
     assert!(listed.iter().all(|entry| entry.key == Some(parked) && entry.position.0 == event), "{listed:?}");
     let counted =
         |line: &str| line.starts_with("projection_parked_keys{") && line.contains(r#"projection="cart_items""#) && line.ends_with(" 1");
-    eventually("the metric says so", || async {
+    eventually("the metric counts it", || async {
         let metrics = reqwest::get(format!("{}/metrics", shop.url(PROJECTIONS))).await.unwrap().text().await.unwrap();
         metrics.lines().any(counted).then_some(())
     })
@@ -672,7 +672,7 @@ async fn unreadable_event_parks_its_cart_until_retried() {
 
     sqlx::query("UPDATE event SET payload = $2 WHERE event_id = $1").bind(event).bind(payload).execute(&shop.pool).await.unwrap();
     operations::retry_parked(&shop.pool, None, None).await.unwrap();
-    // The item, and the change of its price that queued behind it.
+    // The item, and the price change in its queue.
     shop.until_count("ItemArchived", 2).await;
     let head: i64 = sqlx::query_scalar("SELECT max(event_id) FROM event").fetch_one(&shop.pool).await.unwrap();
     for cart in [parked, well] {
@@ -694,11 +694,11 @@ async fn waiting_query_is_answered_at_shutdown() {
     let cart = Uuid::now_v7();
     let (status, answer) = shop.add(cart, Uuid::now_v7(), "1.00").await;
     assert_eq!(status, 200, "{answer}");
-    // The query is held before it begins to wait, so that it is in hand for sure.
+    // A lock stops the query before it waits, so the test knows that the query has begun.
     let mut lock = shop.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE parked_key IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     let asked = tokio::spawn(reqwest::get(format!("{}/{cart}/cartitemsfromdb?min_position=1000000&timeout=30", shop.url(PROJECTIONS))));
-    eventually("it is in hand", || async {
+    eventually("the query has begun", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event = 'relation' AND query LIKE 'SELECT k.key FROM parked_key k JOIN%'";
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&shop.pool).await.unwrap() > 0).then_some(())
@@ -741,7 +741,7 @@ async fn cart_items_can_be_rebuilt_at_start() {
         })
         .await;
         let retired = if build == "projection_b" { r#"build="projection_a""# } else { r#"build="projection_b""# };
-        eventually("nothing of the old build is measured any more", || async {
+        eventually("the old build has no segments in the metrics", || async {
             let metrics = reqwest::get(format!("{}/metrics", projections.url())).await.unwrap().text().await.unwrap();
             let of = |line: &&str| line.starts_with("projection_segments{") && line.contains(r#""cart_items""#) && line.contains(retired);
             metrics.lines().find(of)?.ends_with(" 0").then_some(())
@@ -751,7 +751,7 @@ async fn cart_items_can_be_rebuilt_at_start() {
     }
 }
 
-/// A document's code blocks of a kind, in order.
+/// Reads a document's code blocks of a kind, in order.
 fn blocks(document: &str, kind: &str) -> Vec<String> {
     let path = format!("{}/../../{document}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
@@ -760,7 +760,7 @@ fn blocks(document: &str, kind: &str) -> Vec<String> {
     blocks.map(str::to_owned).collect()
 }
 
-/// Runs lines of a document, in the folder they speak of.
+/// Runs lines of a document in the workspace's root.
 async fn shell(script: &str) -> std::process::Output {
     let directory = Layout::discover().unwrap().target().parent().unwrap().to_owned();
     let mut command = tokio::process::Command::new("sh");
@@ -781,7 +781,7 @@ async fn documented_first_cart_and_messages_work() {
             .iter()
             .fold(text, |text, topic| text.replace(&format!("--topic {topic}"), &format!("--topic {}", shop.topic(topic))))
     };
-    // An answer up to what is random in it.
+    // An answer up to its random part.
     let known = |answer: &str| answer.trim_end().split(r#""fingerprint":""#).next().unwrap_or_default().to_owned();
     let variables = blocks("README.md", "sh").into_iter().find(|block| block.contains("CART=")).expect("the ids of the first cart");
     let mut shown = 0;
@@ -796,7 +796,7 @@ async fn documented_first_cart_and_messages_work() {
     }
     assert!(shown > 3, "only {shown} answers are shown");
 
-    // With a number of messages to read, or the reader would wait for more.
+    // With a number of messages, because the reader would otherwise wait for more.
     let messages = blocks("docs/messages.md", "sh");
     let of = |tool: &str| here(messages.iter().find(|block| block.contains(tool)).expect(tool).trim_end());
     let read = shell(&format!("{} --max-messages 1", of("ConsoleConsumer"))).await;

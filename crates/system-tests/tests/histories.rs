@@ -1,4 +1,4 @@
-//! Whether the log is exact when PostgreSQL itself is killed under it; as `event-store`'s own histories, on a server of the test's own.
+//! The log stays exact while PostgreSQL is killed. As `event-store`'s histories, but with the test's own server.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{path::Path, time::Duration};
@@ -16,13 +16,13 @@ use test_support::{
     histories::{Setup, Summary, Workers, seeds},
 };
 
-/// Not a test of its own: the processes of the other one run this alone.
+/// The worker processes of the other test run this. Alone it does nothing.
 #[test]
 fn worker_process() {
     test_support::histories::work_if_asked();
 }
 
-/// A log on a server of the test's own, and its owner's URL.
+/// Starts a server with a log, and answers the owner's URL.
 async fn log(name: &str) -> (Postgres, String) {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -42,7 +42,7 @@ async fn history_is_exact_after_postgres_was_killed() {
         database_url: postgres.url(COMMANDS.role, database::NAME),
         seed: seeds()[0],
         processes: 3,
-        // So many that it gathers them.
+        // Enough tasks that appends share calls.
         tasks: 48,
         state_cache_bytes: 16 << 20,
         worker: "worker_process",
@@ -64,7 +64,7 @@ async fn history_is_exact_after_postgres_was_killed() {
     postgres.stop().await.unwrap();
 }
 
-/// Appends, whatever there is.
+/// Appends without a condition.
 struct Appends(DomainEvent);
 
 impl Decision for Appends {
@@ -77,7 +77,7 @@ impl Decision for Appends {
     }
 }
 
-/// What the primary alone has is lost with it, so nobody is told that it was done.
+/// A crash of the primary loses what no standby has, so such an append must not be acknowledged.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn nothing_is_acknowledged_without_the_synchronous_standby() {
@@ -89,7 +89,7 @@ async fn nothing_is_acknowledged_without_the_synchronous_standby() {
     store.decide(&Appends(cart.added(0))).await.unwrap();
 
     let standbys = async |names: &str| {
-        // Nothing of its own waits for the standby.
+        // The test's own statements must not wait for the standby.
         let mut owner = pool.acquire().await.unwrap();
         sqlx::query("SET synchronous_commit = local").execute(&mut *owner).await.unwrap();
         sqlx::query(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).execute(&mut *owner).await.unwrap();
@@ -108,7 +108,7 @@ async fn nothing_is_acknowledged_without_the_synchronous_standby() {
     let outcome = appending.await.unwrap();
     assert!(matches!(outcome, Err(DecideError::Store(StoreError::OutcomeUnknown))), "{outcome:?}");
     standbys("").await;
-    eventually("it goes on", || async { store.decide(&Appends(cart.added(2))).await.ok() }).await;
+    eventually("commands are accepted again", || async { store.decide(&Appends(cart.added(2))).await.ok() }).await;
     store.close().await;
     drop((store, pool));
     postgres.stop().await.unwrap();

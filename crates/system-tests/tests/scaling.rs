@@ -1,4 +1,4 @@
-//! Services in numbers: what `/lag` tells whoever starts more of them, and what more of them do.
+//! Several replicas: what `/lag` tells an autoscaler, and how replicas share the work.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -17,10 +17,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Events of a projection that a replica applies in a second, slowed down as it is.
+/// Events per second that a throttled replica applies in a projection.
 const THROTTLE: &str = "60";
-/// Carts a second, each with an item: two events of Cart Items, and of every fifth cart a third one. One replica cannot hold that, and
-/// three can.
+/// Carts per second. Each has two events of Cart Items, and every fifth has a third one. Three replicas can apply them, one cannot.
 const CARTS_A_SECOND: u64 = 45;
 /// Every projection has this many segments.
 const SEGMENTS: i64 = 16;
@@ -36,7 +35,7 @@ async fn metrics(url: &str) -> String {
     reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap()
 }
 
-/// Events of Cart Items that a replica has applied.
+/// Reads the number of events that a replica has applied in Cart Items.
 async fn applied(url: &str) -> f64 {
     let metrics = metrics(url).await;
     let of = |line: &&str| line.starts_with("projection_events_total{") && line.contains(r#"projection="cart_items""#);
@@ -51,7 +50,7 @@ async fn replica(shop: &Shop, n: usize) -> Service {
     service
 }
 
-/// Waits until so many living replicas hold all segments of Cart Items in equal shares.
+/// Waits until this many replicas own equal shares of the segments of Cart Items.
 async fn until_shared(shop: &Shop, url: &str, replicas: i64) {
     eventually("the segments are shared out", || async {
         let shares: Vec<i64> = sqlx::query_scalar("SELECT count(*) FROM checkpoint WHERE name = 'cart_items' GROUP BY owner ORDER BY 1")
@@ -66,7 +65,7 @@ async fn until_shared(shop: &Shop, url: &str, replicas: i64) {
     .await;
 }
 
-/// Shoppers who come steadily, however long each is served, until told to stop.
+/// Starts shoppers that send commands at a fixed rate until the token is cancelled.
 fn load(shop: &Shop) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let (stop, url, client) = (CancellationToken::new(), shop.url(COMMANDS), reqwest::Client::new());
     let stopped = stop.clone();
@@ -101,7 +100,7 @@ fn load(shop: &Shop) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     (stop, all)
 }
 
-/// Holds the tables against what the log makes of them.
+/// Compares the tables with the log.
 async fn assert_exact(shop: &Shop) {
     let rows = async |sql: &str| -> Vec<(Uuid, Uuid, i64)> { sqlx::query_as(sql).fetch_all(&shop.pool).await.unwrap() };
     let wanted = rows(
@@ -142,12 +141,12 @@ async fn three_replicas_catch_up_where_one_falls_behind() {
         let of = &lag(url).await["projections"]["cart_items"];
         (of["events_per_second"].as_f64().unwrap(), of["batch"].as_f64().unwrap())
     };
-    // Over 5 seconds, and a batch of half a second more.
+    // Measured over 5 seconds, and a batch takes half a second.
     let (alone, batch) = pace(&url).await;
     assert!(alone > 0.0 && alone <= 67.0, "{alone} events a second, of 60");
     assert!((1.0..=30.0).contains(&batch), "no batch takes more than half of what is applied in a second: {batch}");
 
-    // What the lag asks for.
+    // Start the replicas that the lag asks for.
     let (second, third) = tokio::join!(replica(&shop, 2), replica(&shop, 3));
     let mut more = [second, third];
     until_shared(&shop, &more[1].url(), 3).await;
@@ -155,7 +154,7 @@ async fn three_replicas_catch_up_where_one_falls_behind() {
     let before = [applied(&urls[0]).await, applied(&urls[1]).await, applied(&urls[2]).await];
     let added = shop.count("ItemAdded").await;
     for url in &urls {
-        eventually("it tells what all three apply", || async { (pace(url).await.0 > 75.0).then_some(()) }).await;
+        eventually("/lag has the throughput of all three", || async { (pace(url).await.0 > 75.0).then_some(()) }).await;
     }
     for url in &urls {
         eventually("three replicas catch up", || behind(url, 0..100)).await;
@@ -166,30 +165,29 @@ async fn three_replicas_catch_up_where_one_falls_behind() {
     let all: f64 = each.iter().sum();
     assert!(each.iter().all(|one| (0.2..=0.5).contains(&(one / all))), "{each:?}");
 
-    // And back.
+    // Stop them again.
     for replica in &mut more {
         assert!(replica.stop(Duration::from_secs(30)).await.unwrap().success());
     }
     until_shared(&shop, &url, 1).await;
-    eventually("the one falls behind again", || behind(&url, 200..i64::MAX)).await;
+    eventually("one replica falls behind again", || behind(&url, 200..i64::MAX)).await;
     stop.cancel();
     shopping.await.unwrap();
-    eventually("the one catches up when nothing comes any more", || behind(&url, 0..1)).await;
-    eventually("it is told that nothing is done", || async { (pace(&url).await == (0.0, 0.0)).then_some(()) }).await;
+    eventually("one replica catches up after the load", || behind(&url, 0..1)).await;
+    eventually("/lag has a throughput of 0", || async { (pace(&url).await == (0.0, 0.0)).then_some(()) }).await;
     assert_exact(&shop).await;
 
     assert!(first.stop(Duration::from_secs(30)).await.unwrap().success());
     shop.stop().await;
 }
 
-/// What is promised is 5 seconds, and a test of event-store holds the lengths that it is made of. Here three services share the machine with
-/// other tests, so it is only told apart from what does not come by the lease: whatever else lets go of what a dead or frozen process has
-/// locked (its role's transaction_timeout) takes 30 seconds.
+/// The time for a takeover by the lease on a machine that other tests use, too. The documented limit is 5 seconds. Without the lease, the
+/// role's transaction_timeout releases the locks of a dead or frozen process after 30 seconds.
 const BY_THE_LEASE: Duration = Duration::from_secs(15);
 
-/// Waits until so many replicas hold all segments of every projection in equal shares, and says how long that took.
+/// Waits until this many replicas own equal shares of every projection, and prints how long that took.
 async fn until_all_shared(shop: &Shop, replicas: i64, what: &str, since: Instant) {
-    // Whoever is not alive has still the name of an owner.
+    // A dead replica can still be the owner of a segment.
     let shared = "WITH share AS (
                       SELECT c.name, r.id, count(*) AS segments FROM checkpoint c
                       LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp() GROUP BY c.name, r.id
@@ -208,7 +206,7 @@ async fn until_all_shared(shop: &Shop, replicas: i64, what: &str, since: Instant
     assert!(took < BY_THE_LEASE, "{what}: {took:?}");
 }
 
-/// Carts with an item each, seen by whoever reads what is projected.
+/// Adds carts with an item each, and waits until the read model shows them.
 async fn shop_and_see(shop: &Shop) {
     for _ in 0..20 {
         let (cart, product) = (Uuid::now_v7(), Uuid::now_v7());
@@ -253,7 +251,7 @@ async fn segments_move_when_replicas_start_die_or_freeze() {
     frozen.process().thaw().unwrap();
     until_all_shared(&shop, 2, "thawed, it has a share again", begun).await;
 
-    // In the middle of a transaction: both are at one, and get no further.
+    // Both are in the middle of a transaction and cannot continue.
     let mut lock = shop.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE projection_a.cart_items_item IN SHARE MODE").execute(&mut *lock).await.unwrap();
     for _ in 0..20 {
@@ -263,11 +261,11 @@ async fn segments_move_when_replicas_start_die_or_freeze() {
         let of = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'second' AND ";
         sqlx::query_scalar::<_, i64>(&format!("{of}{waits}")).fetch_one(&shop.pool).await.unwrap() > 0
     };
-    eventually("it is in the middle of one", || async { in_it("wait_event_type = 'Lock'").await.then_some(()) }).await;
+    eventually("its transaction waits for a lock", || async { in_it("wait_event_type = 'Lock'").await.then_some(()) }).await;
     let begun = Instant::now();
     frozen.process().freeze().unwrap();
     lock.rollback().await.unwrap();
-    eventually("its transaction stands idle", || async { in_it("state = 'idle in transaction'").await.then_some(()) }).await;
+    eventually("its transaction is idle", || async { in_it("state = 'idle in transaction'").await.then_some(()) }).await;
     until_all_shared(&shop, 1, "frozen in the middle of a transaction, its share is the other's", begun).await;
     shop_and_see(&shop).await;
     let begun = Instant::now();
@@ -299,7 +297,7 @@ async fn translator_lag_is_that_of_all_translators() {
         }
     };
     until(0).await;
-    // They read, and nothing gets into the log.
+    // The translators read, and cannot append.
     let lock = shop.lock().await;
     let messages: Vec<_> = (0..30).map(|n| (Uuid::now_v7(), n)).collect();
     let messages: Vec<_> = messages.into_iter().map(|(id, n)| (id, json!({"product_uuid": id, "inventory": n}))).collect();
@@ -322,17 +320,19 @@ async fn paused_publisher_resumes_its_todos() {
     let mut shop = Shop::new("publisher-lag").await;
     shop.start(&KINDS).await;
     let url = shop.url(PUBLISHER);
-    eventually("the automation is known", || async { (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(()) })
-        .await;
+    eventually("the publisher owns every segment", || async {
+        (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(())
+    })
+    .await;
     let pause = async |paused: bool| {
         sqlx::query("UPDATE projection SET paused = $1 WHERE name = 'publish_cart'").bind(paused).execute(&shop.pool).await.unwrap();
-        eventually("that is told", || async { (lag(&url).await["projections"]["publish_cart"]["paused"] == paused).then_some(()) }).await;
+        eventually("/lag shows it", || async { (lag(&url).await["projections"]["publish_cart"]["paused"] == paused).then_some(()) }).await;
     };
     pause(true).await;
     let cart = Uuid::now_v7();
     assert_eq!(shop.add(cart, Uuid::now_v7(), "9.99").await.0, 200);
     assert_eq!(shop.submit(cart).await.0, 200);
-    let paused = eventually("the lag is told", || async {
+    let paused = eventually("/lag shows the lag", || async {
         let lag = lag(&url).await;
         (lag["projections"]["publish_cart"]["lag"].as_i64() > Some(0)).then_some(lag)
     })

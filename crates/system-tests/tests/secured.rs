@@ -1,4 +1,4 @@
-//! The services with servers that take them over TLS alone, each as a user of its own; and what they say where they are not let in.
+//! The services over TLS, each with its own user, and their errors when a server refuses them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::collections::HashMap;
@@ -19,12 +19,12 @@ use system_tests::{ALL, READY, Shop};
 use test_support::eventually;
 use uuid::Uuid;
 
-/// Of the roles, and of the user at the broker.
+/// The password of the roles and of the broker's user.
 const PASSWORD: &str = "hunter2hunter2";
 const WRONG: &str = "correcthorse";
 const USER: &str = "cartlog";
 
-/// An authority, and what it has signed, in files.
+/// A certificate authority and the certificates that it signed, in files.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: PathBuf,
@@ -44,7 +44,7 @@ impl Authority {
         self.directory.join("ca.pem").display().to_string()
     }
 
-    /// A certificate and its key, of a server of these names, or of a client of this one.
+    /// Signs a certificate for a server with these names, or for a client with this name.
     fn sign(&self, names: &[&str], client: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
@@ -59,7 +59,7 @@ impl Authority {
     }
 }
 
-/// Has a server that runs take connections over TLS alone: with a password, or from the publisher with a certificate.
+/// Makes a running server refuse connections without TLS. The publisher needs a certificate, the others a password.
 async fn require_tls(owner: &PgPool, authority: &Authority) {
     for kind in ALL {
         sqlx::query(&format!("ALTER ROLE {} PASSWORD '{PASSWORD}'", kind.role)).execute(owner).await.unwrap();
@@ -92,13 +92,13 @@ async fn require_tls(owner: &PgPool, authority: &Authority) {
 }
 
 struct Servers {
-    // Killed where they are dropped.
+    // Dropping them kills them.
     postgres: Postgres,
     _kafka: Kafka,
-    /// Of the brokers' listener for users.
+    /// The broker's listener with TLS and users.
     secured: String,
     authority: Authority,
-    /// Nobody knows it.
+    /// An authority that nobody trusts.
     other: Authority,
 }
 
@@ -132,7 +132,7 @@ impl Servers {
         format!("postgres://{role}:{password}@127.0.0.1:{port}/cartlog?sslmode=verify-full&sslrootcert={ca}")
     }
 
-    /// What a service is to be told, to be let in.
+    /// The settings with which a service can connect.
     fn settings(&self, shop: &Shop, kind: Kind) -> services::Settings {
         let mut settings = shop.settings(kind, &format!("{}.log", kind.name));
         settings.database_url = self.url(kind.role, PASSWORD, &self.authority);
@@ -173,7 +173,7 @@ async fn secured_shop_works_and_logs_no_secret() {
             );
             settings.environment.extend(servers.kafka("PLAIN", PASSWORD, &servers.authority));
         }
-        // However much is logged, by whomever.
+        // Whatever the log level, no secret may be logged.
         settings.environment.push(("CARTLOG_LOG_FILTER".into(), "trace".into()));
         shop.launch(kind, settings);
     }
@@ -197,7 +197,7 @@ async fn secured_shop_works_and_logs_no_secret() {
     .unwrap();
     assert!(encrypted >= 8 && plain == 0, "{encrypted} connections are over TLS, and {plain} are not");
 
-    // What anybody on the machine, or who reads logs and metrics, gets to see.
+    // What every user of the machine, and every reader of logs and metrics, can see.
     for kind in ALL {
         let log = std::fs::read_to_string(shop.service(kind).process().log()).unwrap();
         assert!(log.contains("TRACE") && log.contains("starting"), "{}: {log}", kind.name);
@@ -214,7 +214,7 @@ async fn secured_shop_works_and_logs_no_secret() {
         }
     }
 
-    // The operator's command, by the same variables.
+    // cartctl uses the same variables.
     let cartctl = |arguments: &[&str], password| {
         let mut command = Command::new(Path::new(&std::env::var_os("CARTLOG_TEST_BIN_DIR").unwrap()).join("cartctl"));
         command.args(arguments).env("DATABASE_URL", servers.url("cartlog_operator", PASSWORD, &servers.authority));
@@ -231,7 +231,7 @@ async fn secured_shop_works_and_logs_no_secret() {
     shop.stop().await;
 }
 
-/// Waits until /ready says all of this; and nothing of it, nor the log, tells a password.
+/// Waits until `/ready` has all these words. Neither `/ready` nor the log may contain a password.
 async fn says(shop: &mut Shop, kind: Kind, words: &[&str]) {
     let url = format!("{}/ready", shop.url(kind));
     let last = eventually(&format!("{} says {words:?}", kind.name), || async {
@@ -274,7 +274,7 @@ async fn authentication_failures_say_what_to_do() {
             let mut settings = shop.settings(kind, &format!("{}.log", kind.name));
             settings.database_url = servers.url(kind.role, PASSWORD, &servers.authority);
             if kind == PUBLISHER {
-                // It is let in by a certificate alone; what it says of the broker is what matters here.
+                // The publisher needs its certificate for PostgreSQL. This case is about the broker.
                 settings.database_url = servers.url(TRANSLATOR.role, PASSWORD, &servers.authority);
             }
             settings.kafka_bootstrap_servers = servers.secured.clone();

@@ -1,4 +1,4 @@
-//! What an operator sees of the four services: metrics, traces and logs.
+//! Metrics, traces and logs of the four services.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use system_tests::{ALL, READY, Shop};
 use test_support::eventually;
 use uuid::Uuid;
 
-/// A service's metrics as Prometheus reads them.
+/// A service's metrics in Prometheus's format.
 struct Metrics(String);
 
 impl Metrics {
@@ -26,7 +26,7 @@ impl Metrics {
         Self(reqwest::get(format!("{}/metrics", shop.url(kind))).await.unwrap().text().await.unwrap())
     }
 
-    /// The sum of a metric's samples that have all these labels; none where there is no such sample.
+    /// Sums a metric's samples that have all these labels; none if there is no such sample.
     fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let mut samples = self.0.lines().filter_map(|line| line.strip_prefix(name)).filter_map(|rest| {
             let (given, value) = match rest.strip_prefix('{') {
@@ -113,7 +113,7 @@ async fn state_cache_metrics_count_hits_misses_and_evictions() {
     shop.launch(COMMANDS, settings);
     shop.service(COMMANDS).until_ready(READY).await.unwrap();
     let (hits, misses, evictions) = ("state_cache_hits_total", "state_cache_misses_total", "state_cache_evictions_total");
-    // The size is a store's own, and there is but one.
+    // The size has no labels, because a process has one cache.
     let size = |metrics: &Metrics| metrics.sum("state_cache_size_bytes", &[]).unwrap();
     let metrics = Metrics::of(&shop, COMMANDS).await;
     for counter in [hits, evictions] {
@@ -121,7 +121,7 @@ async fn state_cache_metrics_count_hits_misses_and_evictions() {
     }
     assert_eq!(size(&metrics), 0.0);
 
-    // Its states are the cart and the product.
+    // The command's states are the cart and the product.
     let (cart, product) = (Uuid::now_v7(), Uuid::now_v7());
     assert_eq!(shop.add(cart, product, "1.00").await.0, 200);
     let metrics = Metrics::of(&shop, COMMANDS).await;
@@ -133,10 +133,10 @@ async fn state_cache_metrics_count_hits_misses_and_evictions() {
     let metrics = Metrics::of(&shop, COMMANDS).await;
     metrics.holds(misses, &[], |n| n == 2.0);
     metrics.holds(hits, &[], |n| n == 2.0);
-    // What is known anew takes the place of what was known.
+    // A newer state replaces the older one, which is no eviction.
     metrics.holds(evictions, &[], |n| n == 0.0);
 
-    // Until there is no more room.
+    // Until the cache is full.
     for round in 1.. {
         let adding = (0..100).map(|_| shop.add(Uuid::now_v7(), Uuid::now_v7(), "1.00"));
         assert!(futures::future::join_all(adding).await.iter().all(|(status, _)| *status == 200));
@@ -150,7 +150,7 @@ async fn state_cache_metrics_count_hits_misses_and_evictions() {
     shop.stop().await;
 }
 
-/// Takes what services export by OTLP over HTTP.
+/// Receives traces by OTLP over HTTP.
 struct Collector {
     endpoint: String,
     exported: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
@@ -172,7 +172,7 @@ impl Collector {
         Self { endpoint, exported, server: handle }
     }
 
-    /// Everything that was exported.
+    /// Answers every exported span.
     async fn spans(self) -> Spans {
         self.server.stop(true).await;
         let exported = std::mem::take(&mut *self.exported.lock().unwrap());
@@ -203,11 +203,11 @@ fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Spans, each with the service that made it.
+/// Spans, each with its service.
 struct Spans(Vec<(String, Span)>);
 
 impl Spans {
-    /// The one span of a trace that a service made under this name, as the child of that parent.
+    /// Finds the only span of a trace with this service, name and parent.
     #[track_caller]
     fn one(&self, trace: &str, service: &str, name: &str, parent: &str) -> &Span {
         let of_trace: Vec<_> = self.0.iter().filter(|(_, span)| hex(&span.trace_id) == trace).collect();
@@ -224,7 +224,7 @@ impl Spans {
     }
 }
 
-/// A trace of a client's, and the span in it that asks.
+/// A client's trace, and the client's span.
 const SUBMITTED: (&str, &str) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
 const SUPPLIED: (&str, &str) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
 const UNREADABLE: (&str, &str) = ("80e1afed08e019fc1110464cfa66635c", "7a085853722dc6d2");
@@ -233,7 +233,7 @@ fn traceparent((trace, span): (&str, &str)) -> String {
     format!("00-{trace}-{span}-01")
 }
 
-/// The lines of a service's log.
+/// Reads the lines of a service's log.
 fn log_of(shop: &mut Shop, kind: Kind) -> Vec<Value> {
     let log = std::fs::read_to_string(shop.service(kind).process().log()).unwrap();
     log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
@@ -249,9 +249,9 @@ async fn one_trace_leads_from_request_to_published_message() {
         settings.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), collector.endpoint.clone()));
         settings.environment.push(("CARTLOG_LOG_FORMAT".into(), "json".into()));
         let filter = match kind {
-            // However wide the log is.
+            // The widest log level.
             PUBLISHER => "debug,hyper=warn",
-            // A line for each request that was answered.
+            // One line for each answered request.
             COMMANDS => "info,service=debug",
             _ => "info",
         };
@@ -262,7 +262,7 @@ async fn one_trace_leads_from_request_to_published_message() {
         shop.service(kind).until_ready(READY).await.unwrap();
     }
 
-    // Kafka in: a message of another system's trace, and one that cannot be read.
+    // From Kafka: a message with another system's trace, and an unreadable one.
     let (cart, product) = (Uuid::now_v7(), Uuid::now_v7());
     let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", &shop.kafka).create().unwrap();
     let key = product.to_string();
@@ -272,7 +272,7 @@ async fn one_trace_leads_from_request_to_published_message() {
         let topic = shop.topic("inventories");
         let record = FutureRecord::to(&topic).key(&key).payload(&value).headers(headers);
         producer.send(record, Duration::from_secs(10)).await.unwrap();
-        // Alone in its batch: one of several is linked to.
+        // Alone in its batch, because a batch of several only links to their traces.
         eventually("the message is translated", || async {
             let offset: Option<i64> = sqlx::query_scalar("SELECT sum(next_offset)::bigint FROM source_offset WHERE topic = $1")
                 .bind(&topic)
@@ -288,10 +288,10 @@ async fn one_trace_leads_from_request_to_published_message() {
     })
     .await;
 
-    // The request, up to the message. Again alone in its batch.
+    // From the request to the message, again alone in its batch.
     let (status, added) = shop.add(cart, product, "9.99").await;
     assert_eq!(status, 200);
-    eventually("the read models have what was before", || async {
+    eventually("the read models have caught up", || async {
         (shop.get(&format!("/cartswithproducts/{product}?min_position={}", added[1])).await.0 == 200).then_some(())
     })
     .await;
@@ -307,7 +307,7 @@ async fn one_trace_leads_from_request_to_published_message() {
     })
     .await;
 
-    // What is not exported yet is when the process ends.
+    // A process exports its last spans when it stops.
     for kind in ALL {
         assert!(shop.service(kind).stop(Duration::from_secs(30)).await.unwrap().success());
     }
@@ -319,7 +319,7 @@ async fn one_trace_leads_from_request_to_published_message() {
     let server = hex(&server.span_id);
     let append = spans.one(trace, "cart-commands", "append", &server);
     assert_eq!((append.kind(), text(&append.attributes, "db.system.name").as_deref()), (SpanKind::Client, Some("postgresql")));
-    // Through the log, in other processes: what the event caused is caused by the request.
+    // Through the log, in other processes: the request's span is the parent of what the event caused.
     spans.one(trace, "cart-projections", "project carts_with_products", &server);
     spans.one(trace, "publisher", "project publish_cart", &server);
     let todo = hex(&spans.one(trace, "publisher", "publish_cart", &server).span_id);
@@ -334,14 +334,14 @@ async fn one_trace_leads_from_request_to_published_message() {
     assert_eq!(translated.kind(), SpanKind::Consumer);
     spans.one(trace, "cart-projections", "project inventories", supplier);
 
-    // The log's lines tell the same ids.
+    // Log lines have the same ids.
     let answered = log_of(&mut shop, COMMANDS).into_iter().find(|line| line["trace_id"] == SUBMITTED.0).unwrap();
     assert_eq!((answered["message"].as_str(), answered["span_id"].as_str()), (Some("request answered"), Some(server.as_str())));
     let dead = log_of(&mut shop, TRANSLATOR).into_iter().find(|line| line["message"] == "dead letter").unwrap();
     assert_eq!(dead["trace_id"], UNREADABLE.0, "{dead}");
     let span = dead["span_id"].as_str().unwrap();
     assert!(spans.0.iter().any(|(_, found)| hex(&found.span_id) == span), "{dead}");
-    // What belongs to no request belongs to no trace.
+    // A line outside a request has no trace.
     for kind in ALL {
         assert!(log_of(&mut shop, kind).iter().filter(|line| line["message"] == "listening").all(|line| line["trace_id"].is_null()));
     }

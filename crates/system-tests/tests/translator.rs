@@ -1,4 +1,4 @@
-//! Translators that are frozen, killed and overtaken: every message is in the log, and once.
+//! Translators that are frozen, killed and overtaken: the log has every message exactly once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on fails, and says what it measured")]
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 const PARTITIONS: i32 = 6;
-/// What the broker allows at the least.
+/// The shortest session that the broker allows.
 const SESSION: Duration = Duration::from_secs(6);
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -34,9 +34,9 @@ async fn frozen_translator_with_aborted_appends_appends_nothing_twice() {
 
 #[derive(PartialEq)]
 enum DuringTheFreeze {
-    /// The log has what the translator does not know that it has.
+    /// The append succeeds while the translator is frozen.
     ItsAppendsCommit,
-    /// The database ends calls that take too long: the log has nothing of them, and the translator will try again.
+    /// The database ends the call: the log has nothing, and the translator must try again.
     ItsAppendsAreGivenUp,
 }
 
@@ -47,37 +47,37 @@ async fn frozen_and_thawed(name: &str, during: DuringTheFreeze) {
     shop.send(0..300).await;
     shop.until_translated(300).await;
 
-    // In the middle of its work: its appends wait for the log's lock, and it has read what comes after them.
+    // In the middle of its work: its appends wait for the log's lock, and it has read the next messages.
     let mut lock = shop.log.begin().await.unwrap();
     sqlx::query("SELECT lock_log()").execute(&mut *lock).await.unwrap();
     shop.send(300..600).await;
     eventually("its appends wait", async || shop.waiting_appends().await > 0).await;
     shop.send(600..900).await;
-    eventually("it has heard of all that comes after", async || metric(&frozen, "translation_lag").await >= 600.0).await;
+    eventually("it knows the lag of the next messages", async || metric(&frozen, "translation_lag").await >= 600.0).await;
     frozen.process().freeze().unwrap();
     if during == DuringTheFreeze::ItsAppendsCommit {
         lock.rollback().await.unwrap();
         eventually("its appends are in the log", async || shop.translated().await > 300).await;
     } else {
-        eventually("its appends are given up", async || shop.waiting_appends().await == 0).await;
+        eventually("the database has ended its appends", async || shop.waiting_appends().await == 0).await;
         lock.rollback().await.unwrap();
         assert_eq!(shop.translated().await, 300);
     }
 
-    // The other takes the partitions over when the session is over, and works.
+    // After the session the other translator takes over the partitions.
     let mut other = shop.translator("other");
     other.until_ready(DEADLINE).await.unwrap();
     shop.send(900..1_200).await;
     shop.until_translated(1_200).await;
 
-    // Thawed, it holds what the other has translated long ago.
+    // After the thaw it still has messages that the other has translated.
     frozen.process().thaw().unwrap();
     shop.send(1_200..1_500).await;
     shop.until_translated(1_500).await;
     frozen.until_ready(DEADLINE).await.unwrap();
     other.until_ready(DEADLINE).await.unwrap();
     println!("offset conflicts: {}", metric(&frozen, "translation_offset_conflicts_total").await);
-    // Whatever either still had in hand is done when it has stopped.
+    // A stopped translator has finished its appends.
     assert!(frozen.stop(DEADLINE).await.unwrap().success());
     assert!(other.stop(DEADLINE).await.unwrap().success());
     shop.check(1_500).await;
@@ -93,9 +93,9 @@ async fn repeatedly_killed_translator_loses_and_doubles_nothing() {
         translator.until_ready(DEADLINE).await.unwrap();
         shop.send(sent..sent + 1_000).await;
         sent += 1_000;
-        // As soon as some of it is there, most is on its way.
+        // Some messages are in the log, and most are on their way.
         let before = shop.translated().await;
-        eventually("it is at work", async || shop.translated().await > before).await;
+        eventually("the translator appends", async || shop.translated().await > before).await;
         translator.restart().await.unwrap();
     }
     shop.until_translated(sent).await;
@@ -157,7 +157,7 @@ async fn translator_waits_for_a_restarted_broker() {
     broker.kill().await.unwrap();
 }
 
-/// A database, topics and translators of one's own.
+/// A test's own database, topics and translators.
 struct Shop {
     name: String,
     url: String,
@@ -186,7 +186,7 @@ impl Shop {
         let topics: Vec<_> =
             topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
         create_topics(&bootstrap_servers, &topics).await.unwrap();
-        // Idempotent, or a broker that dies would have the messages sent anew in another order.
+        // Idempotent, because after a broker's death the messages could otherwise be sent in another order.
         let producer = ClientConfig::new().set("bootstrap.servers", &bootstrap_servers).set("enable.idempotence", "true").create().unwrap();
         let logs = Layout::discover().unwrap().scratch(&name).unwrap();
         let products = (0..30).map(|_| Uuid::now_v7()).collect();
@@ -210,7 +210,7 @@ impl Shop {
         Service::start(TRANSLATOR, settings).unwrap()
     }
 
-    /// Sends inventories, each of its own number, so that each message can be told from all others.
+    /// Sends inventories with different numbers, because the test must tell the messages apart.
     async fn send(&self, inventories: std::ops::Range<i64>) {
         let topic = format!("{}-inventories", self.name);
         let sends = inventories.map(|inventory| {
@@ -227,7 +227,7 @@ impl Shop {
         sqlx::query_scalar("SELECT count(*) FROM event").fetch_one(&self.log).await.unwrap()
     }
 
-    /// Calls that wait for the log's lock.
+    /// Counts the calls that wait for the log's lock.
     async fn waiting_appends(&self) -> i64 {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
         sqlx::query_scalar(waiting).fetch_one(&self.log).await.unwrap()
@@ -237,7 +237,7 @@ impl Shop {
         eventually(&format!("{count} are translated"), async || self.translated().await >= count).await;
     }
 
-    /// Inventories 0 to `count` are in the log, each once, each product's in their order, and each partition's in the order of their offsets.
+    /// Checks that the log has the inventories 0 to `count` once each, in the order of each product and of each partition's offsets.
     async fn check(&self, count: i64) {
         let events: Vec<(Uuid, i64, Option<String>)> = sqlx::query_as(
             "SELECT product_id, (convert_from(payload, 'UTF8')::jsonb #>> '{InventoryChanged,inventory}')::bigint, metadata ->> 'causation_id'
@@ -251,7 +251,7 @@ impl Shop {
         assert_eq!(inventories, (0..count).collect::<Vec<_>>());
         let (mut last, mut read_to) = (HashMap::new(), HashMap::new());
         for (product, inventory, message) in events {
-            // What came over HTTP has no message.
+            // An event from HTTP has no message.
             if let Some((partition, offset)) = message.as_deref().and_then(|message| message.rsplit_once('/')) {
                 let (offset, before) = (offset.parse::<i64>().ok(), read_to.get(partition).copied());
                 assert!(before < offset, "{partition}: {offset:?} after {before:?}");
@@ -263,7 +263,7 @@ impl Shop {
     }
 }
 
-/// The sum of a metric over its labels.
+/// Sums a metric over its labels.
 async fn metric(service: &Service, name: &str) -> f64 {
     let Ok(answer) = reqwest::get(format!("{}/metrics", service.url())).await else { return 0.0 };
     let text = answer.text().await.unwrap_or_default();

@@ -21,12 +21,12 @@ use uuid::Uuid;
 
 use super::{alerts, array, dashboards, root, variables, without_bounds, word, yaml};
 
-/// Queries that can have an answer only where something is broken, each with the reason.
+/// Queries that have an answer only during a fault, each with the reason.
 const ONLY_IN_A_FAULT: [(&str, &str); 0] = [];
 
 /// A query of a dashboard or an alert.
 struct Query {
-    /// Whose it is.
+    /// The dashboard's panel or the alert.
     of: String,
     expression: String,
 }
@@ -37,7 +37,7 @@ fn queries() -> Vec<Query> {
         for panel in array(&dashboard["panels"]) {
             for target in array(&panel["targets"]) {
                 let of = format!("{file}, {:?} {}", word(panel, "title"), word(target, "refId"));
-                // Everything that was since the beginning: a graph's last step may see nothing of it.
+                // A long interval, because a graph's last step may contain no sample.
                 let expression = word(target, "expr").replace("$__rate_interval", "5m");
                 queries.push(Query { of, expression: variables(&expression).iter().fold(expression.clone(), all_of) });
             }
@@ -55,12 +55,12 @@ fn queries() -> Vec<Query> {
     queries
 }
 
-/// As Grafana does where all values are chosen.
+/// Replaces a variable as Grafana does for "All".
 fn all_of(expression: String, variable: &String) -> String {
     expression.replace(&format!("${variable}"), ".*")
 }
 
-/// A Prometheus that scrapes the services, with the committed configuration but for where they are. Dropping it kills it.
+/// A Prometheus with the committed configuration, except for the services' addresses. Dropping it kills it.
 struct Prometheus {
     url: String,
     http: reqwest::Client,
@@ -102,7 +102,7 @@ impl Prometheus {
         })
         .await;
         let all = running.len().to_string();
-        // It looks for what to scrape only every few seconds.
+        // Prometheus finds new targets only every few seconds.
         eventually("Prometheus scrapes every service", || async {
             let up = prometheus.get("query", &[("query", "count(up == 1)")]).await.unwrap();
             (up["result"][0]["value"][1].as_str() == Some(all.as_str())).then_some(())
@@ -117,20 +117,20 @@ impl Prometheus {
         if body["status"] == "success" { Ok(body["data"].take()) } else { Err(body["error"].to_string()) }
     }
 
-    /// Whether the query has a number for an answer.
+    /// Tells whether the query has a number as its answer.
     async fn answers(&self, expression: &str) -> Result<bool, String> {
         let data = self.get("query", &[("query", expression)]).await?;
         let number = |series: &Value| series["value"][1].as_str().is_some_and(|value| value != "NaN");
         Ok(array(&data["result"]).iter().any(number))
     }
 
-    /// The labels of a metric; none where it is not there.
+    /// Answers the labels of a metric; none if there is no such metric.
     async fn labels(&self, metric: &str) -> BTreeSet<String> {
         let series = self.get("series", &[("match[]", metric)]).await.unwrap();
         array(&series).iter().flat_map(|series| series.as_object().unwrap().keys().cloned()).collect()
     }
 
-    /// What is not there of the metrics and labels that a query names.
+    /// Answers the metrics and labels of a query that do not exist.
     async fn unknown_names(&self, expression: &str) -> BTreeSet<String> {
         let mut named = vec![];
         selectors(&self.get("parse_query", &[("query", expression)]).await.unwrap(), &mut named);
@@ -147,7 +147,7 @@ impl Prometheus {
     }
 }
 
-/// The metrics of a parsed query, each with the labels by which it is chosen.
+/// Collects the metrics of a parsed query, each with its labels.
 fn selectors(node: &Value, found: &mut Vec<(String, Vec<String>)>) {
     match node {
         Value::Object(fields) => {
@@ -162,7 +162,7 @@ fn selectors(node: &Value, found: &mut Vec<(String, Vec<String>)>) {
     }
 }
 
-/// The four services on the test servers, under the topics' own names.
+/// Starts the four services on the test servers, with the default topics.
 async fn start_services(database: &Database, kafka: &str, logs: &Path) -> Vec<Service> {
     topics::create(kafka).await.unwrap();
     let programs = PathBuf::from(std::env::var_os("CARTLOG_TEST_BIN_DIR").expect("run `cargo dev test`, which builds the services"));
@@ -180,7 +180,7 @@ async fn start_services(database: &Database, kafka: &str, logs: &Path) -> Vec<Se
     running
 }
 
-/// A day in the shop.
+/// Simulates a day in the shop.
 async fn live(running: &[Service], database: &Database, kafka: &str) {
     let url = |kind| running.iter().find(|service| service.kind() == kind).unwrap().url();
     let addresses = Addresses {
@@ -193,7 +193,7 @@ async fn live(running: &[Service], database: &Database, kafka: &str) {
     demo::run_at(&addresses, plan, &Report::terminal()).await.unwrap();
 }
 
-/// What the day may lack, and queries ask for: a message that cannot be read, queries that wait, in vain and not, a change over HTTP.
+/// Adds what a day may lack: an unreadable message, queries that wait, and a change over HTTP.
 async fn stir(running: &[Service], kafka: &str) {
     let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", kafka).create().unwrap();
     for topic in [topics::INVENTORIES, topics::PRICE_CHANGES] {
@@ -220,14 +220,14 @@ async fn queries_of_dashboards_and_alerts_have_an_answer() {
     let prometheus = Prometheus::start(&program, &directory, &running).await;
     live(&running, &database, &kafka).await;
     stir(&running, &kafka).await;
-    // Held: it stays as far as it comes.
+    // A rebuild that waits for `switch`.
     rebuild_named(&database.pool().await, "cart_items", Switch::WhenAsked).await.unwrap();
 
     let faults: BTreeMap<&str, &str> = ONLY_IN_A_FAULT.into();
     let mut asked = queries();
     let all = asked.len();
     let started = std::time::Instant::now();
-    // An answer once is enough: some of what happens is over soon.
+    // One answer suffices, because some events are short.
     while !asked.is_empty() && started.elapsed() < Duration::from_secs(30) {
         stir(&running, &kafka).await;
         let mut unanswered = vec![];
@@ -254,7 +254,7 @@ async fn queries_of_dashboards_and_alerts_have_an_answer() {
     answer(format!("\n{} of {all} queries have an answer", all - asked.len()));
     assert!(wrong.is_empty(), "without an answer: {wrong:#?}");
 
-    // The rules run, and those fire whose cause is there.
+    // The rules run, and the alerts with a cause fire.
     let rules = prometheus.get("rules", &[]).await.unwrap();
     let rules: Vec<_> = array(&rules["groups"]).iter().flat_map(|group| array(&group["rules"])).collect();
     assert_eq!(rules.len(), alerts().len());
