@@ -80,7 +80,7 @@ async fn nothing_is_skipped_without_a_topic_for_dead_letters() {
     topic.count(0, 1).await;
     topic.count(1, 2).await;
     let translator = Running::start(&log, &group, &[&topic]);
-    // The other partition goes on.
+    // The other partition continues.
     log.until_counts(&[2]).await;
     translator.until_waiting_for(&topic.dead_letters_name()).await;
     assert_eq!(log.stored_offset(&group, &topic.name, 0).await, None);

@@ -1,6 +1,4 @@
-//! Topics into the log and the log into topics, against a real broker and a real PostgreSQL.
-//!
-//! One program for all of them: as programs of their own each would be linked with everything again.
+//! Topics into the log and the log into topics, with a real broker and a real PostgreSQL. One program, so that it is linked once.
 
 mod common;
 mod dead_letters;

@@ -44,7 +44,7 @@ async fn permanent_errors_differ_from_transient_ones() {
     let huge = vec![b'x'; 4 << 20];
     let error = publisher.send(&topic.name, &event(&huge)).await.expect_err("too large");
     assert!(error.is_permanent(), "{error:?}");
-    // And the next one goes through.
+    // The next message is sent.
     publisher.send(&topic.name, &event(b"{}")).await.expect("sent");
 
     let missing = format!("missing-{}", Uuid::now_v7().simple());

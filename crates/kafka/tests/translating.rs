@@ -1,4 +1,4 @@
-//! Each message once: whatever Kafka delivers again, whoever takes over, whatever is away.
+//! Each message is translated once, over redeliveries, rebalances and outages.
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
@@ -114,7 +114,7 @@ async fn offsets_committed_to_kafka_do_not_matter() {
     log.until_counts(&[0, 1, 2, 3, 4]).await;
     translator.stop().await;
 
-    // Lag tools read that all is read; somebody says that nothing is.
+    // Kafka has the last offset. Someone commits the first one.
     let mut config = ClientConfig::new();
     let tool: BaseConsumer =
         config.set("bootstrap.servers", kafka_bootstrap_servers()).set("group.id", &group).create().expect("a consumer");
@@ -164,7 +164,7 @@ async fn overtaken_translator_appends_nothing() {
     let translator = Running::start(&log, &group, &[&topic]);
     log.until_stored(&group, &topic.name, 0, 3).await;
 
-    // Another, whom the group has given the partition to, translates the next two; this one does not know.
+    // Another translator, which has got the partition, translates the next two. The first translator does not know.
     let source = SourcePartition { consumer: &group, topic: &topic.name, partition: 0 };
     let event = |count| (ShelfEvent::Counted { product_id: Uuid::now_v7(), count }, Metadata::default());
     let moved = log.store.append_from(source, Some(3), 5, &[event(3), event(4)]).await.expect("the log");
@@ -176,7 +176,7 @@ async fn overtaken_translator_appends_nothing() {
     log.until_counts(&[0, 1, 2, 3, 4, 5, 6, 7, 103, 104, 105, 106, 107]).await;
     translator.until_ready().await;
 
-    // Somebody sets it back: then that is read again, as told.
+    // An operator sets the offset back, and the messages are translated again.
     sqlx::query("UPDATE source_offset SET next_offset = 6 WHERE consumer = $1 AND partition = 0")
         .bind(&group)
         .execute(&log.pool)
@@ -255,7 +255,7 @@ async fn translator_waits_for_the_log() {
     let translator = Running::start(&log, &group, &[&topic]);
     log.until_counts(&[0]).await;
 
-    // Nobody may connect, and who is connected is thrown out; the owner's pool too.
+    // No role may connect, and every connection is ended, also those of the owner.
     let allow_connections = |allow: bool| {
         let (options, server) = (log.database.options(), log.database.options().database("postgres"));
         async move {

@@ -17,7 +17,7 @@ use nix::{
 };
 use serde_json::Value;
 
-/// A running `minimal`, killed at the end where it still runs.
+/// A running `minimal`. It is killed when it is dropped.
 struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -25,7 +25,7 @@ struct Process {
 }
 
 fn minimal(environment: &[(&str, &str)]) -> Command {
-    // Tests are in target/<profile>/deps, examples beside that.
+    // Tests are in target/<profile>/deps, examples in target/<profile>/examples.
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
@@ -57,7 +57,7 @@ impl Process {
         Self { child, stdout, address: format!("127.0.0.1:{port}") }
     }
 
-    /// A connection that was answered on, and stays.
+    /// Opens a connection and sends a request on it.
     fn connection(&self) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -80,7 +80,7 @@ impl Process {
         answer
     }
 
-    /// Sends the signal; answers the exit code and the log since it listens, one JSON object a line.
+    /// Sends a signal. Answers the exit code and the log since the process listens, one JSON object per line.
     fn end(mut self, signal: Signal) -> (Option<i32>, Vec<Value>) {
         let pid = Pid::from_raw(self.child.id().try_into().unwrap());
         kill(pid, signal).unwrap();
@@ -93,7 +93,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended in most tests.
+        // Most tests have ended it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -181,7 +181,7 @@ fn metrics_count_requests_by_route() {
     assert_eq!(log.iter().filter(|line| line["message"] == "request answered").count(), 0);
 }
 
-/// Takes one export and answers it; hands over what it was.
+/// Answers one export and hands it over.
 fn collector() -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -235,7 +235,7 @@ fn healthcheck_asks_for_readiness() {
     let process = Process::start(&[]);
     let port = process.address.rsplit(':').next().unwrap().to_owned();
     let ask = |bind: &str| {
-        // A container's proxy is not for asking oneself.
+        // The health check must not use the container's proxy.
         let environment = [("CARTLOG_PORT", port.as_str()), ("CARTLOG_BIND_ADDRESS", bind), ("http_proxy", "http://127.0.0.1:9")];
         minimal(&environment).arg("--healthcheck").output().unwrap()
     };

@@ -96,7 +96,7 @@ impl Decision for SubmitCart {
     }
 }
 
-/// What would be ordered.
+/// The cart with the items to order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {

@@ -1,4 +1,4 @@
-//! What can be set; `settings.toml` describes each.
+//! The settings, which `settings.toml` describes.
 
 use std::{ops::Deref, str::FromStr};
 

@@ -224,7 +224,7 @@ impl Decision for FailPublication {
     }
 }
 
-/// What has become of a cart's publication.
+/// The state of a cart's publication.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(PublicationStream)]
 pub(crate) struct Publication {

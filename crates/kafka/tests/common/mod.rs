@@ -1,6 +1,6 @@
-//! Topics, messages and a log of one's own for each test.
+//! A topic, messages and a log for each test.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its part")]
-#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-/// A log has these three ids; the tests' messages carry one.
+/// The log has these three ids. The tests' messages have one.
 #[derive(Debug, Clone, PartialEq, Eq, Event, Serialize, Deserialize)]
 #[stream(CountStream, [Counted])]
 pub enum ShelfEvent {
@@ -75,7 +75,7 @@ pub fn producer(settings: &[(&str, &str)]) -> FutureProducer {
     config.create().expect("a producer")
 }
 
-/// A topic no other test uses, with its dead letters.
+/// A topic that no other test uses, with its topic for dead letters.
 pub struct Topic {
     pub name: String,
     producer: FutureProducer,
@@ -94,7 +94,7 @@ impl Topic {
         topic
     }
 
-    /// A topic that is there, or not yet.
+    /// A topic that may not exist yet.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), producer: producer(&[]) }
     }
@@ -107,13 +107,13 @@ impl Topic {
         format!("{}.dead-letters", self.name)
     }
 
-    /// Sends a message as it is, and answers its offset.
+    /// Sends a message and answers its offset.
     pub async fn send(&self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>, headers: Option<OwnedHeaders>) -> i64 {
         let record = FutureRecord { topic: &self.name, partition: Some(partition), payload: value, key, timestamp: None, headers };
         self.producer.send(record, Duration::from_secs(20)).await.expect("the broker takes it").offset
     }
 
-    /// Sends a count of some product.
+    /// Sends a count of a new product.
     pub async fn count(&self, partition: i32, count: i64) -> i64 {
         self.count_of(Uuid::now_v7(), partition, count).await
     }
@@ -137,7 +137,7 @@ pub async fn create_topic(name: &str, partitions: i32) {
     created.into_iter().for_each(|topic| drop(topic.expect("the topic is made")));
 }
 
-/// Reads a topic from its beginning until there are so many messages.
+/// Reads a topic from its beginning until it has `count` messages.
 pub fn read(topic: &str, partitions: i32, count: usize) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer = client().set("group.id", "reader").set("enable.auto.commit", "false").create().expect("a consumer");
     let mut assignment = TopicPartitionList::new();
@@ -166,7 +166,7 @@ pub fn headers(pairs: &[(&str, &str)]) -> OwnedHeaders {
     pairs.iter().fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }))
 }
 
-/// A log of one's own.
+/// A log that no other test uses.
 pub struct Log {
     pub database: Database,
     pub pool: PgPool,
@@ -228,12 +228,12 @@ pub fn store(database: &Database) -> EventStore<ShelfEvent> {
     EventStore::new(database.options_as("cartlog_translator"), StoreSettings::default())
 }
 
-/// A group name no other test uses.
+/// Creates a group name that no other test uses.
 pub fn group() -> String {
     format!("counters-{}", Uuid::now_v7().simple())
 }
 
-/// A translator at work; stopped where it is dropped.
+/// A running translator. It stops when it is dropped.
 pub struct Running {
     pub status: TranslatorStatus,
     shutdown: DropGuard,
@@ -262,13 +262,13 @@ impl Running {
             .await
     }
 
-    /// Stops it in order.
+    /// Stops the translator and waits.
     pub async fn stop(self) {
         drop(self.shutdown);
         self.task.await.expect("it does not panic").expect("it ends in order");
     }
 
-    /// Drops it in the middle of whatever it does.
+    /// Aborts the translator.
     pub fn kill(self) {
         self.task.abort();
     }

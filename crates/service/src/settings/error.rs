@@ -1,4 +1,4 @@
-//! What can be wrong with settings.
+//! Wrong settings.
 
 /// Settings that the service cannot start with. Messages contain no secrets.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum SettingsError {
         key: String,
         /// Its value, with secrets masked.
         value: String,
-        /// Where the value came from.
+        /// The origin of the value.
         origin: String,
         /// What is allowed.
         allowed: String,

@@ -63,7 +63,7 @@ impl Layers {
         let settings: T = serde_path_to_error::deserialize(table).map_err(|error| {
             let (path, message) = (error.path().to_string(), error.inner().to_string());
             let key = path.split(['.', '[']).next().unwrap_or_default();
-            // What precedes it quotes the value, which may be a secret.
+            // The text before it quotes the value, which may be a secret.
             let allowed = message.rsplit_once(", expected ").map_or(&*message, |(_, expected)| expected);
             if self.values.contains_key(key) { self.invalid(key, allowed.to_owned()) } else { SettingsError::Defaults(message) }
         })?;
@@ -98,12 +98,12 @@ fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Valu
     values.into_iter().map(value).collect()
 }
 
-/// A value as it may appear in an error or a log.
+/// Writes a value for an error or a log.
 fn shown(key: &str, value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) if key.ends_with("_url") => format!("{:?}", masked_url(text)),
         ValueKind::String(text) if text.is_empty() => "empty".to_owned(),
-        // Where a secret is, is none.
+        // The path of a file is no secret.
         _ if !key.ends_with("_file") && ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
         ValueKind::String(text) => format!("{text:?}"),
         ValueKind::Array(items) => {
@@ -114,7 +114,7 @@ fn shown(key: &str, value: &Value) -> String {
     }
 }
 
-/// A URL without its password. What cannot be read as a URL may be a secret as a whole.
+/// Masks the password in a URL. A text that is no URL may be a secret and is masked as a whole.
 pub(super) fn masked_url(text: &str) -> String {
     let Some(mut url) = Url::parse(text).ok().filter(Url::has_host) else {
         return "***".to_owned();

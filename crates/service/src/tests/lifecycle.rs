@@ -1,4 +1,4 @@
-//! Readiness, background tasks and the end.
+//! Readiness, background tasks and stopping.
 
 use std::{
     sync::{
@@ -41,7 +41,7 @@ async fn slow(gate: web::Data<Gate>) -> impl Responder {
     "done"
 }
 
-/// Waits until the condition holds.
+/// Waits until a condition holds.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !holds().await {
@@ -84,13 +84,13 @@ async fn check_that_hangs_is_not_ready() {
 #[tokio::test]
 async fn stop_answers_requests_then_ends_tasks() {
     let gate = web::Data::new(Gate::default());
-    let told = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::new(AtomicBool::new(false));
     let finished = Arc::new(AtomicBool::new(false));
     let service = service(settings(&[])).background("worker", {
-        let (told, finished) = (told.clone(), finished.clone());
+        let (stopped, finished) = (stopped.clone(), finished.clone());
         move |shutdown| async move {
             shutdown.cancelled().await;
-            told.store(true, Ordering::SeqCst);
+            stopped.store(true, Ordering::SeqCst);
             tokio::task::yield_now().await;
             finished.store(true, Ordering::SeqCst);
             Ok(())
@@ -113,12 +113,12 @@ async fn stop_answers_requests_then_ends_tasks() {
     running.stopping.cancel();
     assert_eq!(timeout(Duration::from_secs(10), idle.read(&mut [0])).await.unwrap().unwrap(), 0, "idle ones are closed");
     eventually("new connections are refused", async || TcpStream::connect(running.address).await.is_err()).await;
-    assert!(!told.load(Ordering::SeqCst), "tasks work on while requests may need them");
+    assert!(!stopped.load(Ordering::SeqCst), "tasks run while requests may need them");
 
     gate.open.notify_one();
     assert_eq!(read_answer(&mut busy).await.body, "done");
     running.stop().await.unwrap();
-    assert!(finished.load(Ordering::SeqCst), "tasks are waited for");
+    assert!(finished.load(Ordering::SeqCst), "the service waits for tasks");
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ fn start() -> Running {
 
 const MEBIBYTE: usize = 1024 * 1024;
 
-/// Sends a head and then a body of that many bytes, all of it before it reads.
+/// Sends a head and a body of `length` bytes before it reads.
 async fn send_all(running: &Running, path: &str, length: usize) -> TcpStream {
     let mut stream = running.connect().await;
     let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
@@ -46,7 +46,7 @@ async fn body_over_the_limit_is_413_and_the_connection_stays() {
             let mut stream = send_all(&running, path, length).await;
             let (status, code, message) = read_answer(&mut stream).await.error();
             assert_eq!((status, code.as_str()), (413, "body_too_large"), "{message}");
-            // The body was taken to its end, so the connection serves on.
+            // The body was read to its end, so the connection can be used again.
             stream.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
             assert_eq!(read_answer(&mut stream).await.body, "Ok");
         }

@@ -1,5 +1,4 @@
-//! The server as clients meet it: over TCP, byte by byte, because that is where most of these promises are kept or
-//! broken.
+//! The server as clients see it, over TCP.
 
 mod lifecycle;
 mod limits;
@@ -60,7 +59,7 @@ fn serve(service: Service, routes: impl Fn(&mut Routes<'_>) + Clone + Send + 'st
     Running { address, stopping, outcome }
 }
 
-/// An answer, taken apart.
+/// An answer in its parts.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -78,7 +77,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
 
-    /// Status, code and message; panics where the body is not the one of an error.
+    /// Answers status, code and message. Panics if the body is no error body.
     fn error(&self) -> (u16, String, String) {
         let json = self.json();
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
@@ -88,7 +87,7 @@ impl Answer {
     }
 }
 
-/// Reads one answer. Fails where the connection is reset before it is complete.
+/// Reads one answer. Fails if the connection is reset before the answer is complete.
 async fn read_answer(stream: &mut TcpStream) -> Answer {
     let reading = async {
         let mut head = Vec::new();
@@ -113,7 +112,7 @@ impl Running {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// Sends these bytes on a connection of their own and reads the answer.
+    /// Sends bytes on a new connection and reads the answer.
     async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
         let mut stream = self.connect().await;
         stream.write_all(request.as_ref()).await.unwrap();
@@ -130,7 +129,7 @@ impl Running {
         self.exchange([head.as_bytes(), body].concat()).await
     }
 
-    /// Asks it to stop and waits for the end.
+    /// Stops the server and waits for its end.
     async fn stop(self) -> Result<(), Fault> {
         self.stopping.cancel();
         timeout(Duration::from_secs(30), self.outcome).await.expect("it stops in time").unwrap()

@@ -1,4 +1,4 @@
-//! What bad input gets.
+//! The answers to bad requests.
 
 use std::{fmt, str::FromStr};
 
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Running, serve, service, settings};
 use crate::{At, ErrorCode, HttpError, IgnoredBody, JsonBody, MinPosition, PathValue, ensure_path_matches_body};
 
-/// A number from 0 to 99, of which the domain says so.
+/// A number from 0 to 99, by a rule of the domain.
 #[derive(Debug, PartialEq)]
 struct Small(u8);
 
@@ -33,7 +33,7 @@ impl<'de> Deserialize<'de> for Small {
     }
 }
 
-/// A number that must be read from its own digits, as exact decimals are.
+/// A number that is read from its digits, like exact decimals.
 #[derive(Debug)]
 struct Exact(String);
 
@@ -161,7 +161,7 @@ async fn unreadable_or_differing_path_is_refused() {
         assert_eq!((status, code.as_str()), (400, "invalid_path"), "{path}: {message}");
     }
     assert_eq!(running.get("/x/text").await.error().2, "number in the path: must be a number from 0 to 99");
-    // What is wrong in both is the path's fault, and so is what is wrong where the body cannot be read at all.
+    // The error of the path comes first, also if the body cannot be read.
     for body in [r#"{"number":"100","text":"a","count":1}"#, "{"] {
         let (_, code, message) = running.post("/things/100", JSON, body).await.error();
         assert_eq!((code.as_str(), message.as_str()), ("invalid_path", "number in the path: must be a number from 0 to 99"));
