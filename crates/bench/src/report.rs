@@ -262,12 +262,8 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let mut text = self.machine.lines().iter().fold(String::new(), |all, line| all + "  " + line + "\n");
         let sizes = &self.sizes;
-        let _ = writeln!(
-            text,
-            "  {} rounds of {} s; medians, least to most; failures a second; p99",
-            sizes.rounds,
-            sizes.length.as_secs_f64()
-        );
+        let _ =
+            writeln!(text, "  {} rounds of {} s; medians, least to most; failures a second; p99", sizes.rounds, sizes.length.as_secs_f64());
         if let Some(Pgbench { clients, ratio: Some(ratio), at_most_10_percent_slower, .. }) = &self.pgbench {
             let verdict = if *at_most_10_percent_slower {
                 "not more than 10 % below it"

@@ -712,7 +712,7 @@ async fn waiting_query_is_answered_at_shutdown() {
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["code"], "behind", "{body}");
     let message = body["message"].as_str().unwrap();
-    assert!(message.ends_with(", and not to 1000000 before this process stops; try again"), "{message}");
+    assert!(message.ends_with(" but not 1000000 before this process stops; try again"), "{message}");
     shop.stop().await;
 }
 
