@@ -34,7 +34,7 @@ use embedded::{files, report::answer, signals::Signals};
 
 use crate::{bench::Bench, database::Server, machine::Machine, report::Report, sizes::Sizes};
 
-/// Measures Cartlog beside its rivals; `cargo dev bench` says where.
+/// Measures Cartlog beside its rivals. `cargo dev bench` starts it with the servers' addresses.
 #[derive(Debug, Parser)]
 struct Program {
     #[command(flatten)]

@@ -24,7 +24,7 @@ const BENCH: &str = "bench";
 /// Runs `cargo test` with `arguments` on servers of its own, and answers how it ended. If the arguments name no package, it tests them all.
 ///
 /// # Errors
-/// The services do not compile, or a server does not come up.
+/// A service does not compile, or a server does not start.
 pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Result<ExitStatus, Error> {
     let selection = Selection::of(arguments);
     for package in &selection.packages {
@@ -54,7 +54,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     Ok(status)
 }
 
-/// Runs cargo with each list of arguments, and answers the first failure. A run of everything goes on after a failure.
+/// Runs cargo with each list of arguments, and answers the first failure. A run of everything continues after a failure.
 async fn test(layout: &Layout, runs: &[Vec<String>], programs: &Path, stack: &TestStack) -> Result<ExitStatus, Error> {
     let mut all = ExitStatus::default();
     for arguments in runs {
@@ -101,7 +101,7 @@ struct Selection {
 
 impl Selection {
     fn of(arguments: &[String]) -> Self {
-        // Behind "--" stand the test programs' own arguments.
+        // Arguments after "--" are for the test programs.
         let ours: Vec<&str> = arguments.iter().map(String::as_str).take_while(|argument| *argument != "--").collect();
         let mut packages = Vec::new();
         for (index, argument) in ours.iter().enumerate() {

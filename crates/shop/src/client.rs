@@ -183,7 +183,7 @@ impl Shop {
             drop(inside);
             let given_up = start.elapsed() >= self.patience;
             let pause = match answer {
-                Ok(answer) if !is_away(answer.status()) || given_up => return Ok(Attempted { answer, after_a_loss }),
+                Ok(answer) if !is_unavailable(answer.status()) || given_up => return Ok(Attempted { answer, after_a_loss }),
                 Ok(answer) => {
                     let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
                     // 503 means that nothing was done, unless the code is outcome_unknown.
@@ -206,7 +206,7 @@ impl Shop {
 }
 
 /// Tells whether the shop, or the proxy before it, was unavailable.
-fn is_away(status: StatusCode) -> bool {
+fn is_unavailable(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 

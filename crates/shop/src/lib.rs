@@ -1,7 +1,7 @@
 //! A simulated shop: its services as processes, its catalogue, its shoppers, and a model of what the log must lead to.
 //!
-//! `cargo dev demo`, `cargo dev chaos` and the load of the chaos share it. [`model::Model`] folds the log; whoever runs a shop compares the
-//! tables, the messages and the answers with it.
+//! `cargo dev demo`, `cargo dev chaos` and the load of the chaos share it. [`model::Model`] folds the log. The demo and the chaos
+//! compare tables, messages and answers with it.
 
 pub mod catalogue;
 pub mod client;

@@ -25,7 +25,7 @@ fn add(table: &mut String, cartctl: &Path, path: &[String], common: &[String]) -
         let about = help.lines().next().unwrap_or_default();
         let usage =
             help.lines().find_map(|line| line.strip_prefix("Usage: ")).ok_or_else(|| unreadable(cartctl, "its help has no usage"))?;
-        // Those that must be given stand in the usage already.
+        // The usage already has the required options.
         let own = options(&help).into_iter().filter(|option| !common.contains(option) && !usage.contains(option.as_str()));
         let own = own.fold(String::new(), |all, option| all + " [" + &option + "]");
         let _ = writeln!(table, "| `{}` | {} |", cell(&usage.replace(" [OPTIONS]", &own)), cell(&sentence(about)));

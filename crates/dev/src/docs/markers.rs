@@ -1,4 +1,4 @@
-//! The markers between which a generated table stands.
+//! The markers around a generated table.
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use embedded::error::Error;
 
 use super::sources::{cell, literal, rust_files, sentence, text};
 
-/// Where instruments are made, from the log outwards.
+/// The crates with instruments, from the log outwards.
 const CRATES: [&str; 4] = ["event-store", "projections", "kafka", "service"];
 
 pub(super) fn table(checkout: &Path) -> Result<String, Error> {

@@ -1,4 +1,4 @@
-//! Settings: from the services' settings.toml, in which a comment stands above each key.
+//! Settings: from the services' settings.toml, which has a comment above each key.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,7 +7,7 @@ use embedded::error::Error;
 
 use super::sources::{cell, text};
 
-/// Who has the settings of a file, and the file.
+/// The owner of each settings file, and the file.
 const FILES: [(&str, &str); 6] = [
     ("Every service", "crates/service/src/settings.toml"),
     ("inventory-translator and publisher: Kafka", "crates/service/src/kafka.toml"),

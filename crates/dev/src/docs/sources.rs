@@ -38,7 +38,7 @@ pub(super) fn literal(source: &str) -> Option<String> {
         match characters.next()? {
             '"' => return Some(text),
             '\\' => match characters.next()? {
-                // The line goes on behind the indentation.
+                // The text continues after the next line's indentation.
                 '\n' => characters = characters.as_str().trim_start().chars(),
                 other => text.push(other),
             },
