@@ -19,7 +19,7 @@ fn commands(text: &str) -> impl Iterator<Item = Vec<&str>> {
     })
 }
 
-/// Every Markdown file below a folder, but for those of builds.
+/// Lists every Markdown file below a folder, except in build directories.
 fn markdown(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![];
     for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {

@@ -1,7 +1,8 @@
 //! Ownership of segments. A replica owns a segment while it is alive, by the database's clock.
 //!
-//! A process that dies or freezes sends no heartbeat, so its replica stops being alive. From then on it cannot write: every write moves the
-//! checkpoints of its segments in the same transaction, and fails unless the replica owns all of them and none is past the batch's start.
+//! A process that dies or freezes sends no heartbeat, so its replica stops being alive. From then on it cannot write. Every write moves the
+//! checkpoints of its segments in the same transaction. The write fails unless the replica owns all these segments and none of them is past
+//! the batch's start.
 
 use std::collections::BTreeMap;
 

@@ -87,9 +87,9 @@
 //!
 //! # How a replica works
 //!
-//! Each process has one replica per projection. Its heartbeat keeps it alive and reads the state of all builds (`replica`). A worker per build
-//! acquires the replica's share of the segments (`lease`), reads the log once, and writes one batch for all segments at the same position
-//! (`worker`). Segments that are behind catch up first and then join the others.
+//! Each process has one replica per projection. Its heartbeat keeps it alive and reads the state of all builds (`replica`). A worker per
+//! build acquires the replica's share of the segments (`lease`). It reads the log once, and writes one batch for all segments at the same
+//! position (`worker`). Segments that are behind catch up first and then join the others.
 
 mod automation;
 mod backlog;

@@ -1,7 +1,7 @@
 //! Parked keys. An event that cannot be applied parks its key: that event and the key's later ones queue, and all other keys continue. When
 //! an operator asks for a retry, the queue is applied in order.
 //!
-//! Only the owner of a key's segment parks the key, extends its queue and applies it, always in a transaction that locks or moves the
+//! Only the owner of a key's segment parks the key, extends its queue and applies it. It does so in a transaction that locks or moves the
 //! segment's checkpoint. So every event up to the checkpoint is either applied or in a queue. Operators ask for retries, and remove events
 //! from queues that shall be skipped.
 

@@ -32,15 +32,15 @@ pub trait Projection: Send + Sync + 'static {
     /// The tables, without schema. A rebuild empties them first.
     const TABLES: &'static [&'static str];
 
-    /// The domain id that is the key, as the log names it. With it, an event that cannot be decoded parks its key. Without it, such an event
-    /// blocks every segment.
+    /// The domain id that is the key, as the log names it. With it, an event that cannot be decoded parks its key. Without it, such an
+    /// event blocks every segment.
     const KEYED_BY: Option<&'static str> = None;
 
     /// Whether `apply` reads the events' metadata. If not, only the first events of a batch come with metadata, for its trace.
     const METADATA: bool = matches!(Self::KIND, Kind::Automation);
 
-    /// Returns the key within which events keep their order. An event without a key is applied once per segment, and then `apply` may only
-    /// write rows for whose key the SQL function `key_in_scope` is true.
+    /// Returns the key within which events keep their order. An event without a key is applied once per segment. Then
+    /// `apply` may only write rows whose key passes the SQL function `key_in_scope`.
     fn key(event: &Self::Event) -> Option<Uuid>;
 
     /// Applies a batch in the order of the log, in the transaction that moves the checkpoint. Use one statement per kind of change, not one

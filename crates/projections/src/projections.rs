@@ -85,7 +85,7 @@ impl<E: LogEvent> Projections<E> {
         read(&self.store, name, key, query).await
     }
 
-    /// Waits until the serving build of a projection has applied the log up to a position, for a key or for all keys, in whichever process.
+    /// Waits until the serving build of a projection has applied the log up to a position, for a key or for all keys, in any process.
     /// Returns [`Wait::Parked`] at once if the key was parked when waiting began. [`Wait::Reached`] does not say that no key is parked.
     ///
     /// # Errors

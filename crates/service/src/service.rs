@@ -65,7 +65,7 @@ impl Service {
     }
 
     /// Answers a token that is cancelled when a signal asks the process to stop. Background tasks get a token of their own, which is
-    /// cancelled later, when the requests in hand are answered.
+    /// cancelled later, when the running requests are answered.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping

@@ -92,7 +92,7 @@ fn all_objects() -> Vec<(String, Value)> {
     all
 }
 
-/// The pods that an object makes, where it makes some.
+/// Answers the pod that an object creates, if it creates any.
 fn pod(object: &Value) -> Option<&Value> {
     match object["kind"].as_str().unwrap() {
         "Deployment" | "StatefulSet" | "Job" => Some(&object["spec"]["template"]),

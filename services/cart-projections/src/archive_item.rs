@@ -77,8 +77,8 @@ impl Projection for ArchiveItemAutomation {
         }
         if !changed.is_empty() {
             // Enqueues items that were added before the change and did not leave before it, also within one batch. SQL makes the to-dos,
-            // because a popular product is in very many carts. A change of price has no key and comes once in each segment, which knows only
-            // its own carts as they were at the change.
+            // because a popular product is in very many carts. A change of price has no key and comes once in each segment, which knows
+            // only its own carts as they were at the change.
             sqlx::query!(
                 "INSERT INTO todo (automation, key, position, payload, metadata)
                  SELECT $1, concat(o.cart_id, '/', o.item_id, '@', c.position), c.position,
@@ -171,7 +171,7 @@ impl Decision for ArchiveItem {
     }
 }
 
-/// Since when an item is in an unsubmitted cart, where it is.
+/// The position since which an item is in an unsubmitted cart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct OpenItem {

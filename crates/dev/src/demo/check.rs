@@ -30,7 +30,7 @@ struct Check {
     holds: bool,
 }
 
-/// What is known about the day besides the log.
+/// The results of the day, apart from the log.
 #[derive(Debug)]
 pub(crate) struct Outcome<'a> {
     /// The log's head when the day began.

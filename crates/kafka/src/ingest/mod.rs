@@ -1,8 +1,8 @@
 //! From Kafka into the log, each message once.
 //!
 //! One consumer reads all topics of the process ([`input`]). The messages of a partition queue while a batch of the partition is being
-//! written ([`partition`]). Each batch is one call to the log, which appends the events and moves the partition's stored offset from the
-//! offset that this consumer expects, or does neither ([`output`]). Partitions do not wait for each other ([`run`]).
+//! written ([`partition`]). Each batch is one call to the log. It appends the events and moves the partition's stored offset, if that is
+//! the offset that this consumer expects. Otherwise it does neither ([`output`]). Partitions do not wait for each other ([`run`]).
 
 pub(crate) mod config;
 pub mod dead_letter;

@@ -169,7 +169,7 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    /// Waits for the batches in hand.
+    /// Waits for the running batches.
     async fn finish(&mut self) {
         self.revoked.cancel();
         while self.batches > 0
@@ -208,7 +208,7 @@ impl<E: LogEvent> Running<E> {
         self.load_offsets();
     }
 
-    /// Reads the stored offsets, after the batches in hand have moved them.
+    /// Reads the stored offsets after the running batches have moved them.
     fn load_offsets(&mut self) {
         if self.awaiting_offsets.is_none() || self.batches > 0 {
             return;
@@ -523,7 +523,7 @@ async fn stored_offsets<E: LogEvent>(worker: &Worker<E>) -> Result<HashMap<Sourc
     Ok(offsets)
 }
 
-/// Reads the ends of the partitions, as far as the brokers answer; blocks.
+/// Reads the ends of the partitions that the brokers know; blocks.
 fn inspect(
     consumer: &Consumer,
     reading: Vec<(Source, Option<i64>)>,

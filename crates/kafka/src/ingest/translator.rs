@@ -42,7 +42,7 @@ impl<E: LogEvent> Translator<E> {
         TranslatorStatus(self.worker.status.clone())
     }
 
-    /// Translates until `shutdown`, then finishes the batches in hand and leaves the group. It waits for a broker or a log that is away.
+    /// Translates until `shutdown`, then finishes the running batches and leaves the group. It waits for a broker or a log that is away.
     ///
     /// # Errors
     /// If the settings are refused or the consumer fails for good.

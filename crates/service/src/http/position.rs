@@ -50,7 +50,7 @@ impl fmt::Debug for MinPosition {
 #[derive(Clone, Default)]
 pub(crate) struct Draining {
     begun: CancellationToken,
-    /// How long requests in hand may take.
+    /// The time that running requests may take.
     deadline: Duration,
 }
 

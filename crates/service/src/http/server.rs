@@ -27,7 +27,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stay idle. Load balancers commonly keep connections for a minute: they must close first, because a request
 /// that is on its way to a closed connection is lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How long a client may go on sending after it was answered.
+/// How long a client may continue to send after it was answered.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts serving on `listener`.

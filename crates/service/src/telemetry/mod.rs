@@ -84,8 +84,8 @@ impl Telemetry {
         let most = if settings.otel_exporter_otlp_endpoint.url().is_some() { Level::DEBUG } else { Level::INFO };
         let spans = tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("cartlog"))
-            // Dynamic, so that it is evaluated for each span. If a library asks whether an event is enabled and does not log it, then
-            // tracing-subscriber applies the cached answer to the next span, which would be lost.
+            // Dynamic, so that it is evaluated for each span. A library may ask whether an event is enabled and then not log it. Then
+            // tracing-subscriber would apply the cached answer to the next span, and lose that span.
             .with_filter(
                 dynamic_filter_fn(move |metadata, _| is_traced(metadata, most)).with_max_level_hint(LevelFilter::from_level(most)),
             );

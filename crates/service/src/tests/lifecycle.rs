@@ -102,7 +102,7 @@ async fn stop_answers_requests_then_ends_tasks() {
         app.service(slow);
     });
 
-    // One connection is idle, one has a request in hand.
+    // One connection is idle, the other has a running request.
     let mut idle = running.connect().await;
     idle.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     read_answer(&mut idle).await;
