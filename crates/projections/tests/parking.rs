@@ -1,5 +1,5 @@
-//! Events that a projection cannot apply: each parks its key, or stops the segments it fails in, and nothing is lost, doubled or out of
-//! order when it is retried.
+//! Events that a projection cannot apply: each parks its key, or stops the segments it fails in, and nothing is lost, doubled or out of order
+//! when it is retried.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{
@@ -34,8 +34,7 @@ struct Poison {
     wrong: BTreeSet<i64>,
 }
 
-/// Keeps each event of a cart, and for each change of a price every cart that there was before it. Applied twice, it breaks the primary
-/// key.
+/// Keeps each event of a cart, and for each change of a price every cart that there was before it. Applied twice, it breaks the primary key.
 #[derive(Clone, Default)]
 struct Ledger<const VERSION: i32 = 1> {
     poison: Arc<Mutex<Poison>>,
@@ -135,7 +134,7 @@ impl Process {
     }
 }
 
-/// Waits until all unblocked segments of a build are at the head.
+/// Waits until all that goes on of a build has come to the head.
 async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
     let head = log.store.head().await.unwrap();
     eventually("all that goes on is at the head", || async {
@@ -439,7 +438,7 @@ async fn keyless_event_blocks_only_the_segments_it_fails_in() {
     until_parked(&log, 0).await;
     assert_exact(&log, "projection_a", &|_, _| false).await;
 
-    // An operator skips an event that can never be applied.
+    // Where nothing else helps, an operator has it skipped.
     let poison = log.store.head().await.unwrap().0 + 1;
     ledger.poison.lock().unwrap().events.insert(poison);
     log.append([carts[0].price_changed(0)]).await;
@@ -568,7 +567,7 @@ async fn switch_waits_if_the_new_build_has_more_parked_keys() {
     old.poison.lock().unwrap().events.insert(poison);
     let first = Process::start(&log, old.clone());
     until_parked(&log, 1).await;
-    // A rebuild by the same release fails in the same way.
+    // Made anew by the same release, it fails alike.
     projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
     eventually("it is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
     let parked_b = until_parked(&log, 1).await.remove(0);
@@ -638,7 +637,7 @@ async fn query_of_a_parked_key_is_refused() {
     for asked in [bad, None] {
         let error = count(asked).await.unwrap_err();
         assert!(matches!(error, ProjectionError::Parked { key, .. } if Some(key) == bad), "{error:?}");
-        // No process waits for a parked key.
+        // Nor is it waited for, whoever is asked.
         for projections in [&process.projections, &log.projections] {
             let waited = projections.wait("ledger", asked, Position(head.0 + 1), Duration::from_secs(20)).await.unwrap();
             assert_eq!(waited, Wait::Parked(bad.unwrap()));

@@ -366,7 +366,7 @@ async fn to_do_is_done_by_another_worker_when_one_dies() {
         ..todo::Settings::default()
     };
     let (_asked, wake) = watch::channel(Position::START);
-    // This worker leases all of them and dies.
+    // This one takes them all and dies with them in hand.
     let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
     let dying = tokio::spawn(todo::work(pool, Asking::NAME, settings.clone(), wake.clone(), stop, |_| std::future::pending()));
     eventually("it has them in hand", || async { (status(&log, "0").await.1 == 1).then_some(()) }).await;

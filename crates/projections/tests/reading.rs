@@ -21,7 +21,7 @@ const BATCH: usize = 50;
 /// Events that were read from the log, by each of the tests.
 static READ: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
-/// An event that is counted when it is read.
+/// An event that is counted when it is read, whatever becomes of it.
 #[derive(Debug, Clone)]
 struct Counted<const N: usize>(ArchivingStream);
 
@@ -135,7 +135,7 @@ async fn next_batch_is_read_while_one_is_written() {
     assert_eq!(READ[1].load(SeqCst), events);
 }
 
-/// Adds up the times that make up the promised 5 seconds, without those of the statements.
+/// What is promised is 5 seconds. It is made of these lengths; what statements take comes to it.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn segments_are_taken_over_within_five_seconds() {

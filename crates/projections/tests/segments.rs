@@ -27,7 +27,7 @@ struct Ledger<const VERSION: i32 = 1> {
     halt: Arc<Mutex<Option<Halt>>>,
 }
 
-/// Reports that a point is reached, and blocks the thread until it may continue.
+/// Says that it is there, and blocks the thread until it is let go on.
 type Halt = (mpsc::Sender<()>, mpsc::Receiver<()>);
 
 #[async_trait]
@@ -300,7 +300,7 @@ async fn random_replicas_lose_double_and_reorder_nothing() {
                         replica.stop().await;
                     }
                 }
-                // The running processes continue.
+                // Whoever is at it goes on.
                 _ => {
                     let head = log.store.head().await.unwrap();
                     let _ = log.projections.wait("ledger", None, head, Duration::from_millis(300)).await.unwrap();
