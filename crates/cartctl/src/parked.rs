@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use event_store::{EventStore, Position};
 use operations::{Parked, Skip, Skipped};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
@@ -147,28 +146,17 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
     for name in asked.iter().map(|parked| parked.projection.as_str()).collect::<BTreeSet<_>>() {
         note_if_nobody_runs(log, name, output).await?;
     }
-    let of = |parked: &Parked| (parked.projection.clone(), parked.build.clone(), parked.key);
-    let until = Instant::now() + wait;
-    let left = loop {
-        let now = operations::parked(log.pool(), projection).await?;
-        let left: Vec<_> = now.into_iter().filter(|parked| asked.iter().any(|asked| of(asked) == of(parked))).collect();
-        if Instant::now() >= until || left.iter().all(|parked| !parked.retry_asked) {
-            break left;
-        }
-        sleep(Duration::from_millis(100)).await;
-    };
-    let (waiting, refused): (Vec<_>, Vec<_>) = left.into_iter().partition(|parked| parked.retry_asked);
-    let applied = asked.len() - waiting.len() - refused.len();
+    let operations::Retried { applied, failed, waiting } = operations::wait_for_retry(log.pool(), projection, &asked, wait).await?;
     if output.json {
-        output.document(&json!({ "applied": applied, "still_parked": refused, "waiting": waiting }))?;
+        output.document(&json!({ "applied": applied, "still_parked": failed, "waiting": waiting }))?;
     } else if applied > 0 {
         output.text(&format!("Applied {applied} parked keys with their queues"))?;
     }
-    if let Some(first) = refused.first() {
+    if let Some(first) = failed.first() {
         let key = first.key.unwrap_or_default();
         return Err(Error::Refused(format!(
             "{} keys failed again. {} stays parked in {} at event {}: {}",
-            refused.len(),
+            failed.len(),
             key,
             first.projection,
             first.position,

@@ -121,10 +121,7 @@ async fn rebuild(
     }
     let alive = operations::replicas(log.pool()).await?;
     let other = builds.iter().find(|build| build.name == name && build.status != "serving");
-    let running = other.filter(|other| {
-        let newer = other.version > serving.version && alive.iter().any(|one| one.name == name && one.version == other.version);
-        other.status == "building" && (other.version == serving.version || newer)
-    });
+    let running = operations::running_rebuild(builds, serving, &alive);
     if running.is_none() {
         if let Some(other) = other {
             confirmed.ask(output, &format!("The rebuild empties the {}. You cannot switch back to it.", described(other)))?;

@@ -1,5 +1,5 @@
-//! Dead letters and stored offsets, over a database and a broker.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! Dead letters and stored offsets, on a database and a broker.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ impl Shop {
         running.await.unwrap().unwrap();
     }
 
-    fn run(&self, arguments: &[&str]) -> Came {
+    fn run(&self, arguments: &[&str]) -> Outcome {
         with_broker(&self.database, &kafka_bootstrap_servers(), arguments)
     }
 
@@ -153,7 +153,7 @@ async fn dead_letters_are_listed_shown_and_replayed() {
     assert_eq!(died_again.len(), 1, "{died_again:?}");
     assert_eq!(died_again[0]["source"], format!("{}/1/3", shop.topic));
     let shown = shop.run(&["dead-letters", "show", died_again[0]["place"].as_str().unwrap(), "--json"]).document();
-    assert_eq!(shown["headers"], json!([{ "key": "shop", "value": "Lübeck" }]), "as it came first");
+    assert_eq!(shown["headers"], json!([{ "key": "shop", "value": "Lübeck" }]), "as it outcome first");
     let status = shop.run(&["status", "--json"]).document();
     let waiting = status["dead_letters"].as_array().unwrap().iter().find(|topic| topic["topic"] == shop.letters()).unwrap();
     assert_eq!(waiting["waiting"], 1);

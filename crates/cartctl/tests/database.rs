@@ -1,5 +1,5 @@
-//! What the command shows and does over a database, without a service and without a broker.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! Commands on a database, without services and without a broker.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use test_support::{TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// A read model of nothing, in a table that there is.
+/// A read model without rows, with an existing table.
 struct Model;
 
 #[async_trait]
@@ -42,7 +42,7 @@ impl Projection for Model {
     }
 }
 
-/// Asks for a to-do for each submitted cart, by the name of the one that publishes them.
+/// Enqueues a to-do per submitted cart, with the name of Publish Cart.
 struct Publish;
 
 #[async_trait]
@@ -71,7 +71,7 @@ impl Projection for Publish {
     }
 }
 
-/// A log with a cart that is submitted, and what follows it.
+/// Creates a log with a submitted cart, and runs both projections.
 async fn shop(cart: &Shopping) -> TestLog<DomainEvent> {
     let log = TestLog::create().await;
     log.append(cart.with_items(2).chain([cart.submitted(2)])).await;
@@ -162,7 +162,7 @@ async fn status_watch_prints_again() {
     child.wait().unwrap();
 }
 
-/// A process that runs the read model, until it is stopped.
+/// A process that runs a projection until it is stopped.
 struct Process {
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -188,19 +188,19 @@ fn builds(log: &TestLog<DomainEvent>, name: &str) -> BTreeMap<String, Value> {
     all.into_iter().filter(|build| build["name"] == name).map(|build| (build["status"].as_str().unwrap().to_owned(), build)).collect()
 }
 
-/// The command over the log, beside what runs in the test.
-async fn beside(log: &TestLog<DomainEvent>, arguments: &'static [&'static str]) -> Came {
+/// Runs the command while projections run in the test.
+async fn beside(log: &TestLog<DomainEvent>, arguments: &'static [&'static str]) -> Outcome {
     let url = log.database.url_as("postgres");
-    tokio::task::spawn_blocking(move || Came::of(command(arguments).env("DATABASE_URL", url).output().unwrap())).await.unwrap()
+    tokio::task::spawn_blocking(move || Outcome::of(command(arguments).env("DATABASE_URL", url).output().unwrap())).await.unwrap()
 }
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn rebuild_with_hold_switches_when_asked() {
     let log = shop(&Shopping::new()).await;
-    let came = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--detach", "--json"]);
-    assert_eq!(came.document(), json!({ "name": "inventories", "started": true }));
-    assert!(came.stderr.contains("No process runs inventories"), "{came:?}");
+    let outcome = over(&log.database, &["projections", "rebuild", "inventories", "--hold", "--detach", "--json"]);
+    assert_eq!(outcome.document(), json!({ "name": "inventories", "started": true }));
+    assert!(outcome.stderr.contains("No process runs inventories"), "{outcome:?}");
     let again = over(&log.database, &["projections", "rebuild", "inventories", "--detach", "--json"]);
     assert_eq!(again.document()["started"], false);
     assert!(again.stderr.contains("cartctl projections switch inventories"), "as it was begun: {again:?}");
@@ -222,15 +222,15 @@ async fn rebuild_with_hold_switches_when_asked() {
 async fn rebuild_is_followed_until_it_serves_or_has_caught_up() {
     let log = shop(&Shopping::new()).await;
     let process = Process::start(&log, Model);
-    let came = beside(&log, &["projections", "rebuild", "inventories", "--json"]).await;
-    let made = came.document();
+    let outcome = beside(&log, &["projections", "rebuild", "inventories", "--json"]).await;
+    let made = outcome.document();
     assert_eq!(
         (&made["started"], &made["build"], &made["in_service"], &made["position"]),
         (&json!(true), &json!("projection_b"), &json!(true), &json!(4)),
-        "{came:?}"
+        "{outcome:?}"
     );
     // Without a terminal, lines.
-    assert!(came.stderr.contains("inventories: ") && came.stderr.contains(" of 4 events"), "{came:?}");
+    assert!(outcome.stderr.contains("inventories: ") && outcome.stderr.contains(" of 4 events"), "{outcome:?}");
     assert_eq!(builds(&log, "inventories")["serving"]["build"], "projection_b");
 
     // Another takes the place of the retired one.

@@ -1,6 +1,4 @@
-//! The command, run as operators run it.
-//!
-//! One program for all of them: as programs of their own each would be linked with everything again.
+//! `cartctl` as a process, as operators run it. One test program, because linking each file on its own is slow.
 
 mod broker;
 mod common;

@@ -1,5 +1,5 @@
-//! What projections cannot apply, as the command shows it and sets it right: over a database, with a projection of the test's own.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! `cartctl parked` on a database, with a projection of the test.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use test_support::{TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Fails on the events at these positions, and else keeps nothing.
+/// Fails on the events at these positions. Writes nothing.
 #[derive(Clone, Default)]
 struct Model(Arc<Mutex<BTreeSet<i64>>>);
 
@@ -110,13 +110,13 @@ async fn parked_keys_are_listed_shown_and_retried() {
 
     // What still fails is said, with exit code 1; and what does not is parked no more.
     model.0.lock().unwrap().remove(&1);
-    let came = over(&log.database, &["parked", "retry", "--all", "--json"]);
-    came.failed(1, &format!("{two} stays parked in inventories at event 2"));
-    assert_eq!((&came.documents(1)[0]["applied"], &came.documents(1)[0]["still_parked"][0]["attempts"]), (&json!(1), &json!(2)));
+    let outcome = over(&log.database, &["parked", "retry", "--all", "--json"]);
+    outcome.failed(1, &format!("{two} stays parked in inventories at event 2"));
+    assert_eq!((&outcome.documents(1)[0]["applied"], &outcome.documents(1)[0]["still_parked"][0]["attempts"]), (&json!(1), &json!(2)));
     over(&log.database, &["parked", "retry", "inventories", &one]).failed(3, "is not parked in inventories");
     model.0.lock().unwrap().clear();
-    let came = over(&log.database, &["parked", "retry", "inventories", &one, &two]);
-    assert!(came.code == Some(0) && came.stdout.contains("Applied 1 parked keys") && came.stderr.contains(&one), "{came:?}");
+    let outcome = over(&log.database, &["parked", "retry", "inventories", &one, &two]);
+    assert!(outcome.code == Some(0) && outcome.stdout.contains("Applied 1 parked keys") && outcome.stderr.contains(&one), "{outcome:?}");
     assert!(over(&log.database, &["parked", "list", "--json"]).documents(0).is_empty());
     running.stop().await;
 }
@@ -137,8 +137,8 @@ async fn skip_needs_a_reason_and_a_confirmation() {
     skip(&["--position", "1", "--reason", "a test order"]).failed(3, "--key names a parked key");
     skip(&["--key", &key, "--position", "1", "--reason", "a test order"]).failed(4, "--yes");
     assert!(over(&log.database, &["parked", "list", "--skipped", "--json"]).documents(0).is_empty());
-    let came = skip(&["--key", &key, "--position", "1", "--reason", "a test order", "--yes", "--json"]).document();
-    assert_eq!(came, json!({ "projection": "inventories", "key": key, "position": 1, "builds": ["projection_a"] }));
+    let outcome = skip(&["--key", &key, "--position", "1", "--reason", "a test order", "--yes", "--json"]).document();
+    assert_eq!(outcome, json!({ "projection": "inventories", "key": key, "position": 1, "builds": ["projection_a"] }));
     listed(&log, 0).await;
     let skipped = over(&log.database, &["parked", "list", "--skipped", "--json"]).document();
     assert_eq!(
@@ -179,9 +179,9 @@ async fn retry_without_a_replica_is_reported() {
     let held_back = over(&log.database, &["projections", "switch", "inventories"]);
     assert!(held_back.code == Some(0) && held_back.stderr.contains("--force"), "{held_back:?}");
     running.stop().await;
-    let came = over(&log.database, &["parked", "retry", "inventories", &cart.cart_id.to_string(), "--wait", "1"]);
-    came.failed(1, "not retried within 1 seconds");
-    assert!(came.stderr.contains("No process runs inventories"), "{came:?}");
+    let outcome = over(&log.database, &["parked", "retry", "inventories", &cart.cart_id.to_string(), "--wait", "1"]);
+    outcome.failed(1, "not retried within 1 seconds");
+    assert!(outcome.stderr.contains("No process runs inventories"), "{outcome:?}");
     assert_eq!(over(&log.database, &["parked", "retry", "--all", "--wait", "0"]).code, Some(0));
 
     let running = Running::start(&log, &model);

@@ -1,8 +1,11 @@
 //! Parked keys and blocked segments: listed, retried, skipped.
 
+use std::time::Duration;
+
 use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
 use serde::Serialize;
 use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
@@ -83,6 +86,36 @@ pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<
     let is_asked =
         |parked: &Parked| asked.iter().any(|row| row.name == parked.projection && row.build == parked.build && Some(row.key) == parked.key);
     Ok(before.into_iter().filter(is_asked).collect())
+}
+
+/// The outcome of a retry.
+#[derive(Debug)]
+pub struct Retried {
+    /// The number of keys that are no longer parked.
+    pub applied: usize,
+    /// The keys that failed again.
+    pub failed: Vec<Parked>,
+    /// The keys that no owner has retried yet.
+    pub waiting: Vec<Parked>,
+}
+
+/// Waits until parked keys were retried, for `limit` at most. `asked` is the answer of [`retry_parked`].
+///
+/// # Errors
+/// As [`builds`](crate::builds).
+pub async fn wait_for_retry(pool: &PgPool, projection: Option<&str>, asked: &[Parked], limit: Duration) -> Result<Retried, StoreError> {
+    let is_asked =
+        |parked: &Parked| asked.iter().any(|one| (&one.projection, &one.build, one.key) == (&parked.projection, &parked.build, parked.key));
+    let until = Instant::now() + limit;
+    loop {
+        let mut left = parked(pool, projection).await?;
+        left.retain(is_asked);
+        if Instant::now() >= until || left.iter().all(|parked| !parked.retry_asked) {
+            let (waiting, failed): (Vec<_>, Vec<_>) = left.into_iter().partition(|parked| parked.retry_asked);
+            return Ok(Retried { applied: asked.len() - waiting.len() - failed.len(), failed, waiting });
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// An event to skip.

@@ -146,6 +146,15 @@ pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError>
     Ok((head, builds))
 }
 
+/// Returns the rebuild that a projection's rebuild would continue: one of the same version, or a newer one that a living replica runs.
+pub fn running_rebuild<'a>(builds: &'a [Build], serving: &Build, replicas: &[Replica]) -> Option<&'a Build> {
+    builds.iter().find(|build| {
+        let is_alive = || replicas.iter().any(|one| one.name == build.name && one.version == build.version);
+        let is_newer = build.version > serving.version && is_alive();
+        build.name == serving.name && build.status == "building" && (build.version == serving.version || is_newer)
+    })
+}
+
 /// Reads the living replicas.
 ///
 /// # Errors

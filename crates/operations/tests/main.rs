@@ -1,3 +1,3 @@
-//! What an operator does, against a real PostgreSQL.
+//! Tests of operations against a real PostgreSQL.
 
 mod operating;

@@ -1,5 +1,5 @@
-//! What an operator does to projections while replicas are at work on them.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! Operations on projections while replicas run them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::{
     sync::{
@@ -24,12 +24,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// A row for each event.
+/// Keeps a row per event.
 #[derive(Clone, Default)]
 struct Tally<const VERSION: i32 = 1> {
-    /// Makes other rows of carts that are cleared.
+    /// Writes other rows for cleared carts.
     differs: bool,
-    /// Cannot apply anything.
+    /// Fails on every batch.
     broken: Arc<AtomicBool>,
 }
 

@@ -1,6 +1,4 @@
-//! Projections, against a real PostgreSQL.
-//!
-//! One program for all of them: as programs of their own each would be linked with everything again.
+//! Tests of projections against a real PostgreSQL. One program, because linking each file on its own is slow.
 
 #[path = "../../event-store/tests/common/mod.rs"]
 mod common;

@@ -1,6 +1,5 @@
-//! Events that a projection cannot apply: each parks its key, or stops the segments it fails in, and nothing is lost, doubled or out of order
-//! when it is retried.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+//! Events that a projection cannot apply park their key or block segments. A retry loses, doubles and reorders nothing.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 
 use std::{
     cell::RefCell,
@@ -23,18 +22,18 @@ use test_support::{TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// What makes the ledger fail, by the event's position.
+/// The events on which the ledger fails, by position.
 #[derive(Default)]
 struct Poison {
-    /// In whatever segment.
+    /// In every segment.
     events: BTreeSet<i64>,
-    /// Only where a cart is held.
+    /// Only in the segment of a cart.
     where_held: BTreeMap<i64, Uuid>,
-    /// By SQL that fits no table.
+    /// With SQL that does not match the table.
     wrong: BTreeSet<i64>,
 }
 
-/// Keeps each event of a cart, and for each change of a price every cart that there was before it. Applied twice, it breaks the primary key.
+/// Keeps each event of a cart, and for each change of a price every earlier cart. Applying an event twice violates the primary key.
 #[derive(Clone, Default)]
 struct Ledger<const VERSION: i32 = 1> {
     poison: Arc<Mutex<Poison>>,
@@ -106,7 +105,7 @@ fn settings() -> Settings {
     Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
 }
 
-/// A replica with connections of its own, as a process has them.
+/// A replica with its own connections, like a process.
 struct Process {
     projections: Projections<DomainEvent>,
     stop: CancellationToken,
@@ -122,7 +121,7 @@ impl Process {
         Self { projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
     }
 
-    /// As kill -9 does.
+    /// Ends it like kill -9.
     fn kill(self) {
         self.task.abort();
     }
@@ -134,7 +133,7 @@ impl Process {
     }
 }
 
-/// Waits until all that goes on of a build has come to the head.
+/// Waits until all segments of a build that are not blocked have reached the head.
 async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
     let head = log.store.head().await.unwrap();
     eventually("all that goes on is at the head", || async {
@@ -151,10 +150,10 @@ async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
     .await;
 }
 
-/// Rows that must not be there, though the log has the events: by event and cart.
+/// Whether a row must be missing although the log has its event, by event and cart.
 type Missing<'a> = &'a dyn Fn(i64, Uuid) -> bool;
 
-/// Holds a build's rows against the fold of the log.
+/// Compares a build's rows with a fold of the log.
 async fn assert_exact(log: &TestLog<DomainEvent>, build: &str, missing: Missing<'_>) {
     until_at_head(log, build).await;
     let events: Vec<(i64, String, Option<Uuid>)> =
@@ -163,7 +162,7 @@ async fn assert_exact(log: &TestLog<DomainEvent>, build: &str, missing: Missing<
     for (position, event_type, cart) in events {
         match (event_type.as_str(), cart) {
             ("CartCreated" | "InventoryChanged", _) => {}
-            // A cart is known by its first event that is there.
+            // A cart exists from its first applied event on.
             ("PriceChanged", _) => {
                 wanted.extend(carts.iter().map(|cart| (position, *cart)).filter(|(position, cart)| !missing(*position, *cart)))
             }
@@ -199,7 +198,7 @@ async fn until_parked(log: &TestLog<DomainEvent>, count: usize) -> Vec<Parked> {
     .await
 }
 
-async fn until_all_stand_before(log: &TestLog<DomainEvent>, position: i64) {
+async fn until_all_are_blocked_before(log: &TestLog<DomainEvent>, position: i64) {
     eventually("all segments stand", || async {
         let parked = parked(log).await;
         let all =
@@ -209,7 +208,7 @@ async fn until_all_stand_before(log: &TestLog<DomainEvent>, position: i64) {
     .await;
 }
 
-/// Asks for all to be tried again, and waits until they were.
+/// Asks for a retry of all parked keys, and waits for it.
 async fn retry(log: &TestLog<DomainEvent>) -> Vec<Parked> {
     assert!(!operations::retry_parked(log.store.pool(), None, None).await.unwrap().is_empty());
     eventually("what is parked was tried again", || async {
@@ -223,7 +222,7 @@ fn key(cart: &Shopping) -> Uuid {
     cart.cart_id.uuid()
 }
 
-/// Things that happen to carts, and to all of them now and then.
+/// Appends random events, some without a key.
 async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
     let history: Vec<_> = (0..events)
         .map(|_| {
@@ -267,7 +266,7 @@ async fn failing_event_parks_its_key_until_a_retry() {
     let backlog = process.projections.backlog().await.unwrap().remove("ledger").unwrap();
     assert_eq!((backlog.lag, backlog.parked, backlog.blocked), (0, 1, 0));
 
-    // It waits for an operator, and is tried once for each asking.
+    // Each request of an operator causes one retry.
     let still = retry(&log).await;
     assert_eq!((still.len(), still[0].attempts), (1, 2));
     assert_eq!(retry(&log).await[0].attempts, 3);
@@ -438,12 +437,12 @@ async fn keyless_event_blocks_only_the_segments_it_fails_in() {
     until_parked(&log, 0).await;
     assert_exact(&log, "projection_a", &|_, _| false).await;
 
-    // Where nothing else helps, an operator has it skipped.
+    // An operator can skip the event.
     let poison = log.store.head().await.unwrap().0 + 1;
     ledger.poison.lock().unwrap().events.insert(poison);
     log.append([carts[0].price_changed(0)]).await;
     happen(&log, &carts, 50, &random).await;
-    until_all_stand_before(&log, poison).await;
+    until_all_are_blocked_before(&log, poison).await;
     let skip = Skip { projection: "ledger", key: None, position: Position(poison), reason: "nobody bought it", by: "ada" };
     assert_eq!(operations::skip(log.store.pool(), skip).await.unwrap(), ["projection_a"]);
     until_parked(&log, 0).await;
@@ -490,7 +489,7 @@ async fn undecodable_event_parks_its_key_or_blocks_all() {
     happen(&log, &carts, 50, &random).await;
     let payload = spoil(&log, unreadable).await;
     let process = Process::start(&log, ledger.clone());
-    until_all_stand_before(&log, unreadable).await;
+    until_all_are_blocked_before(&log, unreadable).await;
     assert_exact(&log, "projection_a", &|position, _| position >= unreadable).await;
     mend(&log, unreadable, &payload).await;
     until_parked(&log, 0).await;
@@ -537,7 +536,7 @@ async fn too_many_parked_keys_block_the_segment() {
     process.stop().await;
 }
 
-/// Waits until so many heartbeats have seen how everything stands.
+/// Waits for a number of heartbeats.
 async fn until_heartbeats(log: &TestLog<DomainEvent>, count: usize) {
     for _ in 0..count {
         let before: sqlx::types::time::OffsetDateTime =
@@ -567,14 +566,14 @@ async fn switch_waits_if_the_new_build_has_more_parked_keys() {
     old.poison.lock().unwrap().events.insert(poison);
     let first = Process::start(&log, old.clone());
     until_parked(&log, 1).await;
-    // Made anew by the same release, it fails alike.
+    // A rebuild by the same release fails in the same way.
     projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
     eventually("it is in service", || async { (serving(&log).await == "projection_b").then_some(()) }).await;
     let parked_b = until_parked(&log, 1).await.remove(0);
     assert_eq!((parked_b.build.as_str(), parked_b.key), ("projection_b", Some(key(&carts[3]))));
     first.stop().await;
 
-    // A release that fails on what was well before leaves the old one in service.
+    // If a new release fails on another event, the old build keeps serving.
     new.poison.lock().unwrap().events.insert(only_new);
     let second = Process::start(&log, new.clone());
     until_at_head(&log, "projection_a").await;
@@ -637,7 +636,7 @@ async fn query_of_a_parked_key_is_refused() {
     for asked in [bad, None] {
         let error = count(asked).await.unwrap_err();
         assert!(matches!(error, ProjectionError::Parked { key, .. } if Some(key) == bad), "{error:?}");
-        // Nor is it waited for, whoever is asked.
+        // Waiting ends at once, on every replica.
         for projections in [&process.projections, &log.projections] {
             let waited = projections.wait("ledger", asked, Position(head.0 + 1), Duration::from_secs(20)).await.unwrap();
             assert_eq!(waited, Wait::Parked(bad.unwrap()));
@@ -658,7 +657,7 @@ async fn rebuild_waits_for_queries_of_the_old_build() {
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log, "projection_a", &|_, _| false).await;
     let pool = log.store.pool();
-    // All but the switch beforehand: a query is given up after five seconds.
+    // Only the switch happens during the query, which has a timeout of five seconds.
     projections::rebuild_named(pool, "ledger", Switch::WhenAsked).await.unwrap();
     until_at_head(&log, "projection_b").await;
     let mut rebuilding = None;
@@ -689,7 +688,7 @@ async fn rebuild_waits_for_queries_of_the_old_build() {
     process.stop().await;
 }
 
-/// Asks for a to-do for each item that is added.
+/// Enqueues a to-do per added item.
 struct Asking(Arc<Mutex<BTreeSet<i64>>>);
 
 #[async_trait]

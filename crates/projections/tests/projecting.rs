@@ -1,5 +1,5 @@
-//! Projections and to-dos against a real PostgreSQL: one process works, another takes over, and nothing is applied twice.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! Projections and to-dos: another process takes over, and nothing is applied twice.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
     sync::{
@@ -34,14 +34,14 @@ fn cart(event: &CartStream) -> Option<Uuid> {
     }
 }
 
-/// Keeps each event's position; a second time would break the primary key.
+/// Keeps each event's position. Applying an event twice violates the primary key.
 #[derive(Clone, Default)]
 struct Positions {
     applied: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
-    /// The next batch loses its connection.
+    /// Cuts the connection of the next batch.
     cut: Arc<AtomicBool>,
-    /// Milliseconds that the database takes for an event.
+    /// Milliseconds that the database needs per event.
     slow: usize,
 }
 
@@ -82,7 +82,7 @@ impl Projection for Positions {
     }
 }
 
-/// A process that runs the projection until it is aborted, as one that dies.
+/// A process that runs the projection until it is aborted.
 struct Running(tokio::task::JoinHandle<()>, Positions);
 
 impl Running {
@@ -161,7 +161,7 @@ async fn dying_processes_lose_and_double_nothing() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn backoff_resets_after_progress() {
     let log = TestLog::<DomainEvent>::create().await;
-    // Doubled each time, the pause would be longer than the test waits.
+    // If the pause always doubled, the test would time out.
     let settings = Settings { max_backoff: Duration::from_secs(3_600), ..Settings::default() };
     let running = Running::start_with(&log, Positions::default(), settings);
     for round in 1..=14 {
@@ -179,7 +179,7 @@ async fn fenced_process_writes_nothing() {
     let running = Running::start(&log, Positions::default());
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 4).await;
-    // Another has it now, and holds it for long.
+    // Another replica owns the segments for a long time.
     let other = "WITH other AS (
                      INSERT INTO replica VALUES ('carts_with_products', gen_random_uuid(), 1, clock_timestamp() + interval '1 hour')
                      RETURNING id
@@ -238,7 +238,7 @@ async fn projection_ahead_of_the_log_applies_nothing() {
     log.append(Shopping::new().with_items(3)).await;
     until_rows(&log, 4).await;
     first.0.abort();
-    // As after a restore of the log to an older state.
+    // As after a restore of an older log.
     sqlx::query("UPDATE checkpoint SET position = 100, owner = NULL").execute(log.store.pool()).await.unwrap();
     let second = Running::start(&log, Positions::default());
     log.append(Shopping::new().with_items(3)).await;
@@ -366,7 +366,7 @@ async fn to_do_is_done_by_another_worker_when_one_dies() {
         ..todo::Settings::default()
     };
     let (_asked, wake) = watch::channel(Position::START);
-    // This one takes them all and dies with them in hand.
+    // The first worker dies while it attempts both.
     let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
     let dying = tokio::spawn(todo::work(pool, Asking::NAME, settings.clone(), wake.clone(), stop, |_| std::future::pending()));
     eventually("it has them in hand", || async { (status(&log, "0").await.1 == 1).then_some(()) }).await;

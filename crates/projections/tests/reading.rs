@@ -1,5 +1,5 @@
-//! How a projection reads the log: once for all the segments that a replica holds, and ahead of what it writes.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! A replica reads the log once for all its segments, and one batch ahead of what it writes.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::SeqCst},

@@ -1,5 +1,5 @@
-//! A projection's segments, shared among replicas that come, go, die and freeze: each event is applied once for each key, in order.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+//! Replicas that start, stop, die and freeze share segments: each event is applied once per key, in order.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
 use std::{
     cell::RefCell,
@@ -18,16 +18,16 @@ use test_support::{TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Keeps each event of a cart, and for each change of a price every cart that there was before it: by whom, and in which of the
-/// batches (n). Applied twice, it breaks the primary key.
+/// Keeps each event of a cart, and for each change of a price every earlier cart, with the replica and the batch (n). Applying an event
+/// twice violates the primary key.
 #[derive(Clone, Default)]
 struct Ledger<const VERSION: i32 = 1> {
     by: Uuid,
-    /// What to do in the middle of the transaction that applies the next batch.
+    /// Stops the thread in the middle of the next batch's transaction.
     halt: Arc<Mutex<Option<Halt>>>,
 }
 
-/// Says that it is there, and blocks the thread until it is let go on.
+/// Notifies that it is reached, and blocks the thread until it may continue.
 type Halt = (mpsc::Sender<()>, mpsc::Receiver<()>);
 
 #[async_trait]
@@ -85,7 +85,7 @@ fn settings() -> Settings {
     Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
 }
 
-/// A replica with connections of its own, as a process has them.
+/// A replica with its own connections, like a process.
 struct Process {
     id: Uuid,
     projections: Projections<DomainEvent>,
@@ -98,8 +98,8 @@ impl Process {
         Self::with::<VERSION>(log, settings())
     }
 
-    /// One that looks how everything stands so seldom that no test waits for it.
-    fn nearly_deaf(log: &TestLog<DomainEvent>) -> Self {
+    /// A replica whose heartbeat is so rare that no test waits for it.
+    fn with_rare_heartbeats(log: &TestLog<DomainEvent>) -> Self {
         Self::with::<1>(log, Settings { lease: Duration::from_secs(600), ..settings() })
     }
 
@@ -112,7 +112,7 @@ impl Process {
         Self { id, projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
     }
 
-    /// As kill -9 does.
+    /// Ends it like kill -9.
     fn kill(self) {
         self.task.abort();
     }
@@ -124,7 +124,7 @@ impl Process {
     }
 }
 
-/// How many segments of the build in service each of those who hold any holds.
+/// Returns how many segments of the serving build each owner has.
 async fn shares(log: &TestLog<DomainEvent>) -> Vec<i64> {
     sqlx::query_scalar(
         "SELECT count(*) FROM checkpoint JOIN projection USING (name, build) WHERE status = 'serving' AND owner IS NOT NULL
@@ -144,7 +144,7 @@ async fn appliers(log: &TestLog<DomainEvent>, after: Position) -> BTreeSet<Uuid>
     by.fetch_all(log.store.pool()).await.unwrap().into_iter().collect()
 }
 
-/// Waits until the build in service has applied the whole log, and holds it against the fold of the log.
+/// Waits until the serving build has applied the whole log, and compares it with a fold of the log.
 async fn assert_exact(log: &TestLog<DomainEvent>) {
     let head = log.store.head().await.unwrap();
     eventually("all is applied", || async {
@@ -180,7 +180,7 @@ async fn assert_exact(log: &TestLog<DomainEvent>) {
     }
 }
 
-/// Things that happen to carts, to all of them now and then, and that are none of the ledger's business.
+/// Appends random events: of carts, without a key, and such that the ledger does not take.
 async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
     let history: Vec<_> = (0..events)
         .map(|_| {
@@ -300,7 +300,7 @@ async fn random_replicas_lose_double_and_reorder_nothing() {
                         replica.stop().await;
                     }
                 }
-                // Whoever is at it goes on.
+                // The replicas continue.
                 _ => {
                     let head = log.store.head().await.unwrap();
                     let _ = log.projections.wait("ledger", None, head, Duration::from_millis(300)).await.unwrap();
@@ -312,7 +312,7 @@ async fn random_replicas_lose_double_and_reorder_nothing() {
     }
 }
 
-/// Freezes a whole process, heartbeat and all, in the middle of a transaction, and thaws it when another has its share.
+/// Freezes a whole process with its heartbeat in the middle of a transaction, and thaws it after a takeover.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn thawed_replica_writes_nothing_after_a_takeover() {
@@ -321,7 +321,7 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
     let (frozen, halt, options) = (ledger.by, ledger.halt.clone(), log.database.options_as("cartlog_projections"));
     let stop = CancellationToken::new();
     let stopped = stop.clone();
-    // A runtime on one thread, which the ledger blocks.
+    // A runtime with one thread, which the ledger blocks.
     let process = std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let projections = Projections::new(EventStore::new(options, StoreSettings::default()));
@@ -339,7 +339,7 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
     assert_exact(&log).await;
     until_shares(&log, &[16]).await;
     go_on.0.send(()).unwrap();
-    // It finds its transaction gone, and takes its share like any other.
+    // Its transaction has ended, and it acquires its share.
     until_shares(&log, &[8, 8]).await;
     assert_eq!(appliers(&log, before).await, BTreeSet::from([other.id]));
     happen(&log, &carts, 200, &random).await;
@@ -357,7 +357,7 @@ async fn write_without_ownership_of_a_segment_fails_whole() {
     until_shares(&log, &[16]).await;
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
-    // Another, that stays alive and does nothing, has one of the segments now: before the replica can see it.
+    // Another replica, which stays alive and does nothing, takes a segment before the first one can see it.
     let other = Uuid::now_v7();
     let mut connection = PgConnection::connect_with(&log.database.options()).await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
@@ -366,7 +366,7 @@ async fn write_without_ownership_of_a_segment_fails_whole() {
     sqlx::query(stolen).bind(other).execute(&mut *transaction).await.unwrap();
     let head = happen(&log, &carts, 50, &random).await;
     transaction.commit().await.unwrap();
-    // The others' events are applied, those of that segment are not.
+    // Only the events of the other segments are applied.
     eventually("the other segments have come to the head", || async {
         let behind: Vec<i32> = sqlx::query_scalar("SELECT segment FROM checkpoint WHERE position < $1")
             .bind(head.0)
@@ -395,7 +395,7 @@ async fn segments_at_different_positions_join() {
     happen(&log, &carts, 400, &random).await;
     assert_exact(&log).await;
     replica.stop().await;
-    // Each segment is put back to a position of its own, with its rows: as if others had left them there.
+    // Sets each segment back to its own position, with its rows, as if other replicas had left them there.
     for segment in 0..SEGMENTS {
         let position = random.borrow_mut().random_range(0..400_i64);
         sqlx::query("UPDATE checkpoint SET position = $2 WHERE segment = $1")
@@ -444,7 +444,7 @@ async fn segment_of_is_the_same_in_sql_and_rust() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn worker_recovers_before_the_next_heartbeat() {
     let (log, carts, random) = (log().await, carts(), seeded(9));
-    let replica = Process::nearly_deaf(&log);
+    let replica = Process::with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
@@ -467,7 +467,7 @@ async fn new_version_is_rebuilt_beside_the_serving_build() {
     let old = [Process::start::<1>(&log), Process::start::<1>(&log)];
     happen(&log, &carts, 1_000, &random).await;
     assert_exact(&log).await;
-    // The two releases run at once; a new replica dies in between.
+    // Both releases run at the same time, and a new replica dies.
     let mut new = vec![Process::start::<2>(&log), Process::start::<2>(&log), Process::start::<2>(&log)];
     happen(&log, &carts, 300, &random).await;
     new.pop().unwrap().kill();
@@ -509,9 +509,9 @@ async fn rebuild_leaves_a_newer_releases_build_alone() {
     projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
     assert_eq!(building().await, Some(2));
 
-    // Taken back: what it has begun is in nobody's way.
+    // The newer release is gone, so its build may be replaced.
     new.stop().await;
-    // A heartbeat that was on its way says for some seconds more that it is alive.
+    // A heartbeat in flight may have extended its lease.
     eventually("the older one is made", || async {
         projections::rebuild::<Ledger<1>>(log.store.pool()).await.unwrap();
         (building().await == Some(1)).then_some(())
@@ -539,7 +539,7 @@ async fn rebuild_switches_only_when_asked() {
         sqlx::query_scalar::<_, bool>(there).bind(head.0).fetch_one(log.store.pool()).await.unwrap().then_some(())
     })
     .await;
-    // Two heartbeats see it so, and it does not go into service.
+    // It does not serve after two more heartbeats.
     for _ in 0..2 {
         let before: sqlx::types::time::OffsetDateTime =
             sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
@@ -579,7 +579,7 @@ async fn wait_reads_own_writes_on_every_replica() {
             assert_eq!(rows, 1);
         }
     }
-    // What is none of its business is waited for as well, and what is not in the log is not there.
+    // Waiting also works for events that the projection does not take, and not for positions past the head.
     let head = log.append([carts[0].created()]).await;
     for projections in [&replicas[0].projections, &log.projections] {
         assert_eq!(projections.wait("ledger", None, head, long).await.unwrap(), Wait::Reached);
@@ -592,9 +592,9 @@ async fn wait_reads_own_writes_on_every_replica() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn wait_skips_events_that_are_not_the_projections() {
     let (log, carts, random) = (log().await, carts(), seeded(11));
-    let holder = Process::nearly_deaf(&log);
+    let holder = Process::with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
-    let other = Process::nearly_deaf(&log);
+    let other = Process::with_rare_heartbeats(&log);
     happen(&log, &carts, 50, &random).await;
     let added = log.append([carts[0].added(0)]).await;
     let long = Duration::from_secs(20);
@@ -603,7 +603,7 @@ async fn wait_skips_events_that_are_not_the_projections() {
     let head = log.append([carts[0].created(), carts[1].inventory(0, 3)]).await;
     for of in [None, Some(key)] {
         assert_eq!(other.projections.wait("ledger", of, head, long).await.unwrap(), Wait::Reached);
-        // It is not taken for what was never written, and not for what is to be applied.
+        // Not for positions past the head.
         let ahead = other.projections.wait("ledger", of, Position(head.0 + 1), Duration::ZERO).await.unwrap();
         assert!(matches!(ahead, Wait::TimedOut(at) if at <= head), "{ahead:?}");
     }
@@ -620,9 +620,9 @@ async fn wait_skips_events_that_are_not_the_projections() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn waiting_callers_share_one_poll() {
     let (log, carts, random) = (log().await, carts(), seeded(13));
-    let holder = Process::nearly_deaf(&log);
+    let holder = Process::with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
-    let other = Process::nearly_deaf(&log);
+    let other = Process::with_rare_heartbeats(&log);
     let head = happen(&log, &carts, 50, &random).await;
     let next = Position(head.0 + 1);
     let long = Duration::from_secs(20);
@@ -651,7 +651,7 @@ async fn waiting_callers_share_one_poll() {
     drop((holder, other));
 }
 
-/// One of several projections of a process, which makes nothing.
+/// One of several projections of a process. Writes nothing.
 struct Other<const N: usize>;
 
 #[async_trait]
