@@ -44,7 +44,7 @@ pub(crate) fn of(log: &EventStore<DomainEvent>, inspector: Inspector, group: &st
     })
 }
 
-/// Answers how far all translators together are behind. The answer is at most a second old.
+/// Answers how far all processes of the service together are behind. The answer is at most a second old.
 #[utoipa::path(
     operation_id = "lag",
     tag = "operations",

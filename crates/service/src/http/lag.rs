@@ -179,7 +179,7 @@ pub(crate) fn of<E: LogEvent>(projections: &Projections<E>) -> Cached<Lag> {
     })
 }
 
-/// Answers how far the projections of all processes are behind. The answer is at most a second old.
+/// Answers how far all processes of the service together are behind. The answer is at most a second old.
 #[utoipa::path(
     operation_id = "lag",
     tag = "operations",
