@@ -60,7 +60,7 @@ async fn until_shared(shop: &Shop, url: &str, replicas: i64) {
         let lag = &lag(url).await["projections"]["cart_items"];
         let (least, most) = (SEGMENTS / replicas, (SEGMENTS + replicas - 1) / replicas);
         let fair = shares.len() as i64 == replicas && shares.iter().all(|share| (least..=most).contains(share));
-        (fair && lag["held"] == SEGMENTS && lag["replicas"] == replicas).then_some(())
+        (fair && lag["owned"] == SEGMENTS && lag["replicas"] == replicas).then_some(())
     })
     .await;
 }
@@ -321,7 +321,7 @@ async fn paused_publisher_resumes_its_todos() {
     shop.start(&KINDS).await;
     let url = shop.url(PUBLISHER);
     eventually("the publisher owns every segment", || async {
-        (lag(&url).await["projections"]["publish_cart"]["held"] == SEGMENTS).then_some(())
+        (lag(&url).await["projections"]["publish_cart"]["owned"] == SEGMENTS).then_some(())
     })
     .await;
     let pause = async |paused: bool| {

@@ -20,13 +20,13 @@ pub(super) fn table(checkout: &Path) -> Result<String, Error> {
     let mut routes: Vec<Route> = vec![];
     for service in services::ALL {
         for route in read(&document(checkout, service.name)?) {
-            match routes.iter_mut().find(|known| known.call == route.call) {
+            match routes.iter_mut().find(|known| known.is_like(&route)) {
                 Some(known) => known.services.push(service.name),
                 None => routes.push(Route { services: vec![service.name], ..route }),
             }
         }
     }
-    // What only one service has comes first.
+    // Routes that only one service has come first.
     routes.sort_by_key(|route| (route.services.len() > 1, services::ALL.iter().position(|service| route.services[0] == service.name)));
     let mut table = String::from("| service | route | what it does | body | answer |\n| --- | --- | --- | --- | --- |\n");
     let mut last = String::new();
@@ -46,6 +46,13 @@ struct Route {
     what: String,
     body: String,
     answer: String,
+}
+
+impl Route {
+    /// Tells whether another service's route is the same. `/lag` differs between services.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.call, &self.what, &self.body, &self.answer) == (&other.call, &other.what, &other.body, &other.answer)
+    }
 }
 
 fn read(document: &Value) -> Vec<Route> {

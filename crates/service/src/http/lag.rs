@@ -94,7 +94,7 @@ pub struct ProjectionLag {
     /// Its segments, which is the largest number of processes that can share it.
     pub segments: i64,
     /// The segments that a live process owns.
-    pub held: i64,
+    pub owned: i64,
     /// The live processes that run it.
     pub replicas: i64,
     /// Events per second that all processes apply, over the last 5 seconds. An event that concerns every key counts for each process.
@@ -104,7 +104,7 @@ pub struct ProjectionLag {
     /// Parked keys, which wait for an operator.
     pub parked: i64,
     /// Segments that are blocked by an event which cannot be applied.
-    pub stopped: i64,
+    pub blocked: i64,
     /// The rebuild, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<RebuildLag>,
@@ -156,12 +156,12 @@ impl From<BTreeMap<String, Backlog>> for Lag {
                 lag_seconds,
                 paused,
                 segments,
-                held: owned,
+                owned,
                 replicas,
                 events_per_second,
                 batch,
                 parked,
-                stopped: blocked,
+                blocked,
                 rebuild,
             };
             projections.insert(name, of);
@@ -247,8 +247,8 @@ mod tests {
         let json = serde_json::to_value(&lag).unwrap();
         assert_eq!(json["todos"], serde_json::json!({ "archive": { "open": 3, "due": 2, "failed": 1, "oldest_seconds": 7.5 } }));
         assert_eq!(json["projections"]["prices"]["lag"], 900);
-        let pace = (&json["projections"]["carts"]["events_per_second"], &json["projections"]["carts"]["batch"]);
-        assert_eq!(pace, (&serde_json::json!(120.5), &serde_json::json!(2.5)));
+        let throughput = (&json["projections"]["carts"]["events_per_second"], &json["projections"]["carts"]["batch"]);
+        assert_eq!(throughput, (&serde_json::json!(120.5), &serde_json::json!(2.5)));
         assert!(json["projections"]["prices"].get("rebuild").is_none());
     }
 }
