@@ -38,14 +38,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_append_that_was_given_up_is_never_sent() {
+    fn abandoned_append_is_never_sent() {
         let state = SendState::default();
         assert!(!state.give_up(), "it is queued: nothing is written");
         assert!(!state.send());
     }
 
     #[test]
-    fn an_append_that_was_sent_has_an_unknown_outcome_until_answered() {
+    fn sent_append_has_an_unknown_outcome_until_answered() {
         let state = SendState::default();
         assert!(state.send());
         assert!(state.send(), "again, after a lost connection");

@@ -100,7 +100,7 @@ impl Decider {
         } else {
             Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?)
         };
-        let mut turn = None;
+        let mut lock_and_permit = None;
         let mut conflicts = 0;
         let mut backoff = Backoff::new(Duration::from_micros(400), Duration::from_micros(1_600));
         loop {
@@ -110,7 +110,7 @@ impl Decider {
                 // A refusal, or a success without events, must rest on a read made for this command.
                 (_, None) => {
                     // Other commands need not wait for the read.
-                    turn = None;
+                    lock_and_permit = None;
                     read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
                     continue;
                 }
@@ -124,10 +124,10 @@ impl Decider {
             };
             let events = with_ids(events, &self.ids)?;
             let condition = parts(&mut stages).iter().map(|part| (part.query().clone(), part.position())).collect();
-            if turn.is_none() {
+            if lock_and_permit.is_none() {
                 let (lock, was_locked) = self.lock(&condition).await;
                 let (permit, was_full) = self.acquire_in_flight().await?;
-                turn = Some((lock, permit));
+                lock_and_permit = Some((lock, permit));
                 // Meanwhile other commands have left newer states in the cache.
                 if (was_locked || was_full) && refresh(&mut stages, cache) {
                     while stages.open_next(cache).map_err(schema)? {}
