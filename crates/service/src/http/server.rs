@@ -22,10 +22,8 @@ use super::{
 };
 use crate::settings::Common;
 
-/// How long a client may take to send the head of its first request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may stay idle. Load balancers commonly keep connections for a minute: they must close first, because a request
-/// that is on its way to a closed connection is lost.
+/// How long a connection may stay idle, before its first request too. Load balancers and clients commonly keep a connection for a minute:
+/// they must close it first, because a request that is on its way to a closed connection is lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may continue to send after it was answered.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,7 +74,7 @@ where
         .shutdown_timeout(drain_deadline.as_secs() + 1)
         .max_connections(settings.http_max_connections.as_usize())
         .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_TIMEOUT)
+        .client_request_timeout(KEEP_ALIVE)
         .client_disconnect_timeout(DISCONNECT_TIMEOUT)
         // Answers are small and written at once, so waiting for more to send only delays them.
         .tcp_nodelay(true);
