@@ -71,9 +71,7 @@ impl Shop {
         let programs = std::env::var_os("CARTLOG_TEST_BIN_DIR").map(PathBuf::from);
         let programs = programs.expect("these tests run the services' programs: run `cargo dev test`, which builds them");
         let logs = Layout::discover().unwrap().scratch(&name).unwrap();
-        // A service answers 408 on a connection that stays unused for 10 s. The client must not take such a connection for a request.
-        let http = reqwest::Client::builder().pool_idle_timeout(Duration::from_secs(5)).build().unwrap();
-        let shop = Self { pool, kafka, database_urls, name, programs, logs, http, services: HashMap::new() };
+        let shop = Self { pool, kafka, database_urls, name, programs, logs, http: reqwest::Client::new(), services: HashMap::new() };
         let topics: Vec<_> = ["inventories", "price-changes", "published-carts"].map(|topic| shop.topic(topic)).into();
         let dead: Vec<_> = topics.iter().map(|topic| format!("{topic}.dead-letters")).collect();
         let all: Vec<_> = topics
