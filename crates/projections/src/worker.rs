@@ -49,7 +49,7 @@ pub(crate) async fn work<P: Projection>(
         caught_up: false,
         limit: None,
         window: running.settings.batch,
-        lag: i64::MAX,
+        last: (Position::START, Position::START),
         gains: true,
         ahead: None,
         blocked: BTreeMap::new(),
@@ -96,8 +96,8 @@ struct Worker<'a, P: Projection> {
     limit: Option<Position>,
     /// The most positions of the next batch.
     window: i64,
-    /// The distance to the head before the current batch, and whether it has shrunk since the batch before.
-    lag: i64,
+    /// The start of the last batch and the head at that time, and whether this build gains on the log.
+    last: (Position, Position),
     gains: bool,
     /// The next batch, read while the current one is written.
     ahead: Option<Ahead<P>>,
@@ -339,22 +339,23 @@ impl<P: Projection> Worker<'_, P> {
         (to > from).then_some(from..=to)
     }
 
-    /// Whether to leave time to commands: they append, this build gains on the log all the same, and nobody waits for it.
+    /// Whether commands append, and nobody waits for this build to reach a position.
     fn is_beside_commands(&self) -> bool {
-        self.gains && self.limit.is_none() && self.running.store.head_watcher().grows()
+        self.limit.is_none() && self.running.store.head_watcher().grows()
     }
 
     /// The most positions of the next batch.
     fn batch_size(&self) -> i64 {
-        if self.is_beside_commands() { self.window.min(BESIDE_COMMANDS) } else { self.window }
+        if self.gains && self.is_beside_commands() { self.window.min(BESIDE_COMMANDS) } else { self.window }
     }
 
     /// Applies a range of positions to the segments that are at its start.
     async fn step(&mut self, range: RangeInclusive<Position>, head: Position) -> Result<(), StoreError> {
         let begun = Instant::now();
         let (from, to) = range.into_inner();
-        let lag = head.0 - from.0;
-        self.gains = lag < std::mem::replace(&mut self.lag, lag);
+        // Five positions applied for four appended: so a build that is behind catches up.
+        let (last, last_head) = std::mem::replace(&mut self.last, (from, head));
+        self.gains = last == Position::START || 4 * (from.0 - last.0) >= 5 * (head.0 - last_head.0);
         let active: Vec<i32> = self.ready().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to == to => ahead.reading.await.unwrap_or(Err(StoreError::Closed))?,
@@ -377,8 +378,8 @@ impl<P: Projection> Worker<'_, P> {
             let writing = Instant::now();
             match self.apply(&mut batch, &active, from, to).await {
                 Ok(Applied::Whole) => {
-                    // Leaves half of the time to commands.
-                    if batch.events.len() >= MANY && self.is_beside_commands() {
+                    // Leaves half of the time to commands, unless this build would fall behind.
+                    if batch.events.len() >= MANY && (self.gains || to >= head) && self.is_beside_commands() {
                         sleeps = writing.elapsed().min(LONGEST_SLEEP);
                     }
                 }
