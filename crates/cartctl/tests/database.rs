@@ -387,7 +387,7 @@ async fn publications_are_listed_and_retried() {
         .fetch_one(log.store.pool())
         .await
         .unwrap();
-    assert_eq!(row, ("open".to_owned(), 0, true), "as if it had never been tried: an hour begins anew");
+    assert_eq!(row, ("open".to_owned(), 0, true), "as if it had never been tried: its hour starts again");
     // The other one is retried, and that this one is open already is said.
     let partly = over(&log.database, &["todos", "retry", "publish_cart", &first, &second, "--json"]);
     assert_eq!(partly.documents(3), [json!({ "automation": "publish_cart", "retried": [second], "not_failed": [first] })]);

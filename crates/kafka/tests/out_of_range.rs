@@ -85,7 +85,7 @@ async fn topic_created_again_blocks_a_running_translator() {
     log.until_stored(&group, &topic.name, 0, 5).await;
     translator.until_ready().await;
     admin().delete_topics(&[&topic.name], &AdminOptions::new()).await.expect("deleted");
-    eventually("the topic can be made anew", || async {
+    eventually("the topic can be created again", || async {
         let new = rdkafka::admin::NewTopic::new(&topic.name, 1, rdkafka::admin::TopicReplication::Fixed(1));
         let made = admin().create_topics([&new], &AdminOptions::new()).await.ok()?;
         made.into_iter().all(|topic| topic.is_ok()).then_some(())

@@ -284,7 +284,7 @@ async fn failed_compare_releases_the_builds() {
     let apart = operations::compare(log.store.pool(), "tally", 10, Duration::from_millis(300)).await;
     assert!(matches!(apart, Err(CompareError::Apart(_))), "{apart:?}");
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
-    // Who compared is gone without a word.
+    // The process that compared has died.
     let stop = "UPDATE projection SET hold_at = 8, hold_until = clock_timestamp() + interval '3 seconds'";
     sqlx::query(stop).execute(log.store.pool()).await.unwrap();
     let going = operations::compare(log.store.pool(), "tally", 10, Duration::from_secs(20)).await;
@@ -314,7 +314,7 @@ async fn dropped_build_leaves_nothing() {
     until_seen(&log).await;
     assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (84, 0));
     assert_eq!(builds(&log).await, [build("projection_a", "serving", 1)]);
-    // It can be made anew after that, and the retired one is dropped as well.
+    // It can be rebuilt after that, and the retired build is dropped as well.
     projections::rebuild_named(log.store.pool(), "tally", Switch::WhenReady).await.unwrap();
     eventually("it is in service", || async { (builds(&log).await[1].1 == "serving").then_some(()) }).await;
     assert!(operations::drop_build(log.store.pool(), "tally", "projection_a").await.unwrap());
@@ -354,7 +354,7 @@ async fn failing_build_leaves_the_old_one_serving() {
     until_applied(&log, log.append(Shopping::new().with_items(3)).await).await;
     assert_eq!(builds(&log).await, [build("projection_a", "serving", 1), build("projection_b", "building", 2)]);
     assert_eq!((rows(&log, "projection_a").await, rows(&log, "projection_b").await), (12, 0));
-    // Given up, and made anew by a release that is right.
+    // The build is dropped, and a correct release rebuilds it.
     assert!(operations::drop_build(log.store.pool(), "tally", "projection_b").await.unwrap());
     new.stop().await;
     let new = Process::start(&log, Tally::<2>::default());

@@ -136,7 +136,7 @@ impl Process {
 /// Waits until all segments of a build that are not blocked have reached the head.
 async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
     let head = log.store.head().await.unwrap();
-    eventually("all that goes on is at the head", || async {
+    eventually("segments that are not blocked are at the head", || async {
         let there: Option<bool> = sqlx::query_scalar(
             "SELECT bool_and(position >= $1 OR coalesce(position < blocked_at, false)) FROM checkpoint WHERE build = $2",
         )

@@ -369,7 +369,7 @@ async fn to_do_is_done_by_another_worker_when_one_dies() {
     // The first worker dies while it attempts both.
     let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
     let dying = tokio::spawn(todo::work(pool, Asking::NAME, settings.clone(), wake.clone(), stop, |_| std::future::pending()));
-    eventually("it has them in hand", || async { (status(&log, "0").await.1 == 1).then_some(()) }).await;
+    eventually("the worker has leased them", || async { (status(&log, "0").await.1 == 1).then_some(()) }).await;
     dying.abort();
 
     let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());

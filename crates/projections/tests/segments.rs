@@ -61,9 +61,9 @@ impl<const VERSION: i32> Projection for Ledger<VERSION> {
                    FROM unnest($3::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position
                    WHERE key_in_scope(l.cart_id)";
         sqlx::query(all).bind(n).bind(self.by).bind(changed).execute(&mut *transaction).await?;
-        if let Some((there, go_on)) = self.halt.lock().unwrap().take() {
+        if let Some((there, resume)) = self.halt.lock().unwrap().take() {
             there.send(()).unwrap();
-            go_on.recv().unwrap();
+            resume.recv().unwrap();
         }
         Ok(())
     }
@@ -331,14 +331,14 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
     until_shares(&log, &[16]).await;
     let before = happen(&log, &carts, 100, &random).await;
     assert_exact(&log).await;
-    let (there, go_on) = (mpsc::channel(), mpsc::channel());
-    *halt.lock().unwrap() = Some((there.0, go_on.1));
+    let (there, resume) = (mpsc::channel(), mpsc::channel());
+    *halt.lock().unwrap() = Some((there.0, resume.1));
     happen(&log, &carts, 100, &random).await;
     tokio::task::spawn_blocking(move || there.1.recv().unwrap()).await.unwrap();
     let other = Process::start::<1>(&log);
     assert_exact(&log).await;
     until_shares(&log, &[16]).await;
-    go_on.0.send(()).unwrap();
+    resume.0.send(()).unwrap();
     // Its transaction has ended, and it acquires its share.
     until_shares(&log, &[8, 8]).await;
     assert_eq!(appliers(&log, before).await, BTreeSet::from([other.id]));

@@ -453,7 +453,7 @@ async fn frozen_cart_commands_does_not_block_the_other() {
             .collect();
         (answers, tasks)
     };
-    let go_on = |answers: Arc<AtomicUsize>| async move {
+    let work_on = |answers: Arc<AtomicUsize>| async move {
         let goal = answers.load(Ordering::SeqCst) + 30;
         eventually("the other process answers", || async { (answers.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
     };
@@ -461,14 +461,14 @@ async fn frozen_cart_commands_does_not_block_the_other() {
     let (of_other, more) = load(shop.url(COMMANDS));
     tasks.extend(more);
     for _ in 0..6 {
-        go_on(of_frozen.clone()).await;
+        work_on(of_frozen.clone()).await;
         frozen.process().freeze().unwrap();
         // The documented limit is 5 seconds.
-        let going_on = tokio::time::timeout(Duration::from_secs(5), go_on(of_other.clone())).await;
-        assert!(going_on.is_ok(), "the other stands still");
+        let worked = tokio::time::timeout(Duration::from_secs(5), work_on(of_other.clone())).await;
+        assert!(worked.is_ok(), "the other stands still");
         frozen.process().thaw().unwrap();
     }
-    go_on(of_frozen).await;
+    work_on(of_frozen).await;
     for task in tasks {
         assert!(!task.is_finished(), "every command was answered well");
         task.abort();

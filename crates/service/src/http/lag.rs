@@ -151,19 +151,8 @@ impl From<BTreeMap<String, Backlog>> for Lag {
             }
             let rebuild =
                 rebuild.map(|Rebuild { lag, progress, events_per_second, batch }| RebuildLag { lag, progress, events_per_second, batch });
-            let of = ProjectionLag {
-                lag,
-                lag_seconds,
-                paused,
-                segments,
-                owned,
-                replicas,
-                events_per_second,
-                batch,
-                parked,
-                blocked,
-                rebuild,
-            };
+            let of =
+                ProjectionLag { lag, lag_seconds, paused, segments, owned, replicas, events_per_second, batch, parked, blocked, rebuild };
             projections.insert(name, of);
         }
         Self { lag, lag_seconds, projections, todos }
