@@ -378,8 +378,9 @@ impl<P: Projection> Worker<'_, P> {
             let writing = Instant::now();
             match self.apply(&mut batch, &active, from, to).await {
                 Ok(Applied::Whole) => {
-                    // Leaves half of the time to commands, unless this build would fall behind.
-                    if batch.events.len() >= MANY && (self.gains || to >= head) && self.is_beside_commands() {
+                    // Leaves half of the time to commands, unless this build would fall behind, or is about to switch.
+                    let can_sleep = self.gains || (self.owned.serving && to >= head);
+                    if can_sleep && batch.events.len() >= MANY && self.is_beside_commands() {
                         sleeps = writing.elapsed().min(LONGEST_SLEEP);
                     }
                 }
