@@ -58,7 +58,10 @@ impl Projection for Positions {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         if self.broken.load(Ordering::SeqCst) {
-            sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
+            // A fault that passes. One of the event itself would park its key.
+            sqlx::query("DO $$ BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = 'serialization_failure'; END $$")
+                .execute(&mut *transaction)
+                .await?;
         }
         if self.cut.swap(false, Ordering::SeqCst) {
             sqlx::query("SELECT pg_terminate_backend(pg_backend_pid())").execute(&mut *transaction).await?;
