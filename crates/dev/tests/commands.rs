@@ -13,7 +13,7 @@ fn help(arguments: &[&str]) -> String {
 
 /// The words after each `cargo dev` in a text, up to what ends a command.
 fn commands(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    text.split("cargo dev ").skip(1).filter_map(|rest| rest.split(['`', '\n', '#', ',', ')', ';', '|', '&']).next()).map(|command| {
+    text.split("cargo dev ").skip(1).filter_map(|rest| rest.split(['`', '"', '\n', '#', ',', ')', ';', '|', '&']).next()).map(|command| {
         let words = command.split_whitespace();
         words.collect()
     })
