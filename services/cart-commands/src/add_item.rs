@@ -1,5 +1,7 @@
 //! Add Item.
 
+use std::collections::BTreeSet;
+
 use actix_web::{post, web};
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId};
 use disintegrate::StateQuery;
@@ -8,7 +10,7 @@ use serde::Deserialize;
 use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 use uuid::Uuid;
 
-use crate::stock::Stock;
+use crate::{changes::MaxChanges, stock::Stock};
 
 /// Adds an item to a cart. The first item creates the cart, which has room for three. The same command again answers the position of the
 /// first.
@@ -18,7 +20,7 @@ use crate::stock::Stock;
     request_body = AddItem,
     responses(
         (status = 200, description = "The cart's id, and the position of ItemAdded in the log.", body = (CartId, i64)),
-        (status = 409, description = "cart_full, out_of_stock, cart_submitted, item_differs or item_gone", body = service::ErrorBody),
+        (status = 409, description = "cart_full, out_of_stock, cart_submitted, cart_exhausted, item_differs or item_gone", body = service::ErrorBody),
     )
 )]
 #[post("/additem/{cart_id}")]
@@ -26,8 +28,10 @@ pub(crate) async fn route(
     PathValue(cart_id): PathValue<CartId>,
     JsonBody(command): JsonBody<AddItem>,
     log: web::Data<EventStore<DomainEvent>>,
+    max_changes: web::Data<MaxChanges>,
 ) -> Result<Answer<CartId>, HttpError> {
     ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
+    let command = AddItem { max_changes: **max_changes, ..command };
     Ok(web::Json((command.cart_id, service::command("add_item", log.decide(&command)).await?)))
 }
 
@@ -43,6 +47,9 @@ pub(crate) struct AddItem {
     /// Made by the server.
     #[serde(skip, default = "device_fingerprint")]
     device_fingerprint: String,
+    /// A setting.
+    #[serde(skip)]
+    max_changes: MaxChanges,
 }
 
 fn device_fingerprint() -> String {
@@ -58,6 +65,8 @@ pub(crate) enum Refused {
     OutOfStock(ProductId),
     #[error("the cart has been submitted; a submitted cart never changes")]
     CartSubmitted,
+    #[error("the cart has taken all its changes; submit it, or go on with a new cart")]
+    CartExhausted,
     #[error("the item {0} is already in the cart with other content")]
     ItemDiffers(ItemId),
     #[error("the item {0} has left the cart; use a new item_id")]
@@ -70,6 +79,7 @@ impl Refusal for Refused {
             Self::CartFull => "cart_full",
             Self::OutOfStock(_) => "out_of_stock",
             Self::CartSubmitted => "cart_submitted",
+            Self::CartExhausted => "cart_exhausted",
             Self::ItemDiffers(_) => "item_differs",
             Self::ItemGone(_) => "item_gone",
         }
@@ -82,22 +92,25 @@ impl Decision for AddItem {
     type Error = Refused;
 
     fn state_query(&self) -> (Cart, Stock) {
-        (Cart { cart_id: self.cart_id, exists: false, submitted: false, items: vec![] }, Stock::of(self.product_id))
+        (Cart::new(self.cart_id), Stock::of(self.product_id))
     }
 
     fn process(&self, (cart, stock): &(Cart, Stock)) -> Result<Decided<DomainEvent>, Refused> {
         // Before every other check: a client that lost the reply must learn that its item was added, whatever happened to the cart since.
         if let Some(item) = cart.items.iter().find(|item| item.item_id == self.item_id) {
-            return match item {
-                Item { gone: true, .. } => Err(Refused::ItemGone(self.item_id)),
-                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::AlreadyDone(*added_at)),
-                _ => Err(Refused::ItemDiffers(self.item_id)),
-            };
+            let is_same = item.content == self.content();
+            return if is_same { Ok(Decided::AlreadyDone(item.added_at)) } else { Err(Refused::ItemDiffers(self.item_id)) };
+        }
+        if cart.gone.contains(&self.item_id) {
+            return Err(Refused::ItemGone(self.item_id));
         }
         if cart.submitted {
             return Err(Refused::CartSubmitted);
         }
-        if cart.items.iter().filter(|item| !item.gone).count() >= 3 {
+        if self.max_changes.are_reached(cart.changes) {
+            return Err(Refused::CartExhausted);
+        }
+        if cart.items.len() >= 3 {
             return Err(Refused::CartFull);
         }
         if stock.is_out() {
@@ -133,7 +146,10 @@ pub(crate) struct Cart {
     cart_id: CartId,
     exists: bool,
     submitted: bool,
+    changes: u32,
     items: Vec<Item>,
+    /// Removed, cleared or archived.
+    gone: BTreeSet<ItemId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -141,21 +157,27 @@ struct Item {
     item_id: ItemId,
     content: Content,
     added_at: Position,
-    /// Removed, cleared or archived.
-    gone: bool,
+}
+
+impl Cart {
+    fn new(cart_id: CartId) -> Self {
+        Self { cart_id, exists: false, submitted: false, changes: 0, items: vec![], gone: BTreeSet::new() }
+    }
 }
 
 impl State for Cart {
     fn mutate(&mut self, event: CartStream, at: Position) {
+        self.changes += 1;
         match event {
             CartStream::CartCreated { .. } => self.exists = true,
             CartStream::ItemAdded { item_id, product_id, description, image, price, .. } => {
-                self.items.push(Item { item_id, content: (product_id, description, image, price), added_at: at, gone: false });
+                self.items.push(Item { item_id, content: (product_id, description, image, price), added_at: at });
             }
             CartStream::ItemRemoved { item_id, .. } | CartStream::ItemArchived { item_id, .. } => {
-                self.items.iter_mut().filter(|item| item.item_id == item_id).for_each(|item| item.gone = true);
+                self.items.retain(|item| item.item_id != item_id);
+                self.gone.insert(item_id);
             }
-            CartStream::CartCleared { .. } => self.items.iter_mut().for_each(|item| item.gone = true),
+            CartStream::CartCleared { .. } => self.gone.extend(self.items.drain(..).map(|item| item.item_id)),
             CartStream::CartSubmitted { .. } => self.submitted = true,
         }
     }
@@ -176,7 +198,7 @@ mod specifications {
         else {
             unreachable!("`added` makes ItemAdded")
         };
-        AddItem { cart_id, item_id, product_id, description, image, price, device_fingerprint }
+        AddItem { cart_id, item_id, product_id, description, image, price, device_fingerprint, max_changes: MaxChanges::default() }
     }
 
     #[test]
@@ -263,6 +285,16 @@ mod specifications {
     }
 
     #[test]
+    fn refuses_a_cart_with_all_its_changes() {
+        let cart = Shopping::new();
+        // The cart's creation, an item, and 998 clearings.
+        let changes = |n| cart.with_items(1).chain((2..n).map(|_| cart.cleared()));
+        given(changes(999)).when(&add_item(&cart, 1)).then([cart.added(1)]);
+        given(changes(1_000)).when(&add_item(&cart, 1)).then_refused(Refused::CartExhausted);
+        given(cart.with_items(3)).when(&AddItem { max_changes: MaxChanges(4), ..add_item(&cart, 3) }).then_refused(Refused::CartExhausted);
+    }
+
+    #[test]
     fn answers_a_resend_with_the_first_position() {
         let cart = Shopping::new();
         let again = AddItem { device_fingerprint: "another".into(), ..add_item(&cart, 0) };
@@ -276,6 +308,7 @@ mod specifications {
         given(cart.with_items(3)).when(&again).then_already(2);
         given(cart.with_items(1).chain([cart.submitted(1)])).when(&again).then_already(2);
         given(cart.with_items(1).chain([cart.inventory(0, 0)])).when(&again).then_already(2);
+        given(cart.with_items(1)).when(&AddItem { max_changes: MaxChanges(2), ..again }).then_already(2);
     }
 
     #[test]

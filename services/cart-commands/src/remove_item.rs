@@ -7,6 +7,8 @@ use event_store::{Decided, Decision, EventStore, Position, State};
 use serde::Deserialize;
 use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_matches_body};
 
+use crate::changes::MaxChanges;
+
 /// Removes an item from a cart.
 #[utoipa::path(
     operation_id = "remove_item",
@@ -15,7 +17,7 @@ use service::{Answer, HttpError, JsonBody, PathValue, Refusal, ensure_path_match
     responses(
         (status = 200, description = "The cart's id, and the position of ItemRemoved in the log.", body = (CartId, i64)),
         (status = 404, description = "unknown_cart", body = service::ErrorBody),
-        (status = 409, description = "item_not_in_cart or cart_submitted", body = service::ErrorBody),
+        (status = 409, description = "item_not_in_cart, cart_submitted or cart_exhausted", body = service::ErrorBody),
     )
 )]
 #[post("/removeitem/{cart_id}")]
@@ -23,8 +25,10 @@ pub(crate) async fn route(
     PathValue(cart_id): PathValue<CartId>,
     JsonBody(command): JsonBody<RemoveItem>,
     log: web::Data<EventStore<DomainEvent>>,
+    max_changes: web::Data<MaxChanges>,
 ) -> Result<Answer<CartId>, HttpError> {
     ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
+    let command = RemoveItem { max_changes: **max_changes, ..command };
     Ok(web::Json((command.cart_id, service::command("remove_item", log.decide(&command)).await?)))
 }
 
@@ -33,6 +37,9 @@ pub(crate) async fn route(
 pub(crate) struct RemoveItem {
     cart_id: CartId,
     item_id: ItemId,
+    /// A setting.
+    #[serde(skip)]
+    max_changes: MaxChanges,
 }
 
 /// Why an item is not removed.
@@ -42,6 +49,8 @@ pub(crate) enum Refused {
     UnknownCart(CartId),
     #[error("the cart has been submitted; a submitted cart never changes")]
     CartSubmitted,
+    #[error("the cart has taken all its changes; submit it, or go on with a new cart")]
+    CartExhausted,
     #[error("the item {0} is not in the cart")]
     ItemNotInCart(ItemId),
 }
@@ -51,6 +60,7 @@ impl Refusal for Refused {
         match self {
             Self::UnknownCart(_) => "unknown_cart",
             Self::CartSubmitted => "cart_submitted",
+            Self::CartExhausted => "cart_exhausted",
             Self::ItemNotInCart(_) => "item_not_in_cart",
         }
     }
@@ -69,7 +79,7 @@ impl Decision for RemoveItem {
     type Error = Refused;
 
     fn state_query(&self) -> ItemInCart {
-        ItemInCart { cart_id: self.cart_id, item_id: self.item_id, exists: false, submitted: false, in_cart: false }
+        ItemInCart { cart_id: self.cart_id, item_id: self.item_id, exists: false, submitted: false, changes: 0, in_cart: false }
     }
 
     fn process(&self, state: &ItemInCart) -> Result<Decided<DomainEvent>, Refused> {
@@ -79,6 +89,9 @@ impl Decision for RemoveItem {
         if state.submitted {
             return Err(Refused::CartSubmitted);
         }
+        if self.max_changes.are_reached(state.changes) {
+            return Err(Refused::CartExhausted);
+        }
         if !state.in_cart {
             return Err(Refused::ItemNotInCart(self.item_id));
         }
@@ -86,25 +99,30 @@ impl Decision for RemoveItem {
     }
 }
 
-/// One item of a cart. Its removal does not depend on the other items.
+/// One item of a cart. Its removal does not depend on the other items, but on their number of changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct ItemInCart {
     #[id]
     cart_id: CartId,
-    #[id]
     item_id: ItemId,
     exists: bool,
     submitted: bool,
+    changes: u32,
     in_cart: bool,
 }
 
 impl State for ItemInCart {
     fn mutate(&mut self, event: CartStream, _: Position) {
+        self.changes += 1;
         match event {
             CartStream::CartCreated { .. } => self.exists = true,
-            CartStream::ItemAdded { .. } => self.in_cart = true,
-            CartStream::ItemRemoved { .. } | CartStream::ItemArchived { .. } | CartStream::CartCleared { .. } => self.in_cart = false,
+            CartStream::ItemAdded { item_id, .. } if item_id == self.item_id => self.in_cart = true,
+            CartStream::ItemRemoved { item_id, .. } | CartStream::ItemArchived { item_id, .. } if item_id == self.item_id => {
+                self.in_cart = false;
+            }
+            CartStream::ItemAdded { .. } | CartStream::ItemRemoved { .. } | CartStream::ItemArchived { .. } => {}
+            CartStream::CartCleared { .. } => self.in_cart = false,
             CartStream::CartSubmitted { .. } => self.submitted = true,
         }
     }
@@ -118,7 +136,7 @@ mod specifications {
     use cart_events::examples::Shopping;
 
     fn remove_item(cart: &Shopping, item: usize) -> RemoveItem {
-        RemoveItem { cart_id: cart.cart_id, item_id: cart.item(item) }
+        RemoveItem { cart_id: cart.cart_id, item_id: cart.item(item), max_changes: MaxChanges::default() }
     }
 
     #[test]
@@ -151,5 +169,12 @@ mod specifications {
     fn refuses_a_submitted_cart() {
         let cart = Shopping::new();
         given(cart.with_items(1).chain([cart.submitted(1)])).when(&remove_item(&cart, 0)).then_refused(Refused::CartSubmitted);
+    }
+    #[test]
+    fn refuses_a_cart_with_all_its_changes() {
+        let cart = Shopping::new();
+        let remove = RemoveItem { max_changes: MaxChanges(4), ..remove_item(&cart, 0) };
+        given(cart.with_items(2)).when(&remove).then([cart.removed(0)]);
+        given(cart.with_items(3)).when(&remove).then_refused(Refused::CartExhausted);
     }
 }

@@ -168,6 +168,14 @@ mod specifications {
     }
 
     #[test]
+    fn submits_a_cart_with_all_its_changes() {
+        let cart = Shopping::new();
+        given([cart.created()].into_iter().chain((1..1_000).map(|_| cart.cleared())).chain([cart.added(0)]))
+            .when(&submit(&cart))
+            .then([cart.submitted(1)]);
+    }
+
+    #[test]
     fn ignores_items_that_left() {
         let cart = Shopping::new();
         given(cart.with_items(3).chain([cart.removed(1), cart.archived(2)])).when(&submit(&cart)).then([cart.submitted(1)]);

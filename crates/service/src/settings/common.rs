@@ -47,12 +47,6 @@ pub struct Common {
 
 impl Validate for Common {}
 
-/// The settings of a service that has none of its own.
-#[derive(Debug, Clone, Deserialize)]
-pub struct NoSettings {}
-
-impl Validate for NoSettings {}
-
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -10,7 +10,7 @@ mod kafka;
 mod layers;
 mod types;
 
-pub use common::{Common, LogFormat, NoSettings};
+pub use common::{Common, LogFormat};
 pub use error::SettingsError;
 pub use kafka::Kafka;
 pub(crate) use layers::Layers;
