@@ -24,6 +24,7 @@ pub use http::{
     error::{ErrorBody, HttpError},
     error_code::ErrorCode,
     lag, openapi,
+    page::Page,
     path::{PathValue, ensure_path_matches_body},
     position::{At, MinPosition},
     refusal::{Answer, Refusal},

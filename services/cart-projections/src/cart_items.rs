@@ -1,6 +1,8 @@
 //! Cart Items: the items of a cart and their total price, in two forms with the same answer. The live form is folded from the log when it
 //! is requested. The projected form is a table that can be rebuilt.
 
+use std::collections::BTreeMap;
+
 use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
@@ -167,7 +169,8 @@ impl Projection for CartItemsProjection {
         let mut created = vec![];
         let mut added = Added::default();
         let (mut removed_carts, mut removed_items) = (vec![], vec![]);
-        let (mut cleared, mut cleared_at) = (vec![], vec![]);
+        // The last time in a batch suffices: of many, each would look at all items of the cart.
+        let mut cleared = BTreeMap::new();
         for event in batch {
             match &event.event {
                 CartStream::CartCreated { cart_id } => created.push(cart_id.uuid()),
@@ -186,8 +189,7 @@ impl Projection for CartItemsProjection {
                     removed_items.push(item_id.uuid());
                 }
                 CartStream::CartCleared { cart_id } => {
-                    cleared.push(cart_id.uuid());
-                    cleared_at.push(event.position.0);
+                    cleared.insert(cart_id.uuid(), event.position.0);
                 }
                 // A submitted cart keeps showing its items.
                 CartStream::CartSubmitted { .. } => {}
@@ -226,11 +228,12 @@ impl Projection for CartItemsProjection {
             .await?;
         }
         if !cleared.is_empty() {
+            let (carts, positions): (Vec<_>, Vec<_>) = cleared.into_iter().unzip();
             sqlx::query!(
                 "DELETE FROM cart_items_item i USING unnest($1::uuid[], $2::bigint[]) AS c(cart_id, position)
                  WHERE i.cart_id = c.cart_id AND i.position < c.position",
-                &cleared,
-                &cleared_at
+                &carts,
+                &positions
             )
             .execute(&mut *transaction)
             .await?;

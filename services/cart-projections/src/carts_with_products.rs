@@ -1,41 +1,54 @@
 //! Carts with Products: the carts and items that hold a product.
 
-use actix_web::{get, web};
+use std::collections::BTreeMap;
+
+use actix_web::{HttpResponse, get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
-use event_store::Recorded;
+use event_store::{Position, Recorded};
 use projections::{Projection, Projections};
 use serde::Serialize;
-use service::{ErrorBody, HttpError, MinPosition, PathValue};
+use service::{ErrorBody, HttpError, MinPosition, Page, PathValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// Answers the carts and items that hold a product, in the order they were added. Submitted carts do not count.
+/// Answers the carts and items that hold a product, in the order they were added, page by page. Submitted carts do not count.
 #[utoipa::path(
     operation_id = "carts_with_products",
-    params(("product_id" = ProductId, Path), MinPosition),
-    responses((status = 200, body = [CartWithProduct]), (status = 503, description = "behind, parked", body = ErrorBody))
+    params(("product_id" = ProductId, Path), Page, MinPosition),
+    responses(
+        (status = 200, description = "A page.", body = [CartWithProduct],
+            headers(("Link" = Option<String>, description = "The next page, if there is one: `</cartswithproducts/…?after=…>; rel=\"next\"`."))),
+        (status = 503, description = "behind, parked", body = ErrorBody)
+    )
 )]
 #[get("/cartswithproducts/{product_id}")]
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
+    page: Page,
     min: MinPosition,
     projections: web::Data<Projections<DomainEvent>>,
-) -> Result<web::Json<Vec<CartWithProduct>>, HttpError> {
+) -> Result<HttpResponse, HttpError> {
     // The key is the cart, so the product may be in any segment.
     min.projected(&projections, CartsWithProducts::NAME, None).await?;
     let rows = projections
         .read(CartsWithProducts::NAME, None, async |build| {
-            sqlx::query!("SELECT cart_id, item_id FROM carts_with_products WHERE product_id = $1 ORDER BY position", product_id.uuid())
-                .fetch_all(build)
-                .await
+            sqlx::query!(
+                "SELECT cart_id, item_id, position FROM carts_with_products WHERE product_id = $1 AND position > $2
+                 ORDER BY position LIMIT $3",
+                product_id.uuid(),
+                page.after().0,
+                page.read()
+            )
+            .fetch_all(build)
+            .await
         })
         .await?;
-    Ok(web::Json(
-        rows.into_iter()
-            .map(|row| CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id })
-            .collect(),
-    ))
+    let entries = rows.into_iter().map(|row| {
+        let entry = CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id };
+        (Position(row.position), entry)
+    });
+    Ok(page.answer(entries.collect()))
 }
 
 /// An item of the product in a cart.
@@ -63,26 +76,26 @@ impl Projection for CartsWithProducts {
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
         let (mut carts, mut items, mut products, mut positions) = (vec![], vec![], vec![], vec![]);
-        // Items that left their carts. No item: all items of the cart left.
-        let (mut left_carts, mut left_items, mut left_at) = (vec![], vec![], vec![]);
+        let (mut left_carts, mut left_items) = (vec![], vec![]);
+        // All items left. The last time in a batch suffices: of many, each would look at all items of the cart.
+        let mut emptied = BTreeMap::new();
         for event in batch {
-            let left = match &event.event {
-                CartStream::CartCreated { .. } => continue,
+            match &event.event {
+                CartStream::CartCreated { .. } => {}
                 CartStream::ItemAdded { cart_id, item_id, product_id, .. } => {
                     carts.push(cart_id.uuid());
                     items.push(item_id.uuid());
                     products.push(product_id.uuid());
                     positions.push(event.position.0);
-                    continue;
                 }
                 CartStream::ItemRemoved { cart_id, item_id } | CartStream::ItemArchived { cart_id, item_id, .. } => {
-                    (cart_id.uuid(), Some(item_id.uuid()))
+                    left_carts.push(cart_id.uuid());
+                    left_items.push(item_id.uuid());
                 }
-                CartStream::CartCleared { cart_id } | CartStream::CartSubmitted { cart_id, .. } => (cart_id.uuid(), None),
-            };
-            left_carts.push(left.0);
-            left_items.push(left.1);
-            left_at.push(event.position.0);
+                CartStream::CartCleared { cart_id } | CartStream::CartSubmitted { cart_id, .. } => {
+                    emptied.insert(cart_id.uuid(), event.position.0);
+                }
+            }
         }
         if !items.is_empty() {
             sqlx::query!(
@@ -96,13 +109,24 @@ impl Projection for CartsWithProducts {
             .execute(&mut *transaction)
             .await?;
         }
-        if !left_carts.is_empty() {
+        // The order within the batch does not matter: an item_id that left its cart never returns.
+        if !left_items.is_empty() {
             sqlx::query!(
-                "DELETE FROM carts_with_products p USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS l(cart_id, item_id, position)
-                 WHERE p.cart_id = l.cart_id AND (l.item_id IS NULL OR p.item_id = l.item_id) AND p.position < l.position",
+                "DELETE FROM carts_with_products p USING unnest($1::uuid[], $2::uuid[]) AS l(cart_id, item_id)
+                 WHERE p.cart_id = l.cart_id AND p.item_id = l.item_id",
                 &left_carts,
-                &left_items as &[Option<Uuid>],
-                &left_at
+                &left_items
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if !emptied.is_empty() {
+            let (carts, positions): (Vec<_>, Vec<_>) = emptied.into_iter().unzip();
+            sqlx::query!(
+                "DELETE FROM carts_with_products p USING unnest($1::uuid[], $2::bigint[]) AS e(cart_id, position)
+                 WHERE p.cart_id = e.cart_id AND p.position < e.position",
+                &carts,
+                &positions
             )
             .execute(&mut *transaction)
             .await?;
@@ -144,6 +168,49 @@ mod specifications {
             assert_eq!(held(1).await, serde_json::json!([entry(&cart, 1)]));
             assert_eq!(held(2).await, serde_json::json!([]));
             assert_eq!(held(3).await, serde_json::json!([entry(&others[2], 3)]));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn answers_page_by_page() {
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        let carts: Vec<_> = std::iter::once(cart.cart_id).chain((1..5).map(|_| cart.other_cart().cart_id)).collect();
+        log.append(carts.iter().flat_map(|cart_id| Shopping { cart_id: *cart_id, items: cart.items }.with_items(1).collect::<Vec<_>>()))
+            .await;
+        log.project(CartsWithProducts, Settings::default()).await;
+        let app = test::init_service(App::new().app_data(Data::new(log.projections.clone())).service(route)).await;
+        let ask = async |uri: &str| {
+            let answer = test::call_service(&app, test::TestRequest::get().uri(uri).to_request()).await;
+            let next = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+            let next = next.map(|link| link.strip_prefix('<').unwrap().strip_suffix(r#">; rel="next""#).unwrap().to_owned());
+            (answer.status().as_u16(), next, test::read_body_json::<serde_json::Value, _>(answer).await)
+        };
+        let path = format!("/cartswithproducts/{}", cart.product(0));
+        let shown = |page: &serde_json::Value| -> Vec<String> {
+            page.as_array().unwrap().iter().map(|entry| entry["cart_id"].as_str().unwrap().to_owned()).collect()
+        };
+        let all: Vec<_> = carts.iter().map(ToString::to_string).collect();
+        let (_, next, page) = ask(&path).await;
+        assert_eq!((shown(&page), next), (all.clone(), None));
+
+        let (mut uri, mut pages) = (Some(format!("{path}?limit=2&min_position=1")), vec![]);
+        while let Some(next) = uri.take() {
+            let (status, next, page) = ask(&next).await;
+            assert_eq!(status, 200);
+            pages.push(shown(&page));
+            uri = next;
+        }
+        assert_eq!(pages, all.chunks(2).map(<[_]>::to_vec).collect::<Vec<_>>());
+        let (_, next, page) = ask(&format!("{path}?limit=5")).await;
+        assert_eq!((shown(&page), next), (all, None), "a page that is full to the last entry has no next one");
+
+        for wrong in
+            ["limit=0", "limit=10001", "limit=-1", "limit=x", "limit=1&limit=2", "after=-1", "after=x", "after=9223372036854775808"]
+        {
+            let (status, _, body) = ask(&format!("{path}?{wrong}")).await;
+            assert_eq!((status, body["code"].as_str()), (400, Some("invalid_query")), "{wrong}");
         }
     }
 

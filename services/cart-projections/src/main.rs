@@ -71,12 +71,16 @@ fn start(arguments: &Arguments, settings: &Settings, service: Service) -> Result
     };
     let rebuild: &[&str] = if arguments.reset_cart_items { &[CartItemsProjection::NAME] } else { &[] };
     let service = PROGRAM.run_read_models(service, &projections, &settings, rebuild);
-    Ok(service.automation(&projections, &settings, ArchiveItemAutomation { log }))
+    Ok(service.automation(&projections, &settings, ArchiveItemAutomation::new(log)))
 }
 
 #[cfg(test)]
 mod tests {
+    use cart_events::examples::Shopping;
     use clap::CommandFactory as _;
+    use event_store::{Metadata, Position, Recorded};
+    use sqlx::Connection as _;
+    use test_support::TestLog;
 
     use super::*;
 
@@ -99,5 +103,67 @@ mod tests {
     #[test]
     fn committed_openapi_document_matches_the_routes() {
         service::openapi::assert_committed(&PROGRAM.document(), concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+    }
+
+    /// One cart that is changed this often.
+    fn busy_cart(changes: usize) -> Vec<DomainEvent> {
+        let cart = Shopping::new();
+        // Each turn has other items.
+        let turns = std::iter::repeat_with(|| Shopping { cart_id: cart.cart_id, ..Shopping::new() });
+        let turn = |turn: Shopping| {
+            [
+                turn.added(0),
+                turn.added(1),
+                turn.removed(0),
+                turn.added(2),
+                turn.archived(1),
+                turn.added(3),
+                turn.cleared(),
+                turn.price_changed(2),
+            ]
+        };
+        [cart.created()].into_iter().chain(turns.flat_map(turn)).take(changes).collect()
+    }
+
+    /// Returns how much longer a batch with ten times the changes of one cart takes.
+    async fn growth<P: projections::Projection<Log = DomainEvent>>(projection: impl Fn(&TestLog<DomainEvent>) -> P) -> f64 {
+        let mut fastest = [f64::MAX; 2];
+        for (changes, fastest) in [1_000, 10_000].into_iter().zip(&mut fastest) {
+            let log = TestLog::<DomainEvent>::create().await;
+            let events = (1..).map(Position).zip(busy_cart(changes));
+            let batch: Vec<Recorded<P::Event>> = events
+                .filter_map(|(position, event)| {
+                    let event = event.try_into().ok()?;
+                    Some(Recorded { position, event, metadata: Metadata::default(), recorded_at: time::OffsetDateTime::UNIX_EPOCH })
+                })
+                .collect();
+            let projection = projection(&log);
+            for _ in 0..3 {
+                let mut connection = log.store.pool().acquire().await.unwrap();
+                let mut transaction = connection.begin().await.unwrap();
+                sqlx::query("SELECT set_config('search_path', 'projection_a, automation, public', true)")
+                    .execute(&mut *transaction)
+                    .await
+                    .unwrap();
+                let started = std::time::Instant::now();
+                projection.apply(&mut transaction, &batch).await.unwrap();
+                *fastest = fastest.min(started.elapsed().as_secs_f64());
+                transaction.rollback().await.unwrap();
+            }
+        }
+        fastest[1] / fastest[0]
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn batch_of_one_cart_takes_time_in_proportion_to_its_changes() {
+        // Ten times is in proportion, a hundred times is quadratic.
+        for (name, growth) in [
+            (CartItemsProjection::NAME, growth(|_| CartItemsProjection).await),
+            (carts_with_products::CartsWithProducts::NAME, growth(|_| carts_with_products::CartsWithProducts).await),
+            (ArchiveItemAutomation::NAME, growth(|log| ArchiveItemAutomation::new(log.store.clone())).await),
+        ] {
+            assert!(growth < 30.0, "{name}: {growth:.0} times as long");
+        }
     }
 }

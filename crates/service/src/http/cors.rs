@@ -14,7 +14,7 @@ pub(crate) fn allow(origins: &[Origin]) -> Condition<Cors> {
     let cors = cors
         .allowed_methods([Method::GET, Method::POST])
         .allowed_headers([header::CONTENT_TYPE, header::HeaderName::from_static("traceparent")])
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers([header::LINK, header::RETRY_AFTER])
         // Other clients send an Origin, too. Only browsers enforce the rule.
         .block_on_origin_mismatch(false)
         .max_age(3600);

@@ -11,16 +11,15 @@ use event_store::{EventStore, LogEvent, Position, States, StoreError, Wait};
 use projections::Projections;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use super::{error::HttpError, error_code::ErrorCode};
+use super::{error::HttpError, error_code::ErrorCode, query::number};
 
 /// How long a query waits unless it says otherwise, in seconds.
-const DEFAULT_TIMEOUT: u64 = 5;
+const DEFAULT_TIMEOUT: i64 = 5;
 /// The longest time that a query may wait, in seconds.
-const MAX_TIMEOUT: u64 = 30;
+const MAX_TIMEOUT: i64 = 30;
 /// How long a query still waits when its process is stopping. Another process answers the client's next try.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -154,9 +153,9 @@ impl FromRequest for MinPosition {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let read = || {
             let min_position = position(request, "min_position")?.unwrap_or_default();
-            let timeout = number(request, "timeout", MAX_TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
+            let timeout = number(request, "timeout", 0, MAX_TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
             let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
-            Ok(Self { min_position, timeout: Duration::from_secs(timeout), draining })
+            Ok(Self { min_position, timeout: Duration::from_secs(timeout.unsigned_abs()), draining })
         };
         ready(read())
     }
@@ -172,22 +171,5 @@ impl FromRequest for At {
 }
 
 fn position(request: &HttpRequest, name: &str) -> Result<Option<Position>, HttpError> {
-    let number = number(request, name, i64::MAX.unsigned_abs())?;
-    Ok(number.and_then(|number| i64::try_from(number).ok()).map(Position))
-}
-
-/// Reads a query parameter that is a whole number up to `most`.
-fn number(request: &HttpRequest, name: &str, most: u64) -> Result<Option<u64>, HttpError> {
-    let refused = |message: String| HttpError::new(ErrorCode::InvalidQuery, format!("{name} in the query: {message}"));
-    let mut given = form_urlencoded::parse(request.query_string().as_bytes()).filter(|(key, _)| key == name);
-    let Some((_, text)) = given.next() else { return Ok(None) };
-    if given.next().is_some() {
-        return Err(refused("must be given once".to_owned()));
-    }
-    // Digits only: `parse` accepts a plus sign, too.
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    match text.parse().ok().filter(|number| digits && *number <= most) {
-        Some(number) => Ok(Some(number)),
-        None => Err(refused(format!("must be a whole number from 0 to {most}"))),
-    }
+    Ok(number(request, name, 0, i64::MAX)?.map(Position))
 }
