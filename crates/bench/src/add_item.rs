@@ -3,11 +3,16 @@
 //! Services are programs, so this file mirrors `services/cart-commands/src/add_item.rs`: the same states, checks and events. Only
 //! `making_room` is added: without it, a cart that all tasks add to would be full after three items.
 
+use std::collections::BTreeSet;
+
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, Inventory, InventoryStream, ItemId, Price, ProductId};
 use disintegrate::{StateMutate, StateQuery};
 use event_store::{Decided, Decision, Position, State};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+/// The default of the setting `max_cart_changes`.
+const MAX_CHANGES: u32 = 1_000;
 
 /// The command.
 #[derive(Debug, Clone)]
@@ -68,7 +73,7 @@ impl AddItem {
     }
 
     fn states(&self) -> (Cart, Stock) {
-        let cart = Cart { cart_id: self.cart_id, exists: false, submitted: false, items: vec![] };
+        let cart = Cart { cart_id: self.cart_id, exists: false, submitted: false, changes: 0, items: vec![], gone: BTreeSet::new() };
         (cart, Stock { product_id: self.product_id, inventory: None })
     }
 }
@@ -82,6 +87,8 @@ pub(crate) enum Refused {
     OutOfStock,
     #[error("the cart has been submitted")]
     CartSubmitted,
+    #[error("the cart has taken all its changes")]
+    CartExhausted,
     #[error("the item is in the cart already, with other content")]
     ItemDiffers,
     #[error("the item has left the cart")]
@@ -99,17 +106,19 @@ impl Decision for AddItem {
 
     fn process(&self, (cart, stock): &(Cart, Stock)) -> Result<Decided<DomainEvent>, Refused> {
         if let Some(item) = cart.items.iter().find(|item| item.item_id == self.item_id) {
-            return match item {
-                Item { gone: true, .. } => Err(Refused::ItemGone),
-                Item { content, added_at, .. } if *content == self.content() => Ok(Decided::AlreadyDone(*added_at)),
-                _ => Err(Refused::ItemDiffers),
-            };
+            let is_same = item.content == self.content();
+            return if is_same { Ok(Decided::AlreadyDone(item.added_at)) } else { Err(Refused::ItemDiffers) };
+        }
+        if cart.gone.contains(&self.item_id) {
+            return Err(Refused::ItemGone);
         }
         if cart.submitted {
             return Err(Refused::CartSubmitted);
         }
-        let mut present = cart.items.iter().filter(|item| !item.gone);
-        let oldest = present.next().filter(|_| present.count() >= 2);
+        if cart.changes >= MAX_CHANGES {
+            return Err(Refused::CartExhausted);
+        }
+        let oldest = cart.items.first().filter(|_| cart.items.len() >= 3);
         if oldest.is_some() && !self.making_room {
             return Err(Refused::CartFull);
         }
@@ -141,7 +150,7 @@ impl disintegrate::Decision for AddItem {
 
 type Content = (ProductId, Description, Image, Price);
 
-/// What Add Item must know of a cart.
+/// The part of a cart that Add Item depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery, Serialize, Deserialize)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {
@@ -149,7 +158,10 @@ pub(crate) struct Cart {
     cart_id: CartId,
     exists: bool,
     submitted: bool,
+    changes: u32,
     items: Vec<Item>,
+    /// Removed, cleared or archived.
+    gone: BTreeSet<ItemId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -157,20 +169,21 @@ struct Item {
     item_id: ItemId,
     content: Content,
     added_at: Position,
-    gone: bool,
 }
 
 impl State for Cart {
     fn mutate(&mut self, event: CartStream, at: Position) {
+        self.changes += 1;
         match event {
             CartStream::CartCreated { .. } => self.exists = true,
             CartStream::ItemAdded { item_id, product_id, description, image, price, .. } => {
-                self.items.push(Item { item_id, content: (product_id, description, image, price), added_at: at, gone: false });
+                self.items.push(Item { item_id, content: (product_id, description, image, price), added_at: at });
             }
             CartStream::ItemRemoved { item_id, .. } | CartStream::ItemArchived { item_id, .. } => {
-                self.items.iter_mut().filter(|item| item.item_id == item_id).for_each(|item| item.gone = true);
+                self.items.retain(|item| item.item_id != item_id);
+                self.gone.insert(item_id);
             }
-            CartStream::CartCleared { .. } => self.items.iter_mut().for_each(|item| item.gone = true),
+            CartStream::CartCleared { .. } => self.gone.extend(self.items.drain(..).map(|item| item.item_id)),
             CartStream::CartSubmitted { .. } => self.submitted = true,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     report::{Contender, Figure, Report},
-    scenarios::{CAUGHT_UP, HOT_CART, HTTP, KAFKA_IN, one_item, thousands},
+    scenarios::{CAUGHT_UP, HOT_CART, HTTP, KAFKA_IN, READ, SHOPPER, one_item, thousands},
 };
 
 const WIDTH: f64 = 860.0;
@@ -15,15 +15,16 @@ const MARGIN: f64 = 24.0;
 /// A card with its own background can be read on any page. It is dark if the reader's system is.
 const STYLE: &str =
     "text{font-family:system-ui,sans-serif;font-size:12px;fill:#24292f}.title{font-size:14px;font-weight:600}.value,.range{font-size:11px}
-.card{fill:#fff;stroke:#d0d7de}.axis,.whisker{stroke:#57606a}.cartlog,.one_process{fill:#0969da}.two_processes{fill:#54aeff}
-.loading{fill:#8250df}.floor{fill:#8c959f}.disintegrate{fill:#bc4c00}
+.card{fill:#fff;stroke:#d0d7de}.axis,.whisker{stroke:#57606a}.cartlog,.one_process,.live{fill:#0969da}.two_processes,.projected{fill:#54aeff}
+.loading{fill:#8250df}.floor,.plain_sql{fill:#8c959f}.disintegrate{fill:#bc4c00}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.card{fill:#0d1117;stroke:#30363d}.axis,.whisker{stroke:#8b949e}
-.cartlog,.one_process{fill:#4493f8}.two_processes{fill:#a5d6ff}.loading{fill:#ab7df8}.floor{fill:#6e7681}.disintegrate{fill:#f0883e}}";
+.cartlog,.one_process,.live{fill:#4493f8}.two_processes,.projected{fill:#a5d6ff}.loading{fill:#ab7df8}
+.floor,.plain_sql{fill:#6e7681}.disintegrate{fill:#f0883e}}";
 
 /// The scenarios that say the most. The JSON has all.
 pub(crate) fn svg(report: &Report) -> String {
     let main = one_item(report.sizes.before.first().copied().unwrap_or_default());
-    let mut scenarios = vec![main.as_str(), HOT_CART, HTTP, KAFKA_IN, CAUGHT_UP];
+    let mut scenarios = vec![SHOPPER, READ, main.as_str(), HOT_CART, HTTP, KAFKA_IN, CAUGHT_UP];
     scenarios.retain(|scenario| report.figures.iter().any(|figure| figure.key.scenario == *scenario));
     let height = scenarios.len() as f64 * PANEL + MARGIN;
     let mut svg = format!(
@@ -54,6 +55,8 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
     }
 
     let what = match scenario {
+        SHOPPER => "three items, a look at the cart and its submission, a second",
+        READ => "reads a second",
         HTTP => "commands a second",
         KAFKA_IN => "messages, or INSERTs, a second",
         CAUGHT_UP => "events a second",
@@ -96,7 +99,10 @@ fn panel(svg: &mut String, report: &Report, scenario: &str, top: f64) {
         let unit = match (scenario, tasks) {
             // One process handles all of it.
             (KAFKA_IN | CAUGHT_UP, _) => continue,
-            (HTTP, _) => "connections",
+            (SHOPPER, 1) => "shopper",
+            (SHOPPER, _) => "shoppers at once",
+            (READ, 1) => "connection",
+            (HTTP | READ, _) => "connections",
             (_, 1) => "task",
             _ => "tasks",
         };
@@ -112,7 +118,10 @@ fn class(contender: Contender) -> &'static str {
         Contender::OneProcess => "one_process",
         Contender::TwoProcesses => "two_processes",
         Contender::Loading => "loading",
+        Contender::Live => "live",
+        Contender::Projected => "projected",
         Contender::Floor => "floor",
+        Contender::PlainSql => "plain_sql",
         Contender::Disintegrate => "disintegrate",
     }
 }

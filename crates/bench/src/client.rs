@@ -1,9 +1,12 @@
 //! A minimal HTTP client, because it shares the cores with what it measures.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::{Mutex, MutexGuard},
 };
 
 /// A keep-alive connection.
@@ -20,19 +23,23 @@ impl Client {
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> Result<&[u8], String> {
-        self.exchange(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await
+        self.exchange(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").as_bytes(), 200).await
     }
 
     pub(crate) async fn post(&mut self, path: &str, body: &str) -> Result<&[u8], String> {
+        self.post_expecting(200, path, body).await
+    }
+
+    pub(crate) async fn post_expecting(&mut self, status: u16, path: &str, body: &str) -> Result<&[u8], String> {
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        self.exchange(request.as_bytes()).await
+        self.exchange(request.as_bytes(), status).await
     }
 
-    /// Returns the body of a 200 answer.
-    async fn exchange(&mut self, request: &[u8]) -> Result<&[u8], String> {
+    /// Returns the body of an answer with this status.
+    async fn exchange(&mut self, request: &[u8], status: u16) -> Result<&[u8], String> {
         let failed = |error: std::io::Error| error.to_string();
         self.stream.write_all(request).await.map_err(failed)?;
         self.read.clear();
@@ -42,10 +49,28 @@ impl Client {
             }
             if let Some(body) = body(&self.read) {
                 let body = self.read.len() - body.len();
-                let good = self.read.starts_with(b"HTTP/1.1 200 ");
+                let good = self.read.starts_with(format!("HTTP/1.1 {status} ").as_bytes());
                 return if good { Ok(&self.read[body..]) } else { Err(String::from_utf8_lossy(&self.read).into_owned()) };
             }
         }
+    }
+}
+
+/// Keep-alive connections, spread evenly over some processes. A task uses one of them.
+#[derive(Clone)]
+pub(crate) struct Clients(Arc<Vec<Mutex<Client>>>);
+
+impl Clients {
+    pub(crate) async fn connect(urls: &[String], count: usize) -> Result<Self> {
+        let mut made = vec![];
+        for url in urls.iter().cycle().take(count) {
+            made.push(Mutex::new(Client::connect(url).await?));
+        }
+        Ok(Self(Arc::new(made)))
+    }
+
+    pub(crate) async fn of(&self, task: usize) -> MutexGuard<'_, Client> {
+        self.0[task % self.0.len()].lock().await
     }
 }
 

@@ -131,6 +131,19 @@ fn shop_product(number: u64) -> ProductId {
     ProductId::from_log(Uuid::from_u128(base.as_u128() | u128::from(number)))
 }
 
+/// Returns the SQL for the id of the cart with a number.
+pub(crate) fn numbered_cart(number: &str) -> String {
+    format!("('{CARTS}' || lpad(to_hex({number}), 12, '0'))::uuid")
+}
+
+/// Returns the id of the cart with a number.
+pub(crate) fn cart(number: u64) -> String {
+    format!("{CARTS}{number:012x}")
+}
+
+/// The first digits of the ids of numbered carts.
+const CARTS: &str = "01900000-0000-7000-9000-";
+
 /// A table of events.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table {
@@ -153,6 +166,46 @@ impl Table {
             (2, 'ItemAdded', format('{"ItemAdded":{"cart_id":"%s","item_id":"%s","product_id":"%s","description":"A tea pot",'
                 '"image":"tea-pot.png","price":"9.99","device_fingerprint":"%s"}}', cart, item, product, gen_random_uuid()), cart, item, product)"#;
         self.add(pool, carts, &source, events, 2).await
+    }
+
+    /// Adds carts with numbers from 0 on. Each has three items, after this many changes: items are added and removed again in between.
+    pub(crate) async fn add_numbered_carts(self, pool: &PgPool, carts: u64, from: u64, changes: u8) -> Result<()> {
+        let item = |number: u8| format!("('01900000-0000-7000-a000-' || lpad(to_hex((g + {from}) * 256 + {number}), 12, '0'))::uuid");
+        let added = |n: u8, number: u8| {
+            format!(
+                r#"({n}, 'ItemAdded', format('{{"ItemAdded":{{"cart_id":"%s","item_id":"%s","product_id":"%s","description":"A tea pot",'
+                '"image":"tea-pot.png","price":"9.99","device_fingerprint":"%s"}}}}', cart, {0}, product, gen_random_uuid()), cart, {0}, product)"#,
+                item(number)
+            )
+        };
+        let removed = |n: u8, number: u8| {
+            format!(
+                r#"({n}, 'ItemRemoved', format('{{"ItemRemoved":{{"cart_id":"%s","item_id":"%s"}}}}', cart, {0}), cart, {0}, NULL)"#,
+                item(number)
+            )
+        };
+        let mut events = vec![
+            r#"(1, 'CartCreated', format('{"CartCreated":{"cart_id":"%s"}}', cart), cart, NULL, NULL)"#.to_owned(),
+            added(2, 2),
+            added(3, 3),
+        ];
+        for n in (4..changes).step_by(2) {
+            events.extend([added(n, n), removed(n + 1, n)]);
+        }
+        events.push(added(changes, changes));
+        let source = format!("{} AS cart, {} AS product", numbered_cart(&format!("g + {from}")), Products::Many(1_000).sql());
+        self.add(pool, carts, &source, &events.join(", "), changes).await
+    }
+
+    /// Adds submitted carts with one item.
+    pub(crate) async fn add_submitted_carts(self, pool: &PgPool, carts: u64) -> Result<()> {
+        let source = format!("uuidv7() AS cart, uuidv7() AS item, {} AS product", Products::Many(1_000).sql());
+        let events = r#"(1, 'CartCreated', format('{"CartCreated":{"cart_id":"%s"}}', cart), cart, NULL, NULL),
+            (2, 'ItemAdded', format('{"ItemAdded":{"cart_id":"%s","item_id":"%s","product_id":"%s","description":"A tea pot",'
+                '"image":"tea-pot.png","price":"9.99","device_fingerprint":"%s"}}', cart, item, product, gen_random_uuid()), cart, item, product),
+            (3, 'CartSubmitted', format('{"CartSubmitted":{"cart_id":"%s","ordered_products":[{"product_id":"%s","price":"9.99"}],'
+                '"total_price":"9.99"}}', cart, product), cart, NULL, NULL)"#;
+        self.add(pool, carts, &source, events, 3).await
     }
 
     /// Adds reports of a product's inventory.

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use shop::services::{COMMANDS, Service};
-use tokio::sync::Mutex;
 
 use crate::{
     add_item::AddItem,
     bench::{Bench, kill},
-    client::Client,
+    client::Clients,
     database::Products,
     measure::{Load, Until, measure},
     place::{Place, rotated, warmed_up},
@@ -34,10 +33,10 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
                 for name in names {
                     services.push(start(bench, &place, name).await?);
                 }
-                let (clients, work) = (Clients::connect(&services, connections).await?, Arc::new(work));
+                let (clients, work) = (Clients::connect(&urls(&services), connections).await?, Arc::new(work));
                 let sample = warmed_up(Load::Tasks(connections), bench.sizes.length, move |task| {
                     let (clients, command) = (clients.clone(), work.next(task));
-                    async move { clients.add_item(task, &command?).await }
+                    async move { add_item(&clients, task, &command?).await }
                 })
                 .await;
                 kill(services).await?;
@@ -56,11 +55,11 @@ async fn memory(bench: &Bench, place: &Place, report: &mut Report) -> Result<()>
     place.again(Contender::Cartlog).await?;
     let mut service = start(bench, place, "memory").await?;
     report.value(COMMANDS_IDLE, resident(&mut service)?, "MB");
-    let clients = Clients::connect(std::slice::from_ref(&service), connections).await?;
+    let clients = Clients::connect(&[service.url()], connections).await?;
     let work = Arc::new(Work::one_item_each(Products::Many(1_000), connections));
     let sample = measure(connections, Until::Done(carts), move |task| {
         let (clients, command) = (clients.clone(), work.next(task));
-        async move { clients.add_item(task, &command?).await }
+        async move { add_item(&clients, task, &command?).await }
     })
     .await;
     ensure!(sample.first_failure.is_none(), "Add Item over HTTP failed: {:?}", sample.first_failure);
@@ -80,21 +79,11 @@ fn resident(service: &mut Service) -> Result<f64> {
     Ok(kilobytes / 1_024.0)
 }
 
-/// Keep-alive connections, spread evenly over the processes.
-#[derive(Clone)]
-struct Clients(Arc<Vec<Mutex<Client>>>);
+/// Adds an item over a task's connection.
+async fn add_item(clients: &Clients, task: usize, command: &AddItem) -> Result<(), String> {
+    clients.of(task).await.post(&format!("/additem/{}", command.cart_id), &command.json()).await.map(drop)
+}
 
-impl Clients {
-    async fn connect(services: &[Service], count: usize) -> Result<Self> {
-        let mut made = vec![];
-        for service in services.iter().cycle().take(count) {
-            made.push(Mutex::new(Client::connect(&service.url()).await?));
-        }
-        Ok(Self(Arc::new(made)))
-    }
-
-    async fn add_item(&self, task: usize, command: &AddItem) -> Result<(), String> {
-        let mut client = self.0[task % self.0.len()].lock().await;
-        client.post(&format!("/additem/{}", command.cart_id), &command.json()).await.map(drop)
-    }
+fn urls(services: &[Service]) -> Vec<String> {
+    services.iter().map(Service::url).collect()
 }

@@ -1,35 +1,30 @@
-//! How soon the read model, the message and the archiving follow an event. Also what idle services ask of the database.
+//! How soon the read model and the archiving follow an event. Also what idle services ask of the database.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use cart_events::{CartId, DomainEvent, ProductId};
-use embedded::kafka::{Topic, create_topics};
 use event_store::{EventStore, Position, StoreSettings};
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{Consumer, StreamConsumer},
-};
 use serde_json::json;
-use shop::services::{COMMANDS, Kind, PROJECTIONS, PUBLISHER, Service, TRANSLATOR};
+use shop::services::{COMMANDS, PROJECTIONS, TRANSLATOR};
 use sqlx::ConnectOptions;
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval},
 };
-use uuid::Uuid;
 
 use crate::{
     add_item::AddItem,
     bench::{Bench, kill},
     client::Client,
-    database::{Database, LOG, Products},
+    database::{LOG, Products},
     measure::Sample,
     report::{Contender, Key, Report},
-    scenarios::{ARCHIVED, PUBLISHED, SERVICES_IDLE, VISIBLE},
+    scenarios::{ARCHIVED, SERVICES_IDLE, VISIBLE},
+    system::System,
 };
 
 /// Events of a new cart with an item.
@@ -38,80 +33,33 @@ const PACE: Duration = Duration::from_millis(2);
 const ASKED: u64 = 5;
 /// Carts that hold a product whose price changes.
 const CARTS: usize = 3;
-const PARTITIONS: i32 = 6;
-const DEADLINE: Duration = Duration::from_secs(60);
 /// Running work has ended by then and is counted: PostgreSQL's sessions report their statistics within 10 seconds.
 const SETTLED: Duration = Duration::from_secs(12);
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.say("projections: the four services, for latencies");
-    let system = System::start(bench).await?;
+    let system = System::start(bench, "latency").await?;
+    let options = system.database.options_as(COMMANDS.role)?.disable_statement_logging();
+    let latency = Latency { store: EventStore::new(options, StoreSettings::default()), system };
     for round in 0..bench.sizes.rounds {
         bench.say(format!("projections: latencies, round {} of {}", round + 1, bench.sizes.rounds));
-        report.add(Key::new("projections", VISIBLE, 1, Contender::Cartlog), system.visible(bench.sizes.length).await?);
-        report.add(Key::new("projections", PUBLISHED, 1, Contender::Cartlog), system.published(bench.sizes.length).await?);
-        report.add(Key::new("projections", ARCHIVED, 1, Contender::Cartlog), system.archived(bench.sizes.length).await?);
+        report.add(Key::new("projections", VISIBLE, 1, Contender::Cartlog), latency.visible(bench.sizes.length).await?);
+        report.add(Key::new("projections", ARCHIVED, 1, Contender::Cartlog), latency.archived(bench.sizes.length).await?);
     }
-    report.value(SERVICES_IDLE, system.idle(bench).await?, "queries a second");
-    system.store.close().await;
-    kill(system.services.into()).await
+    report.value(SERVICES_IDLE, latency.idle(bench).await?, "queries a second");
+    kill(latency.system.services).await
 }
 
-struct System {
-    database: Database,
+struct Latency {
+    system: System,
     /// The bench's own store, which appends beside the services.
     store: EventStore<DomainEvent>,
-    consumer: StreamConsumer,
-    services: [Service; 4],
 }
 
-impl System {
-    async fn start(bench: &Bench) -> Result<Self> {
-        let servers = bench.kafka.as_deref().context("--kafka is needed")?.to_owned();
-        let database = bench.server.log().await?;
-        let run = Uuid::now_v7().simple();
-        let topics = ["inventories", "price-changes", "published-carts"].map(|topic| format!("{topic}-{run}"));
-        let dead_letters = [0, 1].map(|topic| format!("{}.dead-letters", topics[topic]));
-        let all: Vec<_> =
-            topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
-        create_topics(&servers, &all).await?;
-        let [inventories, price_changes, published_carts] = topics;
-        let environment: Vec<_> = [
-            ("KAFKA_BOOTSTRAP_SERVERS", &servers),
-            ("CARTLOG_CONSUMER_GROUP", &inventories),
-            ("CARTLOG_INVENTORIES_TOPIC", &inventories),
-            ("CARTLOG_PRICE_CHANGES_TOPIC", &price_changes),
-            ("CARTLOG_PUBLISHED_CARTS_TOPIC", &published_carts),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.clone()))
-        .into();
-        let start = async |kind| bench.start(kind, "latency", &database, environment.clone()).await;
-        let services = [start(COMMANDS).await?, start(TRANSLATOR).await?, start(PROJECTIONS).await?, start(PUBLISHER).await?];
-
-        // Nothing is committed, but the setting is required.
-        let consumer: StreamConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &servers)
-            .set("group.id", &published_carts)
-            .set("enable.auto.commit", "false")
-            .create()?;
-        let mut partitions = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            partitions.add_partition_offset(&published_carts, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&partitions)?;
-        let options = database.options_as(COMMANDS.role)?.disable_statement_logging();
-        let store = EventStore::new(options, StoreSettings::default());
-        Ok(Self { store, database, consumer, services })
-    }
-
-    fn url(&self, kind: Kind) -> Result<String> {
-        let service = self.services.iter().find(|service| service.kind() == kind);
-        Ok(service.with_context(|| format!("{} does not run", kind.name))?.url())
-    }
-
+impl Latency {
     /// Measures from a command's return until a query with its position is answered over HTTP. The query's own time is included.
     async fn visible(&self, length: Duration) -> Result<Sample> {
-        let url = self.url(PROJECTIONS)?;
+        let url = self.system.url(PROJECTIONS)?;
         let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
         let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
         let mut ticks = interval(PACE);
@@ -127,7 +75,7 @@ impl System {
             number += 1;
             let counts = Instant::now() >= counted_from;
             if counts && from.is_none() {
-                from = Some((Instant::now(), LOG.head(&self.database.pool).await?));
+                from = Some((Instant::now(), LOG.head(&self.system.database.pool).await?));
             }
             let asks = number % ASKED == 0;
             let command = AddItem::new(CartId::new(), Products::Many(1_000).any(), false)?;
@@ -154,7 +102,7 @@ impl System {
         }
         let (began, head) = from.context("the measurement is too short")?;
         let elapsed = began.elapsed();
-        let events = LOG.head(&self.database.pool).await? - head;
+        let events = LOG.head(&self.system.database.pool).await? - head;
         while let Some(ended) = running.join_next().await {
             ended??;
         }
@@ -163,49 +111,10 @@ impl System {
         Ok(Sample { per_second: events as f64 / elapsed.as_secs_f64(), ..Sample::of_each(times, elapsed) })
     }
 
-    /// Measures from Submit Cart's answer until a consumer has the message, one cart after the other.
-    async fn published(&self, length: Duration) -> Result<Sample> {
-        let mut client = Client::connect(&self.url(COMMANDS)?).await?;
-        let mut times = vec![];
-        let mut started = None;
-        loop {
-            let add = AddItem::new(CartId::new(), ProductId::new(), false)?;
-            let cart = add.cart_id.to_string();
-            client.post(&format!("/additem/{cart}"), &add.json()).await.map_err(|error| anyhow!(error))?;
-            let body = json!({"cart_id": cart}).to_string();
-            let (consumer, key) = (&self.consumer, cart.clone());
-            // The consumer reads at the same time: the message may arrive before the answer is read.
-            let received = async move {
-                loop {
-                    let message = consumer.recv().await?;
-                    if message.key() == Some(key.as_bytes()) {
-                        return anyhow::Ok(Instant::now());
-                    }
-                }
-            };
-            let submit = async {
-                client.post(&format!("/submitcart/{cart}"), &body).await.map_err(|error| anyhow!(error))?;
-                anyhow::Ok(Instant::now())
-            };
-            let (answered, received) =
-                timeout(DEADLINE, async { tokio::try_join!(submit, received) }).await.context("no message came")??;
-            // The first cart does not count.
-            match started {
-                None => started = Some(Instant::now()),
-                Some(started) => {
-                    times.push(received.saturating_duration_since(answered));
-                    if started.elapsed() >= length {
-                        return Ok(Sample::of_each(times, started.elapsed()));
-                    }
-                }
-            }
-        }
-    }
-
     /// Measures from PriceChanged to its last ItemArchived by the times in the log, each taken shortly before the commit.
     async fn archived(&self, length: Duration) -> Result<Sample> {
-        let pool = &self.database.pool;
-        let mut client = Client::connect(&self.url(TRANSLATOR)?).await?;
+        let pool = &self.system.database.pool;
+        let mut client = Client::connect(&self.system.url(TRANSLATOR)?).await?;
         let mut times = vec![];
         let mut started = None;
         loop {
@@ -215,12 +124,12 @@ impl System {
                 added = self.store.decide(&AddItem::new(CartId::new(), product, false)?).await.map_err(|error| anyhow!("{error:?}"))?;
             }
             let seen = "SELECT coalesce(min(position), 0) >= $1 FROM checkpoint WHERE name = 'archive_item'";
-            self.until("Archive Item to see what was added", seen, added.0).await?;
+            self.system.until("Archive Item to see what was added", seen, added.0).await?;
             let body = json!({"product_id": product, "old_price": "9.99", "new_price": "8.99"}).to_string();
             let answer = client.post(&format!("/changeprice/{product}"), &body).await.map_err(|error| anyhow!(error))?;
             let (_, changed): (ProductId, i64) = serde_json::from_slice(answer)?;
             let done = format!("SELECT count(*) >= {CARTS} FROM event WHERE event_id > $1 AND event_type = 'ItemArchived'");
-            self.until("the items to be archived", &done, changed).await?;
+            self.system.until("the items to be archived", &done, changed).await?;
             let took = "SELECT extract(epoch FROM max(a.inserted_at) - min(p.inserted_at))::float8 FROM event a, event p
                         WHERE a.event_id > $1 AND a.event_type = 'ItemArchived' AND p.event_id = $1";
             let took: f64 = sqlx::query_scalar(took).bind(changed).fetch_one(pool).await?;
@@ -236,24 +145,12 @@ impl System {
         }
     }
 
-    /// Repeats a statement about a position until it returns true.
-    async fn until(&self, what: &str, sql: &str, position: i64) -> Result<()> {
-        let started = Instant::now();
-        while !sqlx::query_scalar::<_, bool>(sql).bind(position).fetch_one(&self.database.pool).await? {
-            if started.elapsed() > DEADLINE {
-                bail!("waited {} s in vain for {what}", DEADLINE.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(3)).await;
-        }
-        Ok(())
-    }
-
     /// Measures the transactions per second of all services together while nobody sends a request.
     async fn idle(&self, bench: &Bench) -> Result<f64> {
         self.store.close().await;
         // The statistics count this database, so they are read from another one.
         let pool = bench.server.pool().await?;
-        let name = self.database.options_as(COMMANDS.role)?.get_database().map(str::to_owned);
+        let name = self.system.database.options_as(COMMANDS.role)?.get_database().map(str::to_owned);
         let transactions = async || -> Result<i64> {
             let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1";
             Ok(sqlx::query_scalar(count).bind(&name).fetch_one(&pool).await?)

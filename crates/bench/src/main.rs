@@ -16,10 +16,14 @@ mod log;
 mod machine;
 mod measure;
 mod place;
+mod plain;
 mod projections;
+mod reads;
 mod report;
 mod scenarios;
+mod shop;
 mod sizes;
+mod system;
 mod work;
 
 use std::{
@@ -121,6 +125,8 @@ async fn measure_all(bench: &Bench, subjects: &[Subject], report: &mut Report) -
             Subject::Log => log::run(bench, report).await?,
             Subject::Http => http::run(bench, report).await?,
             Subject::Kafka => kafka::run(bench, report).await?,
+            Subject::Shop => shop::run(bench, report).await?,
+            Subject::Reads => reads::run(bench, report).await?,
             Subject::Projections => {
                 projections::run(bench, report).await?;
                 latency::run(bench, report).await?;

@@ -12,7 +12,7 @@ use crate::{
     sizes::Sizes,
 };
 
-/// What is measured.
+/// A contender of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Contender {
@@ -20,7 +20,10 @@ pub(crate) enum Contender {
     OneProcess,
     TwoProcesses,
     Loading,
+    Live,
+    Projected,
     Floor,
+    PlainSql,
     Disintegrate,
 }
 
@@ -36,7 +39,10 @@ impl fmt::Display for Contender {
             Self::OneProcess => "one process",
             Self::TwoProcesses => "two processes",
             Self::Loading => "Cartlog without cache",
+            Self::Live => "folded from the log",
+            Self::Projected => "from the read model",
             Self::Floor => "INSERT of two rows",
+            Self::PlainSql => "plain SQL",
             Self::Disintegrate => "disintegrate-postgres",
         })
     }
@@ -182,7 +188,7 @@ impl Report {
             let place = scenarios.iter().position(|(subject, scenario)| (subject, scenario) == (&key.subject, &key.scenario));
             (place, key.tasks, key.contender as u8)
         });
-        use Contender::{Cartlog, Disintegrate, Floor, OneProcess, TwoProcesses};
+        use Contender::{Cartlog, Disintegrate, Floor, Live, OneProcess, PlainSql, Projected, TwoProcesses};
         let sizes = self.sizes.clone();
         let (loud, first) = (sizes.loud(), sizes.before.first().copied().unwrap_or_default());
         let main = scenarios::one_item(first);
@@ -225,11 +231,32 @@ impl Report {
         bar("two cart-commands processes together, to one".to_owned(), self.ratio((scenarios::HTTP, loud, TwoProcesses), one), 0.9, 1.0);
         let translated = self.ratio((scenarios::KAFKA_IN, 1, Cartlog), (scenarios::KAFKA_IN, 1, Floor));
         bar("inventory messages in from Kafka, to the INSERT at one connection".to_owned(), translated, 5.0, 20.0);
+        for crowd in sizes.crowds().filter(|crowd| *crowd > 1) {
+            let shoppers = self.ratio((scenarios::SHOPPER, crowd, Cartlog), (scenarios::SHOPPER, crowd, PlainSql));
+            bar(format!("whole shoppers, {crowd} at once, to the same in plain SQL"), shoppers, 0.35, 0.6);
+        }
+        let live = (scenarios::READ, loud, Live);
+        let select = (scenarios::READ, loud, PlainSql);
+        bar(format!("{}, folded from the log, {loud} at once, to a SELECT", scenarios::READ), self.ratio(live, select), 0.35, 0.6);
+        let projected = (scenarios::READ, loud, Projected);
+        bar(format!("{}, from the read model, {loud} at once, to a SELECT", scenarios::READ), self.ratio(projected, select), 0.35, 0.6);
+        let refusals = self.ratio((scenarios::REFUSAL, loud, Cartlog), live);
+        bar(format!("{}, {loud} at once, to reads folded from the log", scenarios::REFUSAL), refusals, 0.8, 1.0);
+        let published = self.ratio((scenarios::PUBLICATIONS, 1, Cartlog), (scenarios::ONE_INSERT, 1, Floor));
+        bar(format!("{}, to the INSERT at one connection", scenarios::PUBLICATIONS), published, 1.0, 3.0);
         let listener = (scenarios::CAUGHT_UP, 1, Disintegrate);
         let caught_up = self.ratio((scenarios::CAUGHT_UP, 1, Cartlog), listener);
         bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
         let half: Of = |sample| sample.p50_ms;
         let most: Of = |sample| sample.p99_ms;
+        // Rates, so that a read of the rival takes this many times as long.
+        let long = self.ratio(live, (scenarios::LONG_READ, loud, Live));
+        bars.push(Bar::new(format!("{}, time to that of 4 changes", scenarios::LONG_READ), long, 1.5, 1.25, true, "times"));
+        if sizes.before.len() > 1 {
+            let large = scenarios::read_with(last);
+            let what = format!("{large}, time to that with {}", thousands(first));
+            bars.push(Bar::new(what, self.ratio(live, (&large, loud, Live)), 1.1, 1.05, true, "times"));
+        }
         let [kept_up, left_alone] = upkeep(Load::Offered(scenarios::OFFERED));
         for (beside, alone) in [(kept_up.as_str(), left_alone.as_str()), (scenarios::OFFERED_BESIDE, scenarios::OFFERED_ALONE)] {
             let (beside, alone) = ((beside, 1, Cartlog), (alone, 1, Cartlog));
@@ -243,14 +270,17 @@ impl Report {
             let measured = self.values.iter().find(|value| value.what == what).and_then(|value| Spread::of([value.value]));
             bars.push(Bar::new(format!("resident memory of {what}"), measured, most, most / 2.0, true, "MB"));
         }
-        let latencies: [(&str, &str, Of, f64); 4] = [
-            (scenarios::VISIBLE, "median", half, 20.0),
-            (scenarios::VISIBLE, "p99", most, 60.0),
-            (scenarios::PUBLISHED, "median", half, 30.0),
-            (scenarios::ARCHIVED, "median", half, 30.0),
+        let latencies: [(&str, Contender, &str, Of, f64); 7] = [
+            (scenarios::SHOPPER, Cartlog, "one alone, median of five requests", half, 4.0),
+            (scenarios::READ, Live, "folded from the log, one alone, median", half, 0.4),
+            (scenarios::VISIBLE, Cartlog, "median", half, 20.0),
+            (scenarios::VISIBLE, Cartlog, "p99", most, 60.0),
+            (scenarios::PUBLISHED, Cartlog, "median", half, 9.0),
+            (scenarios::PUBLISHED, Cartlog, "p99", most, 18.0),
+            (scenarios::ARCHIVED, Cartlog, "median", half, 30.0),
         ];
-        for (scenario, which, of, most) in latencies {
-            let measured = Spread::of(self.rounds((scenario, 1, Cartlog)).iter().filter_map(of));
+        for (scenario, contender, which, of, most) in latencies {
+            let measured = Spread::of(self.rounds((scenario, 1, contender)).iter().filter_map(of));
             bars.push(Bar::new(format!("{scenario}, {which}"), measured, most, most / 2.0, true, "ms"));
         }
         let idle = self.values.iter().find(|value| value.what == scenarios::SERVICES_IDLE).and_then(|value| Spread::of([value.value]));
@@ -339,7 +369,7 @@ impl Bar {
         let measured = match self.unit.as_str() {
             "times" => times(measured),
             "MB" => format!("{:.0} MB", measured.median),
-            unit => format!("{:.1} {unit}", measured.median),
+            unit => format!("{:.2} {unit}", measured.median),
         };
         format!("{measured:<26}  {bound} {} ({}): {verdict}", self.bar, self.beyond)
     }

@@ -47,7 +47,18 @@ pub(crate) const OFFERED_ALONE: &str = "Add Item, 10,000 a second, on a log that
 pub(crate) const OFFERED_BESIDE: &str = "Add Item, 10,000 a second, while the read models catch up with the log";
 
 pub(crate) const VISIBLE: &str = "from a commit to the read model, at 1,000 events a second";
-pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message";
+/// The fixed rate of Submit Cart: commands per second.
+pub(crate) const SUBMITS: u32 = 20;
+pub(crate) const PUBLISHED: &str = "from Submit Cart's answer to the message, at 20 a second";
+pub(crate) const SHOPPER: &str = "whole shoppers";
+pub(crate) const PUBLICATIONS: &str = "publications, caught up";
+pub(crate) const ONE_INSERT: &str = "the INSERT beside the publications";
+pub(crate) const READ: &str = "reads of a cart of 3 items";
+pub(crate) const LONG_READ: &str = "reads of a cart of 100 changes";
+pub(crate) fn read_with(before: u64) -> String {
+    format!("{READ}, {} events before", thousands(before))
+}
+pub(crate) const REFUSAL: &str = "refusals of a full cart";
 pub(crate) const ARCHIVED: &str = "from a change of price to the last item archived";
 pub(crate) const SERVICES_IDLE: &str = "the four services, idle";
 

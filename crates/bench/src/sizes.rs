@@ -44,6 +44,15 @@ impl Sizes {
         })
     }
 
+    /// Returns the numbers of shoppers at once: one, and those levels that a shop has.
+    pub(crate) fn crowds(&self) -> impl Iterator<Item = usize> {
+        let mut crowds = vec![1, self.loud()];
+        crowds.extend(self.levels.iter().copied().filter(|level| (2..64).contains(level)));
+        crowds.sort_unstable();
+        crowds.dedup();
+        crowds.into_iter()
+    }
+
     /// Returns the number of tasks that most bars use.
     pub(crate) fn loud(&self) -> usize {
         let most = self.levels.iter().copied().max().unwrap_or(64);

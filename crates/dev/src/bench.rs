@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Carts before the memory of cart-commands is measured [default: 1m]
     #[arg(long, value_parser = count)]
     pub carts: Option<u64>,
-    /// Kafka messages to translate per round [default: 200k]
+    /// Kafka messages to translate per round, and ten times the carts to publish [default: 200k]
     #[arg(long, value_parser = count)]
     pub messages: Option<u64>,
     /// Events to project per round [default: 1m]
@@ -63,7 +63,11 @@ pub enum Subject {
     Http,
     /// Inventories from Kafka into the log
     Kafka,
-    /// Cart Items catching up with a log, and the latency of read models, messages and archiving
+    /// Whole shoppers, and how their carts are published
+    Shop,
+    /// Reads of carts, and refusals
+    Reads,
+    /// Cart Items catching up with a log, and the latency of read models and archiving
     Projections,
 }
 
@@ -105,7 +109,7 @@ impl Arguments {
 /// clap's answer: an error, or the help.
 fn parse(arguments: &[String]) -> Result<Arguments, clap::Error> {
     let name = "cargo dev bench";
-    let about = "Measures Cartlog beside its rivals: disintegrate-postgres, Cartlog without its cache, and a plain INSERT";
+    let about = "Measures Cartlog beside its rivals: disintegrate-postgres, Cartlog without its cache, and plain SQL";
     let command = Arguments::augment_args(clap::Command::new(name).bin_name(name)).about(about);
     Arguments::from_arg_matches(&command.try_get_matches_from(std::iter::once(name).chain(arguments.iter().map(String::as_str)))?)
 }
@@ -172,7 +176,7 @@ mod tests {
         );
         for (line, says) in [
             ("--quikc", "unexpected argument '--quikc'"),
-            ("lgo", "[possible values: log, http, kafka, projections]"),
+            ("lgo", "[possible values: log, http, kafka, shop, reads, projections]"),
             ("--rounds 0", "0 is not in 1..=1000"),
             ("--rounds -1", "-1 is not in 1..=1000"),
             ("--levels 1,450", "450 is not in 1..=300"),
@@ -192,7 +196,7 @@ mod tests {
         let folder = |line: &str| parsed(line).unwrap().folder(&layout);
         let whole = layout.target().join("bench");
         assert_eq!(folder("--rounds 3"), whole);
-        assert_eq!(folder("log kafka projections http"), whole);
+        assert_eq!(folder("log kafka reads projections http shop"), whole);
         assert_eq!(["log kafka", "kafka log log"].map(folder), [(); 2].map(|()| whole.join("log-kafka")));
         assert_eq!(folder("--quick"), whole.join("quick"));
         assert_eq!(["log --out here", "--out there --out here"].map(folder), [(); 2].map(|()| PathBuf::from("here")));
