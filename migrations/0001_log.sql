@@ -52,15 +52,17 @@ CREATE TABLE source_offset (
     PRIMARY KEY (consumer, topic, partition)
 );
 
--- Answers the identity of the log: cluster, timeline, database, and the id above. A restore or a failover starts a new timeline.
--- A process that sees another identity drops every state and position it has in memory.
+-- Answers the identity of the log: cluster, timeline, database, the id above, and when the server started. A failover or a restore to a point
+-- in time starts a new timeline, and a data directory is put back while the server is stopped. A process that sees another identity drops every
+-- state and position it has in memory.
 CREATE FUNCTION log_identity() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT concat_ws(':',
         (SELECT system_identifier FROM pg_control_system()),
         CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
         (SELECT oid FROM pg_database WHERE datname = current_database()),
-        (SELECT id FROM public.event_log))
+        (SELECT id FROM public.event_log),
+        extract(epoch FROM pg_postmaster_start_time()))
 $$;
 
 -- disintegrate-postgres asks this function how far it may read. Position order is commit order here, so the answer is the newest position.

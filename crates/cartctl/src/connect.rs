@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cart_events::DomainEvent;
-use event_store::{EventStore, StoreSettings};
+use event_store::{EventStore, SessionTimeouts, StoreSettings};
 use kafka::Brokers;
 use operations::Operator;
 use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
@@ -43,17 +43,19 @@ impl Common {
             let wrong = |error| format!("Cannot read the password from {} (--database-password-file): {error}", path.display());
             options = options.password(&event_store::read_password(path).map_err(|error| Error::Usage(wrong(error)))?);
         }
-        // If this process freezes, its transaction must not block the services.
-        let options = options.application_name("cartctl").options([
-            ("idle_in_transaction_session_timeout", "5s"),
-            ("lock_timeout", "5s"),
-            ("statement_timeout", "30s"),
-        ]);
+        let options = options.application_name("cartctl");
         // A pool retries until its timeout and hides the cause. A single connection reports the cause at once.
         let first = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
         let first = first.map_err(|_| Error::NoAnswer(CONNECT_TIMEOUT.as_secs()))?;
         first.map_err(Error::Unreachable)?.close().await.map_err(Error::Unreachable)?;
-        let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, state_cache_bytes: 0, ..StoreSettings::default() };
+        // If this process freezes, its transaction must not block the services.
+        let timeouts = SessionTimeouts {
+            idle_in_transaction: Duration::from_secs(5),
+            transaction: None,
+            statement: Some(Duration::from_secs(30)),
+            lock: Some(Duration::from_secs(5)),
+        };
+        let settings = StoreSettings { connect_timeout: CONNECT_TIMEOUT, state_cache_bytes: 0, timeouts, ..StoreSettings::default() };
         let log = EventStore::new(options, settings);
         log.ready().await.map_err(|missing| Error::Refused(format!("The log is not ready: {missing}")))?;
         Ok(log)

@@ -18,7 +18,7 @@ use projections::{
     todo::{self, NewTodo},
 };
 use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use test_support::{TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -80,7 +80,7 @@ async fn shop(cart: &Shopping) -> TestLog<DomainEvent> {
     log
 }
 
-async fn fail_todos(pool: &PgPool) {
+async fn fail_todos(pool: &event_store::Pool) {
     let fail = "UPDATE todo SET status = 'failed', attempts = 7, first_attempt_at = now() - interval '2 hours', finished_at = now(),
                 last_error = 'the broker was away'";
     sqlx::query(fail).execute(pool).await.unwrap();

@@ -24,6 +24,9 @@ pub enum StoreError {
     /// The time ran out before the work began: an append was not sent, a read found no free connection. Nothing was written.
     #[error("the log is busy")]
     Busy,
+    /// The server that answered is not the log's current one. Nothing was written; the next connection may find the current one.
+    #[error("the server is not the log's current one: {0}")]
+    NotCurrent(String),
     /// The log was reset or restored: it ends before a position that this process has read, or it is another log.
     #[error("the log was reset or restored under this process: {0}")]
     Reset(String),
@@ -55,7 +58,11 @@ pub enum StoreError {
 impl StoreError {
     /// Returns whether the fault may pass by itself. A service then answers 503; a worker tries again.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NoAnswer(_) | Self::OutcomeUnknown | Self::Busy | Self::Reset(_) | Self::Closed)
+        match self {
+            Self::Unavailable(_) | Self::NoAnswer(_) | Self::OutcomeUnknown | Self::Busy => true,
+            Self::NotCurrent(_) | Self::Reset(_) | Self::Closed => true,
+            Self::Rejected(_) | Self::Database(_) | Self::Decode { .. } | Self::Encode(_) | Self::Schema(_) => false,
+        }
     }
 
     /// Returns whether the database refused just this data.
@@ -100,6 +107,11 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Rejected(error.into()),
                 _ => Self::Database(error.into()),
             },
+            // A fault of ours that was passed through sqlx's error type.
+            sqlx::Error::AnyDriverError(ours) => match ours.downcast_ref::<Self>() {
+                Some(ours) => ours.clone(),
+                None => Self::Database(error.into()),
+            },
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
@@ -108,6 +120,13 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::Protocol(_) => Self::Unavailable(error.into()),
             _ => Self::Database(error.into()),
         }
+    }
+}
+
+/// So that `?` works within database work, whose error is sqlx's. [`StoreError`] gets the fault out again.
+impl From<StoreError> for sqlx::Error {
+    fn from(error: StoreError) -> Self {
+        Self::AnyDriverError(Box::new(error))
     }
 }
 

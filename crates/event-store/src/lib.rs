@@ -116,6 +116,7 @@ pub mod connection;
 mod decide;
 mod error;
 mod event;
+mod log_identity;
 mod metrics;
 mod migrate;
 mod password;
@@ -129,6 +130,7 @@ pub mod trace;
 
 pub use append::source::{SourcePartition, StoredOffset, Translated, stored_offsets};
 pub use backoff::Backoff;
+pub use connection::{LogConnection, Pool, PooledConnection};
 #[doc(hidden)]
 pub use decide::state_cache::StateCache;
 pub use decide::{
@@ -145,5 +147,5 @@ pub use password::read_password;
 pub use position::Position;
 pub use query::state_query::{Query, QueryError};
 pub use read::{head_watcher::HeadWatcher, reader::Wait};
-pub use settings::StoreSettings;
+pub use settings::{SessionTimeouts, StoreSettings};
 pub use store::EventStore;

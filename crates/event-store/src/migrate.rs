@@ -21,13 +21,18 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 /// How to apply missing migrations.
 pub(crate) const HOW: &str = "apply them with `cargo dev migrate` (or the image `migrate`) and DATABASE_URL as their owner";
 
+/// Says that no migration was applied.
+pub(crate) fn all_missing() -> String {
+    format!("the migrations: {HOW}")
+}
+
 /// Returns what is missing for this build to work, as a sentence. `None` if every migration is applied.
 pub(crate) async fn missing(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let applied: Vec<i64> = match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await {
         Ok(applied) => applied,
         // No migration was ever applied.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
-            return Ok(Some(format!("the migrations: {HOW}")));
+            return Ok(Some(all_missing()));
         }
         Err(error) => return Err(error),
     };

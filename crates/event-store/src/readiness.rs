@@ -2,15 +2,12 @@
 
 use std::{borrow::Cow, fmt::Display, time::Duration};
 
-use sqlx::{
-    Connection, PgConnection,
-    postgres::{PgConnectOptions, PgDatabaseError},
-};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    connection::{ConnectionPool, with_timeout},
+    connection::{Pool, PooledConnection, with_timeout},
     error::StoreError,
     migrate,
 };
@@ -67,54 +64,45 @@ fn address(options: &PgConnectOptions) -> String {
     }
 }
 
-/// Checks that the log can be reached and is migrated.
+/// Checks that the log can be reached, is migrated, and takes writes.
 ///
 /// # Errors
 /// What is waited for, in words for an operator.
-pub(crate) async fn ready(connections: &ConnectionPool, connect_timeout: Duration) -> Result<(), String> {
-    let missing = with_timeout(async {
-        let mut connection = connections.connection().await?;
-        let missing = migrate::missing(&mut connection).await?;
-        connection.done();
+pub(crate) async fn ready(pool: &Pool) -> Result<(), String> {
+    let checked = with_timeout(async {
+        let mut connection = PooledConnection::from(pool).await?;
+        let missing = match migrate::missing(&mut connection).await? {
+            None if sqlx::query_scalar("SELECT current_setting('transaction_read_only')::boolean").fetch_one(&mut *connection).await? => {
+                Some("the database to take writes: transactions are read-only by default".to_owned())
+            }
+            missing => missing,
+        };
+        // A new session may find what this one misses.
+        if missing.is_none() {
+            connection.done();
+        }
         Ok(missing)
     });
-    let away = |error: &dyn Display| format!("the database at {} ({error})", address(&connections.pool().connect_options()));
-    match missing.await {
+    let away = |error: &dyn Display| format!("the database at {} ({error})", address(pool.connector().options()));
+    match checked.await {
         Ok(None) => Ok(()),
         Ok(Some(missing)) => Err(missing),
-        Err(StoreError::Unavailable(error) | StoreError::Database(error)) => {
-            let cause = if matches!(*error, sqlx::Error::PoolTimedOut) { connect_error(connections, connect_timeout).await } else { None };
-            let error = cause.as_ref().unwrap_or(&error);
-            Err(match AccessRefused::of(error) {
-                Some(refused) => format!("{}: {}", away(error), refused.remedy()),
-                None => away(error),
-            })
-        }
+        // The functions that a new connection calls are missing, or not granted.
+        Err(error) if matches!(error.sqlstate().as_deref(), Some("42883" | "42P01" | "42501")) => Err(migrate::all_missing()),
+        Err(StoreError::Unavailable(error) | StoreError::Database(error)) => Err(match AccessRefused::of(&error) {
+            Some(refused) => format!("{}: {}", away(&error), refused.remedy()),
+            None => away(&error),
+        }),
         Err(error) => Err(away(&error)),
     }
 }
 
-/// Connects once and returns the error. The pool keeps trying and reports only its own timeout, not what the server or the network said.
-async fn connect_error(connections: &ConnectionPool, connect_timeout: Duration) -> Option<sqlx::Error> {
-    let options = connections.pool().connect_options();
-    // The pool has used most of the time that a readiness probe waits.
-    match tokio::time::timeout(connect_timeout / 4, PgConnection::connect_with(&options)).await {
-        Ok(Err(error)) => Some(error),
-        // The server is there, and the pool's connections are all in use; or the server does not answer at all.
-        Ok(Ok(_)) | Err(_) => None,
-    }
-}
-
 /// Waits until [`ready`] succeeds. Logs what it waits for, whenever that changes.
-pub(crate) async fn wait_ready(
-    connections: &ConnectionPool,
-    connect_timeout: Duration,
-    cancelled: &CancellationToken,
-) -> Result<(), StoreError> {
+pub(crate) async fn wait_ready(pool: &Pool, cancelled: &CancellationToken) -> Result<(), StoreError> {
     let mut logged = String::new();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
-        match ready(connections, connect_timeout).await {
+        match ready(pool).await {
             Ok(()) => return Ok(()),
             Err(reason) if reason != logged => {
                 tracing::warn!(waiting_for = %reason, "not ready");

@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, marker::PhantomData, sync::Arc, time::Duration};
 
-use sqlx::{
-    Connection, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +11,7 @@ use crate::{
         appender,
         source::{SourceAppender, SourcePartition, Translated},
     },
-    connection::{ConnectionPool, PooledConnection},
+    connection::{Pool, PooledConnection, log_connection::Connector},
     decide::{
         catch_up::read_up_to,
         decider::Decider,
@@ -24,10 +21,11 @@ use crate::{
     },
     error::StoreError,
     event::{LogEvent, Metadata, domain_ids},
-    metrics::{self, Connections, METRICS},
+    metrics::{self, METRICS},
     position::Position,
     read::{
-        head_watcher::{self, HeadWatcher},
+        head_listener,
+        head_watcher::HeadWatcher,
         reader::{Reader, Wait},
     },
     readiness,
@@ -49,7 +47,7 @@ impl<E> Clone for EventStore<E> {
 }
 
 struct Shared {
-    connections: ConnectionPool,
+    pool: Pool,
     settings: StoreSettings,
     ids: Vec<&'static str>,
     head_watcher: HeadWatcher,
@@ -66,23 +64,6 @@ impl Drop for Shared {
     }
 }
 
-/// Notes which log a new connection belongs to. Before the migrations there is no log yet.
-async fn identify(connection: &mut PgConnection, head_watcher: HeadWatcher) -> Result<(), sqlx::Error> {
-    let migrated: bool =
-        sqlx::query_scalar("SELECT to_regprocedure('public.log_identity()') IS NOT NULL").fetch_one(&mut *connection).await?;
-    if migrated {
-        head_watcher.connected_to(sqlx::query_scalar("SELECT public.log_identity()").fetch_one(connection).await?);
-    }
-    Ok(())
-}
-
-fn connections(pool: &PgPool) -> Connections {
-    // Both are read at different moments, so the difference may be negative.
-    let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
-    let used = (i64::from(pool.size()) - idle).max(0);
-    Connections { idle, used, max: pool.options().get_max_connections().into() }
-}
-
 impl<E: LogEvent> EventStore<E> {
     /// Opens a log, without connecting yet. If the database is unreachable, [`ready`](Self::ready) and each operation say so.
     ///
@@ -90,40 +71,21 @@ impl<E: LogEvent> EventStore<E> {
     pub fn new(options: PgConnectOptions, settings: StoreSettings) -> Self {
         METRICS.begin();
         let head_watcher = HeadWatcher::new();
-        let connected = head_watcher.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections.max(4))
-            .acquire_timeout(settings.connect_timeout)
-            .after_connect(move |connection, _| Box::pin(identify(connection, connected.clone())))
-            // A connection that was used within the last second is taken as alive. A ping would double the cost of a read.
-            .test_before_acquire(false)
-            .before_acquire(|connection, used| {
-                Box::pin(
-                    async move { if used.idle_for < Duration::from_secs(1) { Ok(true) } else { connection.ping().await.map(|()| true) } },
-                )
-            })
-            .connect_lazy_with(options.clone());
+        let connector = Connector::new(options, &settings, head_watcher.clone());
+        let pool = Pool::new(connector.clone(), &settings);
         let ids = domain_ids::<E>();
         let (appends, queue) = mpsc::channel(4 * settings.max_batch);
         let closed = CancellationToken::new();
-        tokio::spawn(appender::run(
-            appender::Settings { options, ids: ids.clone(), settings: settings.clone() },
-            queue,
-            head_watcher.clone(),
-            closed.clone(),
-        ));
-        tokio::spawn(head_watcher::announce(pool.clone(), head_watcher.clone(), settings.announce_interval, closed.clone()));
-        tokio::spawn(head_watcher::listen(pool.clone(), head_watcher.clone(), settings.poll_interval, closed.clone()));
-        // The listener holds one connection, and the announcer uses another from time to time.
-        let reads = settings.max_connections.saturating_sub(2).max(1) as usize;
-        let connections = ConnectionPool::new(pool, reads, settings.command_timeout);
-        let reader = Reader::new(connections.clone(), head_watcher.clone(), ids.len());
+        tokio::spawn(appender::run(connector.clone(), ids.len(), settings.clone(), queue, closed.clone()));
+        tokio::spawn(head_listener::announce(pool.clone(), settings.announce_interval, closed.clone()));
+        tokio::spawn(head_listener::listen(connector, settings.poll_interval, closed.clone()));
+        let reader = Reader::new(pool.clone(), ids.len());
         let cache = StateCache::new(settings.state_cache_bytes, head_watcher.clone());
         let shared = Shared {
             decider: Decider::new(&settings, reader.clone(), head_watcher.clone(), ids.clone(), appends, cache),
-            source: SourceAppender::new(connections.clone(), head_watcher.clone(), ids.clone()),
+            source: SourceAppender::new(pool.clone(), ids.clone()),
             reader,
-            connections,
+            pool,
             settings,
             head_watcher,
             ids,
@@ -131,21 +93,27 @@ impl<E: LogEvent> EventStore<E> {
         };
         let shared = Arc::new(shared);
         let counted = Arc::downgrade(&shared);
-        metrics::connections(move || counted.upgrade().map(|shared| self::connections(shared.connections.pool())));
+        metrics::connections(move || counted.upgrade().map(|shared| shared.pool.counts()));
         Self { shared, event: PhantomData }
     }
 
     /// Returns the pool of connections for reading and projecting.
-    pub fn pool(&self) -> &PgPool {
-        self.shared.connections.pool()
+    pub fn pool(&self) -> &Pool {
+        &self.shared.pool
     }
 
-    /// Takes a connection out of the pool, opened on the store's runtime.
+    /// Takes a connection out of the pool. See [`PooledConnection::from`].
     ///
     /// # Errors
-    /// If the pool has none within the connect timeout.
-    pub async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
-        self.shared.connections.connection().await
+    /// As there.
+    pub async fn connection(&self) -> Result<PooledConnection, StoreError> {
+        PooledConnection::from(&self.shared.pool).await
+    }
+
+    /// Notes a position that was read from the database on a connection of this epoch, such as a checkpoint. From then on, what this
+    /// process reads from the log in that epoch includes the position.
+    pub fn saw(&self, position: Position, epoch: u64) {
+        self.shared.head_watcher.seen(position, epoch);
     }
 
     /// Waits for a permit to read. Holders of permits never exhaust the pool.
@@ -153,7 +121,7 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// [`StoreError::Busy`] after the command timeout.
     pub async fn read_permit(&self) -> Result<OwnedSemaphorePermit, StoreError> {
-        self.shared.connections.read_permit().await
+        self.shared.pool.read_permit().await
     }
 
     /// Returns the settings.
@@ -171,12 +139,12 @@ impl<E: LogEvent> EventStore<E> {
         &self.shared.head_watcher
     }
 
-    /// Checks that the log can be reached and is migrated.
+    /// Checks that the log can be reached, is migrated, and takes writes.
     ///
     /// # Errors
     /// What is missing, in words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
-        readiness::ready(&self.shared.connections, self.shared.settings.connect_timeout).await
+        readiness::ready(&self.shared.pool).await
     }
 
     /// Waits until [`ready`](Self::ready) succeeds. Logs what it waits for, whenever that changes.
@@ -184,13 +152,13 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// [`StoreError::Closed`] if `cancelled` comes first.
     pub async fn wait_ready(&self, cancelled: &CancellationToken) -> Result<(), StoreError> {
-        readiness::wait_ready(&self.shared.connections, self.shared.settings.connect_timeout, cancelled).await
+        readiness::wait_ready(&self.shared.pool, cancelled).await
     }
 
     /// Takes no more appends, waits for those in flight, and closes the connections.
     pub async fn close(&self) {
         self.shared.closed.cancel();
-        self.pool().close().await;
+        self.pool().close();
     }
 
     /// Reads the newest position in the log.

@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use event_store::{
-    Position, StoreError,
+    Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout},
 };
 use projections::Switch;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
 /// Pauses or resumes all builds of a projection. While paused, its replicas keep their segments and apply nothing, and an automation attempts
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 ///
 /// # Errors
 /// The database failed, or a migration is missing.
-pub async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<bool, StoreError> {
+pub async fn pause(pool: &Pool, name: &str, paused: bool) -> Result<bool, StoreError> {
     let changed = sqlx::query!("UPDATE projection SET paused = $2 WHERE name = $1 AND paused <> $2", name, paused).execute(pool).await?;
     Ok(changed.rows_affected() > 0)
 }
@@ -29,7 +29,7 @@ pub async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<bool, Stor
 ///
 /// # Errors
 /// The database failed, or a migration is missing.
-pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, StoreError> {
+pub async fn revive(pool: &Pool, name: &str, switch: Switch) -> Result<bool, StoreError> {
     let revived = sqlx::query!(
         "UPDATE projection SET status = 'building', switch_when_ready = $2, started_at = clock_timestamp()
          WHERE name = $1 AND status = 'retired'",
@@ -45,7 +45,7 @@ pub async fn revive(pool: &PgPool, name: &str, switch: Switch) -> Result<bool, S
 ///
 /// # Errors
 /// The database failed, or a migration is missing.
-pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreError> {
+pub async fn retire(pool: &Pool, name: &str, build: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "UPDATE projection SET status = 'retired' WHERE name = $1 AND build = $2 AND status = 'building' AND NOT switch_when_ready",
         name,
@@ -60,7 +60,7 @@ pub async fn retire(pool: &PgPool, name: &str, build: &str) -> Result<(), StoreE
 ///
 /// # Errors
 /// The database failed, a migration is missing, or a query reads the tables for longer than this session may wait.
-pub async fn drop_build(pool: &PgPool, name: &str, build: &str) -> Result<bool, StoreError> {
+pub async fn drop_build(pool: &Pool, name: &str, build: &str) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
     // The checkpoints first, in the order of a batch. The other order could deadlock with a batch.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
@@ -176,7 +176,7 @@ const TABLE_SECONDS: u64 = 3_600;
 ///
 /// # Errors
 /// The builds cannot be held at one position, or the database failed.
-pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration) -> Result<Difference, CompareError> {
+pub async fn compare(pool: &Pool, name: &str, samples: i64, patience: Duration) -> Result<Difference, CompareError> {
     hold(pool, name, patience).await?;
     let compared = wait_for_snapshot(pool, name, patience).await;
     // Also after an error. If the release fails too, the hold expires.
@@ -193,7 +193,7 @@ pub async fn compare(pool: &PgPool, name: &str, samples: i64, patience: Duration
 }
 
 /// Holds both builds at the position of the furthest segment.
-async fn hold(pool: &PgPool, name: &str, patience: Duration) -> Result<(), CompareError> {
+async fn hold(pool: &Pool, name: &str, patience: Duration) -> Result<(), CompareError> {
     let hold = sqlx::query!(
         r#"WITH builds AS (
                SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
@@ -225,7 +225,7 @@ async fn hold(pool: &PgPool, name: &str, patience: Duration) -> Result<(), Compa
 ///
 /// # Errors
 /// The database failed, or a migration is missing.
-pub async fn release_hold(pool: &PgPool, name: &str) -> Result<(), StoreError> {
+pub async fn release_hold(pool: &Pool, name: &str) -> Result<(), StoreError> {
     with_timeout(async {
         sqlx::query!("UPDATE projection SET hold_at = NULL, hold_until = NULL WHERE name = $1 AND hold_at IS NOT NULL", name)
             .execute(pool)
@@ -245,7 +245,7 @@ struct Snapshot {
 }
 
 /// Waits until every segment of both builds is at one position, and takes a snapshot.
-async fn wait_for_snapshot(pool: &PgPool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
+async fn wait_for_snapshot(pool: &Pool, name: &str, patience: Duration) -> Result<Snapshot, CompareError> {
     let until = Instant::now() + patience;
     loop {
         // A replica that did not know of the hold may have passed it. Then the hold moves there: all replicas know of it after one heartbeat.
@@ -272,7 +272,7 @@ async fn wait_for_snapshot(pool: &PgPool, name: &str, patience: Duration) -> Res
 }
 
 /// Begins a transaction that sees both builds. `None` if their segments are not at one position in it.
-async fn snapshot(pool: &PgPool, name: &str) -> Result<Option<Snapshot>, CompareError> {
+async fn snapshot(pool: &Pool, name: &str) -> Result<Option<Snapshot>, CompareError> {
     let builds = sqlx::query!(
         "SELECT build, tables FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY status = 'serving' DESC",
         name

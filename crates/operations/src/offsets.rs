@@ -1,7 +1,6 @@
 //! Stored offsets of translators.
 
-use event_store::{SourcePartition, StoreError, connection::with_timeout};
-use sqlx::PgPool;
+use event_store::{Pool, SourcePartition, StoreError, connection::with_timeout};
 
 /// Sets a stored offset. Returns the offset before; `None`, and nothing is set, if this consumer never read the partition.
 ///
@@ -9,7 +8,7 @@ use sqlx::PgPool;
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn seek(pool: &PgPool, source: SourcePartition<'_>, to: i64) -> Result<Option<i64>, StoreError> {
+pub async fn seek(pool: &Pool, source: SourcePartition<'_>, to: i64) -> Result<Option<i64>, StoreError> {
     with_timeout(async {
         let mut transaction = pool.begin().await?;
         // A batch in flight compares and moves the offset under this lock. Without the lock, it would overwrite the new offset.

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
+use event_store::{EventStore, LogEvent, Pool, Position, StoreError, connection::with_timeout};
 use serde::Serialize;
-use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -44,7 +43,7 @@ pub struct Parked {
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parked>, StoreError> {
+pub async fn parked(pool: &Pool, projection: Option<&str>) -> Result<Vec<Parked>, StoreError> {
     let listed = sqlx::query_as!(
         Parked,
         r#"SELECT name AS "projection!", build AS "build!", status AS "status!", key, segments, position AS "position!: Position",
@@ -74,7 +73,7 @@ pub async fn parked(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Parke
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn retry_parked(pool: &PgPool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
+pub async fn retry_parked(pool: &Pool, projection: Option<&str>, keys: Option<&[Uuid]>) -> Result<Vec<Parked>, StoreError> {
     let asked = sqlx::query!(
         "UPDATE parked_key SET retry_asked_at = clock_timestamp()
          WHERE ($1::text IS NULL OR name = $1) AND ($2::uuid[] IS NULL OR key = ANY ($2)) RETURNING name, build, key",
@@ -103,7 +102,7 @@ pub struct Retried {
 ///
 /// # Errors
 /// As [`builds`](crate::builds).
-pub async fn wait_for_retry(pool: &PgPool, projection: Option<&str>, asked: &[Parked], limit: Duration) -> Result<Retried, StoreError> {
+pub async fn wait_for_retry(pool: &Pool, projection: Option<&str>, asked: &[Parked], limit: Duration) -> Result<Retried, StoreError> {
     let is_asked =
         |parked: &Parked| asked.iter().any(|one| (&one.projection, &one.build, one.key) == (&parked.projection, &parked.build, parked.key));
     let until = Instant::now() + limit;
@@ -138,7 +137,7 @@ pub struct Skip<'a> {
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn skip(pool: &PgPool, skip: Skip<'_>) -> Result<Vec<String>, StoreError> {
+pub async fn skip(pool: &Pool, skip: Skip<'_>) -> Result<Vec<String>, StoreError> {
     let Skip { projection, key, position, reason, by } = skip;
     with_timeout(async {
         let mut transaction = pool.begin().await?;
@@ -219,7 +218,7 @@ pub struct Skipped {
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn skipped(pool: &PgPool, projection: Option<&str>) -> Result<Vec<Skipped>, StoreError> {
+pub async fn skipped(pool: &Pool, projection: Option<&str>) -> Result<Vec<Skipped>, StoreError> {
     let listed = sqlx::query_as!(
         Skipped,
         r#"SELECT name AS projection, build, key, position AS "position: Position", error, attempts, reason, skipped_by,

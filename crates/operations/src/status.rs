@@ -1,9 +1,8 @@
 //! The state of projections.
 
-use event_store::{Position, StoreError};
+use event_store::{Pool, Position, StoreError};
 use projections::tenths;
 use serde::Serialize;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::ask::ask;
@@ -85,7 +84,7 @@ pub struct Replica {
 ///
 /// # Errors
 /// The database failed, or the role lacks a privilege.
-pub async fn builds(pool: &PgPool) -> Result<(Position, Vec<Build>), StoreError> {
+pub async fn builds(pool: &Pool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
                   p.switch_when_ready AS "switch_when_ready?", p.paused AS "paused?", c.segment AS "segment?", c.position AS "position?",
@@ -159,7 +158,7 @@ pub fn running_rebuild<'a>(builds: &'a [Build], serving: &Build, replicas: &[Rep
 ///
 /// # Errors
 /// As [`builds`].
-pub async fn replicas(pool: &PgPool) -> Result<Vec<Replica>, StoreError> {
+pub async fn replicas(pool: &Pool) -> Result<Vec<Replica>, StoreError> {
     let alive = sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE alive_until > clock_timestamp() ORDER BY name, id");
     ask(pool, async |connection| alive.fetch_all(connection).await).await
 }

@@ -1,12 +1,12 @@
 //! To-dos: counted, listed, retried.
 
 use event_store::{
-    Position, StoreError,
+    Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::{PgPool, types::Json};
+use sqlx::types::Json;
 
 use crate::ask::ask;
 
@@ -29,7 +29,7 @@ pub struct TodoCounts {
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn todo_counts(pool: &PgPool) -> Result<Vec<TodoCounts>, StoreError> {
+pub async fn todo_counts(pool: &Pool) -> Result<Vec<TodoCounts>, StoreError> {
     // Each status has its own index.
     let counted = sqlx::query_as!(
         TodoCounts,
@@ -74,7 +74,7 @@ pub struct TodoEntry {
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
+pub async fn todos(pool: &Pool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
     let listed = sqlx::query!(
         r#"SELECT automation, key, position, status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
                   extract(epoch FROM clock_timestamp() - created_at)::float8 AS "age_seconds!"
@@ -110,7 +110,7 @@ pub async fn todos(pool: &PgPool, automation: Option<&str>, status: Option<&str>
 ///
 /// # Errors
 /// As [`crate::builds`].
-pub async fn retry_todos(pool: &PgPool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
+pub async fn retry_todos(pool: &Pool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
     let opened = sqlx::query_scalar!(
         "UPDATE todo SET status = 'open', attempts = 0, first_attempt_at = NULL, next_attempt_at = clock_timestamp(), finished_at = NULL
          WHERE automation = $1 AND status = 'failed' AND ($2::text[] IS NULL OR key = ANY ($2)) RETURNING key",

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use event_store::connection::{PooledConnection, with_timeout};
-use event_store::{Position, StoreError};
-use sqlx::{PgConnection, PgPool};
+use event_store::{Pool, Position, StoreError};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::segment::SEGMENTS;
@@ -67,7 +67,7 @@ pub(crate) struct Advanced {
 /// A replica's access to the checkpoints of one build.
 #[derive(Clone, Copy)]
 pub(crate) struct Leases<'a> {
-    pub(crate) pool: &'a PgPool,
+    pub(crate) pool: &'a Pool,
     pub(crate) name: &'static str,
     pub(crate) build: &'static str,
     pub(crate) version: i32,

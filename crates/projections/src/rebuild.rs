@@ -1,7 +1,6 @@
 //! Starting a rebuild of a read model.
 
-use event_store::StoreError;
-use sqlx::PgPool;
+use event_store::{Pool, StoreError};
 
 use crate::{projection::Projection, segment::SEGMENTS};
 
@@ -19,7 +18,7 @@ pub enum Switch {
 ///
 /// # Errors
 /// The database failed, a migration is missing, or the projection is an automation.
-pub async fn rebuild<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
+pub async fn rebuild<P: Projection>(pool: &Pool) -> Result<(), StoreError> {
     let tables: Vec<String> = P::TABLES.iter().map(|table| (*table).to_owned()).collect();
     start(pool, P::NAME, Some((P::VERSION, tables)), Switch::WhenReady).await
 }
@@ -28,11 +27,11 @@ pub async fn rebuild<P: Projection>(pool: &PgPool) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// As [`rebuild`].
-pub async fn rebuild_named(pool: &PgPool, name: &str, switch: Switch) -> Result<(), StoreError> {
+pub async fn rebuild_named(pool: &Pool, name: &str, switch: Switch) -> Result<(), StoreError> {
     start(pool, name, None, switch).await
 }
 
-async fn start(pool: &PgPool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
+async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
     let Some(serving) = sqlx::query!(
         "SELECT build, version, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR NO KEY UPDATE",
@@ -105,7 +104,7 @@ async fn start(pool: &PgPool, name: &str, release: Option<(i32, Vec<String>)>, s
 ///
 /// # Errors
 /// The database failed, or a migration is missing.
-pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+pub async fn switch_when_ready(pool: &Pool, name: &str) -> Result<bool, StoreError> {
     let asked =
         sqlx::query!("UPDATE projection SET switch_when_ready = true WHERE name = $1 AND status = 'building'", name).execute(pool).await?;
     Ok(asked.rows_affected() > 0)
@@ -115,7 +114,7 @@ pub async fn switch_when_ready(pool: &PgPool, name: &str) -> Result<bool, StoreE
 ///
 /// # Errors
 /// As [`switch_when_ready`].
-pub async fn switch_with_parked(pool: &PgPool, name: &str) -> Result<bool, StoreError> {
+pub async fn switch_with_parked(pool: &Pool, name: &str) -> Result<bool, StoreError> {
     let asked = sqlx::query!(
         "UPDATE projection SET switch_when_ready = true, switch_with_parked = true WHERE name = $1 AND status = 'building'",
         name

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_timeout};
-use sqlx::{PgConnection, PgPool};
+use event_store::{EventStore, LogEvent, Pool, Position, StoreError, connection::with_timeout};
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Registers a projection and this replica. Starts a rebuild if the serving build has an older version.
-pub(crate) async fn register<P: Projection>(pool: &PgPool, replica: &Replica) -> Result<(), StoreError> {
+pub(crate) async fn register<P: Projection>(pool: &Pool, replica: &Replica) -> Result<(), StoreError> {
     let build = match P::KIND {
         Kind::ReadModel => "projection_a",
         Kind::Automation => "automation",
@@ -133,7 +133,7 @@ pub(crate) enum Switched {
 
 /// Switches to the rebuilt build in one transaction, if it has caught up with the serving one. Stops the serving build for that, until the
 /// other reaches its position, for one second at most.
-pub(crate) async fn switch(pool: &PgPool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
+pub(crate) async fn switch(pool: &Pool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
     // NO KEY: parking a key refers to these rows, while it locks checkpoints that this transaction waits for.

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use event_store::{Position, connection::with_timeout_of};
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use event_store::{LogConnection, Pool, Position, connection::with_timeout_of};
+use sqlx::PgConnection;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -160,7 +160,7 @@ impl Shared {
 
 impl Replicas {
     /// Sends heartbeats for a replica until the guard is dropped.
-    pub(crate) fn keep_alive(&self, pool: &PgPool, replica: Arc<Replica>) -> HeartbeatGuard {
+    pub(crate) fn keep_alive(&self, pool: &Pool, replica: Arc<Replica>) -> HeartbeatGuard {
         let guard = HeartbeatGuard { id: replica.id, shared: self.0.clone() };
         let mut running = self.0.running();
         running.replicas.insert(replica.id, replica);
@@ -215,12 +215,9 @@ impl Drop for HeartbeatGuard {
     }
 }
 
-async fn beat(pool: PgPool, shared: Arc<Shared>) {
+async fn beat(pool: Pool, shared: Arc<Shared>) {
     // The heartbeat has its own connection: a pool that is busy with batches must not look like a dead process.
-    let own = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(Duration::from_secs(2))
-        .connect_lazy_with(pool.connect_options().as_ref().clone());
+    let mut own: Option<LogConnection> = None;
     let mut warned = false;
     loop {
         let in_flight = shared.in_flight.lock().await;
@@ -234,8 +231,19 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
         };
         let lease = replicas.iter().map(|replica| replica.lease).min().unwrap_or_default();
         let begun = Instant::now();
-        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), read_views(&own, &replicas)).await;
+        let beating = async {
+            let connection = match own.take().filter(LogConnection::is_current) {
+                Some(connection) => connection,
+                None => pool.connect().await?,
+            };
+            read_views(own.insert(connection), &replicas).await
+        };
+        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), beating).await;
         drop(in_flight);
+        // The next connection may be better than one with an error.
+        if outcome.is_err() {
+            own = None;
+        }
         match outcome {
             Ok(mut views) => {
                 warned = false;
@@ -253,11 +261,13 @@ async fn beat(pool: PgPool, shared: Arc<Shared>) {
         // The next heartbeat follows in time, or at once if one was requested.
         let _ = tokio::time::timeout_at(begun + heartbeat(lease), shared.requested.notified()).await;
     }
-    own.close().await;
 }
 
 /// Sends a heartbeat: one statement, which writes positions only if they moved.
-async fn read_views(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
+async fn read_views(
+    connection: &mut PgConnection,
+    replicas: &[Arc<Replica>],
+) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
     let (mut ids, mut names, mut versions, mut leases, mut throughputs) = (vec![], vec![], vec![], vec![], vec![]);
     let now = Instant::now();
     let (mut owners, mut builds, mut segments, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![]);
@@ -328,7 +338,7 @@ async fn read_views(pool: &PgPool, replicas: &[Arc<Replica>]) -> Result<HashMap<
         &stored,
         &positions
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let mut views: HashMap<Uuid, BTreeMap<String, Build>> = HashMap::new();
     for row in rows {

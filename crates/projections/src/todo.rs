@@ -7,12 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use event_store::{
-    Backoff, Metadata, Position, StoreError,
+    Backoff, Metadata, Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout},
     trace,
 };
 use opentelemetry::KeyValue;
-use sqlx::{PgConnection, PgPool, postgres::types::PgInterval, types::Json};
+use sqlx::{PgConnection, postgres::types::PgInterval, types::Json};
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
@@ -163,7 +163,7 @@ pub async fn enqueue(transaction: &mut PgConnection, automation: &str, todos: &[
 
 /// Attempts an automation's to-dos until shutdown, then finishes the attempts in progress. `wake` notifies of new to-dos.
 pub async fn work<F, W>(
-    pool: PgPool,
+    pool: Pool,
     automation: &'static str,
     settings: Settings,
     mut wake: watch::Receiver<Position>,
@@ -271,7 +271,7 @@ fn report_panic(automation: &str, ended: Result<(), tokio::task::JoinError>) {
 }
 
 struct Todos {
-    pool: PgPool,
+    pool: Pool,
     automation: &'static str,
     settings: Settings,
 }

@@ -10,7 +10,7 @@ use std::{
 
 use actix_web::web::Data;
 use anyhow::Context;
-use event_store::{EventStore, LogEvent, StoreSettings};
+use event_store::{EventStore, LogEvent, SessionTimeouts, StoreSettings};
 use projections::{Automation, Projection, Projections, rebuild};
 use sqlx::postgres::PgConnectOptions;
 use tokio::time::{Instant, timeout};
@@ -111,6 +111,14 @@ impl Service {
     /// # Errors
     /// If the URL cannot be read; the settings have checked it.
     pub fn with_log<E: LogEvent>(self) -> Result<(Self, EventStore<E>), Fault> {
+        self.with_log_in(SessionTimeouts::default())
+    }
+
+    /// Opens the log as [`with_log`](Self::with_log) does, with these timeouts of the server.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_log_in<E: LogEvent>(self, timeouts: SessionTimeouts) -> Result<(Self, EventStore<E>), Fault> {
         let mut options: PgConnectOptions = self.settings.database_url.expose().parse()?;
         if let Some(password) = self.settings.database_password_file.expose() {
             options = options.password(password);
@@ -119,6 +127,7 @@ impl Service {
             max_connections: self.settings.database_max_connections.as_u32(),
             command_timeout: self.settings.command_timeout_milliseconds.milliseconds(),
             state_cache_bytes: self.settings.state_cache_megabytes.as_usize() * 1_000_000,
+            timeouts,
             ..StoreSettings::default()
         };
         let log = EventStore::<E>::new(options, settings);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use event_store::{EventStore, LogEvent, Metadata, Position, SourcePartition, StoreSettings, Translated};
+use event_store::{EventStore, LogEvent, Metadata, Position, SessionTimeouts, SourcePartition, StoreSettings, Translated};
 use projections::{Projection, Projections, Settings, Wait};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,9 @@ impl<E: LogEvent> TestLog<E> {
     /// Creates an empty log.
     pub async fn create() -> Self {
         let database = Database::create().await;
-        let store = EventStore::new(database.options(), StoreSettings::default());
+        // Tests hold locks for longer than a service may.
+        let timeouts = SessionTimeouts { idle_in_transaction: Duration::from_secs(60), transaction: None, ..SessionTimeouts::default() };
+        let store = EventStore::new(database.options(), StoreSettings { timeouts, ..StoreSettings::default() });
         let projections = Projections::new(store.clone());
         Self { database, store, projections, appended: AtomicI64::new(0) }
     }

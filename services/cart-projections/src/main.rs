@@ -7,12 +7,13 @@ mod inventories;
 mod submitted_cart;
 mod unknown_cart;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use archive_item::ArchiveItemAutomation;
 use cart_events::DomainEvent;
 use cart_items::CartItemsProjection;
 use clap::Parser;
+use event_store::SessionTimeouts;
 use projections::Projection;
 use serde::Deserialize;
 use service::{Fault, Program, Service, Slices, Validate, settings::Whole};
@@ -60,7 +61,9 @@ struct Settings {
 impl Validate for Settings {}
 
 fn start(arguments: &Arguments, settings: &Settings, service: Service) -> Result<Service, Fault> {
-    let (service, log) = service.with_log::<DomainEvent>()?;
+    // A batch of a projection may take longer than an append: no command waits for it.
+    let timeouts = SessionTimeouts { transaction: Some(Duration::from_secs(30)), ..SessionTimeouts::default() };
+    let (service, log) = service.with_log_in::<DomainEvent>(timeouts)?;
     let (service, projections) = service.with_projections(&log);
     let settings = projections::Settings {
         batch: i64::from(settings.projection_batch.as_u32()),
@@ -139,7 +142,7 @@ mod tests {
                 .collect();
             let projection = projection(&log);
             for _ in 0..3 {
-                let mut connection = log.store.pool().acquire().await.unwrap();
+                let mut connection = log.store.connection().await.unwrap();
                 let mut transaction = connection.begin().await.unwrap();
                 sqlx::query("SELECT set_config('search_path', 'projection_a, automation, public', true)")
                     .execute(&mut *transaction)

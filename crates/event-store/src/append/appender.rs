@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,28 +22,19 @@ use crate::{
         pending::{Append, AppendOutcome},
         queue::AppendQueue,
         recovery::look_up,
-        session::Session,
     },
     backoff::Backoff,
-    connection::with_timeout_of,
+    connection::{
+        log_connection::{Connector, LogConnection},
+        with_timeout_of,
+    },
     error::{StoreError, ends_the_connection},
     metrics::METRICS,
     position::Position,
-    query::query_item::{QueryColumns, placeholders},
-    read::{
-        answer::{Answer, Found},
-        head_watcher::HeadWatcher,
-    },
+    query::query_item::{QueryColumns, QueryItem, placeholders},
+    read::answer::{Answer, Found},
     settings::StoreSettings,
 };
-
-/// What the appender needs to connect and to build its calls.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    pub(crate) options: PgConnectOptions,
-    pub(crate) ids: Vec<&'static str>,
-    pub(crate) settings: StoreSettings,
-}
 
 /// How long a call may take. After this the connection counts as lost, and the call's outcome is looked up on another one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,33 +43,89 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
-/// One of the appender's two workers, each with a connection.
+/// The pauses between attempts to connect while the other worker has a connection.
+const FIRST_CONNECT: Duration = Duration::from_millis(100);
+const LONGEST_CONNECT: Duration = Duration::from_secs(5);
+
+/// What the appender's two workers share.
+struct Shared {
+    connector: Connector,
+    queue: Mutex<AppendQueue>,
+    in_flight: Arc<AtomicUsize>,
+    /// The workers with a connection.
+    connected: AtomicUsize,
+    /// The number of the log's domain ids.
+    ids: usize,
+    sql: String,
+    command_timeout: Duration,
+}
+
+/// One of the appender's two workers.
 struct Worker {
-    settings: Settings,
-    sql: Arc<str>,
-    head_watcher: HeadWatcher,
+    shared: Arc<Shared>,
     session: Option<Session>,
 }
 
+/// A worker's connection, and what recovery needs if a call on it gets no answer.
+struct Session {
+    connection: LogConnection,
+    /// The newest position known before the last call.
+    head: i64,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.connected.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Appends what is queued, until the store is closed and nothing waits.
-pub(crate) async fn run(settings: Settings, queue: mpsc::Receiver<Append>, head_watcher: HeadWatcher, closed: CancellationToken) {
-    let ids = settings.ids.len();
-    let sql: Arc<str> =
-        format!("SELECT query_item, event_id, event_type, payload, more FROM append_events({})", placeholders(1, 1 + 3 + ids + 4 + ids))
-            .into();
+pub(crate) async fn run(
+    connector: Connector,
+    ids: usize,
+    settings: StoreSettings,
+    queue: mpsc::Receiver<Append>,
+    closed: CancellationToken,
+) {
+    let parameters = placeholders(1, 1 + 3 + ids + 4 + ids);
+    let sql = format!("SELECT query_item, event_id, event_type, payload, more FROM append_events({parameters})");
     let in_flight = Arc::<AtomicUsize>::default();
-    let queue = Mutex::new(AppendQueue::new(queue, closed, in_flight.clone(), settings.settings.max_batch));
-    let worker = || Worker { settings: settings.clone(), sql: sql.clone(), head_watcher: head_watcher.clone(), session: None };
-    tokio::join!(worker().work(&queue, &in_flight), worker().work(&queue, &in_flight));
+    let queue = Mutex::new(AppendQueue::new(queue, closed, in_flight.clone(), settings.max_batch));
+    let (connected, command_timeout) = (AtomicUsize::default(), settings.command_timeout);
+    let shared = Arc::new(Shared { connector, queue, in_flight, connected, ids, sql, command_timeout });
+    let worker = || Worker { shared: shared.clone(), session: None };
+    tokio::join!(worker().work(), worker().work());
 }
 
 impl Worker {
-    async fn work(mut self, queue: &Mutex<AppendQueue>, in_flight: &AtomicUsize) {
+    async fn work(mut self) {
+        let mut backoff = Backoff::new(FIRST_CONNECT, LONGEST_CONNECT);
         loop {
-            let Some(batch) = queue.lock().await.next().await else { return };
+            // Without a connection a worker takes no batch that the other one can send.
+            if self.session.is_none() {
+                if !self.shared.queue.lock().await.wait().await {
+                    return;
+                }
+                match self.connect().await {
+                    Ok(session) => self.session = Some(session),
+                    Err(error) if self.shared.connected.load(Ordering::Relaxed) > 0 => {
+                        tracing::debug!(%error, "an appender has no connection: leaving the appends to the other one");
+                        backoff.wait().await;
+                    }
+                    Err(error) => {
+                        let batch = self.shared.queue.lock().await.take();
+                        self.shared.in_flight.fetch_sub(batch.len(), Ordering::Relaxed);
+                        refuse(batch, &error);
+                    }
+                }
+                continue;
+            }
+            backoff.reset();
+            let Some(batch) = self.shared.queue.lock().await.next().await else { return };
             let carried = batch.len();
             self.append(batch).await;
-            in_flight.fetch_sub(carried, Ordering::Relaxed);
+            self.shared.in_flight.fetch_sub(carried, Ordering::Relaxed);
         }
     }
 
@@ -100,8 +146,8 @@ impl Worker {
                         None => backoff = Some(Backoff::new(FIRST_RETRY, LONGEST_RETRY)),
                     }
                 }
-                Err(error @ (StoreError::Unavailable(_) | StoreError::NoAnswer(_) | StoreError::Closed)) => {
-                    // A server that takes no writes may have been the primary. The next connection may find the new one.
+                // Nothing was written. A server that takes no writes may have been the primary; a new connection may find the new one.
+                Err(error) if error.is_unavailable() => {
                     self.session = None;
                     return refuse(batch, &error);
                 }
@@ -117,25 +163,26 @@ impl Worker {
         }
     }
 
-    /// Sends a batch, without the appends whose callers have given up. If it returns an error and there is no session, nothing was sent.
+    /// Sends a batch, without the appends whose callers have given up or decided on what is forgotten by now. If it returns an error and
+    /// there is no session, nothing was sent.
     async fn call(&mut self, batch: &mut Vec<Append>) -> Result<Answer, StoreError> {
-        if self.session.is_none() {
-            let session = self.connect().await?;
-            self.session = Some(session);
+        if self.session.as_ref().is_none_or(|session| !session.connection.is_current()) {
+            self.session = None;
+            self.session = Some(self.connect().await?);
         }
-        // Connecting may have shown that the log is another one, so the epochs are compared after it.
-        if batch.iter().any(|append| append.epoch != self.head_watcher.epoch()) {
-            return Err(StoreError::Reset("what was decided on was read from the log before".to_owned()));
+        let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
+        let epoch = session.connection.epoch();
+        for append in batch.extract_if(.., |append| append.epoch != epoch) {
+            append.answer(Err(StoreError::Reset("what was decided on was read before".to_owned())));
         }
         // Everything that this process has seen lies below what the call writes. Recovery searches from there.
-        let seen = self.head_watcher.newest().0;
-        let Some(session) = &mut self.session else { return Err(StoreError::Closed) };
-        session.head = session.head.max(seen);
+        let seen = self.shared.connector.head_watcher().newest();
+        session.head = session.head.max(seen.0);
         batch.retain(|append| append.send_state.send());
         if batch.is_empty() {
             return Ok(Answer { head: session.head, found: vec![] });
         }
-        let ids = self.settings.ids.len();
+        let ids = self.shared.ids;
         let mut item_append = vec![];
         let mut items = QueryColumns::new(ids);
         let (mut e_append, mut e_type, mut e_payload, mut e_metadata, mut e_ids) =
@@ -155,20 +202,17 @@ impl Worker {
                 }
             }
         }
-        let query = items.bind(sqlx::query(&self.sql).bind(item_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
+        // An item that matches no event and belongs to no append. A server whose log ends before what was seen refuses its position.
+        item_append.push(i32::MAX);
+        items.push(&QueryItem { types: vec![], ids: vec![Some(Uuid::nil()); ids], newest: false }, seen.0);
+        let query =
+            items.bind(sqlx::query(&self.shared.sql).bind(item_append)).bind(e_append).bind(e_type).bind(e_payload).bind(e_metadata);
         let query = e_ids.into_iter().fold(query, sqlx::query::Query::bind);
         let started = Instant::now();
-        let rows = with_timeout_of(CALL_TIMEOUT, query.fetch_all(&mut session.connection)).await;
+        let rows = with_timeout_of(CALL_TIMEOUT, query.fetch_all(&mut *session.connection)).await;
         METRICS.append_duration.record(started.elapsed().as_secs_f64(), &[]);
         METRICS.append_batch.record(batch.len() as u64, &[]);
-        let answer = match rows.and_then(|rows| Ok(Answer::from_rows(&rows)?)) {
-            Err(StoreError::Reset(reason)) => {
-                tracing::warn!(%reason, "the log was reset or restored: forgetting the cached states");
-                self.head_watcher.reset(Position::START);
-                return Err(StoreError::Reset(reason));
-            }
-            answer => answer?,
-        };
+        let answer = rows.and_then(|rows| Ok(Answer::from_rows(&rows)?))?;
         session.head = answer.head;
         Ok(answer)
     }
@@ -180,6 +224,7 @@ impl Worker {
             found.entry(event.item).or_default().push(event);
         }
         let (mut item, mut head) = (0, answer.head);
+        let mut outcomes = Vec::with_capacity(batch.len());
         for append in batch {
             let mut missed = vec![];
             for own in 0..append.condition.items().count() {
@@ -194,15 +239,20 @@ impl Worker {
                 METRICS.conflicts.add(1, &[]);
                 AppendOutcome::Conflict(Answer { head: answer.head, found: missed })
             };
-            append.answer(Ok(outcome));
+            outcomes.push((append, outcome));
         }
+        // Before the callers go on: their next read must include what they have written.
         if let Some(session) = &mut self.session {
             session.head = head;
+            let (head_watcher, epoch) = (self.shared.connector.head_watcher(), session.connection.epoch());
+            if head > answer.head {
+                head_watcher.committed(Position(head), epoch);
+            } else {
+                head_watcher.seen(Position(head), epoch);
+            }
         }
-        if head > answer.head {
-            self.head_watcher.committed(Position(head));
-        } else {
-            self.head_watcher.seen(Position(head));
+        for (append, outcome) in outcomes {
+            append.answer(Ok(outcome));
         }
     }
 
@@ -216,48 +266,44 @@ impl Worker {
             "the connection was lost during an append: looking up its outcome"
         );
         let Some(session) = self.session.take() else { return batch };
-        let (backend, known) = (session.backend.clone(), session.head);
+        let (lost, known) = (session.connection.session().clone(), session.head);
         let appends: Vec<_> = batch.iter().map(|append| append.id).collect();
         drop(session);
-        let deadline = Instant::now() + self.settings.settings.command_timeout;
+        let deadline = Instant::now() + self.shared.command_timeout;
         let mut backoff = Backoff::new(Duration::from_millis(20), LONGEST_RETRY);
-        let written = loop {
+        let (session, written) = loop {
             let looked_up = match self.connect().await {
-                Ok(mut session) => {
-                    let written = look_up(&mut session, &backend, &appends, known).await;
-                    if written.is_ok() {
-                        self.session = Some(session);
-                    }
-                    written
-                }
+                Ok(mut session) => look_up(&mut session.connection, &lost.backend, &appends, known).await.map(|written| (session, written)),
                 Err(error) => Err(error),
             };
             match looked_up {
-                Ok(written) => break written,
+                Ok(found) => break found,
                 Err(error) if Instant::now() >= deadline => {
                     tracing::error!(error = &error as &dyn std::error::Error, "the outcome of an append could not be looked up");
-                    refuse(batch, &StoreError::OutcomeUnknown);
-                    return vec![];
-                }
-                Err(StoreError::Reset(_)) => {
                     refuse(batch, &StoreError::OutcomeUnknown);
                     return vec![];
                 }
                 Err(_) => backoff.wait().await,
             }
         };
+        let (epoch, is_same_log) = (session.connection.epoch(), session.connection.session().identity.continues(&lost.identity));
+        self.session = Some(session);
         let mut unwritten = vec![];
         for append in batch {
             match written.get(&append.id) {
                 Some(last) => {
                     METRICS.appends.add(1, &[]);
-                    self.head_watcher.committed(*last);
+                    self.shared.connector.head_watcher().committed(*last, epoch);
                     append.answer(Ok(AppendOutcome::Written { last: *last }));
                 }
                 // Its caller was told that the outcome is unknown. Now it is known, and must not change.
                 None if append.reply.is_closed() => {}
                 // Recovery searched another log than the one that the append was sent to.
-                None if append.epoch != self.head_watcher.epoch() => refuse(vec![append], &StoreError::OutcomeUnknown),
+                None if !is_same_log => refuse(vec![append], &StoreError::OutcomeUnknown),
+                // It is decided again on what this server has.
+                None if append.epoch != epoch => {
+                    refuse(vec![append], &StoreError::Reset("the server was replaced or restarted".to_owned()))
+                }
                 None => unwritten.push(append),
             }
         }
@@ -265,7 +311,14 @@ impl Worker {
     }
 
     async fn connect(&self) -> Result<Session, StoreError> {
-        Session::connect(&self.settings.options, self.settings.settings.connect_timeout, &self.head_watcher).await
+        let connection = self.shared.connector.connect().await.map_err(|error| match error {
+            // Nothing was sent yet, so no error at this point is about an append's data.
+            StoreError::Database(error) | StoreError::Rejected(error) => StoreError::Unavailable(error),
+            error => error,
+        })?;
+        self.shared.connected.fetch_add(1, Ordering::Relaxed);
+        let head = connection.session().head.0;
+        Ok(Session { connection, head, shared: self.shared.clone() })
     }
 }
 

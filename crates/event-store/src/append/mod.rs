@@ -6,5 +6,4 @@ pub(crate) mod pending;
 pub(crate) mod queue;
 pub(crate) mod recovery;
 pub(crate) mod send_state;
-pub(crate) mod session;
 pub(crate) mod source;

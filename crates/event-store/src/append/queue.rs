@@ -34,31 +34,52 @@ impl AppendQueue {
     }
 
     /// Waits for an append and returns the next batch. Returns `None` once the store is closed and nothing waits.
-    ///
-    /// A batch takes at most half of the appends that wait or are in flight. So two calls of about the same size alternate: the database
-    /// works on one while this process decides what the other will carry.
     pub(crate) async fn next(&mut self) -> Option<Vec<Append>> {
         loop {
-            while self.waiting.len() < 4 * self.max_batch
-                && let Ok(append) = self.queue.try_recv()
-            {
-                self.waiting.push_back(append);
+            if !self.wait().await {
+                return None;
             }
-            // Nobody would learn the outcome of an append whose caller is gone.
-            self.waiting.retain(|append| !append.reply.is_closed());
-            if !self.waiting.is_empty() {
-                return Some(self.batch());
-            }
-            tokio::select! {
-                biased;
-                append = self.queue.recv() => {
-                    self.waiting.push_back(append?);
-                    // The callers of one call are answered together. This lets them all decide first, so that they share the next one too.
-                    tokio::task::yield_now().await;
-                }
-                () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+            let batch = self.take();
+            if !batch.is_empty() {
+                return Some(batch);
             }
         }
+    }
+
+    /// Waits for an append. Returns `false` once the store is closed and nothing waits.
+    pub(crate) async fn wait(&mut self) -> bool {
+        self.collect();
+        while self.waiting.is_empty() {
+            tokio::select! {
+                biased;
+                append = self.queue.recv() => match append {
+                    Some(append) => self.waiting.push_back(append),
+                    None => return false,
+                },
+                () = self.closed.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+            }
+            // The callers of one call are answered together. This lets them all decide first, so that they share the next one too.
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+
+    /// Takes the next batch without waiting: at most half of the appends that wait or are in flight.
+    ///
+    /// So two calls of about the same size alternate: the database works on one while this process decides what the other will carry.
+    pub(crate) fn take(&mut self) -> Vec<Append> {
+        self.collect();
+        self.batch()
+    }
+
+    fn collect(&mut self) {
+        while self.waiting.len() < 4 * self.max_batch
+            && let Ok(append) = self.queue.try_recv()
+        {
+            self.waiting.push_back(append);
+        }
+        // Nobody would learn the outcome of an append whose caller is gone.
+        self.waiting.retain(|append| !append.reply.is_closed());
     }
 
     fn batch(&mut self) -> Vec<Append> {

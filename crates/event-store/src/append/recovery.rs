@@ -6,8 +6,7 @@ use sqlx::{Executor, FromRow, PgConnection};
 use uuid::Uuid;
 
 use crate::{
-    append::session::{Backend, Session},
-    connection::with_timeout,
+    connection::{log_connection::Backend, with_timeout},
     error::StoreError,
     position::Position,
 };
@@ -19,12 +18,12 @@ use crate::{
 /// # Errors
 /// [`StoreError::Busy`] if that process does not end yet.
 pub(crate) async fn look_up(
-    session: &mut Session,
+    connection: &mut PgConnection,
     lost: &Backend,
     appends: &[Uuid],
     known: i64,
 ) -> Result<HashMap<Uuid, Position>, StoreError> {
-    let rows = with_timeout(written_since(&mut session.connection, lost, appends, known)).await?;
+    let rows = with_timeout(written_since(connection, lost, appends, known)).await?;
     let rows = rows.ok_or(StoreError::Busy)?;
     Ok(rows.into_iter().map(|(id, last)| (id, Position(last))).collect())
 }

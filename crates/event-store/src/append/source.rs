@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
-use sqlx::{PgPool, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use crate::{
-    connection::{ConnectionPool, PooledConnection, with_timeout},
+    connection::{Pool, PooledConnection, with_timeout},
     error::StoreError,
     event::{LogEvent, Metadata, encode, ids_of},
     position::Position,
     query::query_item::placeholders,
-    read::head_watcher::HeadWatcher,
 };
 
 /// A partition of a topic, read by one consumer group.
@@ -43,22 +42,21 @@ pub enum Translated {
 
 /// Appends batches from another log.
 pub(crate) struct SourceAppender {
-    connections: ConnectionPool,
-    head_watcher: HeadWatcher,
+    pool: Pool,
     ids: Vec<&'static str>,
     sql: String,
 }
 
 impl SourceAppender {
-    pub(crate) fn new(connections: ConnectionPool, head_watcher: HeadWatcher, ids: Vec<&'static str>) -> Self {
+    pub(crate) fn new(pool: Pool, ids: Vec<&'static str>) -> Self {
         let sql = format!("SELECT moved, stored_offset, head FROM append_events_from_source({})", placeholders(1, 8 + ids.len()));
-        Self { connections, head_watcher, ids, sql }
+        Self { pool, ids, sql }
     }
 
     /// See [`EventStore::stored_offsets`](crate::EventStore::stored_offsets).
     pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
         let rows: Vec<(i32, i64)> = with_timeout(async {
-            let mut connection = self.connections.connection().await?;
+            let mut connection = PooledConnection::from(&self.pool).await?;
             let rows = sqlx::query_as("SELECT partition, next_offset FROM source_offset WHERE consumer = $1 AND topic = $2")
                 .bind(consumer)
                 .bind(topic)
@@ -99,12 +97,13 @@ impl SourceAppender {
             .bind(types)
             .bind(payloads)
             .bind(metadata);
-        let permit = self.connections.read_permit().await?;
-        let row = with_timeout(async {
-            let mut connection = self.connections.connection().await?;
+        let permit = self.pool.read_permit().await?;
+        let (row, epoch) = with_timeout(async {
+            let mut connection = PooledConnection::from(&self.pool).await?;
             let row = columns.into_iter().fold(query, sqlx::query::Query::bind).fetch_one(&mut *connection).await?;
+            let epoch = connection.epoch();
             connection.done();
-            Ok(row)
+            Ok((row, epoch))
         })
         .await?;
         drop(permit);
@@ -112,7 +111,7 @@ impl SourceAppender {
             return Ok(Translated::Moved { stored: row.try_get(1)? });
         }
         let head = row.try_get(2)?;
-        self.head_watcher.committed(head);
+        self.pool.connector().head_watcher().committed(head, epoch);
         Ok(Translated::Appended { head })
     }
 }
@@ -136,7 +135,7 @@ pub struct StoredOffset {
 ///
 /// # Errors
 /// If the database is unreachable or the role may not read the offsets.
-pub async fn stored_offsets(pool: &PgPool) -> Result<Vec<StoredOffset>, StoreError> {
+pub async fn stored_offsets(pool: &Pool) -> Result<Vec<StoredOffset>, StoreError> {
     let stored = sqlx::query_as!(
         StoredOffset,
         r#"SELECT consumer AS "group", topic, partition, next_offset,

@@ -54,11 +54,6 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
         if reader.head_watcher().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
             return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
         }
-        if parts.iter().any(|part| part.position().0 > answer.head) {
-            reader.head_watcher().reset(Position(answer.head));
-            return Err(StoreError::Reset(format!("its head is {}, and more was read before", answer.head)));
-        }
-        reader.head_watcher().seen(Position(answer.head));
         if let Some(end) = end {
             answer.end_at(end);
         }

@@ -35,6 +35,9 @@ use crate::{
 /// Conflicts of one command that it retries without a pause. Later retries pause, so that two commands do not meet again.
 const CONFLICTS_WITHOUT_PAUSE: u32 = 2;
 
+/// The pause before a command decides anew because the log has another server or was restored.
+const AFTER_RESET: Duration = Duration::from_millis(20);
+
 /// Runs decisions.
 pub(crate) struct Decider {
     reader: Reader,
@@ -74,7 +77,16 @@ impl Decider {
     pub(crate) async fn decide<D: Decision>(&self, decision: &D, metadata: &Metadata) -> Result<Position, DecideError<D::Error>> {
         let deadline = Instant::now() + self.command_timeout;
         let send_state = Arc::new(SendState::default());
-        match tokio::time::timeout_at(deadline.into(), self.decide_until_written(decision, metadata, &send_state)).await {
+        let deciding = async {
+            loop {
+                match self.decide_until_written(decision, metadata, &send_state).await {
+                    // Nothing was written, and what was decided on is forgotten.
+                    Err(DecideError::Store(StoreError::Reset(_))) => tokio::time::sleep(AFTER_RESET).await,
+                    outcome => return outcome,
+                }
+            }
+        };
+        match tokio::time::timeout_at(deadline.into(), deciding).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 METRICS.command_timeouts.add(1, &[]);

@@ -268,7 +268,7 @@ mod tests {
         cache.keep(&initial, &initial, &query, Position(7), 0);
         cache.keep(&initial, &initial, &query, Position(5), 0);
         assert_eq!(position(), Ok(Position(7)));
-        head_watcher.reset(Position(3));
+        head_watcher.begin_epoch(Position(3));
         assert_eq!(position(), Ok(Position::START), "the entry is of the log before");
         cache.keep(&initial, &initial, &query, Position(9), 0);
         assert_eq!(position(), Ok(Position::START), "the command began before the reset");

@@ -20,7 +20,7 @@ impl QueryItem {
 }
 
 /// Query items with the position each one starts after, column by column.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct QueryColumns {
     pub(crate) types: Vec<String>,
     pub(crate) after: Vec<i64>,

@@ -1,7 +1,4 @@
-//! The head of the log: announced after a commit, listened for, and polled at a slower pace.
-//!
-//! An append's transaction never sends NOTIFY: that takes one lock for the whole database at commit, and reduced 22,000 single-row commits
-//! a second to 2,400 (PostgreSQL 15, 32 clients).
+//! The head of the log, and the server that this process knows as the log's current one.
 
 use std::{
     sync::{
@@ -11,63 +8,96 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{PgPool, postgres::PgListener};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use crate::{
-    connection::{PooledConnection, with_timeout},
-    error::StoreError,
-    metrics::METRICS,
-    position::Position,
-};
+use crate::{error::StoreError, log_identity::LogIdentity, metrics::METRICS, position::Position};
 
-const CHANNEL: &str = "event_head";
+/// How long an older timeline is refused after a newer one was last connected to. Later it counts as restored on purpose.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Knows the newest position that this process has seen. Clones share it.
+/// Knows the newest position that this process has seen, and the log's current server. Clones share it.
 #[derive(Clone)]
-pub struct HeadWatcher {
-    /// The newest position heard of, read or written.
-    newest: Arc<watch::Sender<Position>>,
+pub struct HeadWatcher(Arc<Watched>);
+
+struct Watched {
+    /// The newest position read or written.
+    newest: watch::Sender<Position>,
     /// The newest position that this process wrote and has to announce.
-    written: Arc<watch::Sender<Position>>,
+    written: watch::Sender<Position>,
     /// When the newest position last moved.
-    grew: Arc<Mutex<Option<Instant>>>,
-    /// Counts how often the log turned out to be another one. What was read in an earlier epoch is worthless.
-    epoch: Arc<AtomicU64>,
-    /// The log of the last new connection.
-    log_id: Arc<Mutex<Option<String>>>,
+    grew: Mutex<Option<Instant>>,
+    /// Counts how often the log turned out to be served by another server, or restored.
+    epoch: AtomicU64,
+    server: Mutex<Option<Server>>,
+}
+
+/// The log's current server.
+struct Server {
+    identity: LogIdentity,
+    /// When a connection to it was last opened.
+    connected: Instant,
+}
+
+/// The newest position that was seen, and the epoch in which it was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    epoch: u64,
+    newest: Position,
 }
 
 impl HeadWatcher {
     pub(crate) fn new() -> Self {
-        Self {
-            newest: Arc::new(watch::Sender::new(Position::START)),
-            written: Arc::new(watch::Sender::new(Position::START)),
-            grew: Arc::default(),
-            epoch: Arc::default(),
-            log_id: Arc::default(),
-        }
+        Self(Arc::new(Watched {
+            newest: watch::Sender::new(Position::START),
+            written: watch::Sender::new(Position::START),
+            grew: Mutex::default(),
+            epoch: AtomicU64::default(),
+            server: Mutex::default(),
+        }))
     }
 
     /// Returns the newest position seen.
     pub fn newest(&self) -> Position {
-        *self.newest.borrow()
+        *self.0.newest.borrow()
     }
 
     /// Subscribes to newer positions. Subscribe before you read the log: then no position that appears in between is missed.
     pub fn subscribe(&self) -> watch::Receiver<Position> {
-        self.newest.subscribe()
+        self.0.newest.subscribe()
     }
 
-    /// Notes a position that was seen in the log.
-    pub(crate) fn seen(&self, head: Position) {
-        self.newest.send_if_modified(|newest| {
-            let newer = head > *newest;
+    /// Returns whether the head moved within the last second.
+    pub fn grows(&self) -> bool {
+        self.0.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
+    }
+
+    /// Returns the number of the epoch, counted from 0. A new one begins if the log has another server, was restored, or if its server was
+    /// restarted. Never use beside one another what was read in different epochs.
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch.load(Ordering::Acquire)
+    }
+
+    /// Returns what was seen up to now. A snapshot that is taken later, on the log's current server, includes it.
+    pub(crate) fn seen_so_far(&self) -> Seen {
+        // In this order: if an epoch begins in between, the position belongs to the later one, and `includes` does not use it.
+        let epoch = self.epoch();
+        Seen { epoch, newest: self.newest() }
+    }
+
+    /// Returns whether a snapshot with this head includes what was seen before it was taken.
+    pub(crate) fn includes(&self, head: Position, seen: Seen) -> bool {
+        head >= seen.newest || seen.epoch != self.epoch()
+    }
+
+    /// Notes a position that was read from the log in this epoch. From then on, what this process reads includes it.
+    pub(crate) fn seen(&self, head: Position, epoch: u64) {
+        self.0.newest.send_if_modified(|newest| {
+            // A new epoch begins before it sets its head, so an older position never replaces that.
+            let newer = head > *newest && epoch == self.epoch();
             if newer {
                 // The first position seen may be old.
                 if *newest > Position::START {
-                    *self.grew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    *self.0.grew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                 }
                 *newest = head;
                 METRICS.head.record(head.0, &[]);
@@ -76,16 +106,11 @@ impl HeadWatcher {
         });
     }
 
-    /// Returns whether the head moved within the last second.
-    pub fn grows(&self) -> bool {
-        self.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))
-    }
-
     /// Notes a position that this process has committed, to be announced.
-    pub(crate) fn committed(&self, head: Position) {
-        self.seen(head);
-        self.written.send_if_modified(|written| {
-            let newer = head > *written;
+    pub(crate) fn committed(&self, head: Position, epoch: u64) {
+        self.seen(head, epoch);
+        self.0.written.send_if_modified(|written| {
+            let newer = head > *written && epoch == self.epoch();
             if newer {
                 *written = head;
             }
@@ -93,107 +118,99 @@ impl HeadWatcher {
         });
     }
 
-    /// Returns the number of the log that this process reads from, counted from 0.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    /// Subscribes to the positions that this process has to announce.
+    pub(crate) fn subscribe_written(&self) -> watch::Receiver<Position> {
+        self.0.written.subscribe()
     }
 
-    /// Notes the log of a new connection. Returns whether it is another log than before; then everything known is forgotten.
-    pub(crate) fn connected_to(&self, log_id: String) -> bool {
-        let mut known = self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.replace(log_id);
-        let other = before.is_some() && before != *known;
-        if other {
-            tracing::warn!(?before, now = ?*known, "connected to another log, or a restored one: forgetting the cached states");
-            self.reset(Position::START);
-        }
-        other
-    }
-
-    /// Starts a new epoch at this head, because the log is another one or ends before a position that was seen.
-    pub(crate) fn reset(&self, head: Position) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.newest.send_replace(head);
-        self.written.send_replace(head);
-    }
-}
-
-/// Announces what this process has written, each time in a transaction of its own, with at least `interval` in between.
-pub(crate) async fn announce(pool: PgPool, head_watcher: HeadWatcher, interval: Duration, closed: CancellationToken) {
-    let mut written = head_watcher.written.subscribe();
-    loop {
-        tokio::select! {
-            () = closed.cancelled() => return,
-            changed = written.changed() => if changed.is_err() { return },
-        }
-        let announced = written.borrow_and_update().to_string();
-        // A lost announcement costs readers their poll interval and nothing else.
-        let announcing = with_timeout(async {
-            let mut connection = PooledConnection::from(&pool).await?;
-            // Not flushed: the events are durable already, and an append would wait behind the flush.
-            let sql = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
-            sqlx::query(sql).bind(CHANNEL).bind(&announced).execute(&mut *connection).await?;
-            connection.done();
-            Ok(())
-        });
-        if let Err(error) = announcing.await {
-            tracing::debug!(%error, "the head was not announced");
-        }
-        tokio::time::sleep(interval).await;
-    }
-}
-
-/// Listens for announcements. Polls the head after each connect, and once in each interval.
-pub(crate) async fn listen(pool: PgPool, head_watcher: HeadWatcher, poll: Duration, closed: CancellationToken) {
-    let listening = async {
-        loop {
-            if let Err(error) = listen_once(&pool, &head_watcher, poll).await {
-                tracing::debug!(%error, "not listening for the head: trying again");
+    /// Notes the server of a new connection, the head that the connection has read, and what was seen before that. Returns the epoch that
+    /// the connection belongs to.
+    ///
+    /// # Errors
+    /// [`StoreError::NotCurrent`] if it is a server that was replaced.
+    pub(crate) fn connected(&self, identity: LogIdentity, head: Position, seen: Seen) -> Result<u64, StoreError> {
+        let mut server = self.0.server.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*server {
+            Some(known) if identity.precedes(&known.identity) && known.connected.elapsed() < PATIENCE => {
+                let (older, newer) = (identity.timeline(), known.identity.timeline());
+                return Err(StoreError::NotCurrent(format!("it is on timeline {older}, and this process has seen timeline {newer}")));
             }
-            tokio::time::sleep(poll).await;
-        }
-    };
-    tokio::select! {
-        () = closed.cancelled() => {}
-        () = listening => {}
-    }
-}
-
-async fn listen_once(pool: &PgPool, head_watcher: &HeadWatcher, poll: Duration) -> Result<(), StoreError> {
-    let mut listener = with_timeout(async {
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(listener)
-    })
-    .await?;
-    loop {
-        // Read before the query, because a position that is seen while the query runs may be newer than its snapshot.
-        let known = head_watcher.newest();
-        let head: Position = with_timeout(async {
-            let mut connection = PooledConnection::from(pool).await?;
-            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
-            connection.done();
-            Ok(head)
-        })
-        .await?;
-        if head < known {
-            tracing::warn!(%head, %known, "the log ends before a position that was seen: it was reset or restored");
-            head_watcher.reset(head);
-        }
-        head_watcher.seen(head);
-        let deadline = tokio::time::Instant::now() + poll;
-        loop {
-            match tokio::time::timeout_at(deadline, listener.try_recv()).await {
-                Ok(Ok(Some(announced))) => {
-                    // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log.
-                    if announced.payload().parse().is_ok_and(|head| Position(head) > head_watcher.newest()) {
-                        break;
-                    }
+            Some(known) if known.identity == identity => {
+                if !self.includes(head, seen) {
+                    tracing::warn!(%head, seen = %seen.newest, "the log ends before a position that was seen: forgetting the cached states");
+                    self.begin_epoch(head);
                 }
-                Ok(Ok(None)) => return Ok(()), // The connection was lost.
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => break,
             }
+            Some(known) => {
+                let (before, newest) = (&known.identity, self.newest());
+                tracing::warn!(?before, now = ?identity, %head, seen = %newest, "the log has another server: forgetting the cached states");
+                self.begin_epoch(head);
+            }
+            None => {}
         }
+        *server = Some(Server { identity, connected: Instant::now() });
+        let epoch = self.epoch();
+        self.seen(head, epoch);
+        Ok(epoch)
+    }
+
+    /// Begins a new epoch at this head.
+    pub(crate) fn begin_epoch(&self, head: Position) {
+        self.0.epoch.fetch_add(1, Ordering::AcqRel);
+        self.0.newest.send_replace(head);
+        self.0.written.send_replace(head);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect(watcher: &HeadWatcher, server: &str, head: i64) -> Result<u64, StoreError> {
+        let identity = LogIdentity::parse(server).unwrap_or_else(|| panic!("{server}"));
+        watcher.connected(identity, Position(head), watcher.seen_so_far())
+    }
+
+    const PRIMARY: &str = "7:00000001:5:a:1700.5";
+    const PROMOTED: &str = "7:00000002:5:a:1800.5";
+
+    #[test]
+    fn a_replaced_server_is_refused_and_its_positions_are_forgotten() {
+        let watcher = HeadWatcher::new();
+        let old = connect(&watcher, PRIMARY, 10).unwrap();
+        watcher.committed(Position(12), old);
+        assert_eq!(watcher.newest(), Position(12));
+        let new = connect(&watcher, PROMOTED, 11).unwrap();
+        assert_ne!(old, new);
+        assert_eq!(watcher.newest(), Position(11));
+        // An answer of the old server that comes late.
+        watcher.seen(Position(13), old);
+        assert_eq!(watcher.newest(), Position(11));
+        assert!(matches!(connect(&watcher, PRIMARY, 20), Err(StoreError::NotCurrent(_))));
+        assert_eq!((watcher.newest(), watcher.epoch()), (Position(11), new));
+        assert_eq!(connect(&watcher, PROMOTED, 12).unwrap(), new);
+    }
+
+    #[test]
+    fn a_restart_or_a_head_behind_begins_an_epoch() {
+        let watcher = HeadWatcher::new();
+        let first = connect(&watcher, PRIMARY, 10).unwrap();
+        assert_eq!(connect(&watcher, PRIMARY, 10).unwrap(), first);
+        let restarted = connect(&watcher, "7:00000001:5:a:1900.5", 10).unwrap();
+        assert_ne!(restarted, first);
+        let behind = connect(&watcher, "7:00000001:5:a:1900.5", 9).unwrap();
+        assert_ne!(behind, restarted);
+        assert_eq!(watcher.newest(), Position(9));
+    }
+
+    #[test]
+    fn a_head_read_before_a_position_was_seen_is_not_behind() {
+        let watcher = HeadWatcher::new();
+        let epoch = connect(&watcher, PRIMARY, 10).unwrap();
+        let seen = watcher.seen_so_far();
+        watcher.committed(Position(11), epoch);
+        let identity = LogIdentity::parse(PRIMARY).unwrap();
+        assert_eq!(watcher.connected(identity, Position(10), seen).unwrap(), epoch);
+        assert_eq!(watcher.newest(), Position(11));
     }
 }

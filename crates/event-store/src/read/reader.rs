@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    connection::{ConnectionPool, PooledConnection, with_timeout},
+    connection::{Pool, PooledConnection, log_connection, with_timeout},
     error::StoreError,
     metrics::record_query_wait,
     position::Position,
     query::query_item::{QueryColumns, placeholders},
     read::{
         answer::Answer,
-        head_watcher::HeadWatcher,
+        head_watcher::{HeadWatcher, Seen},
         read_queue::{ReadQueue, WaitingRead, split},
     },
 };
@@ -41,8 +41,7 @@ pub enum Wait {
 pub(crate) struct Reader(Arc<Inner>);
 
 struct Inner {
-    connections: ConnectionPool,
-    head_watcher: HeadWatcher,
+    pool: Pool,
     /// The number of the log's domain ids.
     ids: usize,
     sql: String,
@@ -50,12 +49,12 @@ struct Inner {
 }
 
 impl Reader {
-    pub(crate) fn new(connections: ConnectionPool, head_watcher: HeadWatcher, ids: usize) -> Self {
-        Self(Arc::new(Inner { connections, head_watcher, ids, sql: sql(ids), waiting: ReadQueue::default() }))
+    pub(crate) fn new(pool: Pool, ids: usize) -> Self {
+        Self(Arc::new(Inner { pool, ids, sql: sql(ids), waiting: ReadQueue::default() }))
     }
 
     pub(crate) fn head_watcher(&self) -> &HeadWatcher {
-        &self.0.head_watcher
+        self.0.pool.connector().head_watcher()
     }
 
     /// Returns the number of the log's domain ids.
@@ -65,13 +64,17 @@ impl Reader {
 
     /// See [`EventStore::head`](crate::EventStore::head).
     pub(crate) async fn head(&self) -> Result<Position, StoreError> {
-        with_timeout(async {
-            let mut connection = self.0.connections.connection().await?;
-            let head = sqlx::query_scalar("SELECT coalesce(max(event_id), 0) FROM event").fetch_one(&mut *connection).await?;
-            connection.done();
-            Ok(head)
-        })
-        .await
+        loop {
+            let seen = self.head_watcher().seen_so_far();
+            let reading = async {
+                let mut connection = PooledConnection::from(&self.0.pool).await?;
+                Ok((log_connection::head(&mut connection).await?, connection))
+            };
+            let (head, connection) = with_timeout(reading).await?;
+            if self.0.accept(connection, head, seen).await? {
+                return Ok(head);
+            }
+        }
     }
 
     /// See [`EventStore::wait`](crate::EventStore::wait).
@@ -94,7 +97,7 @@ impl Reader {
                 return Ok(Wait::Reached);
             }
             // Another process announces its append some milliseconds after the commit, so the log itself is asked.
-            let permit = self.0.connections.read_permit().await?;
+            let permit = self.0.pool.read_permit().await?;
             let head = self.head().await?;
             drop(permit);
             if head >= position {
@@ -115,7 +118,7 @@ impl Reader {
             let permit = tokio::select! {
                 biased;
                 answer = &mut answer => return answer.unwrap_or(Err(StoreError::Closed)),
-                permit = self.0.connections.read_permit() => permit?,
+                permit = self.0.pool.read_permit() => permit?,
             };
             let together = self.0.waiting.take();
             if together.is_empty() {
@@ -125,7 +128,7 @@ impl Reader {
             let has_own = together.iter().any(|read| read.ticket == ticket);
             // A task of its own, because the other callers want their answers even if this one goes away.
             let inner = self.0.clone();
-            self.0.connections.runtime().spawn(async move {
+            self.0.pool.connector().runtime().spawn(async move {
                 inner.read_together(together).await;
                 drop(permit);
             });
@@ -164,12 +167,33 @@ impl Inner {
     async fn read<'a>(&self, items: impl IntoIterator<Item = &'a QueryColumns>) -> Result<Answer, StoreError> {
         let mut columns = QueryColumns::new(self.ids);
         items.into_iter().for_each(|items| columns.extend(items));
-        with_timeout(async {
-            let mut connection = PooledConnection::from(self.connections.pool()).await?;
-            let rows = columns.bind(sqlx::query(&self.sql)).fetch_all(&mut *connection).await?;
+        loop {
+            let seen = self.pool.connector().head_watcher().seen_so_far();
+            let query = columns.clone().bind(sqlx::query(&self.sql));
+            let reading = async {
+                let mut connection = PooledConnection::from(&self.pool).await?;
+                let answer = Answer::from_rows(&query.fetch_all(&mut *connection).await?)?;
+                Ok((answer, connection))
+            };
+            let (answer, connection) = with_timeout(reading).await?;
+            if self.accept(connection, Position(answer.head), seen).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Returns whether an answer with this head is of the log's current server. `seen` was taken before the question.
+    async fn accept(&self, connection: PooledConnection, head: Position, seen: Seen) -> Result<bool, StoreError> {
+        let connector = self.pool.connector();
+        let accepted = connection.is_current() && connector.head_watcher().includes(head, seen);
+        if accepted {
+            connector.head_watcher().seen(head, connection.epoch());
             connection.done();
-            Answer::from_rows(&rows)
-        })
-        .await
+        } else {
+            drop(connection);
+            // A new connection learns which server serves the log now, or that the log was restored.
+            connector.connect().await?;
+        }
+        Ok(accepted)
     }
 }

@@ -221,7 +221,8 @@ async fn queries_of_dashboards_and_alerts_have_an_answer() {
     live(&running, &database, &kafka).await;
     stir(&running, &kafka).await;
     // A rebuild that waits for `switch`.
-    rebuild_named(&database.pool().await, "cart_items", Switch::WhenAsked).await.unwrap();
+    let pool = event_store::Pool::open(database.options(), &event_store::StoreSettings::default());
+    rebuild_named(&pool, "cart_items", Switch::WhenAsked).await.unwrap();
 
     let faults: BTreeMap<&str, &str> = ONLY_IN_A_FAULT.into();
     let mut asked = queries();
