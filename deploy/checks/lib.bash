@@ -1,6 +1,6 @@
 # Shared by the checks of whole shops: output, images, days in the shop, and requests to the shop's address.
 #
-# The sourcing script sets `work` (a directory), `shop`, `database` (a URL) and `brokers`.
+# The sourcing script sets `work` (a directory), `shop` and `internal` (the two listeners), `database` (a URL) and `brokers`.
 # shellcheck shell=bash
 
 services=(cart-commands inventory-translator cart-projections publisher)
@@ -47,7 +47,7 @@ build_both() {
 
 # Starts a day in the shop in the background. `lived` waits for its outcome.
 live() { # flags...
-    COMMANDS_URL=http://$shop PROJECTIONS_URL=http://$shop KAFKA_BOOTSTRAP_SERVERS=$brokers DATABASE_URL=$database \
+    COMMANDS_URL=http://$shop PROJECTIONS_URL=http://$shop INTERNAL_URL=http://$internal KAFKA_BOOTSTRAP_SERVERS=$brokers DATABASE_URL=$database \
         "$dev" demo "$@" > "$work/demo" 2>&1 &
     demo=$!
     until_true 'the shop to open' 90 grep --quiet --extended-regexp 'the shop opens|^error' "$work/demo"
@@ -61,33 +61,34 @@ lived() {
 still_living() { kill -0 "$demo" 2> /dev/null || { cat "$work/demo" >&2; fail "the day ended too early: $*"; }; }
 stop_living() { [[ -z $demo ]] || kill "$demo" 2> /dev/null; }
 
-get() { curl --silent --show-error --output "$work/body" --write-out '%{http_code}' "http://$shop$1" "${@:2}"; }
-expect() { # status, path, curl's arguments...
+expect() { # status, listener, path, curl's arguments...
     local status
-    status=$(get "${@:2}")
-    [[ $status == "$1" ]] || fail "$2 is answered $status instead of $1: $(< "$work/body")"
-    say "$2: $status $(head --bytes=100 "$work/body" | tr '\n' ' ')"
+    status=$(curl --silent --show-error --output "$work/body" --write-out '%{http_code}' "http://$2$3" "${@:4}")
+    [[ $status == "$1" ]] || fail "$2$3 is answered $status instead of $1: $(< "$work/body")"
+    say "$2$3: $status $(head --bytes=100 "$work/body" | tr '\n' ' ')"
 }
-# Asks every route of every service, and checks that internal routes are not routed.
-ask_the_one_address() {
-    local id=01980000-0000-7000-8000-00000000000 position
-    step 'one address'
-    expect 200 "/changeinventory/${id}c" --json '{"product_id":"'${id}c'","inventory":5}'
-    expect 200 "/changeprice/${id}c" --json '{"product_id":"'${id}c'","old_price":"9.00","new_price":"9.99"}'
-    expect 200 "/additem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'","product_id":"'${id}c'","description":"A tea pot","image":"","price":"9.99"}'
+# Asks every route of every service through its listener, and checks that the other listener does not route it.
+ask_both_listeners() {
+    local id=01980000-0000-7000-8000-00000000000 position path
+    step 'two listeners'
+    expect 200 "$internal" "/changeinventory/${id}c" --json '{"product_id":"'${id}c'","inventory":5}'
+    expect 200 "$internal" "/changeprice/${id}c" --json '{"product_id":"'${id}c'","old_price":"9.00","new_price":"9.99"}'
+    expect 200 "$shop" "/additem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'","product_id":"'${id}c'","description":"A tea pot","image":"","price":"9.99"}'
     position=$(jq '.[1]' "$work/body")
-    expect 200 "/${id}a/cartitems"
-    expect 200 "/${id}a/cartitemsfromdb?min_position=$position"
-    expect 200 "/cartswithproducts/${id}c?min_position=$position"
-    expect 200 "/inventories/${id}c?min_position=$position"
-    expect 200 "/removeitem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'"}'
-    expect 409 "/submitcart/${id}a" --json '{"cart_id":"'${id}a'"}'
-    expect 200 "/${id}a/submittedcart"
-    expect 200 /cart-commands/openapi.json
-    expect 404 /metrics
-    expect 404 /healthcheck
-    expect 404 /lag
-    expect 404 /
+    expect 200 "$shop" "/${id}a/cartitems"
+    expect 200 "$shop" "/${id}a/cartitemsfromdb?min_position=$position"
+    expect 200 "$internal" "/cartswithproducts/${id}c?min_position=$position"
+    expect 200 "$internal" "/inventories/${id}c?min_position=$position"
+    expect 200 "$shop" "/removeitem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'"}'
+    expect 409 "$shop" "/submitcart/${id}a" --json '{"cart_id":"'${id}a'"}'
+    expect 200 "$shop" "/${id}a/submittedcart"
+    for service in "${services[@]}"; do expect 200 "$internal" "/$service/openapi.json"; done
+    for service in inventory-translator cart-projections publisher; do expect 200 "$internal" "/$service/lag"; done
+    for path in "/changeinventory/${id}c" "/changeprice/${id}c" "/cartswithproducts/${id}c" "/inventories/${id}c" /cart-projections/lag \
+        /cart-commands/openapi.json /metrics /healthcheck /lag /; do
+        expect 404 "$shop" "$path"
+    done
+    for path in "/additem/${id}a" "/${id}a/cartitems" /metrics /healthcheck /lag /; do expect 404 "$internal" "$path"; done
 }
 
 # Fails if standard input has a password.

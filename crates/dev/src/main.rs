@@ -39,7 +39,7 @@ enum Task {
     /// Simulate a day in a shop, and check the result against the log. Starts the stack if it is not up, and stops it again
     ///
     /// To use a shop that runs elsewhere, set COMMANDS_URL, PROJECTIONS_URL, DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS, as
-    /// `cargo dev env` prints them.
+    /// `cargo dev env` prints them. Behind the proxy, set INTERNAL_URL to its internal listener, too.
     Demo {
         /// The number of shoppers, 2 to 5000
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=5000))]

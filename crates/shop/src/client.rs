@@ -25,6 +25,7 @@ pub struct Shop {
     door: Arc<Semaphore>,
     commands: String,
     projections: String,
+    internal: String,
     patience: Duration,
     lost: Arc<AtomicU64>,
 }
@@ -74,15 +75,16 @@ struct Refusal {
 }
 
 impl Shop {
-    /// Makes a client for the URLs of cart-commands and cart-projections, which retries for as long as `patience`.
+    /// Makes a client for the URLs of cart-commands, of cart-projections, and of the back office's queries. It retries for as long as
+    /// `patience`.
     ///
     /// # Errors
     /// The HTTP client cannot be made.
-    pub fn new(commands: &str, projections: &str, patience: Duration) -> Result<Self, Error> {
+    pub fn new(commands: &str, projections: &str, internal: &str, patience: Duration) -> Result<Self, Error> {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(|error| Error::Http(chain(&error)))?;
         let door = Arc::new(Semaphore::new(AT_A_TIME));
-        let (commands, projections) = (commands.to_owned(), projections.to_owned());
-        Ok(Self { client, door, commands, projections, patience, lost: Arc::default() })
+        let [commands, projections, internal] = [commands, projections, internal].map(str::to_owned);
+        Ok(Self { client, door, commands, projections, internal, patience, lost: Arc::default() })
     }
 
     /// The number of lost answers. Their requests were sent again.
@@ -141,7 +143,7 @@ impl Shop {
     /// # Errors
     /// The shop stays unavailable, or gives an unexpected answer.
     pub async fn inventory(&self, product: Uuid) -> Result<Option<u64>, Error> {
-        let route = format!("{}/inventories/{product}", self.projections);
+        let route = format!("{}/inventories/{product}", self.internal);
         let answer: Result<Value, _> = self.ask(&route).await?.json().await;
         let answer = answer.map_err(|error| Error::Http(format!("GET {route}: {}", chain(&error))))?;
         Ok(answer.get("inventory").and_then(Value::as_u64))

@@ -17,11 +17,24 @@ fn text(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The routes that a service has by itself, as its document has them.
-fn own_routes(service: Kind) -> Vec<String> {
-    let document: Value = serde_json::from_str(&text(&format!("services/{}/openapi.json", service.name))).unwrap();
-    let common = ["/healthcheck", "/ready", "/metrics", "/lag", "/openapi.json"];
-    document["paths"].as_object().unwrap().keys().filter(|path| !common.contains(&path.as_str())).cloned().collect()
+/// The listeners of the proxy and the Gateways. The tag of an operation is its listener, or `operations` for one that only the service's own
+/// port answers.
+const LISTENERS: [&str; 2] = ["public", "internal"];
+
+/// The routes of a service's document, each with its operations' tag.
+fn tagged_routes(service: Kind) -> Vec<(String, String)> {
+    let file = format!("services/{}/openapi.json", service.name);
+    let document: Value = serde_json::from_str(&text(&file)).unwrap();
+    let mut routes = vec![];
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let tag = operation["tags"][0].as_str().unwrap_or_default().to_owned();
+            let is_known = LISTENERS.contains(&tag.as_str()) || tag == "operations";
+            assert!(is_known, "{file}, {method} {path}: add tag = \"public\", or \"internal\" for the back office; it has {tag:?}");
+            routes.push((tag, path.clone()));
+        }
+    }
+    routes
 }
 
 #[test]
@@ -54,7 +67,7 @@ fn proxy_finds_each_service_at_its_port() {
     let proxy = text("deploy/proxy/haproxy.cfg");
     for service in ALL {
         let line = format!("server-template {0}- 10 \"{0}${{REPLICAS_SUFFIX}}:{1}\"", service.name, service.default_port);
-        assert_eq!(proxy.contains(&line), !own_routes(service).is_empty(), "{line}");
+        assert!(proxy.contains(&line), "{line}");
     }
 }
 
@@ -260,16 +273,24 @@ fn autoscaling_ends_at_the_number_of_segments_or_partitions() {
     }
 }
 
-/// A route, by its service and the expression that the proxy's line of it has.
-type Route = (String, String);
+/// A route, by its listener, its service and the expression of its path.
+type Route = (String, String, String);
 
+/// The routes behind each listener. Those that every service may have are under the service's name.
 fn documented_routes() -> BTreeSet<Route> {
-    let expression = |path: String| {
-        let parts: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "[^/]+" } else { part }).collect();
-        format!("^{}$", parts.join("/"))
-    };
-    let of_service = |service: Kind| own_routes(service).into_iter().map(move |path| (service.name.to_owned(), expression(path)));
-    ALL.into_iter().flat_map(of_service).collect()
+    let mut routes = BTreeSet::new();
+    for service in ALL {
+        for (tag, path) in tagged_routes(service).into_iter().filter(|(tag, _)| LISTENERS.contains(&tag.as_str())) {
+            let expression = if matches!(path.as_str(), "/lag" | "/openapi.json") {
+                format!("/{}{path}", service.name)
+            } else {
+                let parts: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "[^/]+" } else { part }).collect();
+                format!("^{}$", parts.join("/"))
+            };
+            routes.insert((tag, service.name.to_owned(), expression));
+        }
+    }
+    routes
 }
 
 fn assert_routes(file: &str, found: &BTreeSet<Route>) {
@@ -281,12 +302,19 @@ fn assert_routes(file: &str, found: &BTreeSet<Route>) {
 
 #[test]
 fn proxy_routes_what_the_openapi_documents_have() {
-    let route = |line: &str| {
-        let (service, expression) = line.trim().strip_prefix("use_backend ")?.split_once(" if { path_reg ")?;
-        Some((service.trim().to_owned(), expression.strip_suffix(" }")?.to_owned()))
-    };
     let file = "deploy/proxy/haproxy.cfg";
-    assert_routes(file, &text(file).lines().filter_map(route).collect());
+    let mut found = BTreeSet::new();
+    let mut section = String::new();
+    for line in text(file).lines() {
+        if !line.starts_with([' ', '#']) && !line.is_empty() {
+            section = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        }
+        let Some((service, condition)) = line.trim().strip_prefix("use_backend ").and_then(|rule| rule.split_once(" if { ")) else { continue };
+        let (by, paths) = condition.strip_suffix(" }").unwrap().split_once(' ').unwrap();
+        assert!(matches!(by, "path" | "path_reg"), "{line}");
+        found.extend(paths.split(' ').map(|path| (section.clone(), service.trim().to_owned(), path.to_owned())));
+    }
+    assert_routes(file, &found);
 }
 
 #[test]
@@ -294,21 +322,52 @@ fn gateway_routes_what_the_openapi_documents_have() {
     let file = "deploy/kubernetes/components/gateway/gateway.yaml";
     let gateway = objects(file);
     let mut found = BTreeSet::new();
-    for rule in of_kind(&gateway, "HTTPRoute")["spec"]["rules"].as_array().unwrap() {
-        let service = rule["backendRefs"][0]["name"].as_str().unwrap();
-        for path in rule["matches"].as_array().unwrap().iter().map(|one| &one["path"]) {
-            let value = path["value"].as_str().unwrap();
-            match path["type"].as_str().unwrap() {
-                "PathPrefix" => found.insert((service.to_owned(), format!("^{value}/[^/]+$"))),
-                "RegularExpression" => found.insert((service.to_owned(), value.to_owned())),
-                _ => {
-                    assert_eq!(value, format!("/{service}/openapi.json"), "{file}");
-                    true
-                }
-            };
+    for route in gateway.iter().filter(|object| object["kind"] == "HTTPRoute") {
+        let gateway = route["spec"]["parentRefs"][0]["name"].as_str().unwrap();
+        assert_eq!(route["metadata"]["name"], gateway, "{file}");
+        let listener = if gateway == "shop-internal" { "internal" } else { "public" };
+        for rule in route["spec"]["rules"].as_array().unwrap() {
+            let service = rule["backendRefs"][0]["name"].as_str().unwrap();
+            for path in rule["matches"].as_array().unwrap().iter().map(|one| &one["path"]) {
+                let value = path["value"].as_str().unwrap();
+                let expression = match path["type"].as_str().unwrap() {
+                    "PathPrefix" => format!("^{value}/[^/]+$"),
+                    _ => value.to_owned(),
+                };
+                found.insert((listener.to_owned(), service.to_owned(), expression));
+            }
+            let kind = ALL.into_iter().find(|kind| kind.name == service).unwrap();
+            assert_eq!(rule["backendRefs"], json!([{"name": service, "port": kind.default_port}]), "{file}");
         }
-        let kind = ALL.into_iter().find(|kind| kind.name == service).unwrap();
-        assert_eq!(rule["backendRefs"], json!([{"name": service, "port": kind.default_port}]), "{file}");
     }
     assert_routes(file, &found);
+}
+
+#[test]
+fn back_office_is_not_public() {
+    let public: Vec<_> = documented_routes().into_iter().filter(|(listener, ..)| listener == "public").map(|(.., path)| path).collect();
+    assert!(!public.is_empty());
+    let back_office = ["/changeinventory/", "/changeprice/", "/cartswithproducts/", "/inventories/", "/lag", "/openapi.json"];
+    for path in public {
+        assert!(!back_office.iter().any(|one| path.contains(one)), "shoppers reach {path}");
+    }
+}
+
+#[test]
+fn compose_binds_the_back_office_to_loopback_and_keeps_the_proxy_from_the_servers() {
+    let compose: Value = serde_saphyr::from_str(&text("docker-compose.yml")).unwrap();
+    let services = compose["services"].as_object().unwrap();
+    let ports = |service: &str| services[service]["ports"].as_array().cloned().unwrap_or_default();
+    let internal = ports("proxy").into_iter().filter(|port| port.as_str().unwrap().ends_with(":8090")).collect::<Vec<_>>();
+    assert_eq!(internal, [json!("127.0.0.1:${CARTLOG_INTERNAL_PORT:-8090}:8090")]);
+    let networks = |service: &str| -> BTreeSet<String> {
+        let of = services[service]["networks"].as_array().unwrap_or_else(|| panic!("{service} is in the default network"));
+        of.iter().map(|network| network.as_str().unwrap().to_owned()).collect()
+    };
+    for server in ["postgres", "kafka"] {
+        assert!(networks("proxy").is_disjoint(&networks(server)), "the proxy reaches {server}");
+    }
+    for service in ALL {
+        assert!(!networks("proxy").is_disjoint(&networks(service.name)), "the proxy does not reach {}", service.name);
+    }
 }

@@ -16,6 +16,7 @@ use crate::{changes::MaxChanges, stock::Stock};
 /// first.
 #[utoipa::path(
     operation_id = "add_item",
+    tag = "public",
     params(("cart_id" = CartId, Path)),
     request_body = AddItem,
     responses(

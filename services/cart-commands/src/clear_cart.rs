@@ -11,6 +11,7 @@ use crate::changes::MaxChanges;
 /// Removes every item from a cart. A body is ignored.
 #[utoipa::path(
     operation_id = "clear_cart",
+    tag = "public",
     params(("cart_id" = CartId, Path)),
     responses(
         (status = 200, description = "The cart's id, and the position of CartCleared in the log.", body = (CartId, i64)),

@@ -12,6 +12,7 @@ use crate::changes::MaxChanges;
 /// Removes an item from a cart.
 #[utoipa::path(
     operation_id = "remove_item",
+    tag = "public",
     params(("cart_id" = CartId, Path)),
     request_body = RemoveItem,
     responses(

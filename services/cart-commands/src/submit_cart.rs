@@ -12,6 +12,7 @@ use crate::stock::Stock;
 /// Submits a cart. A submitted cart never changes again, and it is published.
 #[utoipa::path(
     operation_id = "submit_cart",
+    tag = "public",
     params(("cart_id" = CartId, Path)),
     request_body = SubmitCart,
     responses(

@@ -19,6 +19,7 @@ use crate::unknown_cart::unknown_cart;
 /// Answers a cart's items, folded from the log as it is now, or as it was at a position.
 #[utoipa::path(
     operation_id = "cart_items",
+    tag = "public",
     params(("cart_id" = CartId, Path), At, MinPosition),
     responses(
         (status = 200, body = CartItems),
@@ -40,6 +41,7 @@ pub(crate) async fn live(
 /// Answers a cart's items from the projection. An event written a moment ago may be missing unless `min_position` names it.
 #[utoipa::path(
     operation_id = "cart_items_from_db",
+    tag = "public",
     params(("cart_id" = CartId, Path), MinPosition),
     responses(
         (status = 200, body = CartItems),

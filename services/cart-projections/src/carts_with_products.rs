@@ -15,6 +15,7 @@ use uuid::Uuid;
 /// Answers the carts and items that hold a product, in the order they were added, page by page. Submitted carts do not count.
 #[utoipa::path(
     operation_id = "carts_with_products",
+    tag = "internal",
     params(("product_id" = ProductId, Path), Page, MinPosition),
     responses(
         (status = 200, description = "A page.", body = [CartWithProduct],

@@ -15,6 +15,7 @@ use uuid::Uuid;
 /// Answers the newest reported inventory of a product, or null if it was never reported.
 #[utoipa::path(
     operation_id = "inventories",
+    tag = "internal",
     params(("product_id" = ProductId, Path), MinPosition),
     responses((status = 200, body = Option<ProductInventory>), (status = 503, description = "behind, parked", body = ErrorBody))
 )]

@@ -12,6 +12,7 @@ use crate::unknown_cart::unknown_cart;
 /// Answers the ordered products and the total of a submitted cart, or null before it is submitted.
 #[utoipa::path(
     operation_id = "submitted_cart",
+    tag = "public",
     params(("cart_id" = CartId, Path), At, MinPosition),
     responses(
         (status = 200, body = Option<SubmittedCart>),

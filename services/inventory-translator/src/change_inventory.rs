@@ -23,6 +23,7 @@ pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, InvalidMes
 /// Changes the inventory of a product. A command that is sent again after a lost reply is a second change.
 #[utoipa::path(
     operation_id = "change_inventory",
+    tag = "internal",
     params(("product_id" = ProductId, Path)),
     request_body = ChangeInventory,
     responses((status = 200, description = "The product's id, and the position of InventoryChanged in the log.", body = (ProductId, i64)))

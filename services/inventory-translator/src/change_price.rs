@@ -25,6 +25,7 @@ pub(crate) fn translate(message: &Message<'_>) -> Result<DomainEvent, InvalidMes
 /// second change.
 #[utoipa::path(
     operation_id = "change_price",
+    tag = "internal",
     params(("product_id" = ProductId, Path)),
     request_body = ChangePrice,
     responses((status = 200, description = "The product's id, and the position of PriceChanged in the log.", body = (ProductId, i64)))

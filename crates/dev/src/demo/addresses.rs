@@ -4,6 +4,8 @@ use crate::state::Up;
 use embedded::error::Error;
 use shop::services::{COMMANDS, Kind, PROJECTIONS};
 
+/// The shop's internal listener, if one proxy serves all services.
+const INTERNAL: &str = "INTERNAL_URL";
 const DATABASE: &str = "DATABASE_URL";
 const KAFKA: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
@@ -14,6 +16,8 @@ pub struct Addresses {
     pub commands: String,
     /// The URL of cart-projections, without a slash at the end.
     pub projections: String,
+    /// The URL that answers the queries of the back office, without a slash at the end.
+    pub internal: String,
     /// The database, for its owner.
     pub database: String,
     /// Kafka's bootstrap servers.
@@ -27,11 +31,14 @@ impl Addresses {
     /// Some of them are missing.
     pub(crate) fn given(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Error> {
         let value = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let url = |service: Kind| value(service.variable).map(|url| url.trim_end_matches('/').to_owned());
-        match (url(COMMANDS), url(PROJECTIONS), value(DATABASE), value(KAFKA)) {
+        let url = |name: &str| value(name).map(|url| url.trim_end_matches('/').to_owned());
+        match (url(COMMANDS.variable), url(PROJECTIONS.variable), value(DATABASE), value(KAFKA)) {
             // The servers alone are settings of `cargo dev up`.
             (None, None, ..) => Ok(None),
-            (Some(commands), Some(projections), Some(database), Some(kafka)) => Ok(Some(Self { commands, projections, database, kafka })),
+            (Some(commands), Some(projections), Some(database), Some(kafka)) => {
+                let internal = url(INTERNAL).unwrap_or_else(|| projections.clone());
+                Ok(Some(Self { commands, projections, internal, database, kafka }))
+            }
             (commands, projections, database, kafka) => {
                 let all = [(COMMANDS.variable, commands), (PROJECTIONS.variable, projections), (DATABASE, database), (KAFKA, kafka)];
                 let names =
@@ -54,6 +61,7 @@ impl Addresses {
         Ok(Self {
             commands: url(COMMANDS)?,
             projections: url(PROJECTIONS)?,
+            internal: url(PROJECTIONS)?,
             database: up.database.address.clone(),
             kafka: up.kafka.address.clone(),
         })
@@ -74,7 +82,9 @@ mod tests {
     #[test]
     fn given_needs_every_address_of_another_shop() {
         let all = given(&[SERVICES, SERVERS].concat()).unwrap().unwrap();
-        assert_eq!((all.commands.as_str(), all.projections.as_str()), ("http://shop", "http://shop"));
+        assert_eq!((all.commands.as_str(), all.projections.as_str(), all.internal.as_str()), ("http://shop", "http://shop", "http://shop"));
+        let behind_a_proxy = given(&[&SERVICES[..], &SERVERS, &[("INTERNAL_URL", "http://shop:8090/")]].concat()).unwrap().unwrap();
+        assert_eq!(behind_a_proxy.internal, "http://shop:8090");
         assert_eq!(given(&SERVERS).unwrap(), None, "the servers alone are for `cargo dev up`");
         let error = given(&[SERVICES[0], SERVERS[0]]).unwrap_err().to_string();
         assert!(error.contains("(COMMANDS_URL and DATABASE_URL)"), "{error}");

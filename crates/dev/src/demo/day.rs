@@ -43,7 +43,7 @@ pub struct Plan {
 pub(crate) async fn live(addresses: &Addresses, plan: Plan, report: &Report) -> Result<Checks, Error> {
     let pool = database::connect(&addresses.database).await?;
     let day = Day {
-        shop: Shop::new(&addresses.commands, &addresses.projections, plan.patience)?,
+        shop: Shop::new(&addresses.commands, &addresses.projections, &addresses.internal, plan.patience)?,
         supply: Supply::new(&addresses.kafka)?,
         catalogue: Arc::new(Catalogue::draw()),
         ledger: Arc::new(Ledger::default()),

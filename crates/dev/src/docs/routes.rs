@@ -28,12 +28,12 @@ pub(super) fn table(checkout: &Path) -> Result<String, Error> {
     }
     // Routes that only one service has come first.
     routes.sort_by_key(|route| (route.services.len() > 1, services::ALL.iter().position(|service| route.services[0] == service.name)));
-    let mut table = String::from("| service | route | what it does | body | answer |\n| --- | --- | --- | --- | --- |\n");
+    let mut table = String::from("| service | listener | route | what it does | body | answer |\n| --- | --- | --- | --- | --- | --- |\n");
     let mut last = String::new();
-    for Route { services: of, call, what, body, answer } in routes {
+    for Route { services: of, listener, call, what, body, answer } in routes {
         let of = if of.len() == services::ALL.len() { "every service".to_owned() } else { of.join(", ") };
         let shown = if of == last { "" } else { &of };
-        let _ = writeln!(table, "| {shown} | `{call}` | {} | {body} | {answer} |", cell(&what));
+        let _ = writeln!(table, "| {shown} | {listener} | `{call}` | {} | {body} | {answer} |", cell(&what));
         last = of;
     }
     Ok(table)
@@ -41,6 +41,8 @@ pub(super) fn table(checkout: &Path) -> Result<String, Error> {
 
 struct Route {
     services: Vec<&'static str>,
+    /// The proxy's listener; empty for a route that only the service's own port answers.
+    listener: String,
     /// Method and path.
     call: String,
     what: String,
@@ -65,6 +67,7 @@ fn read(document: &Value) -> Vec<Route> {
             let summary = sentence(operation["summary"].as_str().unwrap_or_default());
             routes.push(Route {
                 services: vec![],
+                listener: operation["tags"][0].as_str().filter(|tag| *tag != "operations").unwrap_or_default().to_owned(),
                 call: format!("{} {path}", method.to_uppercase()),
                 what: summary.split_once(". ").map_or(summary.clone(), |(first, _)| format!("{first}.")),
                 body: code(content(&operation["requestBody"]).as_ref()),

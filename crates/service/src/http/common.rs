@@ -69,7 +69,7 @@ async fn metrics(operations: Data<Operations>) -> Result<HttpResponse, HttpError
 /// Answers this document.
 #[utoipa::path(
     operation_id = "openapi",
-    tag = "operations",
+    tag = "internal",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = serde_json::Value))
 )]
 #[get("/openapi.json")]

@@ -171,7 +171,7 @@ pub(crate) fn of<E: LogEvent>(projections: &Projections<E>) -> Cached<Lag> {
 /// Answers how far all processes of the service together are behind. The answer is at most a second old.
 #[utoipa::path(
     operation_id = "lag",
-    tag = "operations",
+    tag = "internal",
     responses(
         (status = 200, body = Lag),
         (status = 503, description = "unavailable, busy", body = ErrorBody)
