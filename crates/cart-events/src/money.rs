@@ -53,19 +53,25 @@ impl FromStr for Price {
     /// # Errors
     /// If the text is no such number, or no price.
     fn from_str(text: &str) -> Result<Self, PriceError> {
-        let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        // `Decimal` rounds longer numbers, so a longer text is refused.
-        if text.len() > 28 || !text.starts_with(|c: char| c.is_ascii_digit()) || text.ends_with('.') {
+        // `Decimal` rounds longer numbers, so a longer text is refused. It also reads texts that are no JSON numbers, such as 1_0 and 1.e2.
+        if text.len() > 28 || !is_number(text) {
             return Err(PriceError);
         }
-        let value = if plain {
-            Decimal::from_str_exact(text).map_err(|_| PriceError)?
-        } else {
-            // 1e2 is a JSON number, too.
-            Decimal::from_scientific(text).map_err(|_| PriceError)?.normalize()
+        let value = match text.contains(['e', 'E']) {
+            false => Decimal::from_str_exact(text),
+            true => Decimal::from_scientific(text).map(|value| value.normalize()),
         };
-        Self::try_from(value)
+        Self::try_from(value.map_err(|_| PriceError)?)
     }
+}
+
+/// Tells whether a text is digits, an optional point with decimals, and an optional exponent.
+fn is_number(text: &str) -> bool {
+    let are_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (number, exponent) = text.split_once(['e', 'E']).map_or((text, None), |(number, exponent)| (number, Some(exponent)));
+    let (whole, decimals) = number.split_once('.').map_or((number, None), |(whole, decimals)| (whole, Some(decimals)));
+    let exponent = exponent.map(|exponent| exponent.strip_prefix(['+', '-']).unwrap_or(exponent));
+    are_digits(whole) && decimals.is_none_or(are_digits) && exponent.is_none_or(are_digits)
 }
 
 impl<'a> Sum<&'a Price> for Total {
@@ -156,6 +162,8 @@ mod tests {
             ("\"9.99\"", "9.99"),
             ("1e2", "100.00"),
             ("1.5e1", "15.00"),
+            ("1.50E+1", "15.00"),
+            ("\"150e-1\"", "15.00"),
             ("9999999999.99", "9999999999.99"),
             ("\"9999999999.99\"", "9999999999.99"),
             ("0.1", "0.10"),
@@ -191,6 +199,19 @@ mod tests {
             "\"1.\"",
             "\".5\"",
             "\"1_0\"",
+            "\"1_0e1\"",
+            "\"1e1_0\"",
+            "\"1.e2\"",
+            "\".5e1\"",
+            "\"1e\"",
+            "\"1e+\"",
+            "\"1e+-2\"",
+            "\"1e 2\"",
+            "\"e2\"",
+            "\"1e2e2\"",
+            "\"1.5.5\"",
+            "\"1e2.5\"",
+            "\"١\"",
             "null",
             "true",
             "[]",

@@ -309,7 +309,9 @@ fn proxy_routes_what_the_openapi_documents_have() {
         if !line.starts_with([' ', '#']) && !line.is_empty() {
             section = line.split(' ').nth(1).unwrap_or_default().to_owned();
         }
-        let Some((service, condition)) = line.trim().strip_prefix("use_backend ").and_then(|rule| rule.split_once(" if { ")) else { continue };
+        let Some((service, condition)) = line.trim().strip_prefix("use_backend ").and_then(|rule| rule.split_once(" if { ")) else {
+            continue;
+        };
         let (by, paths) = condition.strip_suffix(" }").unwrap().split_once(' ').unwrap();
         assert!(matches!(by, "path" | "path_reg"), "{line}");
         found.extend(paths.split(' ').map(|path| (section.clone(), service.trim().to_owned(), path.to_owned())));

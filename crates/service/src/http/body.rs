@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, web::BytesMut};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web::BytesMut};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -20,7 +20,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A JSON object, read into `T`.
 ///
 /// A body that cannot be read is refused with 400 and a message that names the field. Another content type than
-/// `application/json` is refused with 415, a body of more than [`MAX_BODY_BYTES`] with 413.
+/// `application/json` is refused with 415, like a compressed body. A body of more than [`MAX_BODY_BYTES`] is refused with 413.
 #[derive(Debug, Clone, Copy)]
 pub struct JsonBody<T>(pub T);
 
@@ -30,13 +30,16 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let is_json = request.content_type().eq_ignore_ascii_case("application/json");
-        let payload = payload.take();
+        let is_encoded = is_encoded(request);
+        let reading = read(request, payload.take());
         Box::pin(async move {
-            let body = read(payload).await?;
-            if !is_json {
-                return Err(HttpError::new(ErrorCode::UnsupportedMediaType, "the Content-Type must be application/json"));
+            let body = reading.await?;
+            let refused = |message| Err(HttpError::new(ErrorCode::UnsupportedMediaType, message));
+            match (is_json, is_encoded) {
+                (false, _) => refused("the Content-Type must be application/json"),
+                (true, true) => refused("the body must not be compressed: leave the Content-Encoding out"),
+                (true, false) => parse(&body).map(Self),
             }
-            parse(&body).map(Self)
         })
     }
 }
@@ -51,19 +54,39 @@ impl FromRequest for IgnoredBody {
     type Error = HttpError;
     type Future = Pin<Box<dyn Future<Output = Result<Self, HttpError>>>>;
 
-    fn from_request(_: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let payload = payload.take();
-        Box::pin(async move { read(payload).await.map(|_| Self) })
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = read(request, payload.take());
+        Box::pin(async move { reading.await.map(|_| Self) })
     }
 }
 
-async fn read(mut payload: Payload) -> Result<BytesMut, HttpError> {
-    let reading = async {
+/// Tells whether a Content-Encoding names an encoding. `identity` is none.
+fn is_encoded(request: &HttpRequest) -> bool {
+    let values = request.headers().get_all(header::CONTENT_ENCODING);
+    let mut encodings = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    encodings.any(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity"))
+}
+
+/// The length of a body in bytes. A body in chunks says itself where it ends.
+fn length(request: &HttpRequest) -> usize {
+    if request.headers().contains_key(header::TRANSFER_ENCODING) {
+        return usize::MAX;
+    }
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.trim().parse().ok());
+    length.unwrap_or(0)
+}
+
+fn read(request: &HttpRequest, mut payload: Payload) -> impl Future<Output = Result<BytesMut, HttpError>> + use<> {
+    // With `Upgrade: websocket`, actix-web's payload goes on until the connection ends.
+    let end = length(request);
+    let reading = async move {
         let (mut body, mut length) = (BytesMut::new(), 0);
-        while length <= MAX_READ_BYTES
+        while length < end.min(MAX_READ_BYTES)
             && let Some(chunk) = payload.next().await
         {
-            let chunk = chunk.map_err(|error| HttpError::new(ErrorCode::MalformedRequest, format!("the body cannot be read: {error}")))?;
+            let mut chunk =
+                chunk.map_err(|error| HttpError::new(ErrorCode::MalformedRequest, format!("the body cannot be read: {error}")))?;
+            chunk.truncate(end - length);
             length += chunk.len();
             if length <= MAX_BODY_BYTES {
                 body.extend_from_slice(&chunk);
@@ -75,10 +98,12 @@ async fn read(mut payload: Payload) -> Result<BytesMut, HttpError> {
         }
         Ok(body)
     };
-    timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(|_| {
-        let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
-        Err(HttpError::new(ErrorCode::RequestTimeout, message))
-    })
+    async {
+        timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(|_| {
+            let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
+            Err(HttpError::new(ErrorCode::RequestTimeout, message))
+        })
+    }
 }
 
 /// Reads a JSON object.

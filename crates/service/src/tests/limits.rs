@@ -1,5 +1,7 @@
 //! Bodies that are too large or broken: a client that is still sending can read the answer.
 
+use std::time::{Duration, Instant};
+
 use actix_web::{Responder, post};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -99,6 +101,52 @@ async fn deep_nesting_is_refused() {
     let answer = running.post("/things", "application/json", format!(r#"{{"a":{}"#, "[".repeat(60_000))).await;
     let message = answer.error().2;
     assert!(message.contains("recursion limit exceeded"), "{message}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn upgrade_is_ignored_and_the_body_ends_at_its_length() {
+    let running = start();
+    let next = "GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n";
+    for upgrade in ["websocket", "WebSocket", "websocket, h2c", "h2c", ""] {
+        for (path, length, body, answered) in
+            [("/things", "2", "{}", "added"), ("/clear", "2", "{}", "cleared"), ("/clear", "0", "", "cleared")]
+        {
+            let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n");
+            let head = format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+            let mut stream = running.connect().await;
+            let start = Instant::now();
+            stream.write_all(format!("{head}{body}{next}").as_bytes()).await.unwrap();
+            let answer = read_answer(&mut stream).await;
+            assert_eq!((answer.status, answer.body.as_str()), (200, answered), "{upgrade}: {path} {body}");
+            assert!(start.elapsed() < Duration::from_secs(10), "{upgrade}: {path} {body} took {:?}", start.elapsed());
+            // actix-web took the next request for a part of the body if it says so; otherwise the next request is answered.
+            if answer.header("connection") != Some("close") {
+                assert_eq!(read_answer(&mut stream).await.body, "Ok", "{upgrade}: {path} {body}");
+            }
+        }
+    }
+    let answer = running.exchange("GET /healthcheck HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!((answer.body.as_str(), answer.header("connection")), ("Ok", Some("close")));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn compressed_body_is_415_and_identity_is_no_compression() {
+    let running = start();
+    let ask = async |encodings: &str| {
+        let head =
+            format!("POST /things HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{encodings}Content-Length: 2\r\n\r\n{{}}");
+        running.exchange(head).await
+    };
+    for none in ["identity", "Identity", "IDENTITY", "", " ", "identity, identity", ",", "identity\r\nContent-Encoding: Identity"] {
+        assert_eq!(ask(&format!("Content-Encoding: {none}\r\n")).await.body, "added", "{none:?}");
+    }
+    for some in ["gzip", "GZIP", "br", "identity, gzip", "identity\r\nContent-Encoding: gzip", "nonsense"] {
+        let (status, code, message) = ask(&format!("Content-Encoding: {some}\r\n")).await.error();
+        assert_eq!((status, code.as_str()), (415, "unsupported_media_type"), "{some:?}: {message}");
+        assert!(message.contains("Content-Encoding"), "{message}");
+    }
     running.stop().await.unwrap();
 }
 
