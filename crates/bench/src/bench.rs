@@ -1,4 +1,4 @@
-//! What every scenario needs: a server, and services on the bench's own databases.
+//! Starts services on the bench's own databases.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     sizes::Sizes,
 };
 
-/// What every scenario needs.
+/// The servers, programs and sizes of a run, which every scenario uses.
 pub(crate) struct Bench {
     pub(crate) server: Server,
     pub(crate) kafka: Option<String>,

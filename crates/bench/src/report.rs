@@ -249,7 +249,7 @@ impl Report {
         bar("Cart Items, caught up, to disintegrate-postgres' listener".to_owned(), caught_up, 30.0, 60.0);
         let half: Of = |sample| sample.p50_ms;
         let most: Of = |sample| sample.p99_ms;
-        // Rates, so that a read of the rival takes this many times as long.
+        // These are ratios of rates: the other read takes this many times as long.
         let long = self.ratio(live, (scenarios::LONG_READ, loud, Live));
         bars.push(Bar::new(format!("{}, time to that of 4 changes", scenarios::LONG_READ), long, 1.5, 1.25, true, "times"));
         if sizes.before.len() > 1 {

@@ -6,7 +6,7 @@ use disintegrate::{IdentifierType, IdentifierValue, IntoIdentifierValue};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::{Uuid, Variant};
 
-/// What an id must be.
+/// The rule that an id breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a UUID of version 7, such as 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub struct IdError;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The largest price, which is the largest value of the column numeric(12,2).
 const MAX: Decimal = Decimal::from_parts(0xD4A5_0FFF, 0xE8, 0, false, 2);
 
-/// What a price must be.
+/// The rule that a price breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a decimal from 0 to 9999999999.99 with at most 2 decimal places, such as \"9.99\"")]
 pub struct PriceError;

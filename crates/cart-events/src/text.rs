@@ -8,7 +8,7 @@ use utoipa::openapi::{
     schema::{Schema, Type},
 };
 
-/// What a text or count must be.
+/// The rule that a text or a count breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// The length is out of range.

@@ -139,7 +139,7 @@ impl AddItem {
 
 type Content = (ProductId, Description, Image, Price);
 
-/// What Add Item needs to know about the cart.
+/// The part of a cart that Add Item depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Cart {

@@ -1,7 +1,7 @@
 //! The limit of a cart's changes, which Add Item, Remove Item and Clear Cart share.
 //!
-//! A cart without it would grow until no command could read it in time. Each of the three counts the cart's events in its own state, so the
-//! number is part of its consistency boundary and the limit is exact. Submit Cart ignores the limit: a shopper can always order what is in
+//! Without a limit, a cart can grow until no command can read it in time. Each of the three counts the cart's events in its own state. So the
+//! number is part of its consistency boundary, and the limit is exact. Submit Cart ignores the limit: a shopper can always order what is in
 //! the cart. Archive Item ignores it too, and archives at most the items that are left.
 
 /// How many changes a cart takes: events of the cart, CartCreated included.

@@ -88,7 +88,7 @@ impl Decision for ClearCart {
     }
 }
 
-/// Whether a cart exists and may still change. Clearing does not depend on its items, but on their number of changes.
+/// Whether a cart exists and may still change. Clearing does not depend on which items it has.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Open {

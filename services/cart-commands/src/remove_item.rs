@@ -100,7 +100,7 @@ impl Decision for RemoveItem {
     }
 }
 
-/// One item of a cart. Its removal does not depend on the other items, but on their number of changes.
+/// One item of a cart. The other items matter only to the number of the cart's changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct ItemInCart {

@@ -142,7 +142,7 @@ impl Automation for ArchiveItemAutomation {
     }
 }
 
-/// What a to-do asks for.
+/// The payload of a to-do.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Work {
@@ -170,8 +170,8 @@ impl Changes {
     /// Enqueues a to-do for each item of the next portions. A change whose portion is full gets a to-do for the portion after it.
     ///
     /// A change of price has no key: it comes once in each segment, which knows only its own carts as they were at the change. So a portion
-    /// is one of the transaction's segments, or of the parked cart that is retried. The items of other carts are looked at too, so that
-    /// one statement looks at no more than a portion.
+    /// is one of the transaction's segments, or of the parked cart that is retried. The limit counts the items of other carts too: it bounds
+    /// the statement.
     async fn enqueue(&self, transaction: &mut PgConnection, portion: i64) -> Result<(), sqlx::Error> {
         if self.products.is_empty() {
             return Ok(());
