@@ -1,6 +1,7 @@
 //! Whether the service is ready for requests.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, FutureExt, join, join_all};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -23,17 +24,21 @@ pub const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// What must hold for the service to be ready.
+/// What must hold for the service to be ready, and what an operator should know although it is.
 #[derive(Clone)]
 pub(crate) struct Readiness {
     checks: Vec<(&'static str, Check)>,
+    warnings: Vec<(&'static str, Check)>,
     stopping: CancellationToken,
 }
+
+/// What each check that failed says, by its name.
+pub(crate) type Reasons = BTreeMap<&'static str, String>;
 
 impl Readiness {
     /// Is ready until checks are added or `stopping` is cancelled.
     pub(crate) fn new(stopping: CancellationToken) -> Self {
-        Self { checks: Vec::new(), stopping }
+        Self { checks: vec![], warnings: vec![], stopping }
     }
 
     pub(crate) fn add<F, Fut>(&mut self, name: &'static str, check: F)
@@ -44,25 +49,45 @@ impl Readiness {
         self.checks.push((name, Arc::new(move || check().boxed())));
     }
 
-    /// Runs all checks at once.
+    /// Adds a check that does not make the service unready.
+    pub(crate) fn warn<F, Fut>(&mut self, name: &'static str, check: F)
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.warnings.push((name, Arc::new(move || check().boxed())));
+    }
+
+    /// Runs all checks at once, and answers the warnings.
     ///
     /// # Errors
-    /// 503 that lists what the service waits for.
-    pub(crate) async fn check(&self) -> Result<(), HttpError> {
+    /// 503 that lists what the service waits for, and the warnings.
+    pub(crate) async fn check(&self) -> Result<Reasons, HttpError> {
         if self.stopping.is_cancelled() {
             return Err(not_ready("shutting down"));
         }
-        let outcomes = join_all(self.checks.iter().map(|(name, check)| async move {
-            match timeout(CHECK_TIMEOUT, check()).await {
-                Ok(Ok(())) => None,
-                Ok(Err(reason)) => Some(format!("{name}: {reason}")),
-                Err(_) => Some(format!("{name}: no answer within {} seconds", CHECK_TIMEOUT.as_secs())),
-            }
-        }))
-        .await;
-        let waiting: Vec<String> = outcomes.into_iter().flatten().collect();
-        if waiting.is_empty() { Ok(()) } else { Err(not_ready(format!("waiting for: {}", waiting.join("; ")))) }
+        let (waiting, warnings) = join(failing(&self.checks), failing(&self.warnings)).await;
+        if waiting.is_empty() {
+            return Ok(warnings);
+        }
+        let sentence = |reasons: &Reasons| reasons.iter().map(|(name, reason)| format!("{name}: {reason}")).collect::<Vec<_>>().join("; ");
+        let mut message = format!("waiting for: {}", sentence(&waiting));
+        if !warnings.is_empty() {
+            message += &format!(". Warnings: {}", sentence(&warnings));
+        }
+        Err(not_ready(message))
     }
+}
+
+async fn failing(checks: &[(&'static str, Check)]) -> Reasons {
+    let outcomes = checks.iter().map(|(name, check)| async move {
+        let reason = match timeout(CHECK_TIMEOUT, check()).await {
+            Ok(outcome) => outcome.err()?,
+            Err(_) => format!("no answer within {} seconds", CHECK_TIMEOUT.as_secs()),
+        };
+        Some((*name, reason))
+    });
+    join_all(outcomes).await.into_iter().flatten().collect()
 }
 
 /// Asks the process that serves with these settings whether it is ready. A container's health check runs this, because the image has no

@@ -83,6 +83,18 @@ impl Service {
         self
     }
 
+    /// Makes `/ready` show a warning while a check fails. The service stays ready: it does its work, but an operator should act, for
+    /// example on a blocked segment or partition. The check may take [`CHECK_TIMEOUT`](crate::CHECK_TIMEOUT).
+    #[must_use]
+    pub fn warn_when<F, Fut>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.readiness.warn(name, check);
+        self
+    }
+
     /// Starts a background task. It runs until its token is cancelled, then finishes its work. If it ends or panics before, the process
     /// stops with exit code 1.
     #[must_use]
@@ -193,6 +205,11 @@ impl Service {
                 }
             }
         })
+    }
+
+    /// Tells whether a background task of this name was started.
+    pub(crate) fn has_background(&self, name: &str) -> bool {
+        self.background.has(name)
     }
 
     /// Serves the routes until the process is asked to stop or a background task fails. `document` tells a wrong method from an unknown

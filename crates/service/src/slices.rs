@@ -26,13 +26,14 @@ pub struct Program<E> {
     pub slices: fn(&mut Slices<'_, '_, E>),
 }
 
-/// Starts a projection in the background of a service.
+/// A projection by its name, and how to start it in the background of a service.
+type ReadModel<E> = (&'static str, StartProjection<E>);
 type StartProjection<E> = Box<dyn FnOnce(Service, &Projections<E>, &Settings, &[&str]) -> Service>;
 
 /// Takes the slices of a service: a line for each.
 pub struct Slices<'app, 'config, E> {
     app: &'app mut Routes<'config>,
-    projections: Vec<StartProjection<E>>,
+    projections: Vec<ReadModel<E>>,
 }
 
 impl<E: LogEvent> Slices<'_, '_, E> {
@@ -45,12 +46,14 @@ impl<E: LogEvent> Slices<'_, '_, E> {
         self
     }
 
-    /// Adds a read model: its projection runs in the background, and `/ready` waits until it is registered.
+    /// Adds a read model: its projection runs in the background, and `/ready` waits until it is registered. [`Program::run_read_models`]
+    /// starts it. A service that does not call it does not start.
     pub fn read_model<P: Projection<Log = E>>(&mut self, projection: P) -> &mut Self {
-        self.projections.push(Box::new(|service, projections, settings, rebuild| {
+        let start: StartProjection<E> = Box::new(|service, projections, settings, rebuild| {
             let rebuild = rebuild.contains(&P::NAME);
             service.projection(projections, settings, projection, rebuild)
-        }));
+        });
+        self.projections.push((P::NAME, start));
         self
     }
 }
@@ -64,22 +67,27 @@ impl<E: LogEvent> Program<E> {
 
     /// Runs the projections of all read models in the background. Those named in `rebuild` are rebuilt first.
     pub fn run_read_models(&self, service: Service, projections: &Projections<E>, settings: &Settings, rebuild: &[&str]) -> Service {
-        let start = |service, start: StartProjection<E>| start(service, projections, settings, rebuild);
+        let start = |service, (_, start): ReadModel<E>| start(service, projections, settings, rebuild);
         self.collect().1.into_iter().fold(service, start)
     }
 
     pub(crate) async fn serve(&'static self, service: Service) -> Result<(), Fault> {
-        service.serve(self.document(), |app| drop(self.configure(app))).await
+        let (document, read_models) = self.collect();
+        // Its queries would answer that they wait for its first start, for ever.
+        for (name, _) in read_models {
+            anyhow::ensure!(service.has_background(name), "the read model {name} does not run; start it with Program::run_read_models");
+        }
+        service.serve(document, |app| drop(self.configure(app))).await
     }
 
-    fn configure(&self, app: &mut Routes<'_>) -> Vec<StartProjection<E>> {
+    fn configure(&self, app: &mut Routes<'_>) -> Vec<ReadModel<E>> {
         let mut slices = Slices { app, projections: vec![] };
         (self.slices)(&mut slices);
         slices.projections
     }
 
     /// Registers the slices with an application that is not served.
-    fn collect(&self) -> (OpenApi, Vec<StartProjection<E>>) {
+    fn collect(&self) -> (OpenApi, Vec<ReadModel<E>>) {
         let mut projections = vec![];
         let license = LicenseBuilder::new().name(env!("CARGO_PKG_LICENSE")).identifier(Some(env!("CARGO_PKG_LICENSE"))).build();
         let info = InfoBuilder::new().title(self.name).description(Some(self.about)).version(env!("CARGO_PKG_VERSION"));
@@ -92,5 +100,68 @@ impl<E: LogEvent> Program<E> {
 impl<E> fmt::Debug for Program<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use disintegrate::Event;
+    use event_store::Recorded;
+    use serde::{Deserialize, Serialize};
+    use sqlx::PgConnection;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        CancellationToken,
+        settings::{Common, Layers},
+        telemetry::Metrics,
+    };
+
+    #[derive(Debug, Clone, PartialEq, Eq, Event, Serialize, Deserialize)]
+    #[stream(LoanStream, [BookLent])]
+    enum LibraryEvent {
+        BookLent {
+            #[id]
+            member_id: Uuid,
+        },
+    }
+
+    struct Loans;
+
+    #[async_trait]
+    impl Projection for Loans {
+        type Log = LibraryEvent;
+        type Event = LoanStream;
+        const NAME: &'static str = "loans";
+        const TABLES: &'static [&'static str] = &["loans"];
+        const KEYED_BY: Option<&'static str> = Some("member_id");
+
+        fn key(LoanStream::BookLent { member_id }: &LoanStream) -> Option<Uuid> {
+            Some(*member_id)
+        }
+
+        async fn apply(&self, _: &mut PgConnection, _: &[Recorded<LoanStream>]) -> Result<(), sqlx::Error> {
+            Ok(())
+        }
+    }
+
+    static LIBRARY: Program<LibraryEvent> = Program {
+        name: "library",
+        about: "",
+        defaults: "",
+        slices: |slices| {
+            slices.read_model(Loans);
+        },
+    };
+
+    #[tokio::test]
+    async fn read_model_that_does_not_run_is_refused_at_start() {
+        const DEFAULTS: &str = "port = 1\ndatabase_url = 'postgres://a@127.0.0.1:1/b'\ncommand_timeout_milliseconds = 10000";
+        let settings: Common = Layers::load(&[DEFAULTS], None, |_| None).unwrap().read().unwrap();
+        let service = Service::new("library", settings, Metrics::detached(), CancellationToken::new());
+        let refused = LIBRARY.serve(service).await.unwrap_err().to_string();
+        assert_eq!(refused, "the read model loans does not run; start it with Program::run_read_models");
     }
 }

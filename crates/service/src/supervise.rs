@@ -15,6 +15,7 @@ pub(crate) const SPAN: &str = "background";
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
     tasks: JoinSet<Ended>,
+    started: Vec<&'static str>,
     stop: CancellationToken,
 }
 
@@ -32,6 +33,7 @@ impl Supervisor {
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = Result<(), Fault>> + Send + 'static,
     {
+        self.started.push(name);
         let running = task(self.stop.child_token());
         // A task of its own, so that a panic has the task's name.
         let handle = tokio::spawn(running.instrument(info_span!(parent: None, SPAN, task = name)));
@@ -39,6 +41,11 @@ impl Supervisor {
             let outcome = handle.await.unwrap_or_else(|error| Err(Fault::new(error)));
             Ended { name, outcome }
         });
+    }
+
+    /// Tells whether a task was started, even if it has ended.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.started.contains(&name)
     }
 
     /// Waits until a task ends too early. Without tasks, it waits for ever.

@@ -1,11 +1,12 @@
 //! Request bodies: read within bounds, then as JSON.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{borrow::Cow, collections::HashMap, future::Future, pin::Pin, time::Duration};
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, http::header, web::BytesMut};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_json::error::Category;
+use serde_json::{error::Category, value::RawValue};
+use serde_path_to_error::Segment;
 use tokio::time::timeout;
 
 use super::{error::HttpError, error_code::ErrorCode};
@@ -113,14 +114,29 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
         return Err(HttpError::new(ErrorCode::InvalidJson, "the body must be a JSON object"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value =
-        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| unreadable(&error.path().to_string(), error.inner()))?;
-    deserializer.end().map_err(|error| unreadable(".", &error))?;
+    let value = serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| unreadable(&error.path().to_string(), given(body, error.path()), error.inner()))?;
+    deserializer.end().map_err(|error| unreadable(".", None, &error))?;
     Ok(value)
 }
 
-/// Answers 400 with the path of the value that cannot be read and serde's message.
-fn unreadable(path: &str, error: &serde_json::Error) -> HttpError {
+/// The JSON text at a path of a body, shortened.
+fn given(body: &[u8], path: &serde_path_to_error::Path) -> Option<String> {
+    const LONGEST: usize = 40;
+    let mut value: &RawValue = serde_json::from_slice(body).ok()?;
+    for segment in path {
+        value = match segment {
+            Segment::Map { key } => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(value.get()).ok()?.get(key.as_str())?,
+            Segment::Seq { index } => serde_json::from_str::<Vec<&RawValue>>(value.get()).ok()?.get(*index)?,
+            Segment::Enum { .. } | Segment::Unknown => return None,
+        };
+    }
+    let text = value.get();
+    Some(if text.chars().count() <= LONGEST { text.to_owned() } else { text.chars().take(LONGEST).chain(['…']).collect() })
+}
+
+/// Answers 400 with the path of the value that cannot be read, the value, and what is allowed.
+fn unreadable(path: &str, given: Option<String>, error: &serde_json::Error) -> HttpError {
     let message = error.to_string();
     let code = match error.classify() {
         Category::Data if message.starts_with("missing field") => ErrorCode::MissingField,
@@ -128,6 +144,17 @@ fn unreadable(path: &str, error: &serde_json::Error) -> HttpError {
         Category::Data => ErrorCode::InvalidField,
         _ if message.starts_with("number out of range") => ErrorCode::InvalidField,
         _ => ErrorCode::InvalidJson,
+    };
+    // The path says where it is.
+    let reason = message.rsplit_once(" at line ").map_or(&*message, |(reason, _)| reason);
+    let message = match (code, given) {
+        (ErrorCode::InvalidField, Some(given)) => {
+            // serde quotes the whole value before it.
+            let allowed =
+                reason.rsplit_once(", expected ").map_or_else(|| reason.to_owned(), |(_, expected)| format!("must be {expected}"));
+            format!("{allowed}, but it is {given}")
+        }
+        _ => message,
     };
     HttpError::new(code, if matches!(path, "." | "?") { message } else { format!("{path}: {message}") })
 }

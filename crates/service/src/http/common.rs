@@ -1,12 +1,18 @@
 //! The routes of every service.
 
+use std::collections::BTreeMap;
+
 use actix_web::{HttpResponse, get, http::header::ContentType, web::Data};
+use serde::Serialize;
 
 use super::{
     error::{ErrorBody, HttpError},
     position::Draining,
 };
-use crate::{health::Readiness, telemetry::Metrics};
+use crate::{
+    health::{Readiness, Reasons},
+    telemetry::Metrics,
+};
 
 /// Registers routes; each is served, and it is in the OpenAPI document.
 pub type Routes<'config> = utoipa_actix_web::service_config::ServiceConfig<'config>;
@@ -43,15 +49,25 @@ async fn healthcheck() -> HttpResponse {
     operation_id = "ready",
     tag = "operations",
     responses(
-        (status = 200, description = "The service is ready.", body = serde_json::Value, example = json!({"ready": true})),
+        (status = 200, description = "The service is ready. `warnings` says what an operator should look at, by name.", body = Ready),
         (status = 503, description = "The service is starting or stopping. The message says what it waits for.", body = ErrorBody,
             example = json!({"code": "not_ready", "message": "waiting for: log: the database is away"}))
     )
 )]
 #[get("/ready")]
 async fn ready(operations: Data<Operations>) -> Result<HttpResponse, HttpError> {
-    operations.readiness.check().await?;
-    Ok(HttpResponse::Ok().json(serde_json::json!({ "ready": true })))
+    let warnings = operations.readiness.check().await?;
+    Ok(HttpResponse::Ok().json(Ready { ready: true, warnings }))
+}
+
+/// A service that is ready.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Ready {
+    #[schema(example = true)]
+    ready: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>, required = false)]
+    warnings: Reasons,
 }
 
 /// Answers the metrics in Prometheus's text format.

@@ -75,6 +75,26 @@ async fn service_is_ready_when_every_check_passes() {
 }
 
 #[tokio::test]
+async fn warning_leaves_the_service_ready() {
+    let away = Arc::new(AtomicBool::new(false));
+    let log = away.clone();
+    let service = service(settings(&[]))
+        .warn_when("prices", || async { Err("partition 3 is blocked".to_owned()) })
+        .warn_when("carts", || async { Ok(()) })
+        .ready_when("log", move || {
+            let away = log.load(Ordering::SeqCst);
+            async move { if away { Err("the database is away".to_owned()) } else { Ok(()) } }
+        });
+    let running = serve(service, |_| {});
+    let expected = serde_json::json!({ "ready": true, "warnings": { "prices": "partition 3 is blocked" } });
+    assert_eq!(running.get("/ready").await.json(), expected);
+    away.store(true, Ordering::SeqCst);
+    let message = "waiting for: log: the database is away. Warnings: prices: partition 3 is blocked";
+    assert_eq!(running.get("/ready").await.error(), (503, "not_ready".to_owned(), message.to_owned()));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn check_that_hangs_is_not_ready() {
     let running = serve(service(settings(&[])).ready_when("log", std::future::pending), |_| {});
     assert_eq!(running.get("/ready").await.error().2, "waiting for: log: no answer within 3 seconds");
