@@ -108,7 +108,7 @@ fn read(request: &HttpRequest, mut payload: Payload) -> impl Future<Output = Res
 }
 
 /// Reads a JSON object.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
     // serde reads a struct from a list of its fields, too.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(HttpError::new(ErrorCode::InvalidJson, "the body must be a JSON object"));

@@ -6,7 +6,7 @@ use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::{SettingsError, Validate, environment_variable};
+use super::{SettingsError, Validate, environment_variable, types::is_parameter};
 
 const COMMON_DEFAULTS: &str = include_str!("../settings.toml");
 
@@ -101,7 +101,10 @@ fn read_file(path: PathBuf, known: &BTreeSet<String>) -> Result<Map<String, Valu
 /// Writes a value for an error or a log.
 fn shown(key: &str, value: &Value) -> String {
     match &value.kind {
-        ValueKind::String(text) if key.ends_with("_url") => format!("{:?}", masked_url(text)),
+        // A URL, or what is meant to be one.
+        ValueKind::String(text) if key.ends_with("_url") || key.ends_with("_endpoint") || text.contains('@') => {
+            format!("{:?}", masked_url(text))
+        }
         ValueKind::String(text) if text.is_empty() => "empty".to_owned(),
         // The path of a file is no secret.
         _ if !key.ends_with("_file") && ["password", "secret", "token"].iter().any(|word| key.contains(word)) => "***".to_owned(),
@@ -122,9 +125,8 @@ pub(super) fn masked_url(text: &str) -> String {
     if url.password().is_some() && url.set_password(Some("***")).is_err() {
         return "***".to_owned();
     }
-    // `?password=` is as good as `:password@` to PostgreSQL; other parameters name files and modes, and are left out
-    // with it.
-    if url.query().is_some_and(|query| query.contains("password")) {
+    // `?password=` is as good as `:password@` to PostgreSQL, and an unknown parameter may be a secret, too.
+    if url.query_pairs().any(|(parameter, _)| parameter == "password" || !is_parameter(&parameter)) {
         url.set_query(Some("***"));
     }
     url.to_string()

@@ -125,6 +125,33 @@ impl DatabaseUrl {
     }
 }
 
+/// The parameters that sqlx reads.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Tells whether sqlx reads a parameter of a database's URL.
+pub(super) fn is_parameter(name: &str) -> bool {
+    PARAMETERS.contains(&name) || name.starts_with("options[")
+}
+
 impl FromStr for DatabaseUrl {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
@@ -132,7 +159,10 @@ impl FromStr for DatabaseUrl {
         if !is_postgres {
             return Err(Allowed("a URL such as postgres://user:password@host:5432/database"));
         }
-        // The client reads parameters such as sslmode from the URL.
+        // sqlx ignores a parameter that it does not know, such as a mistyped sslmode, and logs its value, which may be a secret.
+        if !Url::parse(text).is_ok_and(|url| url.query_pairs().all(|(parameter, _)| is_parameter(&parameter))) {
+            return Err(Allowed("a URL whose parameters are among sslmode, sslrootcert, sslcert, sslkey, application_name and options"));
+        }
         if text.parse::<PgConnectOptions>().is_err() {
             return Err(Allowed("a URL such as postgres://user:password@host:5432/database?sslmode=verify-full, with valid parameters"));
         }

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod limits;
+mod properties;
 mod refusals;
 
 use std::{
