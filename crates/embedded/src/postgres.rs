@@ -1,5 +1,6 @@
 //! A PostgreSQL server as a child process.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -103,6 +104,89 @@ impl Postgres {
         self.process.kill().await.map(drop)
     }
 
+    /// Stops it, copies its data to `directory`/postgres, and starts it again.
+    ///
+    /// # Errors
+    /// The copy fails, or the server does not start again.
+    pub async fn copy_data(&mut self, layout: &Layout, directory: &Path) -> Result<(), Error> {
+        let copy = self.data_in(layout, directory).await?;
+        self.stop().await?;
+        copy_directory(&self.data, &copy).await?;
+        self.restart().await
+    }
+
+    /// Stops it, puts data back that [`copy_data`](Self::copy_data) copied, and starts it again: on the same timeline, like a volume that was
+    /// restored.
+    ///
+    /// # Errors
+    /// As [`copy_data`](Self::copy_data).
+    pub async fn put_back(&mut self, layout: &Layout, directory: &Path) -> Result<(), Error> {
+        let copy = self.data_in(layout, directory).await?;
+        self.stop().await?;
+        copy_directory(&copy, &self.data).await?;
+        self.restart().await
+    }
+
+    /// Starts a standby of this server, named `standby` in `synchronous_standby_names`, with its data in `directory`/postgres. Restarts this
+    /// server, because the data is copied while it is stopped.
+    ///
+    /// # Errors
+    /// The copy fails, or a server does not start.
+    pub async fn start_standby(&mut self, layout: &Layout, directory: &Path) -> Result<Self, Error> {
+        let [port] = ports::free([None])?;
+        self.copy_data(layout, directory).await?;
+        let data = self.data_in(layout, directory).await?;
+        let settings = data.join("postgresql.auto.conf");
+        let follow = format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres application_name=standby'\n", self.port);
+        let written = std::fs::File::options().append(true).open(&settings).and_then(|mut file| file.write_all(follow.as_bytes()));
+        written.context(|| format!("write {}", settings.display()))?;
+        let signal = data.join("standby.signal");
+        std::fs::write(&signal, "").context(|| format!("write {}", signal.display()))?;
+        if let Some(account) = &self.distribution.account {
+            account.own(&signal)?;
+        }
+        Self::start(layout, &self.distribution, directory, port).await
+    }
+
+    /// Makes a standby the primary of a new timeline.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is no standby.
+    pub async fn promote(&self) -> Result<(), Error> {
+        let mut connection = options(self.port).connect().await.context(|| "connect to the standby".to_owned())?;
+        sqlx::query("SELECT pg_promote()").execute(&mut connection).await.context(|| "promote the standby".to_owned()).map(drop)
+    }
+
+    /// Freezes all of its processes, as a stopped machine would.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        // The main process first: it starts no others then.
+        self.process.freeze()?;
+        self.signal_sessions("STOP").await
+    }
+
+    /// Continues after [`freeze`](Self::freeze).
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub async fn thaw(&self) -> Result<(), Error> {
+        self.signal_sessions("CONT").await?;
+        self.process.thaw()
+    }
+
+    async fn signal_sessions(&self, signal: &str) -> Result<(), Error> {
+        let main = self.process.identity().pid.to_string();
+        let mut command = Command::new("pkill");
+        command.args(["--signal", signal, "--parent", &main]);
+        command.status().await.map(drop).context(|| format!("send SIG{signal} to the processes of PostgreSQL"))
+    }
+
+    async fn data_in(&self, layout: &Layout, directory: &Path) -> Result<PathBuf, Error> {
+        Ok(data_directory(layout, directory, self.distribution.account.as_ref()).await?.join("data"))
+    }
+
     /// Stops it if it runs, and starts it again on the same port and data.
     ///
     /// # Errors
@@ -131,6 +215,19 @@ pub async fn remove_data(layout: &Layout, directory: &Path) -> Result<(), Error>
 
 async fn data_directory(layout: &Layout, directory: &Path, account: Option<&Account>) -> Result<PathBuf, Error> {
     layout.reachable(&directory.join("postgres"), account).await
+}
+
+/// Copies a stopped server's data, with the owner and the rights of each file.
+async fn copy_directory(from: &Path, to: &Path) -> Result<(), Error> {
+    files::remove(to)?;
+    let mut command = Command::new("cp");
+    command.arg("-a").arg(from).arg(to);
+    let output = command.output().await.context(|| "run cp".to_owned())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Command { command: "cp".to_owned(), status: output.status, output: text })
 }
 
 async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<(), Error> {
@@ -190,11 +287,14 @@ fn program(distribution: &PostgresDistribution, name: &str) -> Command {
 }
 
 async fn ping(port: u16) -> Result<(), String> {
-    let options: PgConnectOptions =
-        PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).username("postgres").database("postgres");
-    let connection: Result<PgConnection, sqlx::Error> = options.disable_statement_logging().connect().await;
+    let connection: Result<PgConnection, sqlx::Error> = options(port).connect().await;
     match connection {
         Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn options(port: u16) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).username("postgres").database("postgres");
+    options.disable_statement_logging()
 }

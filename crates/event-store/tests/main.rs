@@ -3,7 +3,9 @@
 //! All tests are one program, because linking each one alone would take longer.
 
 mod common;
+mod connections;
 mod deciding;
+mod failover;
 mod flat;
 mod histories;
 mod log;

@@ -52,6 +52,8 @@ struct Shared {
     connector: Connector,
     queue: Mutex<AppendQueue>,
     in_flight: Arc<AtomicUsize>,
+    /// Locked while a worker connects.
+    connecting: Mutex<()>,
     /// The workers with a connection.
     connected: AtomicUsize,
     /// The number of the log's domain ids.
@@ -93,7 +95,8 @@ pub(crate) async fn run(
     let in_flight = Arc::<AtomicUsize>::default();
     let queue = Mutex::new(AppendQueue::new(queue, closed, in_flight.clone(), settings.max_batch));
     let (connected, command_timeout) = (AtomicUsize::default(), settings.command_timeout);
-    let shared = Arc::new(Shared { connector, queue, in_flight, connected, ids, sql, command_timeout });
+    let connecting = Mutex::default();
+    let shared = Arc::new(Shared { connector, queue, in_flight, connecting, connected, ids, sql, command_timeout });
     let worker = || Worker { shared: shared.clone(), session: None };
     tokio::join!(worker().work(), worker().work());
 }
@@ -107,17 +110,24 @@ impl Worker {
                 if !self.shared.queue.lock().await.wait().await {
                     return;
                 }
-                match self.connect().await {
+                // One after the other: if there is room for one connection only, one of the two gets it.
+                let connecting = self.shared.connecting.lock().await;
+                let connected = self.connect().await;
+                drop(connecting);
+                match connected {
                     Ok(session) => self.session = Some(session),
                     Err(error) if self.shared.connected.load(Ordering::Relaxed) > 0 => {
                         tracing::debug!(%error, "an appender has no connection: leaving the appends to the other one");
                         backoff.wait().await;
                     }
-                    Err(error) => {
+                    Err(error) => loop {
                         let batch = self.shared.queue.lock().await.take();
+                        if batch.is_empty() {
+                            break;
+                        }
                         self.shared.in_flight.fetch_sub(batch.len(), Ordering::Relaxed);
                         refuse(batch, &error);
-                    }
+                    },
                 }
                 continue;
             }

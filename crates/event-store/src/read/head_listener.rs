@@ -59,7 +59,7 @@ pub(crate) async fn listen(connector: Connector, poll: Duration, closed: Cancell
             if let Err(error) = listen_until_lost(&connector, poll).await {
                 tracing::debug!(%error, "not listening for the head: trying again");
             }
-            tokio::time::sleep(poll).await;
+            tokio::time::sleep(poll.min(RENEWAL)).await;
         }
     };
     tokio::select! {
@@ -72,18 +72,24 @@ async fn listen_until_lost(connector: &Connector, poll: Duration) -> Result<(), 
     let mut listener = Listener::begin(connector).await?;
     loop {
         if listener.begun.elapsed() >= RENEWAL {
-            // The new one listens before the old one ends, so no announcement is missed.
-            listener = Listener::begin(connector).await?;
+            // The new one listens before the old one ends, so no announcement is missed. A server without room for both gets them in turn.
+            listener = match Listener::begin(connector).await {
+                Ok(renewed) => renewed,
+                Err(_) => {
+                    drop(listener);
+                    Listener::begin(connector).await?
+                }
+            };
         }
         let seen = connector.head_watcher().seen_so_far();
-        let head = listener.head().await?;
+        let head = listener.head(connector.timeout()).await?;
         if !connector.head_watcher().includes(head, seen) {
             // A new connection learns what has become of the log.
             listener = Listener::begin(connector).await?;
             continue;
         }
         connector.head_watcher().seen(head, listener.session.epoch);
-        let next_poll = Instant::now() + poll;
+        let next_poll = (Instant::now() + poll).min(listener.begun + RENEWAL);
         // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log.
         while let Ok(announced) = tokio::time::timeout_at(next_poll, listener.next()).await {
             if announced? > connector.head_watcher().newest() {
@@ -116,8 +122,8 @@ impl Listener {
         with_timeout_of(connector.timeout(), beginning).await
     }
 
-    async fn head(&mut self) -> Result<Position, StoreError> {
-        with_timeout(async { head(self.connection.get()?.acquire().await?).await }).await
+    async fn head(&mut self, timeout: Duration) -> Result<Position, StoreError> {
+        with_timeout_of(timeout, async { head(self.connection.get()?.acquire().await?).await }).await
     }
 
     /// Waits for the next announced position.

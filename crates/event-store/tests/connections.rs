@@ -1,0 +1,147 @@
+//! Connections: lost in silence, too few, and with settings of a session that others chose.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use cart_events::{DomainEvent, examples::Shopping};
+use event_store::{EventStore, Position, StoreSettings, connection::with_timeout_of};
+use futures::future::join_all;
+use sqlx::{Executor, Row, postgres::PgConnectOptions};
+use test_support::{Database, Proxy, TestLog, eventually};
+
+use crate::common::Add;
+
+type Log = EventStore<DomainEvent>;
+
+fn through(proxy: &Proxy, database: &Database) -> PgConnectOptions {
+    database.options().host("127.0.0.1").port(proxy.port())
+}
+
+/// Takes every connection of the pool at once.
+async fn take_all(log: &Log) -> Vec<event_store::PooledConnection> {
+    join_all((0..10).map(|_| log.connection())).await.into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn connections_lost_in_silence_cost_none_of_the_pool() {
+    const LOSSES: usize = 15;
+    let limit = Duration::from_millis(500);
+    let database = Database::create().await;
+    let proxy = Proxy::before(&database.options()).await;
+    let settings = StoreSettings { connect_timeout: limit, poll_interval: Duration::from_millis(50), ..StoreSettings::default() };
+    let log = Log::new(through(&proxy, &database), settings);
+    log.ready().await.unwrap();
+    for loss in 0..LOSSES {
+        let taken = take_all(&log).await;
+        eventually("the listener has connected", || async { (proxy.open_connections() > 10).then_some(()) }).await;
+        proxy.fall_silent();
+        // Half of them return to the pool, as if the loss came a moment later. The others wait for an answer in vain.
+        for (n, mut connection) in taken.into_iter().enumerate() {
+            if n % 2 == 0 {
+                connection.done();
+            } else {
+                let answer = with_timeout_of(Duration::from_millis(10), async { connection.execute("SELECT 1").await }).await;
+                assert!(answer.is_err(), "loss {loss}");
+            }
+        }
+        // Those that the pool has kept are noticed when they are used.
+        let kept = take_all(&log).await;
+        let asking = kept.into_iter().map(|mut connection| async move {
+            if with_timeout_of(limit, async { connection.execute("SELECT 1").await }).await.is_ok() {
+                connection.done();
+            }
+        });
+        join_all(asking).await;
+    }
+    for mut connection in take_all(&log).await {
+        with_timeout_of(Duration::from_secs(5), async { connection.execute("SELECT 1").await }).await.unwrap();
+    }
+    log.decide(&Add::to(&Shopping::new())).await.unwrap();
+    // The pool's, the appender's and the listener's, which may be renewed at this moment. The silent ones are closed.
+    eventually("the silent connections are closed", || async { (proxy.open_connections() <= 14).then_some(()) }).await;
+    let announced = log.head_watcher().subscribe();
+    let direct = Log::new(database.options(), StoreSettings::default());
+    let position = direct.decide(&Add::to(&Shopping::new())).await.unwrap();
+    eventually("the listener hears others", || async { (*announced.borrow() >= position).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_listener_lost_in_silence_listens_again() {
+    let database = Database::create().await;
+    let proxy = Proxy::before(&database.options()).await;
+    let settings =
+        StoreSettings { connect_timeout: Duration::from_millis(500), poll_interval: Duration::from_secs(3600), ..StoreSettings::default() };
+    let log = Log::new(through(&proxy, &database), settings);
+    let direct = Log::new(database.options(), StoreSettings::default());
+    for _ in 0..3 {
+        let position = direct.decide(&Add::to(&Shopping::new())).await.unwrap();
+        eventually("the position is heard of", || async { (log.head_watcher().newest() >= position).then_some(()) }).await;
+        proxy.fall_silent();
+    }
+}
+
+/// With a limit of one connection beside the listener's, one worker of the appender connects and the other cannot.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn appends_go_to_the_appender_that_has_a_connection() {
+    let database = Database::create().await;
+    let owner = database.pool().await;
+    let role = format!("limited_{}", database.options().get_database().unwrap());
+    let sql = format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 2; GRANT cartlog_commands TO {role}");
+    sqlx::raw_sql(&sql).execute(&owner).await.unwrap();
+    // The listener's is renewed rarely enough to matter only as an error that it tries again.
+    let log = Log::new(database.options_as(&role), StoreSettings::default());
+    let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
+    eventually("the listener has connected", || async {
+        (sqlx::query_scalar::<_, i64>(&sessions).fetch_one(&owner).await.unwrap() == 1).then_some(())
+    })
+    .await;
+    let added = join_all((0..100).map(|_| async { log.decide(&Add::to(&Shopping::new())).await })).await;
+    let failed: Vec<_> = added.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
+    assert_eq!(log.head_watcher().newest(), Position(100));
+}
+
+/// What a restore without the roles' settings leaves, or another administrator has chosen.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let owner = log.database.pool().await;
+    let name = log.database.options().get_database().unwrap().to_owned();
+    for set in [
+        "default_transaction_isolation = 'serializable'",
+        "search_path = 'elsewhere'",
+        "statement_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = 0",
+        "enable_indexscan = on",
+        "enable_seqscan = on",
+        "plan_cache_mode = 'force_custom_plan'",
+    ] {
+        sqlx::raw_sql(&format!("ALTER DATABASE {name} SET {set}; ALTER ROLE cartlog_commands IN DATABASE {name} SET {set}"))
+            .execute(&owner)
+            .await
+            .unwrap();
+    }
+    let store = Log::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+    for _ in 0..20 {
+        store.decide(&Add::to(&Shopping::new())).await.unwrap();
+    }
+    let mut connection = store.connection().await.unwrap();
+    for (setting, value) in [
+        ("transaction_isolation", "read committed"),
+        ("search_path", "public"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "3s"),
+        ("transaction_timeout", "5s"),
+        ("enable_seqscan", "off"),
+        ("plan_cache_mode", "force_generic_plan"),
+    ] {
+        let row = connection.fetch_one(format!("SHOW {setting}").as_str()).await.unwrap();
+        assert_eq!(row.get::<String, _>(0), value, "{setting}");
+    }
+}
