@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use disintegrate::{Event, IdentifierValue};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{error::StoreError, position::Position};
@@ -12,18 +12,26 @@ use crate::{error::StoreError, position::Position};
 pub trait LogEvent: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
 impl<E: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static> LogEvent for E {}
 
-/// What is stored beside an event.
+/// What is stored beside an event. A value that cannot be read counts as missing, because it must not keep anybody from reading the event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
+    /// The id of the append that wrote the event. Unlike its position, a restored log never gives it to another event. The store sets it.
+    #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
+    pub append_id: Option<Uuid>,
     /// The W3C trace context of the event's cause. One trace then leads from the request to the published message.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// An id that the caller gives to events that belong together.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
     /// The event's direct cause: a position, or a message's topic, partition and offset.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
+}
+
+/// Reads a value, or `None` if it has another shape.
+fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
+    serde_json::Value::deserialize(deserializer).map(|value| serde_json::from_value(value).ok())
 }
 
 impl Metadata {
@@ -34,13 +42,8 @@ impl Metadata {
 
     /// Returns the stored JSON. The append's id lets recovery find the append again if its answer is lost.
     pub(crate) fn stored(&self, append_id: Uuid) -> String {
-        #[derive(Serialize)]
-        struct Stored<'a> {
-            append_id: Uuid,
-            #[serde(flatten)]
-            metadata: &'a Metadata,
-        }
-        serde_json::to_string(&Stored { append_id, metadata: self }).unwrap_or_else(|_| format!(r#"{{"append_id":"{append_id}"}}"#))
+        let stored = Self { append_id: Some(append_id), ..self.clone() };
+        serde_json::to_string(&stored).unwrap_or_else(|_| format!(r#"{{"append_id":"{append_id}"}}"#))
     }
 }
 
@@ -98,4 +101,23 @@ pub(crate) fn encode<E: Serialize>(event: &E) -> Result<Vec<u8>, StoreError> {
 /// If the payload does not have the event's shape.
 pub fn decode<E: DeserializeOwned>(position: i64, payload: &[u8]) -> Result<E, StoreError> {
     serde_json::from_slice(payload).map_err(|error| StoreError::Decode { position: Position(position), error: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unreadable_metadata_counts_as_missing() {
+        let stored = r#"{"append_id":7,"traceparent":["00-"],"correlation_id":"order 1","causation_id":null,"more":{}}"#;
+        let read: Metadata = serde_json::from_str(stored).unwrap();
+        assert_eq!(read, Metadata { correlation_id: Some("order 1".to_owned()), ..Metadata::default() });
+    }
+
+    #[test]
+    fn stored_metadata_begins_with_the_append_id() {
+        let id = Uuid::now_v7();
+        let others = Metadata { append_id: Some(Uuid::nil()), causation_id: Some("9".to_owned()), ..Metadata::default() };
+        assert_eq!(others.stored(id), format!(r#"{{"append_id":"{id}","causation_id":"9"}}"#));
+    }
 }

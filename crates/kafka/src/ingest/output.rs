@@ -212,7 +212,7 @@ impl<E: LogEvent> Worker<E> {
 fn metadata(message: &OwnedMessage) -> Metadata {
     Metadata {
         traceparent: traceparent::of(message).map(str::to_owned).or_else(event_store::trace::current_traceparent),
-        correlation_id: None,
         causation_id: Some(format!("{}/{}/{}", message.topic(), message.partition(), message.offset())),
+        ..Metadata::default()
     }
 }
