@@ -72,8 +72,14 @@ LANGUAGE sql STABLE AS $$ SELECT coalesce(max(event_id), 0) FROM event $$;
 
 -- Takes the append lock until the end of the transaction. Appends hold it until their commit has ended, so a statement that sees
 -- position p sees every event up to p.
+--
+-- It is a lock on a table that no service may lock, because everybody may take an advisory lock. This mode conflicts with itself only, and
+-- with VACUUM of that table of one row.
 CREATE FUNCTION lock_log() RETURNS void
-LANGUAGE sql VOLATILE AS $$ SELECT pg_advisory_xact_lock(4841369599423283247) $$;
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE public.event_log IN SHARE UPDATE EXCLUSIVE MODE;
+END $$;
 
 -- Answers the events that match query items. Each array has one element per item; q_types holds the item's types, separated by commas.
 -- An event matches an item if its type is one of those types, if it carries each given id, and if its position is above q_after.
@@ -187,6 +193,51 @@ BEGIN ATOMIC
     ORDER BY m.query_item, m.event_id;
 END;
 
+-- Refuses events that the caller may not append, or whose ids are not those of their payloads. Runs before the append lock is taken.
+--
+-- A payload must start with its type and its ids, in the order of the columns. That is how the services write it, and parsing it would cost
+-- as much as writing it. A reader refuses an id that comes twice.
+CREATE FUNCTION check_events(
+    e_type text[], e_payload bytea[], e_metadata text[], e_cart_id uuid[], e_item_id uuid[], e_product_id uuid[]
+) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    refused text;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'an append must run under READ COMMITTED: it would check its conditions against an old snapshot'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    -- NULL: the role may append every type.
+    IF NOT e_type <@ public.event_types(session_user) THEN
+        RAISE EXCEPTION '% may not append one of the events %', session_user, e_type USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    refused := (
+        SELECT e.type
+        FROM (SELECT unnest(e_type) AS type, unnest(e_payload) AS payload, unnest(e_metadata) AS metadata,
+                     unnest(e_cart_id) AS cart_id, unnest(e_item_id) AS item_id, unnest(e_product_id) AS product_id) e
+        CROSS JOIN LATERAL (
+            -- OFFSET 0 keeps the planner from repeating the conversion.
+            SELECT CASE WHEN octet_length(e.payload) <= 65536 THEN convert_from(e.payload, 'UTF8') ELSE '' END AS payload OFFSET 0
+        ) text
+        WHERE NOT coalesce(
+            starts_with(text.payload, '{"' || e.type || '":{' || CASE
+                WHEN e.cart_id IS NOT NULL THEN
+                    '"cart_id":"' || e.cart_id || coalesce('","item_id":"' || e.item_id, '') || coalesce('","product_id":"' || e.product_id, '') || '"'
+                WHEN e.item_id IS NOT NULL THEN '"item_id":"' || e.item_id || coalesce('","product_id":"' || e.product_id, '') || '"'
+                WHEN e.product_id IS NOT NULL THEN '"product_id":"' || e.product_id || '"'
+                ELSE '' END)
+            AND text.payload IS JSON
+            AND octet_length(e.metadata) <= 8192 AND starts_with(e.metadata, '{"append_id":"'), false)
+        LIMIT 1);
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'an event % cannot be appended: its payload must be JSON of its type and its ids in at most 64 KiB, and its '
+                        'metadata JSON with the append_id in at most 8 KiB', refused
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN true;
+END $$;
+
 -- Runs many appends in one call. Each append has its own condition (its query items) and its own outcome.
 -- q_append and e_append say to which append a query item and an event belong. The first row of the answer has query_item NULL and, in
 -- event_id, the head before the call. The other rows are the missed events. An append without a missed event is written, in the order of
@@ -208,12 +259,11 @@ DECLARE
     conflicts integer[] := '{}';
     bytes     bigint := 0;
     cut       integer;
+    checked   boolean;
 BEGIN
-    -- The lock of lock_log(), in an expression, because PERFORM would plan and start a statement. Its void result is not NULL.
-    IF pg_catalog.pg_advisory_xact_lock(4841369599423283247) IS NULL OR current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'append_events must run under READ COMMITTED: it would check its conditions against an old snapshot'
-            USING ERRCODE = 'invalid_transaction_state';
-    END IF;
+    checked := public.check_events(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id);
+    -- The lock of lock_log().
+    LOCK TABLE public.event_log IN SHARE UPDATE EXCLUSIVE MODE;
     head := coalesce((SELECT e.event_id FROM public.event e ORDER BY e.event_id DESC LIMIT 1), 0);
     query_item := NULL; event_id := head; event_type := NULL; payload := NULL; more := false;
     RETURN NEXT;
@@ -303,12 +353,11 @@ CREATE FUNCTION append_events_from_source(
 ) RETURNS TABLE (moved boolean, stored_offset bigint, head bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 #variable_conflict use_column
+DECLARE
+    checked boolean;
 BEGIN
-    PERFORM pg_advisory_xact_lock(4841369599423283247);
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'append_events_from_source must run under READ COMMITTED: it would compare an old offset'
-            USING ERRCODE = 'invalid_transaction_state';
-    END IF;
+    checked := public.check_events(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id);
+    LOCK TABLE public.event_log IN SHARE UPDATE EXCLUSIVE MODE;
     head := coalesce((SELECT e.event_id FROM public.event e ORDER BY e.event_id DESC LIMIT 1), 0);
     stored_offset := (SELECT o.next_offset FROM public.source_offset o
                       WHERE o.consumer = for_consumer AND o.topic = from_topic AND o.partition = from_partition);

@@ -6,6 +6,11 @@ CREATE SCHEMA projection_a;
 CREATE SCHEMA projection_b;
 CREATE SCHEMA automation;
 
+-- Answers whether tables have plain names, which are a projection's name or start with it and an underscore.
+CREATE FUNCTION belong_to(projection text, tables text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (SELECT coalesce(bool_and(coalesce(t ~ '^[a-z0-9_]+$' AND (t = projection OR starts_with(t, projection || '_')), false)), true) FROM unnest(tables) AS t);
+
 -- A build of a projection.
 CREATE TABLE projection (
     name               text        NOT NULL,
@@ -13,7 +18,7 @@ CREATE TABLE projection (
     build              text        NOT NULL CHECK (build IN ('projection_a', 'projection_b', 'automation')),
     version            integer     NOT NULL,
     status             text        NOT NULL CHECK (status IN ('serving', 'building', 'retired')),
-    -- Its tables, without schema.
+    -- Its tables, without schema. A rebuild empties them, so no projection may name another one's.
     tables             text[]      NOT NULL DEFAULT '{}',
     -- Whether a new build starts to serve as soon as it has caught up, or waits for an operator.
     switch_when_ready  boolean     NOT NULL DEFAULT true,
@@ -26,6 +31,7 @@ CREATE TABLE projection (
     hold_until         timestamptz,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, build),
+    CONSTRAINT projection_tables CHECK (belong_to(name, tables)),
     CONSTRAINT projection_hold CHECK ((hold_at IS NULL) = (hold_until IS NULL))
 );
 CREATE UNIQUE INDEX projection_serving ON projection (name) WHERE status = 'serving';
@@ -160,10 +166,9 @@ RETURN CASE
                 (key_hash(uuid_send(key)) % length(current_setting('projection.segments')))::integer + 1, 1) = '1'
 END;
 
--- The advisory lock of a build. Its readers share it; a rebuild takes it alone before it empties the tables.
-CREATE FUNCTION build_lock_key(name text, build text) RETURNS bigint
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN hashtextextended(name || ' ' || build, 0);
+-- The tables of a build with their schema, quoted, in the order in which every transaction locks them.
+CREATE FUNCTION build_tables(build text, tables text[]) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT string_agg(format('%I.%I', build, t), ', ' ORDER BY t) FROM unnest(tables) AS t $$;
 
 -- Begins to read the serving build of a projection within a transaction: sets search_path to it, and keeps a rebuild from emptying its
 -- tables until the transaction ends. Answers the build (NULL: the projection never ran) and a parked key: of_key itself, or any if of_key
@@ -176,8 +181,11 @@ DECLARE
     locked record;
 BEGIN
     LOOP
-        SELECT p.build, pg_advisory_xact_lock_shared(public.build_lock_key(p.name, p.build)) INTO locked
+        SELECT p.build, public.build_tables(p.build, p.tables) AS tables INTO locked
         FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
+        IF locked.tables IS NOT NULL THEN
+            EXECUTE 'LOCK TABLE ' || locked.tables || ' IN ACCESS SHARE MODE';
+        END IF;
         SELECT p.build,
                (SELECT k.key FROM public.parked_key k
                 WHERE k.name = p.name AND k.build = p.build AND (of_key IS NULL OR k.key = of_key) ORDER BY k.parked_at LIMIT 1)

@@ -31,15 +31,20 @@ pub async fn create(server_url: &str, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Applies the missing migrations.
+/// Applies the missing migrations, and makes roles, grants and settings what they say.
 ///
 /// # Errors
 /// The server cannot be reached, its user lacks a right, or an applied migration differs from this build's.
 pub async fn migrate(url: &str) -> Result<(), Error> {
     let pool = connect(url).await?;
-    let migrated = MIGRATOR.run(&pool).await;
+    let migrated = async {
+        MIGRATOR.run(&pool).await?;
+        sqlx::query("SELECT public.repair_installation()").execute(&pool).await.context(|| "repair the roles".to_owned())?;
+        Ok(())
+    }
+    .await;
     pool.close().await;
-    Ok(migrated?)
+    migrated
 }
 
 /// Opens a small pool of connections.

@@ -116,6 +116,7 @@ pub mod connection;
 mod decide;
 mod error;
 mod event;
+mod installation;
 mod log_identity;
 mod metrics;
 mod migrate;
@@ -141,6 +142,7 @@ pub use decide::{
 };
 pub use error::StoreError;
 pub use event::{LogEvent, Metadata, Recorded, decode, domain_ids};
+pub use installation::Finding;
 pub use metrics::record_query_wait;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
 pub use password::read_password;

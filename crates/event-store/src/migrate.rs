@@ -1,21 +1,60 @@
 //! Migrations. `cargo dev migrate` or the image `migrate` applies them; a service never does.
 
-use sqlx::{PgConnection, PgPool, migrate::Migrator};
+use sqlx::{Connection, PgConnection, PgPool, migrate::Migrator};
 
 /// The migrations that this build contains.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// A migration could not be applied.
+/// The migrations could not be applied.
 #[derive(Debug, thiserror::Error)]
-#[error("the migrations could not be applied: {0}")]
-pub struct MigrateError(#[from] sqlx::migrate::MigrateError);
+pub enum MigrateError {
+    /// The database stores text in an encoding that cannot hold every description. Nothing was applied.
+    #[error(
+        "the database is encoded in {0}, and Cartlog needs UTF8. Create another one: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    )]
+    Encoding(String),
+    /// A migration failed, or the applied ones differ from this build's.
+    #[error("the migrations could not be applied: {0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// Roles, grants and settings could not be made what the migrations say.
+    #[error("the roles, grants and settings could not be repaired: {0}")]
+    Installation(#[from] sqlx::Error),
+}
 
-/// Applies the missing migrations, each in its own transaction. sqlx's lock makes it safe to run several at once.
+/// What the migrations depend on, whatever was set on the database, the role or the server. A migration that waits for a lock makes every
+/// later statement on that table wait too, so it gives up after a while.
+const SESSION: &str = "SET search_path = public; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; \
+     SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; SET client_min_messages = warning";
+
+/// Applies the missing migrations, each in its own transaction, and makes roles, grants, settings and owners what the migrations say: a
+/// restore loses some of them. sqlx's lock makes it safe to run several at once. Returns the statements that repaired something.
 ///
 /// # Errors
-/// If the database is unreachable, the role may not create tables, or an applied migration differs from this build's.
-pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
-    Ok(MIGRATOR.run(pool).await?)
+/// If the database is unreachable or not encoded in UTF8, the role may not create tables, or an applied migration differs from this build's.
+pub async fn migrate(pool: &PgPool) -> Result<Vec<String>, MigrateError> {
+    // Closed at the end, because its settings are not those of the pool.
+    let mut connection = pool.acquire().await?.detach();
+    let encoding: String = sqlx::query_scalar("SELECT current_setting('server_encoding')").fetch_one(&mut connection).await?;
+    if encoding != "UTF8" {
+        return Err(MigrateError::Encoding(encoding));
+    }
+    sqlx::raw_sql(SESSION).execute(&mut connection).await?;
+    // First, because a migration's grants fail if their roles are missing.
+    let mut repaired = repair(&mut connection).await?;
+    MIGRATOR.run(&mut connection).await?;
+    repaired.extend(repair(&mut connection).await?);
+    connection.close().await?;
+    Ok(repaired)
+}
+
+/// Makes roles, grants, settings and owners what the applied migrations say. Returns the statements that this took.
+async fn repair(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let installed: bool =
+        sqlx::query_scalar("SELECT to_regprocedure('public.repair_installation()') IS NOT NULL").fetch_one(&mut *connection).await?;
+    if !installed {
+        return Ok(vec![]);
+    }
+    sqlx::query_scalar("SELECT public.repair_installation()").fetch_all(connection).await
 }
 
 /// How to apply missing migrations.

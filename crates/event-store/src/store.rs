@@ -11,7 +11,7 @@ use crate::{
         appender,
         source::{SourceAppender, SourcePartition, Translated},
     },
-    connection::{Pool, PooledConnection, log_connection::Connector},
+    connection::{Pool, PooledConnection, log_connection::Connector, with_timeout},
     decide::{
         catch_up::read_up_to,
         decider::Decider,
@@ -21,6 +21,7 @@ use crate::{
     },
     error::StoreError,
     event::{LogEvent, Metadata, domain_ids},
+    installation::{self, Finding},
     metrics::{self, METRICS},
     position::Position,
     read::{
@@ -145,6 +146,21 @@ impl<E: LogEvent> EventStore<E> {
     /// What is missing, in words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         readiness::ready(&self.shared.pool).await
+    }
+
+    /// Returns what is wrong with the database's roles, grants and settings, and who stops all appends. Takes some milliseconds, so do not ask
+    /// more often than every few seconds.
+    ///
+    /// # Errors
+    /// If the database is unreachable or not migrated.
+    pub async fn check_installation(&self) -> Result<Vec<Finding>, StoreError> {
+        with_timeout(async {
+            let mut connection = self.connection().await?;
+            let findings = installation::check(&mut connection).await?;
+            connection.done();
+            Ok(findings)
+        })
+        .await
     }
 
     /// Waits until [`ready`](Self::ready) succeeds. Logs what it waits for, whenever that changes.

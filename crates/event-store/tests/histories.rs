@@ -113,7 +113,7 @@ fn meant_something_and_lost_answers(summary: &Summary) {
 async fn decisions_of_several_processes_are_exact() {
     for (seed, (state_cache_bytes, tasks)) in seeds().into_iter().cycle().zip(CACHE_BYTES.into_iter().zip([TASKS[0], TASKS[1], TASKS[1]])) {
         println!("seed {seed}, {state_cache_bytes} bytes of cache, {tasks} tasks");
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let store = EventStore::new(database.options(), StoreSettings::default());
@@ -135,7 +135,7 @@ async fn decisions_of_several_processes_are_exact() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_killed_process_loses_and_doubles_no_append() {
     for (seed, tasks) in seeds_and_tasks() {
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
@@ -157,7 +157,7 @@ const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn cut_connections_lose_and_double_no_append() {
     for (seed, tasks) in seeds_and_tasks() {
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
@@ -178,7 +178,7 @@ async fn cut_connections_lose_and_double_no_append() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn an_answer_lost_after_the_commit_is_recovered() {
     for (seed, tasks) in seeds_and_tasks() {
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let proxy = Proxy::before(&database.options()).await;
@@ -203,7 +203,7 @@ const FROZEN_DELAYS: Duration = Duration::from_secs(5);
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
     for (seed, tasks) in seeds_and_tasks() {
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
         let mut workers = workers(&database, seed, CACHE_BYTES[2], tasks);
@@ -232,7 +232,7 @@ async fn a_frozen_process_holds_up_no_other_and_resumes_when_thawed() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_process_frozen_during_recovery_holds_up_no_other() {
-    let database = Database::create().await;
+    let database = Database::create_for_any_event().await;
     let pool = database.pool().await;
     let mut workers = workers(&database, seeds()[0], CACHE_BYTES[2], TASKS[1]);
     let all = workers.running();
@@ -242,7 +242,7 @@ async fn a_process_frozen_during_recovery_holds_up_no_other() {
     let wait_for_the_lock = async |in_what: &str| {
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database() \
-                AND wait_event = 'advisory' AND query {in_what} '%append_events%'"
+                AND wait_event = 'relation' AND query {in_what} '%append_events%'"
         );
         eventually(in_what, || async {
             let waiting: i64 = sqlx::query_scalar(&sql).fetch_one(&pool).await.unwrap();
@@ -266,7 +266,7 @@ async fn a_process_frozen_during_recovery_holds_up_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
-    let database = Database::create().await;
+    let database = Database::create_for_any_event().await;
     let mut workers = workers(&database, seeds()[0], CACHE_BYTES[2], TASKS[1]);
     let all = workers.running();
     workers.until_answered(10, &all).await;
@@ -289,7 +289,7 @@ async fn a_process_frozen_in_a_large_answer_holds_up_no_other() {
 
 /// Runs commands one after the other, on alternating stores, with a translator's events in between. Returns the outcomes and the log.
 async fn one_after_the_other(seed: u64, stores: usize, state_cache_bytes: usize) -> (Vec<Outcome>, Vec<(i64, Happened)>) {
-    let database = Database::create().await;
+    let database = Database::create_for_any_event().await;
     let stores: Vec<_> =
         (0..stores).map(|_| EventStore::<Happened>::new(database.options_as("cartlog_commands"), settings(state_cache_bytes))).collect();
     let translator = EventStore::new(database.options(), StoreSettings::default());

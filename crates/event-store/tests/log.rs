@@ -16,7 +16,7 @@ use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSet
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use test_support::{Database, TestLog, eventually};
 
-use crate::common::{Add, Items};
+use crate::common::{Add, Appends, Items};
 
 async fn positions(log: &TestLog<DomainEvent>) -> Vec<i64> {
     sqlx::query_scalar("SELECT event_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap()
@@ -214,7 +214,14 @@ async fn a_service_writes_the_log_only_through_the_functions() {
         }
         let store = EventStore::<DomainEvent>::new(log.database.options_as(role), StoreSettings::default());
         store.ready().await.unwrap();
-        store.decide(&Add(Shopping::new().added(0))).await.unwrap();
+        let cart = Shopping::new();
+        let own = match role {
+            "cartlog_commands" => cart.added(0),
+            "cartlog_translator" => cart.inventory(0, 1),
+            "cartlog_projections" => cart.archived(0),
+            _ => DomainEvent::CartPublished { cart_id: cart.cart_id },
+        };
+        store.decide(&Appends(own)).await.unwrap();
     }
 }
 

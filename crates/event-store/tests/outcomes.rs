@@ -112,7 +112,7 @@ async fn an_append_that_was_never_sent_is_busy_and_not_written() {
         sent.push(tokio::spawn(async move { store.decide(&Add::to(&Shopping::new())).await }));
         eventually("the call waits for the log's lock", || async {
             let waiting = "SELECT count(*) FROM pg_stat_activity
-                           WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'advisory'";
+                           WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'relation'";
             (sqlx::query_scalar::<_, i64>(waiting).fetch_one(log.store.pool()).await.unwrap() == calls).then_some(())
         })
         .await;
@@ -183,7 +183,7 @@ async fn an_outcome_is_unknown_if_another_log_took_this_ones_place() {
     let deciding = tokio::spawn(async move { store.decide(&Add::to(&Shopping::new())).await });
     eventually("the call is in flight", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
-                       WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'advisory'";
+                       WHERE usename = 'cartlog_commands' AND datname = current_database() AND wait_event = 'relation'";
         (sqlx::query_scalar::<_, i64>(waiting).fetch_one(log.store.pool()).await.unwrap() == 1).then_some(())
     })
     .await;

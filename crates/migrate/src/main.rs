@@ -5,7 +5,8 @@
 //! - 0: every migration is applied.
 //! - 1: the database is unreachable, or a migration failed. Another try may help.
 //! - 2: `DATABASE_URL` is missing or malformed, or `CARTLOG_DATABASE_PASSWORD_FILE` cannot be read.
-//! - 3: the database has migrations that this build does not have, or has with other content. Run another build.
+//! - 3: the database is not encoded in UTF8, or it has migrations that this build does not have, or has with other content. Use another
+//!   database, or run another build.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command reports on its standard output")]
 
 use std::{env, error::Error, io, path::PathBuf, process::ExitCode, time::Duration};
@@ -40,6 +41,7 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Url | Self::PasswordFile(..) => ExitCode::from(2),
+            Self::Migration(MigrateError::Encoding(_)) => ExitCode::from(3),
             Self::Migration(error) if is_wrong_build(error) => ExitCode::from(3),
             Self::Unreachable(_) | Self::NoAnswer(_) | Self::Migration(_) => ExitCode::from(1),
         }
@@ -53,7 +55,7 @@ async fn main() -> ExitCode {
         .version(version::VERSION)
         .after_help(
             "Exit codes:\n  0  every migration is applied\n  1  the database is unreachable, or a migration failed\n  \
-             2  DATABASE_URL is missing or malformed\n  3  the database has other migrations than this build",
+             2  DATABASE_URL is missing or malformed\n  3  the database is not encoded in UTF8, or has other migrations than this build",
         )
         .get_matches();
     match migrate().await {
@@ -104,10 +106,14 @@ async fn migrate() -> Result<(), Failure> {
         .await
         .map_err(Failure::Unreachable)?;
     let before = applied(&pool).await.map_err(Failure::Unreachable)?;
-    event_store::migrate(&pool).await?;
+    let repaired = event_store::migrate(&pool).await?;
     for migration in MIGRATOR.iter() {
         let word = if before.contains(&migration.version) { "was already applied" } else { "applied" };
         println!("{:04} {} {word}", migration.version, migration.description);
+    }
+    // A restore loses some of it. Nobody needs to read what a migration itself left to do.
+    if !before.is_empty() {
+        repaired.iter().for_each(|statement| println!("repaired: {statement}"));
     }
     pool.close().await;
     Ok(())

@@ -51,6 +51,63 @@ async fn migrate_refuses_a_database_of_another_build() {
     assert!(text(&refused.stderr).contains("9999"), "{}", text(&refused.stderr));
 }
 
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn migrate_refuses_another_encoding_before_it_applies_anything() {
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let database = Database::create_with(&format!("ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")).await;
+        let refused = migrate(Some(&database.url_as("postgres")));
+        assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stderr));
+        let said = text(&refused.stderr);
+        assert!(said.contains(&format!("the database is encoded in {encoding}, and Cartlog needs UTF8")), "{said}");
+        let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+        assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&database.pool().await).await.unwrap(), 0, "{encoding}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn migrate_repairs_what_a_restore_lost() {
+    let database = Database::create().await;
+    let pool = database.pool().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&pool).await.unwrap();
+    for lost in
+        [format!("ALTER ROLE cartlog_commands IN DATABASE {name} RESET ALL"), format!("GRANT TEMPORARY ON DATABASE {name} TO PUBLIC")]
+    {
+        sqlx::query(&lost).execute(&pool).await.unwrap();
+    }
+    let repaired = migrate(Some(&database.url_as("postgres")));
+    assert_eq!(repaired.status.code(), Some(0), "{}", text(&repaired.stderr));
+    let said = text(&repaired.stdout);
+    for statement in [
+        format!("repaired: ALTER ROLE cartlog_commands IN DATABASE {name} SET idle_in_transaction_session_timeout = '3s'"),
+        format!("repaired: REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC"),
+    ] {
+        assert!(said.contains(&statement), "{said}");
+    }
+    let again = migrate(Some(&database.url_as("postgres")));
+    assert!(!text(&again.stdout).contains("repaired"), "{}", text(&again.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn several_migrations_at_once_apply_everything_once() {
+    let database = Database::create_empty().await;
+    let url = database.url_as("postgres");
+    let running: Vec<_> = (0..3)
+        .map(|_| {
+            tokio::task::spawn_blocking({
+                let url = url.clone();
+                move || migrate(Some(&url))
+            })
+        })
+        .collect();
+    for migrated in running {
+        let migrated = migrated.await.unwrap();
+        assert_eq!(migrated.status.code(), Some(0), "{}", text(&migrated.stderr));
+    }
+}
+
 #[test]
 fn migrate_names_an_unreadable_password_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cartlog-migrate"));

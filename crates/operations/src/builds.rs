@@ -8,7 +8,7 @@ use event_store::{
     Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout},
 };
-use projections::Switch;
+use projections::{Switch, build_tables};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
@@ -75,12 +75,9 @@ pub async fn drop_build(pool: &Pool, name: &str, build: &str) -> Result<bool, St
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(tables) = dropped else { return Ok(false) };
-    // Queries that began while this build served finish first.
-    sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, build)
-        .fetch_one(&mut *transaction)
-        .await?;
-    for table in tables {
-        sqlx::query(&format!("TRUNCATE {build}.{table}")).execute(&mut *transaction).await?;
+    // Waits for queries that began while this build served.
+    if let Some(tables) = build_tables(&mut transaction, build, &tables).await? {
+        sqlx::query(&format!("TRUNCATE {tables}")).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(true)
@@ -286,10 +283,10 @@ async fn snapshot(pool: &Pool, name: &str) -> Result<Option<Snapshot>, CompareEr
     let mut connection = PooledConnection::from(pool).await?;
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *connection).await?;
     // Locks before the snapshot is taken, because it would see a later TRUNCATE.
-    let all: Vec<_> =
-        [&serving.build, &other.build].iter().flat_map(|build| tables.iter().map(move |table| format!("{build}.{table}"))).collect();
-    if !all.is_empty() {
-        sqlx::query(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", all.join(", "))).execute(&mut *connection).await?;
+    for build in [&serving.build, &other.build] {
+        if let Some(tables) = build_tables(&mut connection, build, &tables).await? {
+            sqlx::query(&format!("LOCK TABLE {tables} IN ACCESS SHARE MODE")).execute(&mut *connection).await?;
+        }
     }
     let positions = sqlx::query!(
         r#"SELECT p.build, p.status, min(c.position) AS "lowest!", max(c.position) AS "highest!"
@@ -317,6 +314,7 @@ async fn differ(
     table: String,
     samples: i64,
 ) -> Result<TableDifference, CompareError> {
+    let [serving, other] = [serving, other].map(|build| format!("{build}.\"{}\"", table.replace('"', "\"\"")));
     let same: bool = sqlx::query_scalar(
         "SELECT (SELECT array_agg(ROW(attname, atttypid, atttypmod, attcollation)::text ORDER BY attnum) FROM pg_attribute
                  WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped)
@@ -324,8 +322,8 @@ async fn differ(
                 (SELECT array_agg(ROW(attname, atttypid, atttypmod, attcollation)::text ORDER BY attnum) FROM pg_attribute
                  WHERE attrelid = $2::regclass AND attnum > 0 AND NOT attisdropped)",
     )
-    .bind(format!("{serving}.{table}"))
-    .bind(format!("{other}.{table}"))
+    .bind(&serving)
+    .bind(&other)
     .fetch_one(&mut *connection)
     .await?;
     if !same {
@@ -337,14 +335,14 @@ async fn differ(
     let sql = format!(
         "WITH difference AS MATERIALIZED (
              SELECT entry, sum(times)::bigint AS times FROM (
-                 SELECT to_json(compared.*)::text AS entry, 1 AS times FROM {serving}.{table} AS compared
+                 SELECT to_json(compared.*)::text AS entry, 1 AS times FROM {serving} AS compared
                  UNION ALL
-                 SELECT to_json(compared.*)::text, -1 FROM {other}.{table} AS compared
+                 SELECT to_json(compared.*)::text, -1 FROM {other} AS compared
              ) AS entries GROUP BY entry HAVING sum(times) <> 0
          ), sample AS (
              SELECT entry, times FROM difference ORDER BY entry COLLATE \"C\", times DESC LIMIT $1
          )
-         SELECT (SELECT count(*) FROM {serving}.{table}), (SELECT count(*) FROM {other}.{table}),
+         SELECT (SELECT count(*) FROM {serving}), (SELECT count(*) FROM {other}),
                 (SELECT coalesce(sum(times), 0)::bigint FROM difference WHERE times > 0),
                 (SELECT coalesce(-sum(times), 0)::bigint FROM difference WHERE times < 0),
                 ARRAY(SELECT entry FROM sample), ARRAY(SELECT times FROM sample)"

@@ -121,7 +121,7 @@ pub use backlog::{Backlog, Rebuild};
 pub use error::ProjectionError;
 pub use projection::{Kind, Projection};
 pub use projections::Projections;
-pub use rebuild::{Switch, rebuild, rebuild_named, switch_when_ready, switch_with_parked};
+pub use rebuild::{Switch, build_tables, rebuild, rebuild_named, switch_when_ready, switch_with_parked};
 pub use segment::{SEGMENTS, segment_of};
 pub use settings::Settings;
 pub use wait::Wait;

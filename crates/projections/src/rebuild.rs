@@ -1,6 +1,7 @@
 //! Starting a rebuild of a read model.
 
 use event_store::{Pool, StoreError};
+use sqlx::PgConnection;
 
 use crate::{projection::Projection, segment::SEGMENTS};
 
@@ -75,10 +76,6 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
     )
     .execute(&mut *transaction)
     .await?;
-    // Readers that began while this build served finish first.
-    sqlx::query!(r#"SELECT pg_advisory_xact_lock(build_lock_key($1, $2)) AS "locked!: ()""#, name, other)
-        .fetch_one(&mut *transaction)
-        .await?;
     // New rows instead of updated ones: a replica that waits to acquire an old row finds it gone.
     sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
     // After the checkpoints, because their owner may have parked a key until then.
@@ -91,13 +88,21 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
     )
     .execute(&mut *transaction)
     .await?;
-    for table in &tables {
-        // Both names come from constants and from the table `projection`.
-        sqlx::query(&format!("TRUNCATE {other}.{table}")).execute(&mut *transaction).await?;
+    // Waits for readers that began while this build served. The tables come from the database, so it quotes their names.
+    if let Some(tables) = build_tables(&mut transaction, other, &tables).await? {
+        sqlx::query(&format!("TRUNCATE {tables}")).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     tracing::info!(projection = name, build = other, version, "started a rebuild");
     Ok(())
+}
+
+/// Returns the tables of a build with their schema, quoted and separated by commas. `None` if it has none.
+///
+/// # Errors
+/// The database failed, or a migration is missing.
+pub async fn build_tables(connection: &mut PgConnection, build: &str, tables: &[String]) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar("SELECT build_tables($1, $2)").bind(build).bind(tables).fetch_one(connection).await
 }
 
 /// Lets a new build serve as soon as it has caught up. Returns whether there is one.

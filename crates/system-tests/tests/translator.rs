@@ -229,7 +229,7 @@ impl Shop {
 
     /// Counts the calls that wait for the log's lock.
     async fn waiting_appends(&self) -> i64 {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'relation'";
         sqlx::query_scalar(waiting).fetch_one(&self.log).await.unwrap()
     }
 

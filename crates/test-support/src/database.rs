@@ -22,17 +22,36 @@ impl Database {
         database
     }
 
+    /// Creates a migrated database in which every role may append events of every type, for logs of events that are no cart's.
+    ///
+    /// # Panics
+    /// If there is no server.
+    pub async fn create_for_any_event() -> Self {
+        let database = Self::create().await;
+        let anything = "CREATE OR REPLACE FUNCTION event_types(role name) RETURNS text[] LANGUAGE sql IMMUTABLE RETURN NULL";
+        sqlx::query(anything).execute(&database.pool().await).await.expect("the owner may replace a function");
+        database
+    }
+
     /// Creates an empty database, without migrations.
     ///
     /// # Panics
     /// If there is no server.
     pub async fn create_empty() -> Self {
+        Self::create_with("").await
+    }
+
+    /// Creates an empty database with options of `CREATE DATABASE`.
+    ///
+    /// # Panics
+    /// If there is no server.
+    pub async fn create_with(options: &str) -> Self {
         let url = std::env::var("CARTLOG_TEST_DATABASE_URL")
             .expect("these tests need PostgreSQL and Kafka: run `cargo dev test`, which starts both and sets CARTLOG_TEST_DATABASE_URL");
         let server: PgConnectOptions = url.parse().expect("CARTLOG_TEST_DATABASE_URL is a database's URL");
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut connection = PgConnection::connect_with(&server).await.expect("the test server can be reached");
-        sqlx::query(&format!("CREATE DATABASE {name}")).execute(&mut connection).await.expect("a database can be created");
+        sqlx::query(&format!("CREATE DATABASE {name} {options}")).execute(&mut connection).await.expect("a database can be created");
         Self { options: server.database(&name) }
     }
 

@@ -17,6 +17,21 @@ impl Add {
     }
 }
 
+/// Appends an event whatever the log holds.
+pub(crate) struct Appends(pub(crate) DomainEvent);
+
+impl Decision for Appends {
+    type Event = DomainEvent;
+    type StateQuery = ();
+    type Error = std::convert::Infallible;
+
+    fn state_query(&self) {}
+
+    fn process(&self, (): &()) -> Result<Decided<DomainEvent>, Self::Error> {
+        Ok(Decided::Events(vec![self.0.clone()]))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]
 #[state_query(CartStream)]
 pub(crate) struct Items {
