@@ -26,24 +26,33 @@ RETURN CASE role
     ELSE role = 'cartlog_operator'
 END;
 
--- Roles belong to the cluster: the migration of another database may have created them, or be creating them now.
-DO $$
+-- Creates the roles that are missing. Roles belong to the cluster: the migration of another database may have created them, or be creating
+-- them now.
+CREATE FUNCTION create_roles() RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     role text;
 BEGIN
-    FOREACH role IN ARRAY login_roles() || 'cartlog_log'::text LOOP
-        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+    FOREACH role IN ARRAY public.login_roles() || 'cartlog_log'::text LOOP
+        IF to_regrole(role) IS NULL THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I %s', role, CASE role WHEN 'cartlog_log' THEN 'NOLOGIN' ELSE 'LOGIN' END);
             EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
             END;
         END IF;
     END LOOP;
-    -- Who migrates without being a superuser must be able to give objects to cartlog_log, and to change them later.
+    -- A migrating role that is no superuser gives its objects to cartlog_log, and changes them later.
     IF NOT pg_has_role('cartlog_log', 'SET') THEN
         EXECUTE format('GRANT cartlog_log TO %I WITH INHERIT TRUE, SET TRUE', current_user);
     END IF;
+    IF NOT has_schema_privilege('cartlog_log', 'public', 'CREATE') THEN
+        GRANT CREATE ON SCHEMA public TO cartlog_log;
+    END IF;
+    IF NOT has_database_privilege('cartlog_log', current_database(), 'CREATE') THEN
+        EXECUTE format('GRANT CREATE ON DATABASE %I TO cartlog_log', current_database());
+    END IF;
 END $$;
+SELECT create_roles();
 
 -- The settings hold in this database only. The services also set them in each session, because a restore loses them.
 DO $$
@@ -169,24 +178,22 @@ WITH role AS (
     SELECT format('%s (%I) ON TABLE %s.%I', g.privilege_type, a.attname, s.name, c.relname), g.grantee
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN own_schema s ON s.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(a.attacl) g
 )
-SELECT 1 AS step, format('CREATE ROLE %s LOGIN', r.name) AS present, NULL AS absent FROM role r WHERE r.oid <> 0
-UNION ALL
-SELECT 2, format('GRANT %s TO %s', g.what, r.name), format('REVOKE %s FROM %s', g.what, r.name)
+SELECT 1 AS step, format('GRANT %s TO %s', g.what, r.name) AS present, format('REVOKE %s FROM %s', g.what, r.name) AS absent
 FROM granted g JOIN role r ON r.oid = g.grantee
 WHERE NOT (r.oid = 0 AND g.what IN ('CONNECT ON DATABASE {database}', 'USAGE ON SCHEMA public'))
 UNION ALL
-SELECT 3, format('ALTER DEFAULT PRIVILEGES IN SCHEMA %s GRANT %s ON TABLES TO %s', s.name, g.privilege_type, r.name),
+SELECT 2, format('ALTER DEFAULT PRIVILEGES IN SCHEMA %s GRANT %s ON TABLES TO %s', s.name, g.privilege_type, r.name),
        format('ALTER DEFAULT PRIVILEGES IN SCHEMA %s REVOKE %s ON TABLES FROM %s', s.name, g.privilege_type, r.name)
 FROM pg_default_acl d JOIN own_schema s ON s.oid = d.defaclnamespace CROSS JOIN LATERAL aclexplode(d.defaclacl) g JOIN role r ON r.oid = g.grantee
 WHERE d.defaclobjtype = 'r'
 UNION ALL
-SELECT 4, format('ALTER ROLE %s IN DATABASE {database} SET %s = %L', r.name, split_part(c.setting, '=', 1), substr(c.setting, strpos(c.setting, '=') + 1)),
+SELECT 3, format('ALTER ROLE %s IN DATABASE {database} SET %s = %L', r.name, split_part(c.setting, '=', 1), substr(c.setting, strpos(c.setting, '=') + 1)),
        format('ALTER ROLE %s IN DATABASE {database} RESET %s', r.name, split_part(c.setting, '=', 1))
 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase AND d.datname = current_database()
 JOIN role r ON r.oid = s.setrole AND r.oid <> 0 CROSS JOIN LATERAL unnest(s.setconfig) AS c (setting)
 UNION ALL
 -- Functions of a superuser or of a role that logs in would lend their rights to their callers.
-SELECT 5, format('%s belongs to %I', o.name, pg_get_userbyid(o.owner)), format('ALTER %s OWNER TO cartlog_log', o.name)
+SELECT 4, format('%s belongs to %I', o.name, pg_get_userbyid(o.owner)), format('ALTER %s OWNER TO cartlog_log', o.name)
 FROM object o WHERE pg_get_userbyid(o.owner) <> 'cartlog_log';
 
 -- The same as it was when the newest migration was applied.
@@ -201,7 +208,7 @@ LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     DELETE FROM installation;
     INSERT INTO installation (present, step)
-    SELECT DISTINCT present, step FROM installation_now WHERE step < 5 AND present NOT LIKE '% ON FUNCTION pg_catalog.%';
+    SELECT DISTINCT present, step FROM installation_now WHERE step < 4 AND present NOT LIKE '% ON FUNCTION pg_catalog.%';
 END;
 
 -- Makes roles, grants, settings and owners what the newest migration left. Answers the statements that it ran.
@@ -210,18 +217,23 @@ LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     statement text;
 BEGIN
+    PERFORM public.create_roles();
     -- One repair at a time.
     LOCK TABLE public.installation IN EXCLUSIVE MODE;
     -- Read to its end before anything changes.
     FOREACH statement IN ARRAY ARRAY(
         SELECT replace(coalesce(n.absent, i.present), '{database}', quote_ident(current_database()))
         FROM public.installation i FULL JOIN public.installation_now n USING (present)
-        WHERE i.present IS NULL AND n.absent IS NOT NULL OR n.present IS NULL
+        WHERE i.present IS NULL OR n.present IS NULL
         ORDER BY n.present IS NULL, coalesce(n.step, i.step), 1
     ) LOOP
         EXECUTE statement;
         RETURN NEXT statement;
     END LOOP;
+    -- sqlx takes an advisory lock while it migrates.
+    IF NOT has_function_privilege('cartlog_log', 'pg_advisory_lock(bigint)', 'EXECUTE') THEN
+        GRANT EXECUTE ON FUNCTION pg_advisory_lock(bigint), pg_advisory_unlock(bigint) TO cartlog_log;
+    END IF;
 END $$;
 
 -- Answers what is not as the newest migration left it, and who stops all appends. No row: all is well.
@@ -229,8 +241,8 @@ CREATE FUNCTION check_installation() RETURNS TABLE (finding text, remedy text)
 LANGUAGE sql STABLE SECURITY DEFINER
 BEGIN ATOMIC
     WITH wrong AS (
-        SELECT n.step, n.present AS is_so, CASE n.step WHEN 5 THEN 'and must belong to cartlog_log' ELSE 'is not allowed' END AS why
-        FROM installation_now n WHERE n.absent IS NOT NULL AND NOT EXISTS (SELECT FROM installation i WHERE i.present = n.present)
+        SELECT n.step, n.present AS is_so, CASE n.step WHEN 4 THEN 'and must belong to cartlog_log' ELSE 'is not allowed' END AS why
+        FROM installation_now n WHERE NOT EXISTS (SELECT FROM installation i WHERE i.present = n.present)
         UNION ALL
         SELECT i.step, i.present, 'is missing' FROM installation i WHERE NOT EXISTS (SELECT FROM installation_now n WHERE n.present = i.present)
     )

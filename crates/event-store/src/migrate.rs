@@ -24,7 +24,7 @@ pub enum MigrateError {
 /// What the migrations depend on, whatever was set on the database, the role or the server. A migration that waits for a lock makes every
 /// later statement on that table wait too, so it gives up after a while.
 const SESSION: &str = "SET search_path = public; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; \
-     SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; SET client_min_messages = warning";
+     SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; SET client_min_messages = error";
 
 /// Applies the missing migrations, each in its own transaction, and makes roles, grants, settings and owners what the migrations say: a
 /// restore loses some of them. sqlx's lock makes it safe to run several at once. Returns the statements that repaired something.

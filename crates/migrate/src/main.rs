@@ -1,13 +1,17 @@
-//! `cartlog-migrate` applies the migrations to `DATABASE_URL`. Deployments run it before the services.
+//! `cartlog-migrate` applies the migrations to `DATABASE_URL`, and repairs what a restore loses. Deployments run it before the services.
+//!
+//! If `CARTLOG_ROLE_PASSWORDS` names a directory, it then sets the passwords of the services' roles and of `cartctl` from the files there.
 //!
 //! Exit codes:
 //!
 //! - 0: every migration is applied.
 //! - 1: the database is unreachable, or a migration failed. Another try may help.
-//! - 2: `DATABASE_URL` is missing or malformed, or `CARTLOG_DATABASE_PASSWORD_FILE` cannot be read.
+//! - 2: `DATABASE_URL` is missing or malformed, or a file with a password cannot be read.
 //! - 3: the database is not encoded in UTF8, or it has migrations that this build does not have, or has with other content. Use another
 //!   database, or run another build.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command reports on its standard output")]
+
+mod passwords;
 
 use std::{env, error::Error, io, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -29,6 +33,10 @@ enum Failure {
     Url,
     #[error("Cannot read {0}, which CARTLOG_DATABASE_PASSWORD_FILE names. It must be a file that contains only the password")]
     PasswordFile(String, #[source] io::Error),
+    #[error("Cannot read {0}. CARTLOG_ROLE_PASSWORDS must name a directory with a password for each role")]
+    RolePassword(String, #[source] io::Error),
+    #[error("Cannot set the password of a role")]
+    Password(#[source] sqlx::Error),
     #[error("Cannot connect to the database")]
     Unreachable(#[source] sqlx::Error),
     #[error("Cannot connect to the database: no answer within {0} seconds")]
@@ -40,10 +48,10 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Url | Self::PasswordFile(..) => ExitCode::from(2),
+            Self::Url | Self::PasswordFile(..) | Self::RolePassword(..) => ExitCode::from(2),
             Self::Migration(MigrateError::Encoding(_)) => ExitCode::from(3),
             Self::Migration(error) if is_wrong_build(error) => ExitCode::from(3),
-            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Migration(_) => ExitCode::from(1),
+            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Migration(_) | Self::Password(_) => ExitCode::from(1),
         }
     }
 }
@@ -55,7 +63,7 @@ async fn main() -> ExitCode {
         .version(version::VERSION)
         .after_help(
             "Exit codes:\n  0  every migration is applied\n  1  the database is unreachable, or a migration failed\n  \
-             2  DATABASE_URL is missing or malformed\n  3  the database is not encoded in UTF8, or has other migrations than this build",
+             2  DATABASE_URL is missing or malformed, or a file with a password cannot be read\n  3  the database is not encoded in UTF8, or has other migrations than this build",
         )
         .get_matches();
     match migrate().await {
@@ -88,6 +96,10 @@ async fn migrate() -> Result<(), Failure> {
         None => options,
     };
     let options = options.application_name("cartlog-migrate").disable_statement_logging();
+    let passwords = match env::var_os("CARTLOG_ROLE_PASSWORDS").filter(|path| !path.is_empty()) {
+        Some(directory) => passwords::statements(&PathBuf::from(directory))?,
+        None => vec![],
+    };
     println!(
         "applying the migrations to {} at {}:{} as {}",
         options.get_database().unwrap_or("the user's database"),
@@ -114,6 +126,10 @@ async fn migrate() -> Result<(), Failure> {
     // A restore loses some of it. Nobody needs to read what a migration itself left to do.
     if !before.is_empty() {
         repaired.iter().for_each(|statement| println!("repaired: {statement}"));
+    }
+    passwords::set(&pool, &passwords).await?;
+    if !passwords.is_empty() {
+        println!("set the passwords of the roles");
     }
     pool.close().await;
     Ok(())

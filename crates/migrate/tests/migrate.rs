@@ -3,7 +3,8 @@
 
 use std::process::{Command, Output};
 
-use test_support::Database;
+use sqlx::{Connection, PgConnection};
+use test_support::{Database, eventually};
 
 fn migrate(url: Option<&str>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cartlog-migrate"));
@@ -106,6 +107,42 @@ async fn several_migrations_at_once_apply_everything_once() {
         let migrated = migrated.await.unwrap();
         assert_eq!(migrated.status.code(), Some(0), "{}", text(&migrated.stderr));
     }
+}
+
+/// The server accepts the passwords: for this database, it asks for them.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn migrate_sets_passwords_that_the_server_accepts() {
+    let database = Database::create_empty().await;
+    let pool = database.pool().await;
+    let (name, rules): (String, String) =
+        sqlx::query_as("SELECT current_database()::text, current_setting('hba_file')").fetch_one(&pool).await.unwrap();
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
+    std::fs::create_dir_all(&directory).unwrap();
+    for role in ["commands", "translator", "projections", "publisher", "operator"] {
+        std::fs::write(directory.join(format!("{role}_password")), format!("the {role}'s 'pässword'\n")).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cartlog-migrate"));
+    let migrated = command.env("DATABASE_URL", database.url_as("postgres")).env("CARTLOG_ROLE_PASSWORDS", &directory).output().unwrap();
+    assert_eq!(migrated.status.code(), Some(0), "{}", text(&migrated.stderr));
+
+    let before = std::fs::read_to_string(&rules).unwrap();
+    let asks = format!("host {name} cartlog_commands,cartlog_operator all scram-sha-256\n{before}");
+    std::fs::write(&rules, asks).unwrap();
+    sqlx::query("SELECT pg_reload_conf()").execute(&pool).await.unwrap();
+    let login = async |role: &str, password: &str| {
+        let outcome = PgConnection::connect_with(&database.options_as(role).password(password)).await;
+        outcome.err().map(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
+    };
+    eventually("the server asks for passwords", || async { login("cartlog_commands", "wrong").await }).await;
+    let outcomes = [
+        login("cartlog_commands", "the commands's 'pässword'").await,
+        login("cartlog_operator", "the operator's 'pässword'").await,
+        login("cartlog_operator", "the commands's 'pässword'").await,
+    ];
+    std::fs::write(&rules, before).unwrap();
+    sqlx::query("SELECT pg_reload_conf()").execute(&pool).await.unwrap();
+    assert_eq!(outcomes, [None, None, Some("28P01".to_owned())]);
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Database {
     /// If there is no server.
     pub async fn create_for_any_event() -> Self {
         let database = Self::create().await;
-        let anything = "CREATE OR REPLACE FUNCTION event_types(role name) RETURNS text[] LANGUAGE sql IMMUTABLE RETURN NULL";
+        let anything = "CREATE OR REPLACE FUNCTION event_types(role name) RETURNS text[] LANGUAGE sql IMMUTABLE RETURN NULL::text[]";
         sqlx::query(anything).execute(&database.pool().await).await.expect("the owner may replace a function");
         database
     }
