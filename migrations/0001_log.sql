@@ -196,13 +196,11 @@ END;
 -- Refuses events that the caller may not append, or whose ids are not those of their payloads. Runs before the append lock is taken.
 --
 -- A payload must start with its type and its ids, in the order of the columns. That is how the services write it, and parsing it would cost
--- as much as writing it. A reader refuses an id that comes twice.
+-- as much as writing it. A reader refuses an id that comes twice. A loop costs less than a statement, which has to start.
 CREATE FUNCTION check_events(
     e_type text[], e_payload bytea[], e_metadata text[], e_cart_id uuid[], e_item_id uuid[], e_product_id uuid[]
 ) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    refused text;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'an append must run under READ COMMITTED: it would check its conditions against an old snapshot'
@@ -212,29 +210,20 @@ BEGIN
     IF NOT e_type <@ public.event_types(session_user) THEN
         RAISE EXCEPTION '% may not append one of the events %', session_user, e_type USING ERRCODE = 'insufficient_privilege';
     END IF;
-    refused := (
-        SELECT e.type
-        FROM (SELECT unnest(e_type) AS type, unnest(e_payload) AS payload, unnest(e_metadata) AS metadata,
-                     unnest(e_cart_id) AS cart_id, unnest(e_item_id) AS item_id, unnest(e_product_id) AS product_id) e
-        CROSS JOIN LATERAL (
-            -- OFFSET 0 keeps the planner from repeating the conversion.
-            SELECT CASE WHEN octet_length(e.payload) <= 65536 THEN convert_from(e.payload, 'UTF8') ELSE '' END AS payload OFFSET 0
-        ) text
-        WHERE NOT coalesce(
-            starts_with(text.payload, '{"' || e.type || '":{' || CASE
-                WHEN e.cart_id IS NOT NULL THEN
-                    '"cart_id":"' || e.cart_id || coalesce('","item_id":"' || e.item_id, '') || coalesce('","product_id":"' || e.product_id, '') || '"'
-                WHEN e.item_id IS NOT NULL THEN '"item_id":"' || e.item_id || coalesce('","product_id":"' || e.product_id, '') || '"'
-                WHEN e.product_id IS NOT NULL THEN '"product_id":"' || e.product_id || '"'
-                ELSE '' END)
-            AND text.payload IS JSON
-            AND octet_length(e.metadata) <= 8192 AND starts_with(e.metadata, '{"append_id":"'), false)
-        LIMIT 1);
-    IF refused IS NOT NULL THEN
-        RAISE EXCEPTION 'an event % cannot be appended: its payload must be JSON of its type and its ids in at most 64 KiB, and its '
-                        'metadata JSON with the append_id in at most 8 KiB', refused
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
+    FOR n IN 1 .. cardinality(e_type) LOOP
+        IF (octet_length(e_payload[n]) <= 65536
+            AND starts_with(convert_from(e_payload[n], 'UTF8'), '{"' || e_type[n] || '":{' || CASE
+                WHEN e_item_id[n] IS NULL AND e_product_id[n] IS NULL THEN coalesce('"cart_id":"' || e_cart_id[n] || '"', '')
+                ELSE concat_ws(',', '"cart_id":"' || e_cart_id[n] || '"', '"item_id":"' || e_item_id[n] || '"',
+                               '"product_id":"' || e_product_id[n] || '"')
+                END)
+            AND e_payload[n] IS JSON
+            AND octet_length(e_metadata[n]) <= 8192 AND starts_with(e_metadata[n], '{"append_id":"')) IS NOT TRUE THEN
+            RAISE EXCEPTION 'the event % cannot be appended: its payload must be JSON of its type and its ids in at most 64 KiB, and its '
+                            'metadata JSON with the append_id in at most 8 KiB', e_type[n]
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END LOOP;
     RETURN true;
 END $$;
 

@@ -203,16 +203,17 @@ fn every_role_has_a_password() {
     let (compose, migrate) = (text("docker-compose.yml"), text("deploy/kubernetes/base/migrate.yaml"));
     for role in &roles {
         let name = role.trim_start_matches("cartlog_");
-        assert!(text("deploy/passwords/passwords.sql").contains(&format!("ALTER ROLE {role} PASSWORD :'{name}';")), "{role}");
         assert!(compose.contains(&format!("DATABASE_URL: postgres://{role}@postgres:5432/cartlog")), "{role}");
         assert!(compose.contains(&format!("CARTLOG_DATABASE_PASSWORD_FILE: /run/secrets/{name}_password")), "{role}");
-        let secret = format!("- secret: {{ name: cartlog-{name}, items: [{{ key: password, path: {name} }}] }}");
+        let secret = format!("- secret: {{ name: cartlog-{name}, items: [{{ key: password, path: {name}_password }}] }}");
         assert!(migrate.contains(&secret), "{role}");
     }
     let names: Vec<_> = roles.iter().map(|role| role.trim_start_matches("cartlog_")).collect();
-    for file in [&compose, &migrate] {
-        assert_eq!(set(between(file, "for role in ", "; do")), set(&names.join(" ")));
-    }
+    assert!(migrate.contains("- name: CARTLOG_ROLE_PASSWORDS\n              value: /run/secrets/roles\n"), "{migrate}");
+    assert!(compose.contains("CARTLOG_ROLE_PASSWORDS: /run/secrets\n"), "{compose}");
+    let mounted = between(between(&compose, "CARTLOG_ROLE_PASSWORDS", "deploy:"), "secrets: [", "]");
+    let files: Vec<_> = mounted.split(", ").map(|file| file.trim_end_matches("_password")).collect();
+    assert_eq!(set(&files.join(" ")), set(&format!("postgres {}", names.join(" "))));
     assert_eq!(set(between(&text("deploy/kubernetes/make-secrets"), "for name in ", "; do")), set(&format!("owner {}", names.join(" "))));
     let made = text("deploy/make-secrets");
     assert_eq!(set(between(&made, "for name in ", "; do")), set(&format!("postgres grafana {}", names.join(" "))));
