@@ -56,7 +56,8 @@ pub async fn connect(url: &str) -> Result<PgPool, Error> {
     let failed = || format!("connect to {}", masked(url));
     // A pool hides why it has no connection. A single connection says it.
     let first = tokio::time::timeout(DEADLINE, options.connect()).await;
-    first.unwrap_or(Err(sqlx::Error::PoolTimedOut)).context(failed)?.close().await.context(failed)?;
+    let Ok(first) = first else { return Err(Error::NoAnswer { what: failed(), seconds: DEADLINE.as_secs() }) };
+    first.context(failed)?.close().await.context(failed)?;
     PgPoolOptions::new().max_connections(4).acquire_timeout(DEADLINE).connect_with(options).await.context(failed)
 }
 

@@ -24,8 +24,19 @@ const LOG4J: &str = "2.25.4";
 pub struct PostgresDistribution {
     pub(crate) directory: PathBuf,
     pub(crate) account: Option<Account>,
+    /// Environment variables of the servers.
+    pub(crate) environment: Vec<(String, String)>,
     /// Says how the start goes.
     pub(crate) report: Report,
+}
+
+impl PostgresDistribution {
+    /// Sets an environment variable of the servers that are started from now on.
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
 }
 
 /// Kafka's jars and the Java to run them.
@@ -59,7 +70,7 @@ pub async fn postgres(layout: &Layout, report: &Report) -> Result<PostgresDistri
         std::fs::rename(&unpacked, &directory).context(|| format!("create {}", directory.display()))?;
         files::remove(&fetched)?;
     }
-    Ok(PostgresDistribution { directory, account, report: *report })
+    Ok(PostgresDistribution { directory, account, environment: vec![], report: *report })
 }
 
 /// Downloads Kafka's jars if they are missing, and finds a Java.

@@ -22,7 +22,7 @@ pub enum Error {
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// What it printed last; empty if it printed to the terminal.
+        /// Its last output; empty if it printed to the terminal.
         output: String,
     },
     /// A process ended unexpectedly.
@@ -62,7 +62,7 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in its content.
         reason: String,
     },
     /// PostgreSQL refused a statement or a connection.
@@ -73,6 +73,14 @@ pub enum Error {
         /// PostgreSQL's answer.
         #[source]
         source: sqlx::Error,
+    },
+    /// A server did not answer in time.
+    #[error("cannot {what}: there was no answer within {seconds} s")]
+    NoAnswer {
+        /// The operation, as it follows "cannot".
+        what: String,
+        /// The seconds that were waited.
+        seconds: u64,
     },
     /// A migration failed.
     #[error("cannot apply the migrations: {0}")]

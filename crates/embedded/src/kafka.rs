@@ -30,12 +30,26 @@ pub struct Kafka {
     port: u16,
 }
 
+/// The broker's own files. It runs in their directory and knows them by these names: Kafka and Java give a meaning to commas, colons and
+/// backslashes in a path, and a checkout's path may contain them.
 #[derive(Debug, Clone)]
 struct BrokerFiles {
-    data: PathBuf,
-    settings: PathBuf,
-    logging: PathBuf,
+    directory: PathBuf,
     log: PathBuf,
+}
+
+const SETTINGS: &str = "server.properties";
+const DATA: &str = "data";
+const LOGGING: &str = "log4j2.properties";
+const IDENTITY: &str = "identity.pem";
+/// A link to the directory of Kafka's jars.
+const JARS: &str = "jars";
+
+/// A second listener.
+#[derive(Debug)]
+enum Listener<'a> {
+    Secured { secured: &'a Secured<'a>, port: u16 },
+    Forwarded { port: u16, address: u16 },
 }
 
 /// A listener for one user, over TLS, with SCRAM-SHA-512 or PLAIN.
@@ -77,8 +91,21 @@ impl Kafka {
     /// As [`start`](Self::start).
     pub async fn start_secured(distribution: &KafkaDistribution, directory: &Path, secured: &Secured<'_>) -> Result<(Self, u16), Error> {
         let [port, controller_port, secured_port] = ports::free([None, None, None])?;
-        let broker = Self::start_with(distribution, directory, port, controller_port, Some((secured, secured_port))).await?;
+        let listener = Listener::Secured { secured, port: secured_port };
+        let broker = Self::start_with(distribution, directory, port, controller_port, Some(listener)).await?;
         Ok((broker, secured_port))
+    }
+
+    /// Starts a broker as [`start`](Self::start) does, on free ports, with a second listener for clients that reach it through `address`,
+    /// another port of 127.0.0.1. Answers the port to which `address` must lead, too.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_forwarded(distribution: &KafkaDistribution, directory: &Path, address: u16) -> Result<(Self, u16), Error> {
+        let [port, controller_port, forwarded_port] = ports::free([None, None, None])?;
+        let listener = Listener::Forwarded { port: forwarded_port, address };
+        let broker = Self::start_with(distribution, directory, port, controller_port, Some(listener)).await?;
+        Ok((broker, forwarded_port))
     }
 
     async fn start_with(
@@ -86,20 +113,27 @@ impl Kafka {
         directory: &Path,
         port: u16,
         controller_port: u16,
-        secured: Option<(&Secured<'_>, u16)>,
+        listener: Option<Listener<'_>>,
     ) -> Result<Self, Error> {
-        let own = directory.join("kafka");
-        files::create_directory(&own)?;
-        let files = BrokerFiles {
-            data: own.join("data"),
-            settings: own.join("server.properties"),
-            logging: own.join("log4j2.properties"),
-            log: directory.join("logs/kafka.log"),
+        let files = BrokerFiles { directory: directory.join("kafka"), log: directory.join("logs/kafka.log") };
+        let own = |name| files.directory.join(name);
+        files::create_directory(&files.directory)?;
+        files::write_atomically(&own(SETTINGS), settings(port, controller_port, listener.as_ref()).as_bytes())?;
+        files::write_atomically(&own(LOGGING), LOG_SETTINGS.as_bytes())?;
+        let jars = own(JARS);
+        if jars.is_symlink() {
+            std::fs::remove_file(&jars).context(|| format!("remove {}", jars.display()))?;
+        }
+        std::os::unix::fs::symlink(&distribution.jars, &jars).context(|| format!("create {}", jars.display()))?;
+        let secured = match listener {
+            Some(Listener::Secured { secured, .. }) => Some(secured),
+            _ => None,
         };
-        files::write_atomically(&files.settings, settings(&files.data, port, controller_port, secured).as_bytes())?;
-        files::write_atomically(&files.logging, LOGGING.as_bytes())?;
-        if !files.data.join("meta.properties").exists() {
-            format(distribution, &files, secured.map(|(secured, _)| secured)).await?;
+        if let Some(Secured { identity, .. }) = secured {
+            std::fs::copy(identity, own(IDENTITY)).context(|| format!("copy {}", identity.display()))?;
+        }
+        if !own(DATA).join("meta.properties").exists() {
+            format(distribution, &files, secured).await?;
         }
         let process = launch(distribution, &files, port).await?;
         Ok(Self { process, distribution: distribution.clone(), files, port })
@@ -189,6 +223,17 @@ pub async fn create_topics(bootstrap_servers: &str, topics: &[Topic<'_>]) -> Res
     Ok(())
 }
 
+/// Deletes topics, with their messages.
+///
+/// # Errors
+/// The broker cannot be reached, or refuses.
+pub async fn delete_topics(bootstrap_servers: &str, topics: &[&str]) -> Result<(), Error> {
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_DEADLINE)).operation_timeout(Some(REQUEST_DEADLINE));
+    let failed = |reason: String| Error::Kafka { what: "delete topics".to_owned(), reason };
+    let results = admin(bootstrap_servers)?.delete_topics(topics, &options).await.map_err(|error| failed(error.to_string()))?;
+    results.into_iter().try_for_each(|result| result.map(drop).map_err(|(topic, code)| failed(format!("{topic}: {code}"))))
+}
+
 /// Asks a broker for its metadata.
 ///
 /// # Errors
@@ -220,7 +265,7 @@ fn admin(bootstrap_servers: &str) -> Result<AdminClient<DefaultClientContext>, E
 async fn format(distribution: &KafkaDistribution, files: &BrokerFiles, secured: Option<&Secured<'_>>) -> Result<(), Error> {
     let output = java(distribution, files, &["-Xmx128m"])
         .args(["kafka.tools.StorageTool", "format", "--ignore-formatted", "--cluster-id", &cluster_id(), "--config"])
-        .arg(&files.settings)
+        .arg(SETTINGS)
         .args(secured.iter().flat_map(|Secured { user, password, .. }| {
             ["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={user},password={password}]")]
         }))
@@ -237,7 +282,7 @@ async fn format(distribution: &KafkaDistribution, files: &BrokerFiles, secured: 
 
 async fn launch(distribution: &KafkaDistribution, files: &BrokerFiles, port: u16) -> Result<Process, Error> {
     let mut command = java(distribution, files, &["-Xms128m", "-Xmx512m"]);
-    command.arg("kafka.Kafka").arg(&files.settings);
+    command.args(["kafka.Kafka", SETTINGS]);
     let mut process = Process::spawn("Kafka", command, &files.log)?;
     let servers = format!("127.0.0.1:{port}");
     process.until_started(&distribution.report, || ping(&servers)).await?;
@@ -249,9 +294,9 @@ fn java(distribution: &KafkaDistribution, files: &BrokerFiles, memory: &[&str]) 
     command
         .args(memory)
         .args(["-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true"])
-        .arg(format!("-Dlog4j2.configurationFile={}", files.logging.display()))
-        .arg("-cp")
-        .arg(distribution.jars.join("*"));
+        .arg(format!("-Dlog4j2.configurationFile={LOGGING}"))
+        .args(["-cp", &format!("{JARS}/*")])
+        .current_dir(&files.directory);
     command
 }
 
@@ -264,22 +309,25 @@ fn cluster_id() -> String {
     id
 }
 
-fn settings(data: &Path, port: u16, controller_port: u16, secured: Option<(&Secured<'_>, u16)>) -> String {
-    let (listener, protocol, further) = match secured {
+fn settings(port: u16, controller_port: u16, listener: Option<&Listener<'_>>) -> String {
+    let (listener, advertised, protocol, further) = match listener {
         None => Default::default(),
-        Some((Secured { identity, user, password }, port)) => (
+        Some(Listener::Secured { secured: Secured { user, password, .. }, port }) => (
+            format!(",SECURED://127.0.0.1:{port}"),
             format!(",SECURED://127.0.0.1:{port}"),
             ",SECURED:SASL_SSL",
             format!(
                 "listener.name.secured.ssl.keystore.type=PEM
-listener.name.secured.ssl.keystore.location={}
+listener.name.secured.ssl.keystore.location={IDENTITY}
 listener.name.secured.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
 listener.name.secured.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.secured.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}=\"{password}\";
-",
-                identity.display()
+"
             ),
         ),
+        Some(Listener::Forwarded { port, address }) => {
+            (format!(",FORWARDED://127.0.0.1:{port}"), format!(",FORWARDED://127.0.0.1:{address}"), ",FORWARDED:PLAINTEXT", String::new())
+        }
     };
     format!(
         "process.roles=broker,controller
@@ -287,9 +335,9 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{listener}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}{listener}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertised}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocol}
-{further}log.dirs={}
+{further}log.dirs={DATA}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 # One broker cannot keep three copies, and one user needs few partitions of Kafka's own topics.
@@ -307,12 +355,11 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 # Tests create hundreds of topics, and an index has its full size from the start.
 log.index.size.max.bytes=1048576
-",
-        data.display()
+"
     )
 }
 
-const LOGGING: &str = "rootLogger.level=WARN
+const LOG_SETTINGS: &str = "rootLogger.level=WARN
 rootLogger.appenderRef.out.ref=OUT
 logger.server.name=kafka.server
 logger.server.level=INFO

@@ -19,7 +19,7 @@ pub(crate) struct Artifact<'a> {
     pub(crate) alone: bool,
 }
 
-/// What happens to the jars.
+/// The treatment of the jars.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Jars {
     Kept,

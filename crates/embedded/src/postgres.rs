@@ -1,6 +1,5 @@
 //! A PostgreSQL server as a child process.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,11 +22,13 @@ const MEMORY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The server's settings, besides its data directory and port.
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "listen_addresses=127.0.0.1",
     // A socket's path can have 107 bytes at most, and a checkout's path is often longer. TCP suffices.
     "unix_socket_directories=",
     "max_connections=400",
+    // A standby starts from a copy and streams what was written since.
+    "wal_keep_size=256MB",
     "timezone=UTC",
     "log_timezone=UTC",
     "log_line_prefix=%m [%p] %q%u@%d ",
@@ -52,8 +53,7 @@ impl Postgres {
     /// Its data cannot be created, or it does not start. The error has the end of its log.
     pub async fn start(layout: &Layout, distribution: &PostgresDistribution, directory: &Path, port: u16) -> Result<Self, Error> {
         let log = directory.join("logs/postgres.log");
-        let account = distribution.account.as_ref();
-        let data = data_directory(layout, directory, account).await?.join("data");
+        let data = data_directory(layout, directory, distribution).await?;
         if !data.join("PG_VERSION").exists() {
             initialise(distribution, &data).await?;
         }
@@ -74,6 +74,18 @@ impl Postgres {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its programs.
+    #[must_use]
+    pub fn distribution(&self) -> &PostgresDistribution {
+        &self.distribution
     }
 
     /// The URL of a database of this server for a user.
@@ -104,59 +116,6 @@ impl Postgres {
         self.process.kill().await.map(drop)
     }
 
-    /// Stops it, copies its data to `directory`/postgres, and starts it again.
-    ///
-    /// # Errors
-    /// The copy fails, or the server does not start again.
-    pub async fn copy_data(&mut self, layout: &Layout, directory: &Path) -> Result<(), Error> {
-        let copy = self.data_in(layout, directory).await?;
-        self.stop().await?;
-        copy_directory(&self.data, &copy).await?;
-        self.restart().await
-    }
-
-    /// Stops it, puts data back that [`copy_data`](Self::copy_data) copied, and starts it again: on the same timeline, like a volume that was
-    /// restored.
-    ///
-    /// # Errors
-    /// As [`copy_data`](Self::copy_data).
-    pub async fn put_back(&mut self, layout: &Layout, directory: &Path) -> Result<(), Error> {
-        let copy = self.data_in(layout, directory).await?;
-        self.stop().await?;
-        copy_directory(&copy, &self.data).await?;
-        self.restart().await
-    }
-
-    /// Starts a standby of this server, named `standby` in `synchronous_standby_names`, with its data in `directory`/postgres. Restarts this
-    /// server, because the data is copied while it is stopped.
-    ///
-    /// # Errors
-    /// The copy fails, or a server does not start.
-    pub async fn start_standby(&mut self, layout: &Layout, directory: &Path) -> Result<Self, Error> {
-        let [port] = ports::free([None])?;
-        self.copy_data(layout, directory).await?;
-        let data = self.data_in(layout, directory).await?;
-        let settings = data.join("postgresql.auto.conf");
-        let follow = format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres application_name=standby'\n", self.port);
-        let written = std::fs::File::options().append(true).open(&settings).and_then(|mut file| file.write_all(follow.as_bytes()));
-        written.context(|| format!("write {}", settings.display()))?;
-        let signal = data.join("standby.signal");
-        std::fs::write(&signal, "").context(|| format!("write {}", signal.display()))?;
-        if let Some(account) = &self.distribution.account {
-            account.own(&signal)?;
-        }
-        Self::start(layout, &self.distribution, directory, port).await
-    }
-
-    /// Makes a standby the primary of a new timeline.
-    ///
-    /// # Errors
-    /// It cannot be reached, or is no standby.
-    pub async fn promote(&self) -> Result<(), Error> {
-        let mut connection = options(self.port).connect().await.context(|| "connect to the standby".to_owned())?;
-        sqlx::query("SELECT pg_promote()").execute(&mut connection).await.context(|| "promote the standby".to_owned()).map(drop)
-    }
-
     /// Freezes all of its processes, as a stopped machine would.
     ///
     /// # Errors
@@ -183,10 +142,6 @@ impl Postgres {
         command.status().await.map(drop).context(|| format!("send SIG{signal} to the processes of PostgreSQL"))
     }
 
-    async fn data_in(&self, layout: &Layout, directory: &Path) -> Result<PathBuf, Error> {
-        Ok(data_directory(layout, directory, self.distribution.account.as_ref()).await?.join("data"))
-    }
-
     /// Stops it if it runs, and starts it again on the same port and data.
     ///
     /// # Errors
@@ -210,27 +165,16 @@ pub fn url(port: u16, user: &str, database: &str) -> String {
 /// The operating system refuses.
 pub async fn remove_data(layout: &Layout, directory: &Path) -> Result<(), Error> {
     let account = Account::for_postgres()?;
-    files::remove(&data_directory(layout, directory, account.as_ref()).await?)
+    files::remove(&layout.reachable(&directory.join("postgres"), account.as_ref()).await?)
 }
 
-async fn data_directory(layout: &Layout, directory: &Path, account: Option<&Account>) -> Result<PathBuf, Error> {
-    layout.reachable(&directory.join("postgres"), account).await
-}
-
-/// Copies a stopped server's data, with the owner and the rights of each file.
-async fn copy_directory(from: &Path, to: &Path) -> Result<(), Error> {
-    files::remove(to)?;
-    let mut command = Command::new("cp");
-    command.arg("-a").arg(from).arg(to);
-    let output = command.output().await.context(|| "run cp".to_owned())?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(Error::Command { command: "cp".to_owned(), status: output.status, output: text })
+/// Answers the data directory of a server whose directory is `directory`.
+pub(crate) async fn data_directory(layout: &Layout, directory: &Path, distribution: &PostgresDistribution) -> Result<PathBuf, Error> {
+    Ok(layout.reachable(&directory.join("postgres"), distribution.account.as_ref()).await?.join("data"))
 }
 
 async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<(), Error> {
+    runs_through_a_shell(&distribution.directory)?;
     // An interrupted run leaves an incomplete cluster.
     files::remove(data)?;
     files::create_directory(data)?;
@@ -256,6 +200,19 @@ async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<
     Err(Error::Command { command: "initdb".to_owned(), status: output.status, output: text })
 }
 
+/// Refuses a path that initdb cannot run programs from: it puts the path into a shell command between quotation marks, and would say that a
+/// program is missing.
+fn runs_through_a_shell(path: &Path) -> Result<(), Error> {
+    match path.to_string_lossy().chars().find(|character| ['"', '$', '`'].contains(character)) {
+        None => Ok(()),
+        Some(character) => Err(Error::Refused(format!(
+            "PostgreSQL's initdb cannot run from {}, because the path contains the character {character}. Move the checkout, or set \
+             CARGO_TARGET_DIR to another directory.",
+            path.display()
+        ))),
+    }
+}
+
 async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log: &Path) -> Result<Process, Error> {
     let end = tokio::time::Instant::now() + MEMORY_DEADLINE;
     loop {
@@ -263,6 +220,7 @@ async fn launch(distribution: &PostgresDistribution, data: &Path, port: u16, log
         if distribution.account.is_some() {
             Account::owner(data)?.run(&mut command);
         }
+        command.envs(distribution.environment.iter().map(|(name, value)| (name, value)));
         command.arg("-D").arg(data).args(["-p", &port.to_string()]).current_dir(data);
         for setting in SETTINGS {
             command.args(["-c", setting]);
@@ -297,4 +255,18 @@ async fn ping(port: u16) -> Result<(), String> {
 fn options(port: u16) -> PgConnectOptions {
     let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).username("postgres").database("postgres");
     options.disable_statement_logging()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_that_a_shell_would_change_is_refused() {
+        for refused in ["/a/q\"uote", "/a/do$HOME", "/a/tick`x`"] {
+            let error = runs_through_a_shell(Path::new(refused)).unwrap_err().to_string();
+            assert!(error.contains(refused) && error.contains("CARGO_TARGET_DIR"), "{error}");
+        }
+        runs_through_a_shell(Path::new("/we ird,a:b*c/back\\slash/sing'le/semi;x&y|z/par(en)#h=i%j")).unwrap();
+    }
 }

@@ -202,7 +202,7 @@ impl Process {
         self.until(end, attempt).await
     }
 
-    /// What changes while the process works: the size of its log, and the seconds of processor time it used.
+    /// The two numbers that change while the process works: the size of its log, and the seconds of processor time it used.
     fn progress(&self) -> (u64, u64) {
         let log = std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
         (log, self.identity.processor_seconds())
