@@ -5,11 +5,13 @@
 
 pub mod catalogue;
 pub mod client;
+pub mod history;
 pub mod ledger;
 pub mod load;
 pub mod model;
 pub mod published;
 pub mod services;
 pub mod shopper;
+mod suppliers;
 pub mod supply;
 pub mod topics;

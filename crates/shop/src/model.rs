@@ -27,6 +27,10 @@ pub struct Event {
     pub event_type: String,
     /// Its JSON.
     pub payload: Vec<u8>,
+    /// The id of the append that wrote it.
+    pub append_id: String,
+    /// The trace that it belongs to: 32 hexadecimal digits, or nothing.
+    pub trace: String,
 }
 
 /// Reads the newest position.
@@ -43,11 +47,13 @@ pub async fn head(pool: &PgPool) -> Result<i64, Error> {
 /// # Errors
 /// The database cannot be reached.
 pub async fn read(pool: &PgPool, after: i64) -> Result<Vec<Event>, Error> {
-    let events = "SELECT event_id, event_type, payload FROM event WHERE event_id > $1 ORDER BY event_id";
+    let events = "SELECT event_id, event_type, payload, coalesce(metadata->>'append_id', '') AS append_id,
+            coalesce(split_part(metadata->>'traceparent', '-', 2), '') AS trace
+         FROM event WHERE event_id > $1 ORDER BY event_id";
     sqlx::query_as(events).bind(after).fetch_all(pool).await.context(|| "read the log".to_owned())
 }
 
-/// What the events after a position lead to. Of carts that are older it knows nothing.
+/// The state that the events after a position lead to. It knows nothing of older carts.
 #[derive(Debug, Default)]
 pub struct Model {
     /// The position after which it begins.
@@ -56,8 +62,8 @@ pub struct Model {
     pub events: BTreeMap<String, u64>,
     /// The carts that were created.
     pub carts: BTreeMap<Uuid, Cart>,
-    /// The message that each submission must lead to, by the submission's position.
-    pub submissions: BTreeMap<i64, PublishedCart>,
+    /// The submissions, by position.
+    pub submissions: BTreeMap<i64, Submission>,
     /// The inventories of each product, in order.
     pub inventories: BTreeMap<Uuid, Vec<u64>>,
     /// The position of each product's newest inventory.
@@ -70,7 +76,7 @@ pub struct Model {
     pub cart_of: HashMap<i64, Uuid>,
     /// Items that were in an open cart and are in none any more.
     pub left: HashSet<(Uuid, Uuid)>,
-    /// What must not be in a log.
+    /// Events that must not be in a log.
     pub faults: Vec<String>,
     published: BTreeSet<Uuid>,
     /// The items of each product in open carts.
@@ -78,6 +84,15 @@ pub struct Model {
     /// The product of each price change, and each product's newest one.
     changes: HashMap<i64, Uuid>,
     newest_change: HashMap<Uuid, i64>,
+}
+
+/// The submission of a cart, and the message that it must lead to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// The message's `ce_id`.
+    pub ce_id: String,
+    /// The message.
+    pub message: PublishedCart,
 }
 
 /// A cart.
@@ -147,7 +162,7 @@ impl Model {
         Ok(model)
     }
 
-    /// What the automations still have to do: items to archive, and carts to publish.
+    /// Lists the open work of the automations: items to archive, and carts to publish.
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
         let mut unfinished = vec![];
@@ -161,7 +176,7 @@ impl Model {
                 }
             }
         }
-        for (position, PublishedCart { cart_id, .. }) in &self.submissions {
+        for (position, Submission { message: PublishedCart { cart_id, .. }, .. }) in &self.submissions {
             if !self.published.contains(cart_id) {
                 unfinished.push(format!("position {position}: cart {cart_id} was submitted, and there is no CartPublished"));
             }
@@ -187,7 +202,7 @@ impl Model {
                 self.inventory_at.insert(fields.product_id, at);
             }
             "PriceChanged" => self.price_changed(at, fields),
-            _ => self.fold_cart(at, &event.event_type, fields),
+            _ => self.fold_cart(event, fields),
         }
         Ok(())
     }
@@ -200,7 +215,8 @@ impl Model {
         self.prices.entry(product).or_default().push(fields.new_price);
     }
 
-    fn fold_cart(&mut self, at: i64, event_type: &str, fields: Fields) {
+    fn fold_cart(&mut self, event: &Event, fields: Fields) {
+        let (at, event_type) = (event.position, event.event_type.as_str());
         let (cart_id, item_id) = (fields.cart_id, fields.item_id);
         self.cart_of.insert(at, cart_id);
         if event_type == "CartCreated" {
@@ -213,7 +229,7 @@ impl Model {
             if self.after == 0 {
                 self.fault(at, format!("{event_type} in cart {cart_id}, which was never created"));
             } else {
-                self.fold_older_cart(at, event_type, fields);
+                self.fold_older_cart(event, fields);
             }
             return;
         };
@@ -263,7 +279,7 @@ impl Model {
                 if !is_of_items {
                     self.fault(at, format!("cart {cart_id} is submitted with other items than it holds"));
                 }
-                self.submitted(at, fields);
+                self.submitted(event, fields);
             }
             "CartPublished" => {
                 let is_first = cart.submitted_at.is_some() && self.published.insert(cart_id);
@@ -276,20 +292,22 @@ impl Model {
     }
 
     /// A cart that was created before the model begins can still be submitted and published.
-    fn fold_older_cart(&mut self, at: i64, event_type: &str, fields: Fields) {
-        match event_type {
-            "CartSubmitted" => self.submitted(at, fields),
+    fn fold_older_cart(&mut self, event: &Event, fields: Fields) {
+        match event.event_type.as_str() {
+            "CartSubmitted" => self.submitted(event, fields),
             "CartPublished" => drop(self.published.insert(fields.cart_id)),
             _ => {}
         }
     }
 
-    fn submitted(&mut self, at: i64, fields: Fields) {
+    fn submitted(&mut self, event: &Event, fields: Fields) {
+        let at = event.position;
         let Fields { cart_id, ordered_products, total_price, .. } = fields;
         if sum(&ordered_products).is_none_or(|sum| format!("{sum:.2}") != total_price) {
             self.fault(at, format!("the total of cart {cart_id} is not the sum of its lines"));
         }
-        self.submissions.insert(at, PublishedCart { cart_id, ordered_product: ordered_products, total_price });
+        let message = PublishedCart { cart_id, ordered_product: ordered_products, total_price };
+        self.submissions.insert(at, Submission { ce_id: at.to_string(), message });
     }
 
     fn leaves(&mut self, cart: Uuid, item: &Item) {
@@ -334,6 +352,8 @@ mod tests {
             position,
             event_type: (*event_type).to_owned(),
             payload: json!({ *event_type: fields }).to_string().into_bytes(),
+            append_id: format!("append-{position}"),
+            trace: String::new(),
         };
         Model::of(&(after + 1..).zip(events).map(event).collect::<Vec<_>>(), after).unwrap()
     }
@@ -351,7 +371,7 @@ mod tests {
             let submitted = ("CartSubmitted", json!({"cart_id": cart, "ordered_products": ordered, "total_price": total}));
             let model = folded(0, &[("CartCreated", json!({"cart_id": cart})), added(cart, item, product), submitted]);
             assert_eq!(model.faults.len(), faults, "{:?}", model.faults);
-            assert_eq!(model.submissions[&3].cart_id, cart);
+            assert_eq!((model.submissions[&3].message.cart_id, model.submissions[&3].ce_id.as_str()), (cart, "3"));
             assert_eq!(model.unfinished().len(), 1, "it is not published");
         }
     }

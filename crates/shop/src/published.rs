@@ -1,4 +1,4 @@
-//! A reader of the topic of published carts. It begins at the topic's current end.
+//! The readers of the topic of published carts: one follows it from its current end, the other reads all that is there.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,8 +25,8 @@ pub struct Published {
 /// The messages that were read.
 #[derive(Debug, Default, Clone)]
 pub struct Received {
-    /// By `ce_id`, the position of the cart's submission.
-    pub carts: BTreeMap<i64, PublishedCart>,
+    /// By `ce_id`.
+    pub carts: BTreeMap<String, PublishedCart>,
     /// The number of messages that repeated a `ce_id`.
     pub repeated: u64,
     /// Messages that break the contract.
@@ -59,18 +59,7 @@ impl Published {
     /// # Errors
     /// The broker cannot be reached.
     pub async fn follow(bootstrap_servers: &str, topic: &str) -> Result<Self, Error> {
-        let consumer: StreamConsumer = ClientConfig::new()
-            .set("bootstrap.servers", bootstrap_servers)
-            // Required by the client. Nothing is committed.
-            .set("group.id", "cartlog-demo")
-            .set("enable.auto.commit", "false")
-            .create()
-            .map_err(|error| failed(error.to_string()))?;
-        let topic = topic.to_owned();
-        let consumer = tokio::task::spawn_blocking(move || assign_ends(&consumer, &topic).map(|()| consumer))
-            .await
-            .map_err(|error| failed(error.to_string()))?
-            .map_err(|error| failed(error.to_string()))?;
+        let (consumer, _) = assigned(bootstrap_servers, topic, From::End).await?;
         let received = Arc::new(Mutex::new(Received::default()));
         let target = Arc::clone(&received);
         let task = tokio::spawn(async move {
@@ -107,11 +96,29 @@ impl Drop for Published {
     }
 }
 
+/// Reads every message that is on the topic now.
+///
+/// # Errors
+/// The broker cannot be reached, or does not send them within 20 s.
+pub async fn read_all(bootstrap_servers: &str, topic: &str) -> Result<Received, Error> {
+    let (consumer, mut left) = assigned(bootstrap_servers, topic, From::Beginning).await?;
+    let mut received = Received::default();
+    let reading = async {
+        while left > 0 {
+            received.take(&consumer.recv().await.map_err(|error| failed(error.to_string()))?);
+            left -= 1;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(DEADLINE, reading).await.unwrap_or_else(|_| Err(failed("its messages did not come in time".to_owned())))?;
+    Ok(received)
+}
+
 impl Received {
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         match read(message) {
             Ok((id, cart)) => {
-                if let Some(before) = self.carts.insert(id, cart.clone()) {
+                if let Some(before) = self.carts.insert(id.clone(), cart.clone()) {
                     self.repeated += 1;
                     if before != cart {
                         self.unreadable.push(format!("two different messages have the ce_id {id}"));
@@ -126,26 +133,51 @@ impl Received {
     }
 }
 
-fn read(message: &BorrowedMessage<'_>) -> Result<(i64, PublishedCart), String> {
+fn read(message: &BorrowedMessage<'_>) -> Result<(String, PublishedCart), String> {
     let header = message.headers().and_then(|headers| headers.iter().find(|header| header.key == "ce_id"));
-    let id = header.and_then(|header| std::str::from_utf8(header.value?).ok()?.parse().ok());
-    let id = id.ok_or("no ce_id that is a position")?;
+    let id = header.and_then(|header| std::str::from_utf8(header.value?).ok());
+    let id = id.ok_or("no ce_id")?;
     let payload = message.payload().unwrap_or_default();
     let cart: PublishedCart = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
     if message.key() != Some(cart.cart_id.to_string().as_bytes()) {
         return Err("the key is not the cart_id".to_owned());
     }
-    Ok((id, cart))
+    Ok((id.to_owned(), cart))
 }
 
-fn assign_ends(consumer: &StreamConsumer, topic: &str) -> Result<(), rdkafka::error::KafkaError> {
-    let metadata = consumer.fetch_metadata(Some(topic), DEADLINE)?;
-    let mut ends = TopicPartitionList::new();
-    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
-        let (_, end) = consumer.fetch_watermarks(topic, partition.id(), DEADLINE)?;
-        ends.add_partition_offset(topic, partition.id(), Offset::Offset(end))?;
-    }
-    consumer.assign(&ends)
+#[derive(Clone, Copy)]
+enum From {
+    Beginning,
+    End,
+}
+
+/// Makes a consumer of all partitions, and answers the number of messages that are on the topic.
+async fn assigned(bootstrap_servers: &str, topic: &str, from: From) -> Result<(StreamConsumer, i64), Error> {
+    let consumer: StreamConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap_servers)
+        // Required by the client. Nothing is committed.
+        .set("group.id", "cartlog-demo")
+        .set("enable.auto.commit", "false")
+        .create()
+        .map_err(|error| failed(error.to_string()))?;
+    let topic = topic.to_owned();
+    let assigning = move || {
+        let metadata = consumer.fetch_metadata(Some(&topic), DEADLINE)?;
+        let (mut partitions, mut messages) = (TopicPartitionList::new(), 0);
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            let (begin, end) = consumer.fetch_watermarks(&topic, partition.id(), DEADLINE)?;
+            let offset = match from {
+                From::Beginning => begin,
+                From::End => end,
+            };
+            partitions.add_partition_offset(&topic, partition.id(), Offset::Offset(offset))?;
+            messages += end - begin;
+        }
+        consumer.assign(&partitions).map(|()| (consumer, messages))
+    };
+    let assigned: Result<_, rdkafka::error::KafkaError> =
+        tokio::task::spawn_blocking(assigning).await.map_err(|error| failed(error.to_string()))?;
+    assigned.map_err(|error| failed(error.to_string()))
 }
 
 fn failed(reason: String) -> Error {

@@ -1,6 +1,6 @@
 //! The comparison of the day's result with the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,8 @@ use embedded::error::Error;
 use shop::catalogue::Catalogue;
 use shop::ledger::Entries;
 use shop::model::{Cart, Model, sum};
-use shop::published::Received;
+use shop::published::{PublishedCart, Received};
+use uuid::Uuid;
 
 /// The table at the end.
 #[derive(Debug, Default)]
@@ -33,8 +34,6 @@ struct Check {
 /// The results of the day, apart from the log.
 #[derive(Debug)]
 pub(crate) struct Outcome<'a> {
-    /// The log's head when the day began.
-    pub(crate) began_at: i64,
     pub(crate) catalogue: &'a Catalogue,
     /// The number of inventories that the suppliers sent.
     pub(crate) inventories_sent: usize,
@@ -54,12 +53,13 @@ pub(crate) enum Lost {
 
 impl Checks {
     pub(crate) fn of(model: &Model, outcome: &Outcome<'_>) -> Self {
-        let Outcome { began_at, catalogue, inventories_sent, told, received, lost } = outcome;
+        let Outcome { catalogue, inventories_sent, told, received, lost } = outcome;
         let mut checks =
             Self { events: model.events.clone(), refusals: told.refusals.clone(), repeated: received.repeated, ..Self::default() };
         // A cart that was submitted before the day may be published during it.
-        let of_today = received.carts.range(began_at + 1..);
-        let messages: BTreeMap<i64, _> = of_today.map(|(position, message)| (*position, message)).collect();
+        let of_today: BTreeSet<Uuid> = model.submissions.values().map(|submission| submission.message.cart_id).collect();
+        let messages: BTreeMap<&str, &PublishedCart> =
+            received.carts.iter().filter(|(_, cart)| of_today.contains(&cart.cart_id)).map(|(id, cart)| (id.as_str(), cart)).collect();
 
         checks.equal("inventories sent, and in the log", inventories_sent, heard(model, catalogue));
         let shoppers_carts = || model.carts.iter().filter(|(cart, _)| told.carts.contains(cart)).map(|(_, cart)| cart);
@@ -79,10 +79,10 @@ impl Checks {
         checks.equal("items not archived, and carts not published", 0, unfinished.len());
 
         checks.equal("carts submitted, and different messages read", model.submissions.len(), messages.len());
-        let differ = model.submissions.iter().filter(|(position, due)| messages.get(position).is_some_and(|message| message != due));
-        checks.equal("messages that differ from the log", 0, differ.count());
+        let differ = model.submissions.values().filter(|due| messages.get(due.ce_id.as_str()) != Some(&&due.message));
+        checks.equal("messages that are missing or differ from the log", 0, differ.count());
         let decimal = |text: &str| text.parse::<Decimal>().unwrap_or_default();
-        let logged: Decimal = model.submissions.values().map(|submission| decimal(&submission.total_price)).sum();
+        let logged: Decimal = model.submissions.values().map(|submission| decimal(&submission.message.total_price)).sum();
         let totals: Decimal = messages.values().map(|message| decimal(&message.total_price)).sum();
         let lines: Decimal = messages.values().filter_map(|message| sum(&message.ordered_product)).sum();
         checks.equal("turnover in the log, and in the messages' totals", format!("{logged:.2}"), format!("{totals:.2}"));

@@ -174,7 +174,6 @@ impl Day {
                 return Ok(Checks::of(
                     &model,
                     &Outcome {
-                        began_at: self.began_at,
                         catalogue: &self.catalogue,
                         // The morning's inventories, and one at noon.
                         inventories_sent: self.catalogue.all().len() + 1,
