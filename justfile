@@ -16,7 +16,7 @@ down:
 reset:
     cargo dev reset
 
-# Print the addresses of the running stack, as NAME=value lines
+# Print the addresses of the running stack, for a shell
 env:
     @cargo dev env
 
@@ -28,7 +28,7 @@ demo *arguments:
 test *arguments:
     cargo dev test {{arguments}}
 
-# Kill and freeze real processes under load (`just chaos projections --minutes 10`)
+# Disturb the whole system under load (`just chaos everything --minutes 10`)
 chaos *arguments:
     cargo dev chaos {{arguments}}
 

@@ -34,7 +34,7 @@ enum Task {
     Down,
     /// Stop what `up` started, and delete its database and topics
     Reset,
-    /// Print the addresses of the running stack, as NAME=value lines
+    /// Print the addresses of the running stack, as lines for a shell: `eval "$(cargo dev env)"`
     Env,
     /// Simulate a day in a shop, and check the result against the log. Starts the stack if it is not up, and stops it again
     ///
@@ -85,14 +85,17 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Kill, freeze and disconnect real processes under load, and compare the result with the log. A seed determines the schedule
+    /// Disturb the whole system under load, and compare the result with the log. A seed determines the schedule
     Chaos {
-        /// What to disturb
+        /// The campaign
         #[arg(value_enum)]
-        subject: chaos::Subject,
+        campaign: chaos::Campaign,
         /// The length in minutes
         #[arg(long, default_value_t = 5.0, value_parser = minutes)]
         minutes: f64,
+        /// The number of processes of each service
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+        replicas: u8,
         /// The seed of a schedule to repeat [default: a random one, which is printed]
         #[arg(long)]
         seed: Option<u64>,
@@ -151,7 +154,10 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         }
         Task::Queries { check } => queries::run(&layout, check, &report).await?,
         Task::Docs { check } => docs::run(&layout, check, &report).await?,
-        Task::Chaos { subject, minutes, seed } => chaos::run(&layout, subject, minutes, seed, &report).await?,
+        Task::Chaos { campaign, minutes, replicas, seed } => {
+            let (seed, length) = (seed.unwrap_or_else(rand::random), Duration::from_secs_f64(minutes * 60.0));
+            chaos::run(&layout, chaos::Plan { campaign, seed, length, replicas: replicas.into() }, &report).await?;
+        }
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),
         Task::Test { arguments } => return Ok(code(testing::run(&layout, &arguments, &report).await?)),
@@ -165,11 +171,16 @@ fn running(layout: &Layout) -> Result<Option<Up>, Error> {
 
 fn print_environment(up: &Up) {
     for service in &up.services {
-        report::answer(format!("{}={}", service.variable, service.url));
+        report::answer(export(&service.variable, &service.url));
     }
-    report::answer(format!("DATABASE_URL={}", up.database.address));
-    report::answer(format!("KAFKA_BOOTSTRAP_SERVERS={}", up.kafka.address));
-    report::answer(format!("CARTCTL={}", up.cartctl.display()));
+    report::answer(export("DATABASE_URL", &up.database.address));
+    report::answer(export("KAFKA_BOOTSTRAP_SERVERS", &up.kafka.address));
+    report::answer(export("CARTCTL", &up.cartctl.display().to_string()));
+}
+
+/// A line that a shell can evaluate, whatever the value contains.
+fn export(name: &str, value: &str) -> String {
+    format!("export {name}='{}'", value.replace('\'', r"'\''"))
 }
 
 async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {
@@ -190,4 +201,18 @@ async fn migrate(layout: &Layout, report: &Report) -> Result<(), Error> {
 
 fn code(status: ExitStatus) -> ExitCode {
     status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_reads_every_value_as_it_is() {
+        for value in ["postgres://a@b:1/c?d=e&f=g", "/a path/it's \"$HOME\"/cartctl", ""] {
+            let script = export("VALUE", value) + "\nsh -c 'printf %s \"$VALUE\"'";
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), value);
+        }
+    }
 }

@@ -21,6 +21,7 @@ pub(super) struct Actor {
     logs: PathBuf,
     /// None if it was killed or stopped, or has ended.
     service: Option<Service>,
+    is_frozen: bool,
     lives: u32,
     port: Arc<AtomicU16>,
 }
@@ -37,7 +38,7 @@ impl Actor {
         let kafka_bootstrap_servers = environment.iter().find(|(name, _)| name == "KAFKA_BOOTSTRAP_SERVERS");
         let kafka_bootstrap_servers = kafka_bootstrap_servers.map(|(_, servers)| servers.clone()).unwrap_or_default();
         let settings = Settings { database_url, environment, kafka_bootstrap_servers, ..Settings::new(kind, programs, logs, 0) };
-        Self { kind, name, settings, logs: logs.to_owned(), service: None, lives: 0, port: Arc::default() }
+        Self { kind, name, settings, logs: logs.to_owned(), service: None, is_frozen: false, lives: 0, port: Arc::default() }
     }
 
     /// The port of its current start.
@@ -80,10 +81,12 @@ impl Actor {
     }
 
     pub(super) fn freeze(&mut self) -> Result<(), Error> {
+        self.is_frozen = true;
         self.service.as_mut().map_or(Ok(()), |service| service.process().freeze())
     }
 
     pub(super) fn thaw(&mut self) -> Result<(), Error> {
+        self.is_frozen = false;
         self.service.as_mut().map_or(Ok(()), |service| service.process().thaw())
     }
 
@@ -92,6 +95,11 @@ impl Actor {
             Some(service) => Ok(service.process().exited()?.is_none()),
             None => Ok(false),
         }
+    }
+
+    /// Tells whether it runs and is not frozen.
+    pub(super) fn is_well(&mut self) -> Result<bool, Error> {
+        Ok(!self.is_frozen && self.is_running()?)
     }
 
     /// Answers once its last words if it has ended unexpectedly.

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
 
-use sqlx::PgPool;
-
 use embedded::error::{Context, Error};
-use shop::load::Entries;
+use shop::history::{Answer, Entries, Sent};
 use shop::model::{self, Event, Model};
-
-use super::tables::{self, TABLES, Table};
 use shop::published::Received;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::commands::{self, Loss};
+use super::tables::{self, TABLES, Table};
 
 /// Everything that is compared.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +22,8 @@ pub(super) struct Evidence {
     /// Parked keys and blocked segments.
     pub(super) waiting: Vec<String>,
     pub(super) received: Received,
-    pub(super) told: Entries,
+    pub(super) history: Entries,
+    pub(super) losses: Vec<Loss>,
 }
 
 /// Reads parked keys and blocked segments.
@@ -31,13 +33,13 @@ const WAITING: &str = "SELECT concat(name, ' ', build, ' has parked ', key, ' be
     FROM checkpoint WHERE blocked_at IS NOT NULL";
 
 impl Evidence {
-    pub(super) async fn collect(pool: &PgPool, received: Received, told: Entries) -> Result<Self, Error> {
+    pub(super) async fn collect(pool: &PgPool, received: Received, history: Entries, losses: Vec<Loss>) -> Result<Self, Error> {
         let mut tables = BTreeMap::new();
         for table in TABLES {
             tables.insert(table.name, table.read(pool).await?);
         }
         let waiting = sqlx::query_scalar(WAITING).fetch_all(pool).await.context(|| "read what is parked".to_owned())?;
-        Ok(Self { log: model::read(pool, 0).await?, tables, waiting, received, told })
+        Ok(Self { log: model::read(pool, 0).await?, tables, waiting, received, history, losses })
     }
 
     /// Lists the differences, beginning with the faults in the log itself.
@@ -59,28 +61,46 @@ impl Evidence {
         found
     }
 
+    /// The number of acknowledged commands that a restore lost.
+    pub(super) fn lost(&self) -> u64 {
+        commands::lost(&self.log, &self.history.commands)
+    }
+
+    /// Each submitted cart is on the topic, under one id.
     fn of_messages(&self, model: &Model) -> Vec<String> {
         let mut found: Vec<String> = self.received.unreadable.iter().map(|text| format!("published-carts: {text}")).collect();
-        let (due, there) = (&model.submissions, &self.received.carts);
-        let ids: BTreeSet<i64> = due.keys().chain(there.keys()).copied().collect();
-        for id in ids {
-            found.extend(differs(&format!("published-carts, ce_id {id}"), due.get(&id), there.get(&id)));
+        let due: BTreeMap<&String, _> = model.submissions.values().map(|submission| (&submission.ce_id, &submission.message)).collect();
+        let there: BTreeMap<&String, _> = self.received.carts.iter().collect();
+        for id in due.keys().chain(there.keys()).copied().collect::<BTreeSet<_>>() {
+            let (due, there) = (due.get(id), there.get(id));
+            // A cart may have been published before a restore lost its submission.
+            let was_lost = || there.is_some_and(|cart| self.submission_may_be_lost(cart.cart_id));
+            if due.is_some() || !was_lost() {
+                found.extend(differs(&format!("published-carts, ce_id {id}"), due, there));
+            }
         }
         found
     }
 
+    fn submission_may_be_lost(&self, cart: Uuid) -> bool {
+        let submissions = self.history.commands.iter().filter(|command| command.route == "submitcart" && command.cart == cart);
+        submissions.flat_map(|command| self.losses.iter().map(move |loss| (command, loss))).any(|(command, loss)| {
+            command.sent <= loss.at
+                && match command.answer {
+                    Answer::Done(position) => position > loss.kept,
+                    Answer::Unknown => true,
+                    Answer::NotDone(_) => false,
+                }
+        })
+    }
+
     fn of_answers(&self, model: &Model) -> Vec<String> {
-        let told = &self.told;
-        let mut found: Vec<String> = told.surprises.iter().map(|text| format!("HTTP: {text}")).collect();
-        for (position, cart) in &told.acknowledged {
-            let there = model.cart_of.get(position);
-            found.extend(differs(&format!("the command acknowledged with position {position}"), Some(cart), there));
-        }
-        for unseen in told.unseen.iter().filter(|unseen| !model.left.contains(&(unseen.cart, unseen.item))) {
-            found.push(format!("HTTP: item {} of cart {} was not shown: {}", unseen.item, unseen.cart, unseen.request));
-        }
-        found.extend(of_topic("inventories", &told.inventories, &model.inventories));
-        found.extend(of_topic("price-changes", &told.prices, &model.prices));
+        let history = &self.history;
+        let mut found: Vec<String> = history.surprises.iter().map(|text| format!("HTTP: {text}")).collect();
+        found.extend(commands::differences(&self.log, &history.commands, &self.losses));
+        found.extend(commands::unseen(&self.log, &history.unseen, &model.left));
+        found.extend(of_topic("inventories", &history.inventories, &model.inventories));
+        found.extend(of_topic("price-changes", &history.prices, &model.prices));
         found
     }
 }
@@ -100,12 +120,29 @@ fn of_table(name: &str, expected: &Table, there: &[(String, String)]) -> Vec<Str
     found
 }
 
-/// Compares a product's messages: each must be in the log once, in order.
-fn of_topic<K: Ord + Display, V: PartialEq + Debug>(topic: &str, sent: &BTreeMap<K, Vec<V>>, there: &BTreeMap<K, Vec<V>>) -> Vec<String> {
+/// Compares each product's messages. Those that the broker acknowledged must be in the log once, in order. The others may be there.
+fn of_topic<K: Ord + Display, V: PartialEq + Debug>(
+    topic: &str,
+    sent: &BTreeMap<K, Vec<Sent<V>>>,
+    there: &BTreeMap<K, Vec<V>>,
+) -> Vec<String> {
     let products: BTreeSet<&K> = sent.keys().chain(there.keys()).collect();
-    let all =
-        products.into_iter().filter_map(|product| differs(&format!("{topic} of product {product}"), sent.get(product), there.get(product)));
-    all.collect()
+    let none = (vec![], vec![]);
+    let both = products.into_iter().map(|product| (product, sent.get(product).unwrap_or(&none.0), there.get(product).unwrap_or(&none.1)));
+    let wrong = both.filter(|(_, sent, there)| !follow(sent, there));
+    wrong.map(|(product, sent, there)| format!("{topic} of product {product}: should be {sent:?}, and is {there:?}")).collect()
+}
+
+/// Tells whether the values in the log are those that were sent, perhaps without some that were not acknowledged.
+fn follow<V: PartialEq>(sent: &[Sent<V>], there: &[V]) -> bool {
+    // The numbers of values of the log that the messages so far can account for.
+    let mut reached: BTreeSet<usize> = [0].into();
+    for Sent { value, acknowledged } in sent {
+        let taken = reached.iter().filter(|count| there.get(**count) == Some(value)).map(|count| count + 1);
+        let skipped = reached.iter().copied().filter(|_| !acknowledged);
+        reached = taken.chain(skipped).collect();
+    }
+    reached.contains(&there.len())
 }
 
 fn differs<T: PartialEq + Debug>(what: &str, expected: Option<&T>, there: Option<&T>) -> Option<String> {
@@ -120,12 +157,13 @@ fn differs<T: PartialEq + Debug>(what: &str, expected: Option<&T>, there: Option
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use serde_json::{Value, json};
-    use uuid::Uuid;
+    use shop::history::{Command, Unseen};
+    use shop::published::{Line, PublishedCart};
 
     use super::*;
-    use shop::load::Unseen;
-    use shop::published::{Line, PublishedCart};
 
     struct Day {
         evidence: Evidence,
@@ -135,7 +173,13 @@ mod tests {
     }
 
     fn event(position: i64, event_type: &str, fields: Value) -> Event {
-        Event { position, event_type: event_type.to_owned(), payload: json!({ event_type: fields }).to_string().into_bytes() }
+        Event {
+            position,
+            event_type: event_type.to_owned(),
+            payload: json!({ event_type: fields }).to_string().into_bytes(),
+            append_id: format!("append-{position}"),
+            trace: format!("trace-{position}"),
+        }
     }
 
     fn rows<const N: usize>(rows: [(&str, &str); N]) -> Vec<(String, String)> {
@@ -162,7 +206,11 @@ mod tests {
             ("CartSubmitted", json!({"cart_id": sold, "ordered_products": ordered, "total_price": "1.50"})),
             ("CartPublished", json!({"cart_id": sold})),
         ];
-        let log = (1..).zip(log).map(|(position, (event_type, fields))| event(position, event_type, fields)).collect();
+        let mut log: Vec<Event> = (1..).zip(log).map(|(position, (event_type, fields))| event(position, event_type, fields)).collect();
+        // One append.
+        for (first, second) in [(1, 2), (6, 7)] {
+            (log[first].append_id, log[first].trace) = (log[second].append_id.clone(), log[second].trace.clone());
+        }
         let open = rows([(&format!("{left}/{second}"), &format!("{product}|5"))]);
         let tables = [
             ("inventories", rows([(&product.to_string(), "3|1")])),
@@ -180,15 +228,22 @@ mod tests {
         ];
         let ordered_product = vec![Line { product_id: product, price: "1.50".into() }];
         let message = PublishedCart { cart_id: sold, ordered_product, total_price: "1.50".into() };
-        let received = Received { carts: [(9, message)].into(), repeated: 1, unreadable: vec![] };
-        let told = Entries {
-            acknowledged: [(3, left), (9, sold)].into(),
+        let received = Received { carts: [("9".into(), message)].into(), repeated: 1, unreadable: vec![] };
+        let done = |position: i64, cart| Command {
+            route: if position == 9 { "submitcart".into() } else { "additem".into() },
+            cart,
+            trace: format!("trace-{position}"),
+            sent: Instant::now(),
+            answer: Answer::Done(position),
+        };
+        let history = Entries {
+            commands: vec![done(3, left), done(5, left), done(8, sold), done(9, sold)],
             unseen: vec![Unseen { cart: left, item: first, request: "GET".into() }],
-            inventories: [(product, vec![3])].into(),
-            prices: [(product, vec!["2.00".into()])].into(),
+            inventories: [(product, vec![Sent { value: 3, acknowledged: true }])].into(),
+            prices: [(product, vec![Sent { value: "2.00".into(), acknowledged: true }])].into(),
             ..Entries::default()
         };
-        let evidence = Evidence { log, tables: tables.into(), waiting: vec![], received, told };
+        let evidence = Evidence { log, tables: tables.into(), waiting: vec![], received, history, losses: vec![] };
         Day { evidence, carts: [left, sold], items: [first, second, third], product }
     }
 
@@ -276,27 +331,68 @@ mod tests {
     fn missing_wrong_and_extra_messages_are_found() {
         planted("published-carts, ce_id 9: is missing", |day| day.evidence.received.carts.clear());
         planted("published-carts, ce_id 9: should be", |day| {
-            day.evidence.received.carts.get_mut(&9).unwrap().total_price = "1.51".into();
+            day.evidence.received.carts.get_mut("9").unwrap().total_price = "1.51".into();
         });
         planted("published-carts, ce_id 8: should not be there", |day| {
-            let message = day.evidence.received.carts[&9].clone();
-            day.evidence.received.carts.insert(8, message);
+            let message = day.evidence.received.carts["9"].clone();
+            day.evidence.received.carts.insert("8".into(), message);
         });
         planted("two different", |day| day.evidence.received.unreadable.push("two different messages".into()));
     }
 
     #[test]
+    fn cart_may_have_been_published_before_a_restore_lost_its_submission() {
+        let published_twice = |kept| {
+            let mut day = day();
+            let message = day.evidence.received.carts["9"].clone();
+            day.evidence.received.carts.insert("before".into(), message);
+            // The shopper got no answer before the restore, and submitted again after it.
+            let before = Command { answer: Answer::Done(9), trace: "lost".into(), ..day.evidence.history.commands[3].clone() };
+            day.evidence.history.commands.insert(0, before);
+            day.evidence.losses.push(Loss { at: Instant::now(), kept });
+            differences(&day.evidence)
+        };
+        assert_eq!(published_twice(8), Vec::<String>::new());
+        assert_eq!(published_twice(9).len(), 2, "the message, and the command");
+    }
+
+    #[test]
     fn lost_acknowledged_writes_are_found() {
-        planted("acknowledged with position 11", |day| day.evidence.told.acknowledged.extend([(11, day.carts[0])]));
-        planted("acknowledged with position 3", |day| day.evidence.told.acknowledged.extend([(3, day.carts[1])]));
-        planted("inventories of product", |day| day.evidence.told.inventories.get_mut(&day.product).unwrap().push(4));
-        planted("price-changes of product", |day| drop(day.evidence.told.prices.remove(&day.product)));
+        planted("is missing", |day| {
+            let lost = Command { trace: "lost".into(), answer: Answer::Done(11), ..day.evidence.history.commands[0].clone() };
+            day.evidence.history.commands.push(lost);
+        });
+        planted("inventories of product", |day| {
+            let sent = Sent { value: 4, acknowledged: true };
+            day.evidence.history.inventories.get_mut(&day.product).unwrap().push(sent);
+        });
+        planted("price-changes of product", |day| drop(day.evidence.history.prices.remove(&day.product)));
+    }
+
+    #[test]
+    fn messages_are_in_the_log_once_and_in_order() {
+        let sent = |values: &[(u64, bool)]| -> Vec<Sent<u64>> {
+            values.iter().map(|(value, acknowledged)| Sent { value: *value, acknowledged: *acknowledged }).collect()
+        };
+        for (values, there, right) in [
+            (vec![(1, true), (2, true)], vec![1, 2], true),
+            (vec![(1, true), (2, true)], vec![2, 1], false),
+            (vec![(1, true), (2, true)], vec![1, 2, 2], false),
+            (vec![(1, true), (2, true)], vec![1], false),
+            (vec![(1, true), (2, false), (3, true)], vec![1, 3], true),
+            (vec![(1, true), (2, false), (3, true)], vec![1, 2, 3], true),
+            (vec![(0, false), (0, true)], vec![0], true),
+            (vec![(0, false), (0, true)], vec![0, 0, 0], false),
+            (vec![], vec![1], false),
+        ] {
+            assert_eq!(follow(&sent(&values), &there), right, "{values:?} {there:?}");
+        }
     }
 
     #[test]
     fn answers_without_the_awaited_item_are_found() {
-        planted("was not shown", |day| day.evidence.told.unseen[0].item = day.items[1]);
-        planted("HTTP: ", |day| day.evidence.told.surprises.push("500".into()));
+        planted("was not shown", |day| day.evidence.history.unseen[0].item = day.items[1]);
+        planted("HTTP: ", |day| day.evidence.history.surprises.push("500".into()));
     }
 
     #[test]

@@ -86,8 +86,8 @@ pub(super) fn expected(model: &Model) -> BTreeMap<&'static str, Table> {
     for (cart, item, at) in &model.to_archive {
         row("todo", archiving(*cart, *item, *at), format!("{at}|done"));
     }
-    for (at, message) in &model.submissions {
-        row("todo", format!("publish_cart {}", message.cart_id), format!("{at}|done"));
+    for (at, submission) in &model.submissions {
+        row("todo", format!("publish_cart {}", submission.message.cart_id), format!("{at}|done"));
     }
     tables
 }
