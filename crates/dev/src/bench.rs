@@ -19,7 +19,7 @@ const PROGRAM: &str = "bench";
 /// The arguments of the bench. They are defined here because wrong ones must be refused before minutes of compiling.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
-    /// What to measure [default: all]
+    /// The scenario to measure [default: all]
     #[arg(value_enum)]
     pub subjects: Vec<Subject>,
     /// Rounds. Each round measures everything that is compared [default: 5]

@@ -39,7 +39,7 @@ pub(crate) struct Package {
     pub(crate) name: String,
     /// Its `Cargo.toml`.
     pub(crate) manifest_path: PathBuf,
-    /// What cargo builds of it.
+    /// Its targets.
     pub(crate) targets: Vec<Target>,
 }
 

@@ -1,4 +1,4 @@
-//! What `cargo dev up` prints: addresses, logs, and commands to try.
+//! The table that `cargo dev up` prints: addresses, logs, and commands to try.
 
 use std::fmt::Write as _;
 

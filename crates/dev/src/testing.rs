@@ -91,7 +91,7 @@ enum Targets {
     Other,
 }
 
-/// What the arguments for `cargo test` choose.
+/// The selection that the arguments for `cargo test` make.
 #[derive(Debug, PartialEq, Eq)]
 struct Selection {
     packages: Vec<String>,

@@ -52,7 +52,7 @@ fn documented_commands_and_flags_exist() {
                 continue;
             };
             named.insert(command.to_string());
-            // What follows `test` is for cargo.
+            // Flags after `test` are for cargo.
             for flag in arguments.iter().filter(|word| word.starts_with("--") && *command != "test" && !help.contains(**word)) {
                 wrong.insert(format!("{}: cargo dev {command} {flag}", document.display()));
             }

@@ -1,4 +1,4 @@
-//! What the system tests share: the four real services on a database and topics that no other test uses.
+//! The shop that the system tests share: the four real services on a database and topics that no other test uses.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ pub struct Shop {
     services: HashMap<&'static str, Service>,
 }
 
-/// What happens to a killed process's running database calls.
+/// The fate of a killed process's running database calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastCalls {
     /// They end with their connections.

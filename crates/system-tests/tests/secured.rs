@@ -197,7 +197,7 @@ async fn secured_shop_works_and_logs_no_secret() {
     .unwrap();
     assert!(encrypted >= 8 && plain == 0, "{encrypted} connections are over TLS, and {plain} are not");
 
-    // What every user of the machine, and every reader of logs and metrics, can see.
+    // Every user of the machine, and every reader of logs and metrics, can see these.
     for kind in ALL {
         let log = std::fs::read_to_string(shop.service(kind).process().log()).unwrap();
         assert!(log.contains("TRACE") && log.contains("starting"), "{}: {log}", kind.name);

@@ -52,7 +52,7 @@ fn shared(source: &str) -> Vec<Code> {
     list.split(";\n").filter_map(entry).collect()
 }
 
-/// What the slices say with each code: `#[error("…")] Variant` and `Self::Variant => "code"`.
+/// Reads the message of each code of the slices: `#[error("…")] Variant` and `Self::Variant => "code"`.
 fn meanings(checkout: &Path) -> Result<BTreeMap<String, String>, Error> {
     let mut meanings = BTreeMap::new();
     for path in rust_files(&checkout.join("services"))? {

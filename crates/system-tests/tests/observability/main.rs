@@ -116,7 +116,7 @@ fn alerts_have_severity_and_description() {
     }
 }
 
-/// What the names of our own metrics begin with.
+/// The prefixes of our own metrics' names.
 const OURS: [&str; 9] = ["log_", "state_cache_", "projection_", "todo_", "translation_", "broker_", "publication_", "command_", "query_"];
 
 #[test]

@@ -39,9 +39,9 @@ pub enum Violation {
         command: CommandId,
         /// The position of its first event.
         first: i64,
-        /// What the decision saw.
+        /// The states that the decision saw.
         saw: Vec<Saw>,
-        /// What the decision should have seen.
+        /// The states that the decision should have seen.
         held: Vec<Saw>,
     },
     /// An answer without events rests on states that were true at no position between the command's start and its answer. If the answer
@@ -103,7 +103,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What each state has folded, over the whole log.
+/// The events that each state has folded, over the whole log.
 struct Timelines<'a> {
     log: &'a [(i64, Happened)],
     /// After each event that the state folds.

@@ -62,7 +62,7 @@ pub struct Spec {
     seed: u64,
 }
 
-/// What a command decides on what it saw.
+/// The decision of a command on what it saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decides {
     /// These events happen.

@@ -80,7 +80,7 @@ pub enum Happened {
     Noted { by: By },
 }
 
-/// What states take from an event of any stream.
+/// The fields that states take from an event of any stream.
 trait Told {
     fn by(&self) -> &By;
     fn text(&self) -> Option<&str>;

@@ -1,4 +1,4 @@
-//! What a process records about each command.
+//! The record that a process makes of each command.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,19 +31,19 @@ pub enum Outcome {
     Already {
         /// The answered position.
         at: i64,
-        /// What the command saw.
+        /// The states that the command saw.
         saw: Vec<Saw>,
     },
     /// There was nothing to do.
     Nothing {
         /// The answered position.
         at: i64,
-        /// What the command saw.
+        /// The states that the command saw.
         saw: Vec<Saw>,
     },
     /// The command was refused.
     Refused {
-        /// What the command saw.
+        /// The states that the command saw.
         saw: Vec<Saw>,
     },
     /// The store failed, and says that nothing was written.

@@ -39,7 +39,7 @@ pub(crate) struct Work {
     pub(crate) counted: PathBuf,
 }
 
-/// What a process counted about its calls of the log.
+/// The counts of a process's calls of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Calls {
     /// Calls whose connection was lost before the answer. Their outcome was looked up.
