@@ -9,7 +9,7 @@ use std::{
 };
 
 use cart_events::{DomainEvent, examples::Shopping};
-use embedded::{database, distribution, layout::Layout, postgres::Postgres, report::Report};
+use embedded::{backup, database, distribution, layout::Layout, postgres::Postgres, report::Report, standby};
 use event_store::{DecideError, EventStore, Position, StoreError, StoreSettings};
 use futures::future::join_all;
 use sqlx::{PgPool, postgres::PgConnectOptions};
@@ -38,7 +38,7 @@ impl Server {
     }
 
     async fn standby(&mut self) -> Postgres {
-        self.postgres.start_standby(&self.layout, &self.scratch.join("standby")).await.unwrap()
+        standby::start(&self.layout, &self.postgres, self.postgres.port(), &self.scratch.join("standby"), "standby").await.unwrap()
     }
 }
 
@@ -89,7 +89,7 @@ async fn connections_to_a_replaced_primary_are_never_used_again() {
     assert!(sessions(&old).await >= 10);
 
     // The old primary lives on, and the connections to it stay open.
-    standby.promote().await.unwrap();
+    standby::promote(&standby).await.unwrap();
     let direct = Log::new(options(&standby, "cartlog_commands"), StoreSettings::default());
     let filled = async || {
         for _ in 0..2 {
@@ -149,7 +149,9 @@ async fn a_volume_put_back_under_a_process_is_noticed_though_its_log_grew() {
     let cart = Shopping::new();
     log.decide(&Add::to(&cart)).await.unwrap();
     let copy = server.scratch.join("copy");
-    server.postgres.copy_data(&server.layout, &copy).await.unwrap();
+    server.postgres.stop().await.unwrap();
+    backup::copy_stopped(&server.postgres, &copy).await.unwrap();
+    server.postgres.restart().await.unwrap();
     for _ in 0..2 {
         eventually("the cart is filled", || async { log.decide(&Add::to(&cart)).await.ok() }).await;
     }
@@ -158,7 +160,9 @@ async fn a_volume_put_back_under_a_process_is_noticed_though_its_log_grew() {
 
     // While the process cannot connect, others write to the restored log: it is longer than the one that the process knows.
     proxy.move_to(&PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1));
-    server.postgres.put_back(&server.layout, &copy).await.unwrap();
+    server.postgres.stop().await.unwrap();
+    backup::put_back(&server.postgres, &copy).await.unwrap();
+    server.postgres.restart().await.unwrap();
     let direct = Log::new(options(&server.postgres, "cartlog_commands"), StoreSettings::default());
     for _ in 0..5 {
         direct.decide(&Add::to(&Shopping::new())).await.unwrap();

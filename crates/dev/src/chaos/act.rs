@@ -85,7 +85,7 @@ impl Chaos {
         match step {
             Step::StopPostgres { crash } => self.cluster.stop_primary(crash).await?,
             Step::StartPostgres => self.cluster.start_primary().await?,
-            Step::FreezePrimary => self.cluster.freeze_primary()?,
+            Step::FreezePrimary => self.cluster.freeze_primary().await?,
             Step::HoldReplication => self.cluster.hold_replication().await?,
             Step::Promote => {
                 let (was_held, kept) = (self.cluster.is_held(), self.cluster.promote().await?);
@@ -95,7 +95,7 @@ impl Chaos {
                 }
                 self.pool = self.cluster.connect().await?;
             }
-            Step::ThawOldPrimary => self.cluster.thaw_old()?,
+            Step::ThawOldPrimary => self.cluster.thaw_old().await?,
             Step::KillOldPrimary => self.cluster.kill_old().await?,
             Step::AddStandby => self.cluster.add_standby().await?,
             Step::CopyVolume => self.cluster.copy_volume().await?,
@@ -118,7 +118,7 @@ impl Chaos {
                     Server::Kafka => self.broker.start_if_it_ended().await?,
                 }
             }
-            Step::StepClock { seconds } => match &self.clock {
+            Step::SetClock { seconds } => match &self.clock {
                 Some(clock) => clock.set(seconds)?,
                 None => return Err(Error::Refused("this campaign has no clock".to_owned())),
             },

@@ -107,8 +107,8 @@ impl Cluster {
         }
     }
 
-    pub(super) fn freeze_primary(&mut self) -> Result<(), Error> {
-        self.primary.process().freeze()
+    pub(super) async fn freeze_primary(&self) -> Result<(), Error> {
+        self.primary.freeze().await
     }
 
     /// Lets commands be acknowledged from now on without the standby, and sends it nothing more.
@@ -136,8 +136,11 @@ impl Cluster {
         Ok(head)
     }
 
-    pub(super) fn thaw_old(&mut self) -> Result<(), Error> {
-        self.old.as_mut().map_or(Ok(()), |old| old.process().thaw())
+    pub(super) async fn thaw_old(&self) -> Result<(), Error> {
+        match &self.old {
+            Some(old) => old.thaw().await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn kill_old(&mut self) -> Result<(), Error> {

@@ -92,7 +92,7 @@ pub(super) enum Step {
         of: Server,
     },
     /// Set the clock of PostgreSQL to this many seconds after the true time.
-    StepClock {
+    SetClock {
         seconds: i64,
     },
 }
@@ -247,7 +247,7 @@ impl Drawing {
             }
             Trouble::ClockStepped => {
                 let seconds = [-3_600, -90, 90, 3_600].choose(&mut self.random).copied().unwrap_or_default();
-                self.postgres(at, &[(Duration::ZERO, Step::StepClock { seconds })])
+                self.postgres(at, &[(Duration::ZERO, Step::SetClock { seconds })])
             }
             Trouble::TopicRemade => self.kafka(at, &[(Duration::ZERO, Step::RemakeTopic)]),
             Trouble::NetworkToKafka(how) => {
@@ -387,7 +387,7 @@ impl Display for Step {
             Self::StartKafka => return f.write_str("start Kafka"),
             Self::FillDisk { of } => return write!(f, "fill the disk of {of:?}"),
             Self::FreeDisk { of } => return write!(f, "free the disk of {of:?}"),
-            Self::StepClock { seconds } => return write!(f, "set the clock of PostgreSQL to {seconds:+} s"),
+            Self::SetClock { seconds } => return write!(f, "set the clock of PostgreSQL to {seconds:+} s"),
             Self::RemakeTopic => return f.write_str("delete the topic of inventories, and create it with more messages"),
         };
         write!(f, "{what} {victim}")?;
@@ -479,7 +479,7 @@ mod tests {
                 Step::FreeDisk { of: Server::Postgres } => !std::mem::replace(&mut self.postgres, true),
                 Step::FillDisk { of: Server::Kafka } => std::mem::replace(&mut self.kafka, false),
                 Step::FreeDisk { of: Server::Kafka } => !std::mem::replace(&mut self.kafka, true),
-                Step::StepClock { .. } => self.postgres,
+                Step::SetClock { .. } => self.postgres,
             }
         }
     }
