@@ -197,10 +197,12 @@ impl<E: LogEvent> EventStore<E> {
 
     /// Folds states from the log as it is now. Returns also the position up to which they are complete.
     ///
+    /// Starts from the cached states and reads what came after them, so reading a state again costs little, however many events it has.
+    ///
     /// # Errors
     /// If the log cannot be read.
     pub async fn read<S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
-        read_up_to(&self.shared.reader, states, None).await
+        self.shared.decider.read(states).await
     }
 
     /// Folds states as they were at a position. Returns also the position up to which they are complete: `at`, or the head if the log has
@@ -209,7 +211,7 @@ impl<E: LogEvent> EventStore<E> {
     /// # Errors
     /// If the log cannot be read.
     pub async fn read_at<S: States<E>>(&self, states: S, at: Position) -> Result<(S::View, Position), StoreError> {
-        read_up_to(&self.shared.reader, states, Some(at)).await
+        read_up_to(&self.shared.reader, states, at).await
     }
 
     /// Runs a decision: decides on the cached states and appends its events. After a conflict it folds the missed events and decides again,

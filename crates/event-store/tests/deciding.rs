@@ -307,6 +307,33 @@ async fn cached_states_of_an_emptied_log_are_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_read_reads_only_what_came_after_the_cached_state() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let store = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let (cart, pool) = (Shopping::new(), log.store.pool().clone());
+    let count = async |store: &EventStore<DomainEvent>| {
+        let (state, at) = store.read(Offset { cart_id: cart.cart_id, items: 0 }).await.unwrap();
+        (state.items, at)
+    };
+    log.append(cart.with_items(2)).await;
+    assert_eq!(count(&store).await, (3, Position(3)));
+    // No event until here can be decoded any more.
+    sqlx::query("UPDATE event SET payload = ''").execute(&pool).await.unwrap();
+    assert_eq!(count(&store).await, (3, Position(3)));
+    log.append([cart.added(2)]).await;
+    assert_eq!(count(&store).await, (4, Position(4)), "another process's event");
+    assert_eq!(
+        store.read_at(Offset { cart_id: cart.cart_id, items: 0 }, Position(0)).await.unwrap().0.items,
+        0,
+        "the past is no cached state"
+    );
+    // Another log: the cached states are not its.
+    sqlx::query("TRUNCATE event").execute(&pool).await.unwrap();
+    assert_eq!(count(&store).await, (0, Position(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_command_on_a_cached_state_is_one_call() {
     let log = TestLog::<DomainEvent>::create().await;
     // The server counts calls on connections that are opened from here on.

@@ -3,7 +3,7 @@
 use crate::{
     decide::{
         fold::fold,
-        stages::{Stages, States},
+        stages::{AnyPart, Stages, States},
         state_cache::StateCache,
     },
     error::StoreError,
@@ -13,18 +13,99 @@ use crate::{
     read::reader::Reader,
 };
 
-/// Folds states up to a position, or up to the head. Returns also the position up to which they are complete.
+/// Folds states up to the head, from the cached states on. Returns also the position up to which they are complete.
+///
+/// As exact as a read from the log's start: a cached state is complete up to its position, and one statement reads what came after it.
+pub(crate) async fn read<E: LogEvent, S: States<E>>(
+    reader: &Reader,
+    states: S,
+    cache: &StateCache,
+) -> Result<(S::View, Position), StoreError> {
+    match read_from_cached(reader, states.clone(), cache).await {
+        // The cached states are another log's.
+        Err(StoreError::Reset(_)) => read_from_cached(reader, states, &StateCache::disabled()).await,
+        outcome => outcome,
+    }
+}
+
+async fn read_from_cached<E: LogEvent, S: States<E>>(
+    reader: &Reader,
+    states: S,
+    cache: &StateCache,
+) -> Result<(S::View, Position), StoreError> {
+    let epoch = reader.head_watcher().epoch();
+    let mut stages = states.start(cache).map_err(schema)?;
+    while stages.open_next(cache).map_err(schema)? {}
+    let at = catch_up(reader, &mut stages, cache, epoch, None).await?;
+    keep(&mut stages, cache, epoch);
+    let view = stages.view().ok_or_else(stage_not_open)?;
+    Ok((view, at))
+}
+
+/// Folds states up to a position. Returns also the position up to which they are complete.
 pub(crate) async fn read_up_to<E: LogEvent, S: States<E>>(
     reader: &Reader,
     states: S,
-    end: Option<Position>,
+    end: Position,
 ) -> Result<(S::View, Position), StoreError> {
+    // A cached state may be complete beyond the end.
     let no_cache = StateCache::disabled();
     let epoch = reader.head_watcher().epoch();
     let mut stages = states.start(&no_cache).map_err(schema)?;
-    let at = catch_up(reader, &mut stages, &no_cache, epoch, end).await?;
+    let at = catch_up(reader, &mut stages, &no_cache, epoch, Some(end)).await?;
     let view = stages.view().ok_or_else(stage_not_open)?;
     Ok((view, at))
+}
+
+/// Keeps the states in the cache, for the next decision or read.
+pub(crate) fn keep<E, V>(stages: &mut impl Stages<E, V>, cache: &StateCache, epoch: u64) {
+    for part in parts(stages) {
+        part.keep(cache, epoch);
+    }
+}
+
+pub(crate) fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
+    let mut parts = vec![];
+    stages.parts(&mut parts);
+    parts
+}
+
+/// Reads until every part is read, or comes from the cache. Returns the position up to which all parts were read in one snapshot; `None` if
+/// a stage was opened whose parts come from the cache. The append's condition checks those.
+pub(crate) async fn read_unknown<E: LogEvent, V, T: Stages<E, V>>(
+    reader: &Reader,
+    stages: &mut T,
+    cache: &StateCache,
+    epoch: u64,
+) -> Result<Option<Position>, StoreError> {
+    loop {
+        let at = read_parts(reader, stages, epoch, None).await?;
+        match open_stages(stages, cache)? {
+            Opened::Nothing => return Ok(Some(at)),
+            Opened::Cached => return Ok(None),
+            Opened::Unknown => {}
+        }
+    }
+}
+
+/// The stages that were opened.
+pub(crate) enum Opened {
+    /// None: all were open.
+    Nothing,
+    /// Stages whose parts all come from the cache.
+    Cached,
+    /// Stages with parts that were never read.
+    Unknown,
+}
+
+/// Opens the stages that the states so far name.
+pub(crate) fn open_stages<E, V>(stages: &mut impl Stages<E, V>, cache: &StateCache) -> Result<Opened, StoreError> {
+    if !stages.open_next(cache).map_err(schema)? {
+        return Ok(Opened::Nothing);
+    }
+    while stages.open_next(cache).map_err(schema)? {}
+    let is_known = parts(stages).iter().all(|part| part.position() > Position::START);
+    Ok(if is_known { Opened::Cached } else { Opened::Unknown })
 }
 
 /// Reads what each part has not folded yet. Then opens the next stage and reads its parts, until every part is complete.
@@ -38,9 +119,23 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
     end: Option<Position>,
 ) -> Result<Position, StoreError> {
     loop {
+        let at = read_parts(reader, stages, epoch, end).await?;
+        if !stages.open_next(cache).map_err(schema)? {
+            return Ok(at);
+        }
+    }
+}
+
+/// Reads what each part of the open stages has not folded yet, all in one snapshot at the end.
+async fn read_parts<E: LogEvent, V, T: Stages<E, V>>(
+    reader: &Reader,
+    stages: &mut T,
+    epoch: u64,
+    end: Option<Position>,
+) -> Result<Position, StoreError> {
+    loop {
         let mut columns = QueryColumns::new(reader.ids());
-        let mut parts = vec![];
-        stages.parts(&mut parts);
+        let mut parts = parts(stages);
         for part in &parts {
             for item in &part.query().items {
                 columns.push(item, part.position().0);
@@ -57,8 +152,7 @@ pub(crate) async fn catch_up<E: LogEvent, V, T: Stages<E, V>>(
         if let Some(end) = end {
             answer.end_at(end);
         }
-        let complete = fold(&mut parts, &answer)?;
-        if complete && !stages.open_next(cache).map_err(schema)? {
+        if fold(&mut parts, &answer)? {
             return Ok(Position(answer.head));
         }
     }

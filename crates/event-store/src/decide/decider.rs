@@ -16,11 +16,11 @@ use crate::{
     },
     backoff::Backoff,
     decide::{
-        catch_up::{catch_up, schema, stage_not_open},
+        catch_up::{Opened, catch_up, keep, open_stages, parts, read, read_unknown, schema, stage_not_open},
         command_locks::{CommandLock, CommandLocks},
         decision::{DecideError, Decided, Decision},
         fold::{WithIds, fold, fold_written, with_ids},
-        stages::{AnyPart, Stages, States},
+        stages::{Stages, States},
         state_cache::StateCache,
     },
     error::StoreError,
@@ -73,6 +73,11 @@ impl Decider {
         }
     }
 
+    /// See [`EventStore::read`](crate::EventStore::read).
+    pub(crate) async fn read<E: LogEvent, S: States<E>>(&self, states: S) -> Result<(S::View, Position), StoreError> {
+        read(&self.reader, states, &self.cache).await
+    }
+
     /// See [`EventStore::decide`](crate::EventStore::decide).
     pub(crate) async fn decide<D: Decision>(&self, decision: &D, metadata: &Metadata) -> Result<Position, DecideError<D::Error>> {
         let deadline = Instant::now() + self.command_timeout;
@@ -123,11 +128,11 @@ impl Decider {
                 (_, None) => {
                     // Other commands need not wait for the read.
                     lock_and_permit = None;
-                    read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
+                    read = read_unknown(&self.reader, &mut stages, cache, epoch).await?;
                     continue;
                 }
                 (outcome, Some(at)) => {
-                    self.keep(&mut stages, epoch);
+                    keep(&mut stages, cache, epoch);
                     return match outcome.map_err(DecideError::Refused)? {
                         Decided::AlreadyDone(position) => Ok(position),
                         Decided::Nothing | Decided::Events(_) => Ok(at),
@@ -150,16 +155,18 @@ impl Decider {
             match self.append(condition, &events, metadata, epoch, send_state).await? {
                 AppendOutcome::Written { last } => {
                     fold_written(&mut parts(&mut stages), &events, last);
-                    self.keep(&mut stages, epoch);
+                    keep(&mut stages, cache, epoch);
                     return Ok(last);
                 }
                 AppendOutcome::Conflict(answer) => {
                     let complete = fold(&mut parts(&mut stages), &answer)?;
-                    self.keep(&mut stages, epoch);
-                    read = Some(Position(answer.head));
-                    if !complete || stages.open_next(cache).map_err(schema)? {
-                        read = Some(catch_up(&self.reader, &mut stages, cache, epoch, None).await?);
-                    }
+                    keep(&mut stages, cache, epoch);
+                    let opened = if complete { open_stages(&mut stages, cache)? } else { Opened::Unknown };
+                    read = match opened {
+                        Opened::Nothing => Some(Position(answer.head)),
+                        Opened::Cached => None,
+                        Opened::Unknown => read_unknown(&self.reader, &mut stages, cache, epoch).await?,
+                    };
                 }
             }
             conflicts += 1;
@@ -185,13 +192,6 @@ impl Decider {
         match self.in_flight.try_acquire() {
             Ok(permit) => Ok((permit, false)),
             Err(_) => Ok((self.in_flight.acquire().await.map_err(|_| StoreError::Closed)?, true)),
-        }
-    }
-
-    /// Keeps the states in the cache for the next decision.
-    fn keep<E, V>(&self, stages: &mut impl Stages<E, V>, epoch: u64) {
-        for part in parts(stages) {
-            part.keep(&self.cache, epoch);
         }
     }
 
@@ -228,12 +228,6 @@ impl Decider {
         };
         appending.instrument(span).await
     }
-}
-
-fn parts<E, V>(stages: &mut impl Stages<E, V>) -> Vec<&mut dyn AnyPart<E>> {
-    let mut parts = vec![];
-    stages.parts(&mut parts);
-    parts
 }
 
 /// Takes newer states from the cache. Returns whether there was one.
