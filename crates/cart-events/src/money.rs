@@ -151,6 +151,8 @@ impl<'de> Deserialize<'de> for Total {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -221,6 +223,33 @@ mod tests {
         ] {
             let error = serde_json::from_str::<Price>(json).unwrap_err().to_string();
             assert!(error.starts_with("must be a decimal from 0 to 9999999999.99"), "{json}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_price_is_read_as_written(cents in 0..=999_999_999_999_u64) {
+            let (whole, rest) = (cents / 100, cents % 100);
+            let price = format!("{whole}.{rest:02}");
+            for text in [price.clone(), format!("{cents}e-2"), format!("{whole}.{rest:02}E+0"), format!("{whole}.{rest:02}0e0")] {
+                for json in [text.clone(), format!("\"{text}\"")] {
+                    prop_assert_eq!(serde_json::from_str::<Price>(&json).map(|read| read.to_string()).ok(), Some(price.clone()), "{}", json);
+                }
+            }
+        }
+
+        #[test]
+        fn text_that_is_no_number_is_no_price(text in "[0-9._eE+\\-]{0,9}|[ -~]{0,9}|\\PC{0,4}") {
+            // JSON has no leading zeros.
+            let digits = text.trim_start_matches('0');
+            let number = if digits.starts_with(|first: char| first.is_ascii_digit()) { digits.to_owned() } else { format!("0{digits}") };
+            let is_number = text.starts_with(|first: char| first.is_ascii_digit())
+                && number.ends_with(|last: char| last.is_ascii_digit())
+                && serde_json::from_str::<&serde_json::value::RawValue>(&number).is_ok();
+            if let Ok(price) = text.parse::<Price>() {
+                prop_assert!(is_number, "{text:?} is read as {price}");
+                prop_assert_eq!(price.to_string().parse(), Ok(price));
+            }
         }
     }
 
