@@ -32,6 +32,9 @@ use crate::{
     telemetry::Metrics,
 };
 
+/// How old the answer of the database about its roles, grants and settings may be. It takes some milliseconds.
+const INSTALLATION_FRESH: Duration = Duration::from_secs(10);
+
 /// Adds data to an application.
 type AddData = Arc<dyn Fn(&mut Routes<'_>) + Send + Sync>;
 
@@ -117,7 +120,8 @@ impl Service {
         self
     }
 
-    /// Opens the log that the settings name. `/ready` waits for the log, and handlers get it as [`Data`]. A connection is made when it is
+    /// Opens the log that the settings name. `/ready` waits for the log, and warns of what differs from what the migrations left.
+    /// Handlers get the log as [`Data`]. A connection is made when it is
     /// first needed.
     ///
     /// # Errors
@@ -143,11 +147,31 @@ impl Service {
             ..StoreSettings::default()
         };
         let log = EventStore::<E>::new(options, settings);
-        let ready = log.clone();
-        let service = self.data(log.clone()).ready_when("log", move || {
-            let log = ready.clone();
-            async move { log.ready().await }
-        });
+        let (ready, installed) = (log.clone(), log.clone());
+        let installation = Arc::new(
+            lag::Cached::new(move || {
+                let log = installed.clone();
+                async move { log.check_installation().await }
+            })
+            .fresh_for(INSTALLATION_FRESH),
+        );
+        let service = self
+            .data(log.clone())
+            .ready_when("log", move || {
+                let log = ready.clone();
+                async move { log.ready().await }
+            })
+            .warn_when("installation", move || {
+                let installation = installation.clone();
+                async move {
+                    match installation.get().await {
+                        Ok(findings) if findings.is_empty() => Ok(()),
+                        Ok(findings) => Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+                        // The check "log" says why the database does not answer.
+                        Err(_) => Ok(()),
+                    }
+                }
+            });
         Ok((service, log))
     }
 

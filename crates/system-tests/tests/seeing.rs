@@ -106,6 +106,28 @@ async fn metrics_cover_commands_pools_and_messages() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
+async fn ready_warns_of_a_lost_grant_and_stays_200() {
+    let mut shop = Shop::new("lost-grant").await;
+    shop.start(&[COMMANDS]).await;
+    let url = format!("{}/ready", shop.url(COMMANDS));
+    let ready = async || -> (u16, Value) {
+        let answer = reqwest::get(&url).await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    };
+    assert_eq!(ready().await, (200, json!({ "ready": true })));
+    sqlx::query("REVOKE SELECT ON parked_key FROM cartlog_operator").execute(&shop.pool).await.unwrap();
+    let warning = eventually("a warning", async || {
+        let (status, answer) = ready().await;
+        assert_eq!(status, 200, "{answer}");
+        answer["warnings"]["installation"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(warning.contains("cartlog_operator") && warning.contains("parked_key"), "{warning}");
+    shop.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn state_cache_metrics_count_hits_misses_and_evictions() {
     let mut shop = Shop::new("known").await;
     let mut settings = shop.settings(COMMANDS, "cart-commands.log");

@@ -20,16 +20,17 @@ use super::{
     error_code::ErrorCode,
 };
 
-/// How long an answer is reused.
+/// How long an answer is reused, unless it says otherwise.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a reading may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 type Read<T> = Box<dyn Fn() -> BoxFuture<'static, Result<T, HttpError>> + Send + Sync>;
 
-/// A reading that is made on request, at most once a second.
+/// A reading that is made on request, and reused for a second.
 pub struct Cached<T> {
     read: Read<T>,
+    fresh: Duration,
     timeout: Duration,
     last: Mutex<Option<(Instant, Arc<T>)>>,
 }
@@ -42,10 +43,17 @@ impl<T> Cached<T> {
         Fut: Future<Output = Result<T, E>> + Send + 'static,
         E: Into<HttpError>,
     {
-        Self { read: Box::new(move || read().map(|answer| answer.map_err(Into::into)).boxed()), timeout: TIMEOUT, last: Mutex::new(None) }
+        let read: Read<T> = Box::new(move || read().map(|answer| answer.map_err(Into::into)).boxed());
+        Self { read, fresh: FRESH, timeout: TIMEOUT, last: Mutex::new(None) }
     }
 
-    /// Answers a reading that is at most a second old.
+    /// Reuses an answer for this long.
+    #[must_use]
+    pub fn fresh_for(self, fresh: Duration) -> Self {
+        Self { fresh, ..self }
+    }
+
+    /// Answers a reading that is at most a second old, or as old as [`fresh_for`](Self::fresh_for) says.
     ///
     /// # Errors
     /// 503 if the reading fails or takes too long.
@@ -54,7 +62,7 @@ impl<T> Cached<T> {
             // Requests that arrive meanwhile wait here and get the same answer.
             let mut last = self.last.lock().await;
             if let Some((at, answer)) = last.as_ref()
-                && at.elapsed() < FRESH
+                && at.elapsed() < self.fresh
             {
                 return Ok(answer.clone());
             }
