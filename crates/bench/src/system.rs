@@ -17,8 +17,8 @@ use crate::{
 };
 
 const PARTITIONS: i32 = 6;
-/// How long anything may take that follows by itself.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// How long anything may take that follows by itself. The read models of ten million events take minutes.
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// The four services.
 pub(crate) struct System {
