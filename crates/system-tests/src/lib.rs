@@ -21,7 +21,7 @@ use test_support::{Database, eventually};
 use uuid::Uuid;
 
 /// The time in which a service must be ready.
-pub const READY: Duration = Duration::from_secs(30);
+pub const READY: Duration = Duration::from_secs(120);
 
 /// Runs the services on their own database and topics.
 pub struct Shop {

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+/// A busy machine takes long. Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Waits until a condition yields a value, and returns the value.
 ///
 /// # Panics
-/// If it yields none within 30 seconds. The message contains `what`.
+/// If it yields none within two minutes. The message contains `what`.
 #[track_caller]
 pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
@@ -15,7 +18,7 @@ pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: i
             if let Some(value) = condition().await {
                 return value;
             }
-            assert!(started.elapsed() < Duration::from_secs(30), "{caller}: waited in vain until {what}");
+            assert!(started.elapsed() < PATIENCE, "{caller}: waited in vain until {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
