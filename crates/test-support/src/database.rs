@@ -75,12 +75,70 @@ impl Database {
         )
     }
 
+    /// Moves every stored time, as if the database's clock had stepped by so many seconds since.
+    ///
+    /// # Panics
+    /// If the database cannot be reached.
+    pub async fn step_clock(&self, seconds: f64) {
+        let step = format!(
+            "DO $$ DECLARE c record; BEGIN
+                 FOR c IN SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
+                          WHERE table_schema = 'public' AND data_type = 'timestamp with time zone' AND table_type = 'BASE TABLE' LOOP
+                     EXECUTE format('UPDATE public.%I SET %I = %2$I - make_interval(secs => {seconds})', c.table_name, c.column_name);
+                 END LOOP;
+             END $$"
+        );
+        let mut connection = PgConnection::connect_with(&self.options).await.expect("the test database can be reached");
+        sqlx::query(&step).execute(&mut connection).await.expect("every time can be moved");
+    }
+
+    /// Keeps a copy of the database as it is, which ends every connection to it.
+    ///
+    /// # Panics
+    /// If the database cannot be copied.
+    pub async fn back_up(&self) -> Backup {
+        let database = self.options.get_database().unwrap_or_default().to_owned();
+        let mut server = PgConnection::connect_with(&self.options.clone().database("postgres")).await.expect("the server can be reached");
+        for statement in [end_connections(&database), format!("CREATE DATABASE {database}_copy TEMPLATE {database}")] {
+            sqlx::query(&statement).execute(&mut server).await.expect("it can be copied");
+        }
+        Backup { server, database }
+    }
+
     /// Opens a pool of connections as the owner.
     ///
     /// # Panics
     /// If the server cannot be reached.
     pub async fn pool(&self) -> PgPool {
         PgPoolOptions::new().max_connections(4).connect_with(self.options()).await.expect("the test database can be reached")
+    }
+}
+
+fn end_connections(database: &str) -> String {
+    format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database}'")
+}
+
+/// A copy of a database.
+pub struct Backup {
+    server: PgConnection,
+    database: String,
+}
+
+impl Backup {
+    /// Puts the copy in the place of the database, as a restore does: every connection ends, and new ones find the copy.
+    ///
+    /// # Panics
+    /// If the database cannot be replaced.
+    pub async fn restore(mut self) {
+        let database = &self.database;
+        for statement in [
+            format!("ALTER DATABASE {database} WITH ALLOW_CONNECTIONS false"),
+            end_connections(database),
+            format!("ALTER DATABASE {database} RENAME TO {database}_lost"),
+            format!("ALTER DATABASE {database}_copy RENAME TO {database}"),
+        ] {
+            sqlx::query(&statement).execute(&mut self.server).await.expect("it can be replaced");
+        }
     }
 }
 

@@ -6,12 +6,14 @@ mod eventually;
 pub mod histories;
 mod log;
 mod meanwhile;
+mod process;
 mod proxy;
 mod specification;
 
-pub use database::{Database, kafka_bootstrap_servers};
+pub use database::{Backup, Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
 pub use log::TestLog;
 pub use meanwhile::{Meanwhile, blocking};
+pub use process::{Process, quick};
 pub use proxy::Proxy;
 pub use specification::{Given, Then, given};

@@ -33,6 +33,21 @@ impl<E: LogEvent> TestLog<E> {
         Self { database, store, projections, appended: AtomicI64::new(0) }
     }
 
+    /// Creates a read model's table in both builds, with these columns in SQL.
+    ///
+    /// # Panics
+    /// If the SQL is wrong.
+    pub async fn create_table(&self, table: &str, columns: &str) {
+        for build in ["projection_a", "projection_b"] {
+            let create = format!(
+                "CREATE TABLE {build}.{table} ({columns});
+                 GRANT ALL ON ALL TABLES IN SCHEMA {build} TO cartlog_projections;
+                 GRANT ALL ON ALL SEQUENCES IN SCHEMA {build} TO cartlog_projections"
+            );
+            sqlx::raw_sql(&create).execute(self.store.pool()).await.expect("the table can be created");
+        }
+    }
+
     /// Appends events without a condition. Returns the position of the last one.
     ///
     /// # Panics
