@@ -26,6 +26,8 @@ pub(crate) enum Until {
     Serving,
     /// The build has caught up with the serving one.
     CaughtUp,
+    /// The build has reached the head that the log had at the previous poll.
+    AtHead,
 }
 
 /// Follows a build. Ctrl-C ends the following; the rebuild continues.
@@ -36,10 +38,12 @@ pub(crate) async fn follow(log: &EventStore<DomainEvent>, name: &str, build: &st
     bar.set_prefix(name.to_owned());
     let followed = tokio::select! {
         followed = poll(log, name, build, until, &bar, output) => followed,
-        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted(format!(
-            "The rebuild of {name} continues without this command. Watch it with `cartctl status --watch`, \
-             or drop it with `cartctl projections drop {name}`"
-        ))),
+        _ = tokio::signal::ctrl_c() => {
+            let watch = format!("{name} continues without this command. Watch it with `cartctl status --watch`");
+            // An automation has no build beside the serving one.
+            let or = if until == Until::AtHead { String::new() } else { format!(", or drop the new build with `cartctl projections drop {name}`") };
+            Err(Error::Interrupted(watch + &or))
+        }
     };
     bar.finish_and_clear();
     followed
@@ -56,7 +60,7 @@ async fn poll(
     let mut estimator = Estimator::default();
     let (mut reported, mut moved, mut furthest): (Option<Instant>, _, _) = (None, Instant::now(), f64::MIN);
     let mut warned = Warned::default();
-    let mut serving_at = None;
+    let mut goal: Option<Position> = None;
     loop {
         match operations::builds(log.pool()).await {
             Ok((head, builds)) => {
@@ -66,14 +70,17 @@ async fn poll(
                         "The build of {name} was dropped meanwhile. Start again with `cartctl projections rebuild {name}`"
                     )));
                 };
-                if followed.status == "serving" {
+                if until != Until::AtHead && followed.status == "serving" {
                     return Ok(followed.clone());
                 }
-                // Both builds keep moving, so compare with the position of the serving one at the previous poll.
-                if until == Until::CaughtUp && serving_at.is_some_and(|at| followed.position >= at) {
+                // Both builds and the log keep moving, so compare with where the other was at the previous poll.
+                if until != Until::Serving && goal.is_some_and(|at| followed.position >= at) {
                     return Ok(followed.clone());
                 }
-                serving_at = of(&|one| one.status == "serving").map(|serving| serving.position);
+                goal = match until {
+                    Until::AtHead => Some(head),
+                    _ => of(&|one| one.status == "serving").map(|serving| serving.position),
+                };
 
                 let progress = followed.progress(head);
                 let estimate = estimator.estimate(progress, head);

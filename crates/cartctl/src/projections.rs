@@ -30,7 +30,11 @@ pub(crate) enum Task {
         /// The projection
         name: String,
     },
-    /// Rebuild a read model beside the serving build, and show the progress. The new build replaces a retired one
+    /// Rebuild a read model beside the serving build, or an automation in place, and show the progress
+    ///
+    /// The new build of a read model replaces a retired one. An automation is rebuilt if its state or its to-dos are wrong, for instance after
+    /// a restore: its state is made again from the log, and its to-dos are enqueued and attempted again. What the log says was done is not
+    /// done again. Failed to-dos stay failed.
     Rebuild {
         /// The projection
         name: String,
@@ -51,10 +55,13 @@ pub(crate) enum Task {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(i64).range(0..=10_000))]
         samples: i64,
     },
-    /// Switch to the new build as soon as it has caught up
+    /// Switch to the new build as soon as it has caught up, and wait for that
     Switch {
         /// The projection
         name: String,
+        /// Do not wait for the switch
+        #[arg(long)]
+        detach: bool,
         /// Switch back to the retired build
         #[arg(long)]
         back: bool,
@@ -82,7 +89,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             rebuild(&log, &builds, known(&builds, &name)?, hold, detach, &confirmed, output).await
         }
         Task::Diff { name, samples } => diff(&log, &builds, known(&builds, &name)?, samples, output).await,
-        Task::Switch { name, back, force } => switch(&log, &builds, known(&builds, &name)?, back, force, output).await,
+        Task::Switch { name, detach, back, force } => switch(&log, &builds, known(&builds, &name)?, detach, back, force, output).await,
         Task::Drop { name, confirmed } => drop_build(&log, &builds, known(&builds, &name)?, &confirmed, output).await,
     }
 }
@@ -112,7 +119,7 @@ async fn rebuild(
 ) -> Result<(), Error> {
     let name = serving.name.as_str();
     if serving.is_automation() {
-        return Err(Error::Refused(format!("{name} is an automation. A rebuild would run its commands again")));
+        return rebuild_automation(log, serving, hold, detach, confirmed, output).await;
     }
     if serving.paused {
         return Err(Error::Refused(format!(
@@ -144,8 +151,7 @@ async fn rebuild(
         return output.text(&format!("Started the rebuild of {name}. {then}. Watch it with `cartctl status --watch`"));
     }
     let began = Instant::now();
-    let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
-    let new = follow(log, name, other, if held { Until::CaughtUp } else { Until::Serving }, output).await?;
+    let new = follow(log, name, other_build(serving), if held { Until::CaughtUp } else { Until::Serving }, output).await?;
     let in_service = new.status == "serving";
     let seconds = began.elapsed().as_secs_f64();
     if output.json {
@@ -161,10 +167,51 @@ async fn rebuild(
     })
 }
 
+async fn rebuild_automation(
+    log: &EventStore<DomainEvent>,
+    serving: &Build,
+    hold: bool,
+    detach: bool,
+    confirmed: &Confirmed,
+    output: &Output,
+) -> Result<(), Error> {
+    let name = serving.name.as_str();
+    if hold {
+        return Err(Error::Usage(format!(
+            "{name} is an automation, which has one build. There is nothing to switch to, so --hold has no meaning"
+        )));
+    }
+    confirmed.ask(output, &format!("The rebuild pauses {name}, and empties its state and its to-dos, except failed ones."))?;
+    let interrupted = || Error::Interrupted(format!("{name} may be paused. Run the rebuild again, or `cartctl projections resume {name}`"));
+    tokio::select! {
+        rebuilt = operations::rebuild_automation(log.pool(), name) => rebuilt?,
+        _ = tokio::signal::ctrl_c() => return Err(interrupted()),
+    }
+    if serving.paused {
+        output.note(&format!("{name} is paused, so it does not begin yet. Resume it with `cartctl projections resume {name}`"));
+    }
+    let began = Instant::now();
+    if detach || serving.paused {
+        note_if_nobody_runs(log, name, output).await?;
+        if output.json {
+            return output.document(&json!({ "name": name, "started": true }));
+        }
+        return output.text(&format!("Started the rebuild of {name}. Watch it with `cartctl status --watch`"));
+    }
+    let rebuilt = follow(log, name, &serving.build, Until::AtHead, output).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    if output.json {
+        let Build { build, position, .. } = rebuilt;
+        return output.document(&json!({ "name": name, "started": true, "build": build, "position": position, "seconds": seconds }));
+    }
+    output.text(&format!("Rebuilt {name} in {}. Its to-dos are attempted again; see them with `cartctl todos list`", span(seconds)))
+}
+
 async fn switch(
     log: &EventStore<DomainEvent>,
     builds: &[Build],
     serving: &Build,
+    detach: bool,
     back: bool,
     force: bool,
     output: &Output,
@@ -184,15 +231,24 @@ async fn switch(
     if serving.paused {
         output.note(&format!("{name} is paused, so it does not switch yet. Resume it with `cartctl projections resume {name}`"));
     }
-    if !force && builds.iter().any(|build| build.name == name && build.status != "serving" && build.parked > 0) {
+    let may_be_held_back = !force && builds.iter().any(|build| build.name == name && build.status != "serving" && build.parked > 0);
+    if may_be_held_back {
         output.note("The build has parked keys. It does not switch if the serving build does not have them; --force accepts that");
     }
-    note_if_nobody_runs(log, name, output).await?;
-    if output.json {
-        return output.document(&json!({ "name": name, "switch_when_ready": true }));
-    }
     let which = if back { "retired" } else { "new" };
-    output.text(&format!("{name} switches to the {which} build as soon as that has caught up. Watch it with `cartctl status --watch`"))
+    if detach || may_be_held_back {
+        note_if_nobody_runs(log, name, output).await?;
+        if output.json {
+            return output.document(&json!({ "name": name, "in_service": false }));
+        }
+        return output
+            .text(&format!("{name} switches to the {which} build as soon as that has caught up. Watch it with `cartctl status --watch`"));
+    }
+    let new = follow(log, name, other_build(serving), Until::Serving, output).await?;
+    if output.json {
+        return output.document(&json!({ "name": name, "in_service": true, "build": new.build, "position": new.position }));
+    }
+    output.text(&format!("{name} has switched to the {which} build. Drop the other one with `cartctl projections drop {name}`"))
 }
 
 /// Revives the retired build, if a running process has its version.
@@ -210,7 +266,17 @@ async fn revive(log: &EventStore<DomainEvent>, builds: &[Build], name: &str) -> 
             other.version
         )));
     }
+    if other.ahead_of.is_some() {
+        return Err(Error::Refused(format!(
+            "The retired build of {name} is ahead of the log, which was restored without it. Start a new one with `cartctl projections rebuild {name}`"
+        )));
+    }
     if operations::revive(log.pool(), name, Switch::WhenReady).await? { Ok(()) } else { Err(none()) }
+}
+
+/// Returns the name of a read model's build beside the serving one.
+fn other_build(serving: &Build) -> &'static str {
+    if serving.build == "projection_a" { "projection_b" } else { "projection_a" }
 }
 
 /// Describes a build that does not serve.
@@ -288,6 +354,9 @@ pub(crate) fn row(build: &Build) -> Vec<String> {
     }
     if build.paused {
         status += ", paused";
+    }
+    if build.ahead_of.is_some() {
+        status += ", ahead of the log";
     }
     vec![
         build.name.clone(),

@@ -6,20 +6,19 @@ use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     sync::mpsc,
-    time::Duration,
 };
 
 use crate::common::*;
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, SubmittedStream, examples::Shopping};
-use event_store::{Metadata, Recorded, SourcePartition};
+use event_store::{Metadata, Recorded, SourcePartition, StoreSettings};
 use projections::{
     Kind, Projection, Settings,
     todo::{self, NewTodo},
 };
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use test_support::{TestLog, eventually};
+use test_support::{Process, TestLog, eventually, quick};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -81,7 +80,7 @@ async fn shop(cart: &Shopping) -> TestLog<DomainEvent> {
 }
 
 async fn fail_todos(pool: &event_store::Pool) {
-    let fail = "UPDATE todo SET status = 'failed', attempts = 7, first_attempt_at = now() - interval '2 hours', finished_at = now(),
+    let fail = "UPDATE todo SET status = 'failed', attempts = 7, tried_for = '2 hours', finished_at = now(),
                 last_error = 'the broker was away'";
     sqlx::query(fail).execute(pool).await.unwrap();
 }
@@ -162,24 +161,8 @@ async fn status_watch_prints_again() {
     child.wait().unwrap();
 }
 
-/// A process that runs a projection until it is stopped.
-struct Process {
-    stop: CancellationToken,
-    running: tokio::task::JoinHandle<()>,
-}
-
-impl Process {
-    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
-        let stop = CancellationToken::new();
-        let settings = Settings { lease: Duration::from_millis(900), ..Settings::default() };
-        let ran = log.projections.run(projection, settings, stop.clone());
-        Self { stop, running: tokio::spawn(async move { ran.await.unwrap() }) }
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.running.await.unwrap();
-    }
+async fn execute(log: &TestLog<DomainEvent>, sql: &str) {
+    sqlx::raw_sql(sql).execute(log.store.pool()).await.unwrap();
 }
 
 /// The builds of a projection, by their status.
@@ -209,7 +192,8 @@ async fn rebuild_with_hold_switches_when_asked() {
     assert_eq!((&building["position"], &building["switch_when_ready"]), (&json!(0), &json!(false)));
     assert!(over(&log.database, &["projections", "list"]).stdout.contains("building, 0 %, held"));
 
-    assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--json"]).document()["switch_when_ready"], true);
+    let asked = over(&log.database, &["projections", "switch", "inventories", "--detach", "--json"]).document();
+    assert_eq!(asked, json!({ "name": "inventories", "in_service": false }));
     log.project(Model, Settings::default()).await;
     let now = builds(&log, "inventories");
     assert_eq!((&now["serving"]["build"], &now["retired"]["build"]), (&json!("projection_b"), &json!("projection_a")));
@@ -243,6 +227,30 @@ async fn rebuild_is_followed_until_it_serves_or_has_caught_up() {
     assert!(held.stdout.contains("cartctl projections diff inventories"), "{held:?}");
     let now = builds(&log, "inventories");
     assert_eq!((&now["serving"]["build"], &now["building"]["position"]), (&json!("projection_b"), &json!(4)));
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn rebuild_of_an_automation_enqueues_its_to_dos_again() {
+    let log = shop(&Shopping::new()).await;
+    let kept = Shopping::new();
+    log.append(kept.with_items(1).chain([kept.submitted(1)])).await;
+    log.project(Publish, Settings::default()).await;
+    // One failed, one was taken for done, and one is about no cart.
+    execute(
+        &log,
+        "UPDATE todo SET status = CASE WHEN position = 4 THEN 'done' ELSE 'failed' END;
+         INSERT INTO todo (automation, key, position, payload, metadata) VALUES ('publish_cart', 'wrong', 1, '{}', '{}')",
+    )
+    .await;
+    let publisher = log.database.options_as("cartlog_publisher");
+    let process = Process::connected(publisher, StoreSettings::default(), Publish, quick());
+    let rebuilt = beside(&log, &["projections", "rebuild", "publish_cart", "--yes", "--json"]).await.document();
+    assert_eq!((&rebuilt["build"], &rebuilt["position"]), (&json!("automation"), &json!(7)));
+    let todos: Vec<(i64, String)> =
+        sqlx::query_as("SELECT position, status FROM todo ORDER BY position").fetch_all(log.store.pool()).await.unwrap();
+    assert_eq!(todos, [(4, "open".to_owned()), (7, "failed".to_owned())]);
     process.stop().await;
 }
 
@@ -308,8 +316,9 @@ async fn diff_compares_rows_also_of_a_retired_build() {
     assert!(shown.stdout.contains("- {\"product_id\"") && !shown.stdout.contains("+ {"), "{shown:?}");
 
     // Switched, and what was in service is brought up to date, compared, and let go of again.
-    assert_eq!(over(&log.database, &["projections", "switch", "inventories"]).code, Some(0));
-    eventually("it is in service", || async { builds(&log, "inventories").contains_key("retired").then_some(()) }).await;
+    let switched = over(&log.database, &["projections", "switch", "inventories", "--json"]).document();
+    assert_eq!((&switched["in_service"], &switched["build"]), (&json!(true), &json!("projection_b")));
+    assert!(builds(&log, "inventories").contains_key("retired"));
     log.append(Shopping::new().with_items(2)).await;
     let [document] = diff().await.documents(5).try_into().unwrap();
     assert_eq!(
@@ -320,8 +329,7 @@ async fn diff_compares_rows_also_of_a_retired_build() {
 
     // And back to it.
     assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--back"]).code, Some(0));
-    eventually("the old one is in service", || async { (builds(&log, "inventories")["serving"]["build"] == "projection_a").then_some(()) })
-        .await;
+    assert_eq!(builds(&log, "inventories")["serving"]["build"], "projection_a");
     process.stop().await;
     diff().await.failed(1, "No running process has version 1 of inventories");
     over(&log.database, &["projections", "switch", "inventories", "--back"]).failed(1, "Start the release");
@@ -352,7 +360,8 @@ async fn unknown_projection_lists_the_known_ones() {
     for task in ["rebuild", "switch", "diff", "drop", "resume"] {
         over(&log.database, &["projections", task, "inventory"]).failed(3, "There are inventories, publish_cart");
     }
-    over(&log.database, &["projections", "rebuild", "publish_cart"]).failed(1, "is an automation");
+    over(&log.database, &["projections", "rebuild", "publish_cart", "--hold"]).failed(2, "is an automation");
+    over(&log.database, &["projections", "rebuild", "publish_cart"]).failed(4, "empties its state and its to-dos");
 }
 
 #[tokio::test]
@@ -382,7 +391,7 @@ async fn publications_are_listed_and_retried() {
 
     let retried = over(&log.database, &["publications", "retry", &first, "--json"]).document();
     assert_eq!(retried, json!({ "automation": "publish_cart", "retried": [first], "not_failed": [] }));
-    let row: (String, i32, bool) = sqlx::query_as("SELECT status, attempts, first_attempt_at IS NULL FROM todo WHERE key = $1")
+    let row: (String, i32, bool) = sqlx::query_as("SELECT status, attempts, tried_for = '0' FROM todo WHERE key = $1")
         .bind(&first)
         .fetch_one(log.store.pool())
         .await

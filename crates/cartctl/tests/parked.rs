@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use crate::common::*;
@@ -14,8 +13,7 @@ use event_store::Recorded;
 use projections::{Projection, Settings, Switch};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use test_support::{TestLog, eventually};
-use tokio_util::sync::CancellationToken;
+use test_support::{Process, TestLog, eventually};
 use uuid::Uuid;
 
 /// Fails on the events at these positions. Writes nothing.
@@ -41,24 +39,6 @@ impl Projection for Model {
     }
 }
 
-struct Running {
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Running {
-    fn start(log: &TestLog<DomainEvent>, model: &Model) -> Self {
-        let (stop, settings) = (CancellationToken::new(), Settings { lease: Duration::from_millis(900), ..Settings::default() });
-        let ran = log.projections.run(model.clone(), settings, stop.clone());
-        Self { stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-    }
-}
-
 async fn listed(log: &TestLog<DomainEvent>, count: usize) -> Vec<Value> {
     eventually("so many are listed", || async {
         let listed = over(&log.database, &["parked", "list", "--json"]).documents(0);
@@ -76,7 +56,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
     model.0.lock().unwrap().extend([1, 2]);
     assert_eq!(over(&log.database, &["parked", "list"]).stderr, "Nothing is parked\n");
     over(&log.database, &["parked", "retry", "--all"]).failed(3, "No key is parked");
-    let running = Running::start(&log, &model);
+    let running = Process::start(&log, model.clone());
     let parked = listed(&log, 2).await;
     let of = |cart: &Shopping| parked.iter().find(|parked| parked["key"] == json!(cart.cart_id)).unwrap();
     let one = of(&first);
@@ -127,7 +107,7 @@ async fn skip_needs_a_reason_and_a_confirmation() {
     let (log, model, cart) = (TestLog::<DomainEvent>::create().await, Model::default(), Shopping::new());
     log.append([cart.added(0), cart.removed(0)]).await;
     model.0.lock().unwrap().insert(1);
-    let running = Running::start(&log, &model);
+    let running = Process::start(&log, model.clone());
     listed(&log, 1).await;
     let key = cart.cart_id.to_string();
     let skip = |more: &[&str]| over(&log.database, &[&["parked", "skip", "inventories", "--by", "ada"], more].concat());
@@ -174,7 +154,7 @@ async fn retry_without_a_replica_is_reported() {
     log.project(model.clone(), Settings::default()).await;
     model.0.lock().unwrap().insert(1);
     projections::rebuild_named(log.store.pool(), "inventories", Switch::WhenAsked).await.unwrap();
-    let running = Running::start(&log, &model);
+    let running = Process::start(&log, model.clone());
     listed(&log, 1).await;
     let held_back = over(&log.database, &["projections", "switch", "inventories"]);
     assert!(held_back.code == Some(0) && held_back.stderr.contains("--force"), "{held_back:?}");
@@ -184,7 +164,7 @@ async fn retry_without_a_replica_is_reported() {
     assert!(outcome.stderr.contains("No process runs inventories"), "{outcome:?}");
     assert_eq!(over(&log.database, &["parked", "retry", "--all", "--wait", "0"]).code, Some(0));
 
-    let running = Running::start(&log, &model);
+    let running = Process::start(&log, model.clone());
     listed(&log, 1).await;
     assert_eq!(over(&log.database, &["projections", "switch", "inventories", "--force"]).code, Some(0));
     eventually("it is in service", || async {
