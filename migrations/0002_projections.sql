@@ -29,6 +29,9 @@ CREATE TABLE projection (
     -- While two builds are compared, no segment passes hold_at. The hold ends at hold_until even if nobody releases it.
     hold_at            bigint,
     hold_until         timestamptz,
+    -- The head of the log when the build was found to be ahead of it: the log was restored without the build, or the build without the
+    -- log. It applies nothing and runs no command until an operator rebuilds it, also if the log has grown past it.
+    ahead_of           bigint,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, build),
     CONSTRAINT projection_tables CHECK (belong_to(name, tables)),
@@ -36,18 +39,22 @@ CREATE TABLE projection (
 );
 CREATE UNIQUE INDEX projection_serving ON projection (name) WHERE status = 'serving';
 
--- A process that runs a projection. Its heartbeat extends alive_until, by the database's clock.
+-- A living process that runs a projection. Its heartbeat counts up `beats`. Another replica that sees the same count for `lease`, by its own
+-- monotonic clock, deletes the row. No clock of the database decides, because it may step.
 CREATE TABLE replica (
     name        text        NOT NULL,
     id          uuid        NOT NULL,
     version     integer     NOT NULL,
-    alive_until timestamptz NOT NULL,
+    beats       bigint      NOT NULL,
+    lease       interval    NOT NULL,
+    -- For operators, who see a replica once: it counts as alive for `lease` after this.
+    beaten_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Events and batches that this replica applied per second lately, by build: {"projection_a": {"events": 1200.5, "batches": 3.2}}
     throughput  jsonb       NOT NULL DEFAULT '{}',
     PRIMARY KEY (name, id)
 );
 
--- How far a segment of a build has applied the log, and which replica owns it while that replica is alive. Each transaction that writes a
+-- How far a segment of a build has applied the log, and which replica owns it while that replica has a row. Each transaction that writes a
 -- segment's rows moves its checkpoint too, and fails if the segment has another owner.
 CREATE TABLE checkpoint (
     name             text        NOT NULL,
@@ -121,17 +128,20 @@ CREATE TABLE todo (
     metadata         jsonb       NOT NULL,
     status           text        NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'done', 'failed')),
     attempts         integer     NOT NULL DEFAULT 0,
+    -- The length of all attempts and of the pauses after them. Counted by the workers, because the database's clock may step.
+    tried_for        interval    NOT NULL DEFAULT '0',
     created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
-    first_attempt_at timestamptz,
     next_attempt_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- A worker attempts it. Another worker that sees the same lease for `lease_for`, by its own monotonic clock, takes the to-do over.
     lease            uuid,
-    lease_until      timestamptz,
+    lease_for        interval,
     last_error       text,
     finished_at      timestamptz,
     PRIMARY KEY (automation, key)
 );
 CREATE INDEX todo_open ON todo (automation, next_attempt_at) WHERE status = 'open';
 CREATE INDEX todo_oldest ON todo (automation, position) WHERE status = 'open';
+CREATE INDEX todo_leased ON todo (automation, lease) WHERE lease IS NOT NULL;
 CREATE INDEX todo_failed ON todo (automation, position) WHERE status = 'failed';
 CREATE INDEX todo_done ON todo (automation, finished_at) WHERE status = 'done';
 
@@ -170,6 +180,11 @@ END;
 CREATE FUNCTION build_tables(build text, tables text[]) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT string_agg(format('%I.%I', build, t), ', ' ORDER BY t) FROM unnest(tables) AS t $$;
 
+-- Answers whether a comparison holds a build. A hold that ends later than a comparison may take is one from before a step of the clock.
+CREATE FUNCTION is_held(until timestamptz) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN coalesce(until > clock_timestamp() AND until < clock_timestamp() + interval '5 minutes', false);
+
 -- Begins to read the serving build of a projection within a transaction: sets search_path to it, and keeps a rebuild from emptying its
 -- tables until the transaction ends. Answers the build (NULL: the projection never ran) and a parked key: of_key itself, or any if of_key
 -- is NULL (NULL: not parked).
@@ -204,7 +219,7 @@ LANGUAGE sql STABLE
 RETURN ROW(
     (SELECT count(*) FROM (SELECT FROM todo WHERE automation = of AND status = 'open' LIMIT bound) AS open),
     (SELECT count(*) FROM (SELECT FROM todo WHERE automation = of AND status = 'open' AND next_attempt_at <= statement_timestamp()
-                              AND (lease_until IS NULL OR lease_until < statement_timestamp()) LIMIT bound) AS due),
+                              AND lease IS NULL LIMIT bound) AS due),
     (SELECT count(*) FROM (SELECT FROM todo WHERE automation = of AND status = 'failed' LIMIT bound) AS failed),
     (SELECT extract(epoch FROM statement_timestamp() - created_at)::float8 FROM todo WHERE automation = of AND status = 'open'
      ORDER BY position LIMIT 1)

@@ -309,7 +309,7 @@ async fn a_service_writes_and_locks_the_rows_of_its_own_projections_only() {
     let rows = |name: &str, build: &str, role: &str| {
         [
             format!("INSERT INTO projection (name, build, version, status) VALUES ('{name}', '{build}', 1, 'serving')"),
-            format!("INSERT INTO replica (name, id, version, alive_until) VALUES ('{name}', gen_random_uuid(), 1, now())"),
+            format!("INSERT INTO replica (name, id, version, beats, lease) VALUES ('{name}', gen_random_uuid(), 1, 1, '1 s')"),
             format!("INSERT INTO checkpoint (name, build, segment) VALUES ('{name}', '{build}', 0)"),
             format!(
                 "INSERT INTO parked_key (name, build, key, position, error) VALUES ('{name}', '{build}', '{}', 1, 'a test')",

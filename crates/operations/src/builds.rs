@@ -196,7 +196,7 @@ async fn hold(pool: &Pool, name: &str, patience: Duration) -> Result<(), Compare
                SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
            ), running AS (
                SELECT extract(epoch FROM max(hold_until) - clock_timestamp())::float8 AS seconds FROM builds
-               WHERE hold_until > clock_timestamp()
+               WHERE is_held(hold_until)
            ), held AS (
                UPDATE projection p
                SET hold_at = (SELECT max(c.position) FROM checkpoint c JOIN builds USING (build) WHERE c.name = $1),

@@ -17,6 +17,6 @@ pub use event_store::{StoredOffset, stored_offsets};
 pub use log::{Entry, Which, after, newest};
 pub use offsets::seek;
 pub use parked::{Parked, Retried, Skip, Skipped, parked, parked_queue, retry_parked, skip, skipped, wait_for_retry};
-pub use projections::{Switch, rebuild_named, switch_when_ready, switch_with_parked};
+pub use projections::{Switch, rebuild_automation, rebuild_named, switch_when_ready, switch_with_parked};
 pub use status::{Build, Replica, Segment, builds, replicas, running_rebuild};
 pub use todos::{TodoCounts, TodoEntry, retry_todos, todo_counts, todos};

@@ -22,6 +22,8 @@ pub struct Build {
     pub switch_when_ready: bool,
     /// Whether an operator paused it.
     pub paused: bool,
+    /// The head of the log when the build was found to be ahead of it. It applies nothing until it is rebuilt.
+    pub ahead_of: Option<Position>,
     /// The position that every segment has reached.
     pub position: Position,
     /// The log positions that the segment furthest behind has yet to apply.
@@ -65,7 +67,7 @@ pub struct Segment {
     pub lag_seconds: f64,
     /// The living replica that owns it.
     pub replica: Option<Uuid>,
-    /// Whether it is blocked before an event that cannot be applied.
+    /// Whether it is blocked before an event that cannot be applied, or because its build is ahead of the log.
     pub blocked: bool,
 }
 
@@ -87,21 +89,22 @@ pub struct Replica {
 pub async fn builds(pool: &Pool) -> Result<(Position, Vec<Build>), StoreError> {
     let asked = sqlx::query!(
         r#"SELECT h.head AS "head!", p.name AS "name?", p.build AS "build?", p.version AS "version?", p.status AS "status?",
-                  p.switch_when_ready AS "switch_when_ready?", p.paused AS "paused?", c.segment AS "segment?", c.position AS "position?",
+                  p.switch_when_ready AS "switch_when_ready?", p.paused AS "paused?",
+                  p.ahead_of AS "ahead_of?: Position", c.segment AS "segment?", c.position AS "position?",
                   greatest(h.head - c.position, 0) AS "lag_events?",
                   coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
                             WHERE e.event_id = c.position + 1), 0) AS "lag_seconds!",
                   (SELECT r.id FROM replica r
-                   WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()) AS replica,
+                   WHERE r.name = c.name AND r.id = c.owner AND r.beaten_at + r.lease > clock_timestamp()) AS replica,
                   (SELECT count(*) FROM parked_key k WHERE k.name = p.name AND k.build = p.build) AS "parked!",
-                  coalesce(c.position < c.blocked_at, false) AS "blocked!",
+                  coalesce(c.position < c.blocked_at, false) OR p.ahead_of IS NOT NULL AS "blocked!",
                   a.events AS "events_per_second!", coalesce(a.events / nullif(a.batches, 0), 0) AS "batch!"
            FROM (SELECT coalesce(max(event_id), 0) AS head FROM event) h
            LEFT JOIN (projection p JOIN checkpoint c USING (name, build)) ON true
            CROSS JOIN LATERAL (
                SELECT coalesce(sum((r.throughput -> p.build ->> 'events')::float8), 0) AS events,
                       sum((r.throughput -> p.build ->> 'batches')::float8) AS batches
-               FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()
+               FROM replica r WHERE r.name = p.name AND r.beaten_at + r.lease > clock_timestamp()
            ) a
            ORDER BY p.name, p.status = 'serving' DESC, p.build, c.segment"#
     );
@@ -127,6 +130,7 @@ pub async fn builds(pool: &Pool) -> Result<(Position, Vec<Build>), StoreError> {
                 status: row.status.unwrap_or_default(),
                 switch_when_ready: row.switch_when_ready.unwrap_or_default(),
                 paused: row.paused.unwrap_or_default(),
+                ahead_of: row.ahead_of,
                 position: Position::START,
                 lag_events: 0,
                 lag_seconds: 0.0,
@@ -159,6 +163,7 @@ pub fn running_rebuild<'a>(builds: &'a [Build], serving: &Build, replicas: &[Rep
 /// # Errors
 /// As [`builds`].
 pub async fn replicas(pool: &Pool) -> Result<Vec<Replica>, StoreError> {
-    let alive = sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE alive_until > clock_timestamp() ORDER BY name, id");
+    let alive =
+        sqlx::query_as!(Replica, "SELECT name, id, version FROM replica WHERE beaten_at + lease > clock_timestamp() ORDER BY name, id");
     ask(pool, async |connection| alive.fetch_all(connection).await).await
 }

@@ -112,7 +112,7 @@ pub async fn todos(pool: &Pool, automation: Option<&str>, status: Option<&str>, 
 /// As [`crate::builds`].
 pub async fn retry_todos(pool: &Pool, automation: &str, keys: Option<&[String]>) -> Result<Vec<String>, StoreError> {
     let opened = sqlx::query_scalar!(
-        "UPDATE todo SET status = 'open', attempts = 0, first_attempt_at = NULL, next_attempt_at = clock_timestamp(), finished_at = NULL
+        "UPDATE todo SET status = 'open', attempts = 0, tried_for = '0', next_attempt_at = clock_timestamp(), finished_at = NULL
          WHERE automation = $1 AND status = 'failed' AND ($2::text[] IS NULL OR key = ANY ($2)) RETURNING key",
         automation,
         keys

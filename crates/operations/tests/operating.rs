@@ -19,7 +19,7 @@ use projections::{
 };
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use test_support::{TestLog, eventually};
+use test_support::{Process, TestLog, eventually};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -76,40 +76,9 @@ impl<const VERSION: i32> Projection for Tally<VERSION> {
 }
 
 async fn log() -> TestLog<DomainEvent> {
-    let log = TestLog::<DomainEvent>::create().await;
-    for build in ["projection_a", "projection_b"] {
-        let table = format!(
-            "CREATE TABLE {build}.tally (cart_id uuid, position bigint, weight numeric);
-             GRANT ALL ON {build}.tally TO cartlog_projections"
-        );
-        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
-    }
+    let log = TestLog::create().await;
+    log.create_table("tally", "cart_id uuid, position bigint, weight numeric").await;
     log
-}
-
-/// A replica with connections of its own, as a process has them.
-struct Process {
-    projections: Projections<DomainEvent>,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Process {
-    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
-        let settings =
-            Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() };
-        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-        let projections = Projections::new(store);
-        let stop = CancellationToken::new();
-        let ran = projections.run(projection, settings, stop.clone());
-        Self { projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-        self.projections.store().close().await;
-    }
 }
 
 async fn until_applied(log: &TestLog<DomainEvent>, position: Position) {
@@ -124,10 +93,10 @@ async fn until_applied(log: &TestLog<DomainEvent>, position: Position) {
 async fn until_seen(log: &TestLog<DomainEvent>) {
     for _ in 0..2 {
         let before: sqlx::types::time::OffsetDateTime =
-            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+            sqlx::query_scalar("SELECT max(beaten_at) FROM replica").fetch_one(log.store.pool()).await.unwrap();
         eventually("a heartbeat has come", || async {
             let beat: bool =
-                sqlx::query_scalar("SELECT min(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
+                sqlx::query_scalar("SELECT min(beaten_at) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
             beat.then_some(())
         })
         .await;

@@ -65,14 +65,17 @@ pub(crate) async fn run_automation<A: Automation>(
     let working = todo_settings(&*automation, settings.todo_retention);
     let applied = Arc::new(watch::Sender::default());
     let wake = applied.subscribe();
-    let (pool, attempting) = (store.pool().clone(), automation.clone());
-    let attempt = move |todo| {
+    let log = store.clone();
+    let (pool, attempting, health) = (store.pool().clone(), automation.clone(), replicas.health(A::NAME));
+    let attempt = move |todo: Todo| {
+        // Its command is decided on a server that has come as far.
+        log.saw(todo.position, todo.epoch);
         let automation = attempting.clone();
         async move { automation.attempt(todo).await }
     };
     let (ran, ()) = tokio::join!(
         run(store, replicas, automation, settings, applied, shutdown.clone()),
-        todo::work(pool, A::NAME, working, wake, shutdown, attempt),
+        todo::work_with(pool, A::NAME, working, health, wake, shutdown, attempt),
     );
     ran
 }

@@ -35,7 +35,7 @@ pub struct Backlog {
     pub batch: f64,
     /// Parked keys of the serving build.
     pub parked: i64,
-    /// Segments of the serving build that are blocked before an event.
+    /// Segments of the serving build that are blocked before an event; all, if the build is ahead of the log.
     pub blocked: i64,
     /// The build that is being rebuilt.
     pub rebuild: Option<Rebuild>,
@@ -87,8 +87,8 @@ pub(crate) async fn backlog<E: LogEvent>(store: &EventStore<E>, replicas: &Repli
                        SELECT min(c.position) AS lowest, sum(least(c.position, h.head))::float8 AS applied, count(*) AS segments,
                               count(*) FILTER (WHERE EXISTS (
                                   SELECT FROM replica r
-                                  WHERE r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp())) AS owned,
-                              count(*) FILTER (WHERE c.position < c.blocked_at) AS blocked
+                                  WHERE r.name = c.name AND r.id = c.owner AND r.beaten_at + r.lease > clock_timestamp())) AS owned,
+                              count(*) FILTER (WHERE c.position < c.blocked_at OR p.ahead_of IS NOT NULL) AS blocked
                        FROM checkpoint c WHERE c.name = p.name AND c.build = p.build
                    ) s
                    -- Other events move a checkpoint only with the heartbeat, and are no backlog.
@@ -99,7 +99,7 @@ pub(crate) async fn backlog<E: LogEvent>(store: &EventStore<E>, replicas: &Repli
                    CROSS JOIN LATERAL (
                        SELECT count(*) AS replicas, coalesce(sum((r.throughput -> p.build ->> 'events')::float8), 0) AS events,
                               sum((r.throughput -> p.build ->> 'batches')::float8) AS batches
-                       FROM replica r WHERE r.name = p.name AND r.alive_until > clock_timestamp()
+                       FROM replica r WHERE r.name = p.name AND r.beaten_at + r.lease > clock_timestamp()
                    ) a
                    LEFT JOIN LATERAL todo_backlog(p.name, $3) w ON p.build = 'automation'
                    WHERE p.status IN ('serving', 'building') AND s.segments > 0

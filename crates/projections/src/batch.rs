@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    lease::not_current,
     projection::Projection,
     segment::{SEGMENTS, segment_of},
     settings::BATCH_TIMEOUT,
@@ -139,29 +140,48 @@ pub(crate) struct Row {
 const TRACED: i64 = 100;
 
 /// Reads the events that a projection takes, after one position and up to another.
+///
+/// # Errors
+/// The server has another log than `log`, or has not reached `to`. An event that is missing there is not yet there.
 pub(crate) async fn read<P: Projection>(
     store: &EventStore<P::Log>,
     types: &[String],
+    log: &str,
     after: Position,
     to: Position,
 ) -> Result<Batch<P::Event>, StoreError> {
-    let rows = with_timeout_of(BATCH_TIMEOUT, async {
+    let (is_current, rows) = with_timeout_of(BATCH_TIMEOUT, async {
         let mut connection = store.connection().await?;
-        let rows = sqlx::query_as!(
-            Row,
-            r#"SELECT event_id, payload, inserted_at, CASE WHEN event_id <= $4 THEN metadata END AS "metadata: Json<Metadata>" FROM event
-           WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id"#,
+        // The first row says whether the server can answer, as of the same snapshot.
+        let rows = sqlx::query!(
+            r#"SELECT NULL::bigint AS event_id, NULL::bytea AS payload, NULL::timestamptz AS inserted_at, NULL::jsonb AS "metadata: Json<Metadata>",
+                      log_identity() = $5 AND coalesce(max(event_id), 0) >= $2 AS current
+               FROM event
+               UNION ALL
+               (SELECT event_id, payload, inserted_at, CASE WHEN event_id <= $4 THEN metadata END, NULL FROM event
+                WHERE event_id > $1 AND event_id <= $2 AND event_type = ANY ($3) ORDER BY event_id)"#,
             after.0,
             to.0,
             types,
-            if P::METADATA { to.0 } else { after.0 + TRACED }
+            if P::METADATA { to.0 } else { after.0 + TRACED },
+            log
         )
         .fetch_all(&mut *connection)
         .await?;
-        connection.done();
-        Ok(rows)
+        let is_current = rows.first().is_some_and(|first| first.current == Some(true));
+        if is_current {
+            connection.done();
+        }
+        Ok((is_current, rows))
     })
     .await?;
+    if !is_current {
+        return Err(not_current(to));
+    }
+    let row = |event_id, payload, inserted_at, metadata| {
+        Some(Row { event_id: event_id?, payload: payload?, inserted_at: inserted_at?, metadata })
+    };
+    let rows = rows.into_iter().filter_map(|found| row(found.event_id, found.payload, found.inserted_at, found.metadata)).collect();
     let mut batch = decoded::<P>(rows);
     if !batch.unreadable.is_empty() {
         find_keys::<P>(store, &mut batch.unreadable).await?;
@@ -215,7 +235,8 @@ async fn find_keys<P: Projection>(store: &EventStore<P::Log>, unreadable: &mut [
     })
     .await?;
     for event in unreadable {
-        event.key = keys.iter().find(|(position, _)| *position == event.position).and_then(|(_, key)| *key);
+        let (_, key) = keys.iter().find(|(position, _)| *position == event.position).ok_or_else(|| not_current(event.position))?;
+        event.key = *key;
     }
     Ok(())
 }

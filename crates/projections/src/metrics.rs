@@ -1,6 +1,6 @@
 //! The metrics of projections and to-dos, through the global OpenTelemetry meter.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use opentelemetry::{
     global,
@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     pub(crate) projection_parked: Gauge<u64>,
     pub(crate) projection_blocked: Gauge<u64>,
     pub(crate) parked_queries: Counter<u64>,
+    pub(crate) clock_steps: Counter<u64>,
     pub(crate) todos: Counter<u64>,
     pub(crate) todo_count: Gauge<i64>,
     pub(crate) todo_oldest: Gauge<f64>,
@@ -71,6 +72,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .u64_counter("projection.parked.queries")
             .with_description("Queries refused because their key is parked.")
             .build(),
+        clock_steps: meter
+            .u64_counter("database.clock.steps")
+            .with_description("Steps of the database's clock by more than a second, as the heartbeat noticed them.")
+            .build(),
         todos: meter.u64_counter("todo.attempts").with_description("Attempts at to-dos, by automation and outcome.").build(),
         todo_count: meter
             .i64_gauge("todo.count")
@@ -84,3 +89,18 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .build(),
     }
 });
+
+/// Reports the age of this process's last heartbeat whenever the metrics are read. So it grows if the heartbeat stands still.
+pub(crate) fn heartbeat_age(age: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
+    // The meter keeps the callback, so the instrument can be dropped.
+    let _ = global::meter("projections")
+        .f64_observable_gauge("projection.heartbeat.age")
+        .with_unit("s")
+        .with_description("Time since the last successful heartbeat of this process's projections.")
+        .with_callback(move |observer| {
+            if let Some(age) = age() {
+                observer.observe(age.as_secs_f64(), &[]);
+            }
+        })
+        .build();
+}

@@ -109,6 +109,8 @@ pub(crate) enum Parked {
     Whole,
     /// Another replica owns a segment.
     Lost,
+    /// The server has another log, or has not come as far.
+    NotCurrent,
     /// Too many keys are parked already.
     TooMany,
 }
@@ -148,6 +150,7 @@ impl<P: Projection> Parking<'_, P> {
             let mut transaction = pooled.begin().await?;
             let advanced = leases.advance(&mut transaction, self.owned, active, from, at).await?;
             let parked = match () {
+                () if !advanced.current => return Ok(Parked::NotCurrent),
                 () if !advanced.moved => Parked::Lost,
                 () if advanced.parked.len() >= MOST_PARKED => Parked::TooMany,
                 () => {
@@ -167,7 +170,7 @@ impl<P: Projection> Parking<'_, P> {
             };
             match parked {
                 Parked::Whole => transaction.commit().await?,
-                Parked::Lost | Parked::TooMany => transaction.rollback().await?,
+                Parked::Lost | Parked::TooMany | Parked::NotCurrent => transaction.rollback().await?,
             }
             pooled.done();
             Ok(parked)
@@ -184,7 +187,7 @@ impl<P: Projection> Parking<'_, P> {
                 "parked key"
             ),
             Parked::TooMany => tracing::error!(projection, build, parked = MOST_PARKED, "too many parked keys, blocking segments instead"),
-            Parked::Lost => {}
+            Parked::Lost | Parked::NotCurrent => {}
         }
         Ok(parked)
     }

@@ -11,7 +11,8 @@ use uuid::Uuid;
 pub enum Kind {
     /// Tables for queries. Can be rebuilt at any time.
     ReadModel,
-    /// The state and the to-dos of an [`Automation`](crate::Automation). Never rebuilt, because it would enqueue its to-dos again.
+    /// The state and the to-dos of an [`Automation`](crate::Automation). Only an operator rebuilds it, with
+    /// [`rebuild_automation`](crate::rebuild_automation): its to-dos are enqueued and attempted again.
     Automation,
 }
 

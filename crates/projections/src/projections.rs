@@ -13,7 +13,6 @@ use crate::{
     error::ProjectionError,
     projection::Projection,
     read::read,
-    registration,
     replica::Replicas,
     run::run,
     settings::Settings,
@@ -102,11 +101,12 @@ impl<E: LogEvent> Projections<E> {
         backlog(&self.store, &self.replicas).await
     }
 
-    /// Returns whether a projection has a serving build, however far that is.
+    /// Checks that this process does a projection's work: its heartbeat is younger than three leases, and no task has failed for longer.
+    /// An event that cannot be applied is no failure of a task.
     ///
     /// # Errors
-    /// The database is unreachable, or a migration is missing.
-    pub async fn registered(&self, name: &str) -> Result<bool, StoreError> {
-        registration::registered(&self.store, name).await
+    /// What is wrong, in words for an operator.
+    pub fn working(&self, name: &str) -> Result<(), String> {
+        self.replicas.working(name)
     }
 }

@@ -1,7 +1,10 @@
-//! Starting a rebuild of a read model.
+//! Starting a rebuild: of a read model beside its serving build, of an automation in place.
+
+use std::time::Duration;
 
 use event_store::{Pool, StoreError};
 use sqlx::PgConnection;
+use tokio::time::{Instant, sleep};
 
 use crate::{projection::Projection, segment::SEGMENTS};
 
@@ -44,14 +47,14 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
         return Ok(()); // The projection never ran, so its first build has yet to begin.
     };
     if serving.build == "automation" {
-        return Err(StoreError::Schema(format!("{name} is an automation. A rebuild would enqueue its to-dos again")));
+        return Err(StoreError::Schema(format!("{name} is an automation, which has one build. Use rebuild_automation")));
     }
     let (version, tables) = release.unwrap_or((serving.version, serving.tables));
     let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
     let running = sqlx::query_scalar!(
         r#"SELECT true AS "yes!" FROM projection p
            WHERE name = $1 AND build = $2 AND status = 'building' AND (version = $3 OR version > $3 AND EXISTS (
-               SELECT FROM replica r WHERE r.name = p.name AND r.version = p.version AND r.alive_until > clock_timestamp()))"#,
+               SELECT FROM replica r WHERE r.name = p.name AND r.version = p.version AND r.beaten_at + r.lease > clock_timestamp()))"#,
         name,
         other,
         version
@@ -66,7 +69,7 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
          VALUES ($1, $2, $3, 'building', $4, $5, $6)
          ON CONFLICT (name, build) DO UPDATE
          SET version = $3, status = 'building', tables = $4, switch_when_ready = $5, paused = $6,
-             switch_with_parked = false, hold_at = NULL, hold_until = NULL, started_at = clock_timestamp()",
+             switch_with_parked = false, hold_at = NULL, hold_until = NULL, ahead_of = NULL, started_at = clock_timestamp()",
         name,
         other,
         version,
@@ -76,24 +79,74 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
     )
     .execute(&mut *transaction)
     .await?;
-    // New rows instead of updated ones: a replica that waits to acquire an old row finds it gone.
-    sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
-    // After the checkpoints, because their owner may have parked a key until then.
-    sqlx::query!("DELETE FROM parked_key WHERE name = $1 AND build = $2", name, other).execute(&mut *transaction).await?;
-    sqlx::query!(
-        "INSERT INTO checkpoint (name, build, segment) SELECT $1, $2, s FROM generate_series(0, $3::integer - 1) AS s",
-        name,
-        other,
-        SEGMENTS
-    )
-    .execute(&mut *transaction)
-    .await?;
-    // Waits for readers that began while this build served. The tables come from the database, so it quotes their names.
-    if let Some(tables) = build_tables(&mut transaction, other, &tables).await? {
-        sqlx::query(&format!("TRUNCATE {tables}")).execute(&mut *transaction).await?;
-    }
+    begin_again(&mut transaction, name, other).await?;
+    empty(&mut transaction, other, &tables).await?;
     transaction.commit().await?;
     tracing::info!(projection = name, build = other, version, "started a rebuild");
+    Ok(())
+}
+
+/// Makes the state and the to-dos of an automation again from the log, in place: the replicas that run it begin at the log's start.
+///
+/// Pauses the automation until no attempt at its to-dos can run any more. Then deletes all but the failed ones. Those that were done are
+/// enqueued and attempted again, and these attempts find in the log what was done.
+///
+/// If this call is cut off while it waits, the automation stays paused.
+///
+/// # Errors
+/// The database failed, a migration is missing, or the projection is no automation.
+pub async fn rebuild_automation(pool: &Pool, name: &str) -> Result<(), StoreError> {
+    let before = sqlx::query_scalar!(
+        r#"UPDATE projection p SET paused = true FROM (SELECT paused FROM projection WHERE name = $1 AND build = 'automation' FOR UPDATE) before
+           WHERE p.name = $1 AND p.build = 'automation' RETURNING before.paused AS "paused!""#,
+        name
+    )
+    .fetch_optional(pool)
+    .await?;
+    let Some(was_paused) = before else { return Err(StoreError::Schema(format!("{name} is no automation"))) };
+    wait_for_attempts(pool, name).await?;
+    let mut transaction = pool.begin().await?;
+    // Deleting the to-dos of years takes longer than a session may usually wait.
+    sqlx::query!("SELECT set_config('statement_timeout', '0', true)").fetch_one(&mut *transaction).await?;
+    let tables = sqlx::query_scalar!(
+        "UPDATE projection SET paused = $2, ahead_of = NULL, started_at = clock_timestamp() WHERE name = $1 AND build = 'automation'
+         RETURNING tables",
+        name,
+        was_paused
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    begin_again(&mut transaction, name, "automation").await?;
+    sqlx::query!("DELETE FROM todo WHERE automation = $1 AND status <> 'failed'", name).execute(&mut *transaction).await?;
+    empty(&mut transaction, "automation", &tables).await?;
+    transaction.commit().await?;
+    tracing::info!(projection = name, "started the rebuild of an automation");
+    Ok(())
+}
+
+/// Waits until the leases of a paused automation's to-dos are gone, or as old as they may become: then their workers are dead.
+async fn wait_for_attempts(pool: &Pool, name: &str) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    loop {
+        let longest = sqlx::query_scalar!(
+            r#"SELECT extract(epoch FROM max(lease_for))::float8 FROM todo WHERE automation = $1 AND lease IS NOT NULL"#,
+            name
+        )
+        .fetch_one(pool)
+        .await?;
+        if longest.is_none_or(|seconds| begun.elapsed().as_secs_f64() >= seconds) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Empties the tables of a build. Waits for statements that read them.
+async fn empty(transaction: &mut PgConnection, build: &str, tables: &[String]) -> Result<(), sqlx::Error> {
+    // The names come from the database, so it quotes them.
+    if let Some(tables) = build_tables(transaction, build, tables).await? {
+        sqlx::query(&format!("TRUNCATE {tables}")).execute(transaction).await?;
+    }
     Ok(())
 }
 
@@ -103,6 +156,23 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
 /// The database failed, or a migration is missing.
 pub async fn build_tables(connection: &mut PgConnection, build: &str, tables: &[String]) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar("SELECT build_tables($1, $2)").bind(build).bind(tables).fetch_one(connection).await
+}
+
+/// Sets the checkpoints of a build to the log's start, without owners and parked keys.
+async fn begin_again(transaction: &mut PgConnection, name: &str, build: &str) -> Result<(), sqlx::Error> {
+    // New rows instead of updated ones: a replica that waits to acquire an old row finds it gone.
+    sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, build).execute(&mut *transaction).await?;
+    // After the checkpoints, because their owner may have parked a key until then.
+    sqlx::query!("DELETE FROM parked_key WHERE name = $1 AND build = $2", name, build).execute(&mut *transaction).await?;
+    sqlx::query!(
+        "INSERT INTO checkpoint (name, build, segment) SELECT $1, $2, s FROM generate_series(0, $3::integer - 1) AS s",
+        name,
+        build,
+        SEGMENTS
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
 }
 
 /// Lets a new build serve as soon as it has caught up. Returns whether there is one.

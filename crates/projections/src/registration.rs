@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use event_store::{EventStore, LogEvent, Pool, Position, StoreError, connection::with_timeout};
+use event_store::{Pool, Position, StoreError};
 use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
@@ -51,9 +51,7 @@ pub(crate) async fn register<P: Projection>(pool: &Pool, replica: &Replica) -> R
             .await?;
     }
     sqlx::query!(
-        "INSERT INTO replica (name, id, version, alive_until)
-         VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
-         ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until",
+        "INSERT INTO replica (name, id, version, beats, lease) VALUES ($1, $2, $3, 0, make_interval(secs => $4)) ON CONFLICT DO NOTHING",
         P::NAME,
         replica.id,
         P::VERSION,
@@ -69,9 +67,6 @@ pub(crate) async fn register<P: Projection>(pool: &Pool, replica: &Replica) -> R
     )
     .execute(&mut *transaction)
     .await?;
-    sqlx::query!("DELETE FROM replica WHERE name = $1 AND alive_until < clock_timestamp() - interval '1 hour'", P::NAME)
-        .execute(&mut *transaction)
-        .await?;
     let serving = sqlx::query!(
         r#"SELECT version, (SELECT count(*) FROM checkpoint c WHERE c.name = p.name AND c.build = p.build) AS "segments!"
            FROM projection p WHERE name = $1 AND status = 'serving'"#,
@@ -104,22 +99,6 @@ pub(crate) async fn register<P: Projection>(pool: &Pool, replica: &Replica) -> R
     Ok(())
 }
 
-/// Returns whether a projection has a serving build, however far that is.
-pub(crate) async fn registered<E: LogEvent>(store: &EventStore<E>, name: &str) -> Result<bool, StoreError> {
-    with_timeout(async {
-        let mut connection = store.connection().await?;
-        let known = sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT FROM projection JOIN checkpoint USING (name, build) WHERE name = $1 AND status = 'serving') AS "known!""#,
-            name
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        connection.done();
-        Ok(known)
-    })
-    .await
-}
-
 /// The outcome of switching to a rebuilt build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Switched {
@@ -138,7 +117,8 @@ pub(crate) async fn switch(pool: &Pool, name: &str, version: i32, types: &[Strin
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
     // NO KEY: parking a key refers to these rows, while it locks checkpoints that this transaction waits for.
     let builds = sqlx::query!(
-        r#"SELECT build, version, status, switch_when_ready, paused OR coalesce(hold_until > clock_timestamp(), false) AS "held!"
+        r#"SELECT build, version, status, switch_when_ready, paused OR ahead_of IS NOT NULL AND status = 'building' OR is_held(hold_until) AS "held!",
+                  ahead_of, (SELECT coalesce(max(event_id), 0) FROM event) AS "head!"
            FROM projection WHERE name = $1 FOR NO KEY UPDATE"#,
         name
     )
@@ -158,7 +138,10 @@ pub(crate) async fn switch(pool: &Pool, name: &str, version: i32, types: &[Strin
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let reached = Position(positions.into_iter().max().unwrap_or_default());
+    let reached = match serving.ahead_of {
+        Some(_) => Position(serving.head),
+        None => Position(positions.into_iter().max().unwrap_or_default()),
+    };
     let until = Instant::now() + Duration::from_secs(1);
     while !has_applied(&mut transaction, name, &new.build, reached, types).await? {
         if Instant::now() >= until {

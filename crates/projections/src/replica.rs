@@ -1,16 +1,18 @@
 //! The replicas of this process, and their heartbeat.
 //!
-//! One heartbeat serves all replicas of the process. It extends their lease, stores positions that no batch stored, and reads the state of
-//! all builds.
+//! One heartbeat serves all replicas of the process. It says that they are alive, deletes replicas that are dead, stores positions that no
+//! batch stored, and reads the state of all builds.
+//!
+//! A heartbeat counts up the replica's `beats`. Whoever sees the same count for the replica's lease, by its own monotonic clock, deletes the
+//! replica. So the database's clock may step.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use event_store::{LogConnection, Pool, Position, connection::with_timeout_of};
-use sqlx::PgConnection;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -19,9 +21,13 @@ use uuid::Uuid;
 
 use crate::{
     checkpoint_cache::CheckpointCache,
+    clock::DatabaseClock,
+    health::Health,
     lease::OwnedSegments,
-    settings::heartbeat,
+    metrics,
+    settings::{heartbeat, heartbeat_timeout},
     throughput::{Throughput, ThroughputMeter},
+    watch::Watch,
 };
 
 /// A projection as it runs in this process.
@@ -31,7 +37,7 @@ pub(crate) struct Replica {
     pub(crate) version: i32,
     /// The event types that the projection takes.
     pub(crate) types: Arc<[String]>,
-    /// How long the replica counts as alive after a heartbeat.
+    /// How long the replica's count may stand still before others take it for dead.
     pub(crate) lease: Duration,
     /// What the last heartbeat read.
     view: watch::Sender<ClusterView>,
@@ -86,12 +92,14 @@ impl Replica {
 pub(crate) struct ClusterView {
     /// When the read began. Later changes may be missing.
     pub(crate) begun: Instant,
+    /// The log that it was read from: the answer of `log_identity()`. Positions of another log are worthless here.
+    pub(crate) log: Arc<str>,
     pub(crate) builds: BTreeMap<String, Build>,
 }
 
 impl ClusterView {
     fn empty() -> Self {
-        Self { begun: Instant::now(), builds: BTreeMap::new() }
+        Self { begun: Instant::now(), log: Arc::default(), builds: BTreeMap::new() }
     }
 }
 
@@ -102,6 +110,8 @@ pub(crate) struct Build {
     pub(crate) serving: bool,
     pub(crate) switch_when_ready: bool,
     pub(crate) paused: bool,
+    /// The head that the log had when this build was found to be ahead of it. Only a rebuild helps.
+    pub(crate) ahead_of: Option<Position>,
     /// The position that it may not pass while it is compared with another build.
     pub(crate) hold_at: Option<Position>,
     /// The other living replicas of this version, and how many of them have a smaller id.
@@ -125,9 +135,9 @@ pub(crate) struct Checkpoint {
 }
 
 impl Build {
-    /// Returns the position that the build may not pass: the start of the log if it is paused.
+    /// Returns the position that the build may not pass: the start of the log if it applies nothing.
     pub(crate) fn limit(&self) -> Option<Position> {
-        if self.paused { Some(Position::START) } else { self.hold_at }
+        if self.paused || self.ahead_of.is_some() { Some(Position::START) } else { self.hold_at }
     }
 }
 
@@ -136,13 +146,19 @@ impl Build {
 pub(crate) struct Replicas(Arc<Shared>);
 
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     /// By projection, whether it runs here or not.
     caches: Mutex<HashMap<String, Arc<CheckpointCache>>>,
     running: Mutex<Running>,
     requested: Notify,
     /// Locked while a heartbeat is in flight.
     in_flight: tokio::sync::Mutex<()>,
+    /// When the last heartbeat succeeded, or the first one became due.
+    beaten: Mutex<Option<Instant>>,
+    /// Whether the age of the heartbeat is a metric already.
+    measured: OnceLock<()>,
+    /// How the tasks of each projection are doing.
+    health: Mutex<HashMap<String, Arc<Health>>>,
 }
 
 #[derive(Default)]
@@ -156,6 +172,16 @@ impl Shared {
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn beaten(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.beaten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time since the last heartbeat. `None` if no replica runs.
+    fn heartbeat_age(&self) -> Option<Duration> {
+        let is_running = !self.running().replicas.is_empty();
+        self.beaten().filter(|_| is_running).map(|at| at.elapsed())
+    }
 }
 
 impl Replicas {
@@ -165,8 +191,14 @@ impl Replicas {
         let mut running = self.0.running();
         running.replicas.insert(replica.id, replica);
         if !std::mem::replace(&mut running.beating, true) {
+            self.0.beaten().replace(Instant::now());
             tokio::spawn(beat(pool.clone(), self.0.clone()));
         }
+        drop(running);
+        self.0.measured.get_or_init(|| {
+            let shared = Arc::downgrade(&self.0);
+            metrics::heartbeat_age(move || shared.upgrade().and_then(|shared| shared.heartbeat_age()));
+        });
         self.0.requested.notify_one();
         guard
     }
@@ -175,6 +207,27 @@ impl Replicas {
     pub(crate) fn checkpoint_cache(&self, name: &str) -> Arc<CheckpointCache> {
         let mut caches = self.0.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// How the tasks of a projection are doing in this process.
+    pub(crate) fn health(&self, name: &str) -> Arc<Health> {
+        let mut health = self.0.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Fails if this process does not do a projection's work.
+    pub(crate) fn working(&self, name: &str) -> Result<(), String> {
+        let Some(replica) = self.find(name) else {
+            return Err("its first start".to_owned());
+        };
+        // Longer than a failover takes.
+        let patience = replica.lease * 3;
+        match self.0.heartbeat_age() {
+            Some(age) if age > patience => return Err(format!("its last heartbeat is {} s old", age.as_secs())),
+            _ if replica.view.borrow().builds.is_empty() => return Err("its first heartbeat".to_owned()),
+            _ => {}
+        }
+        self.health(name).check(Instant::now(), patience)
     }
 
     /// The projections that this process runs.
@@ -216,9 +269,9 @@ impl Drop for HeartbeatGuard {
 }
 
 async fn beat(pool: Pool, shared: Arc<Shared>) {
-    // The heartbeat has its own connection: a pool that is busy with batches must not look like a dead process.
-    let mut own: Option<LogConnection> = None;
-    let mut warned = false;
+    let mut session: Option<Session> = None;
+    let (mut watch, mut clock) = (Watch::default(), DatabaseClock::default());
+    let (mut beats, mut warned) = (0, false);
     loop {
         let in_flight = shared.in_flight.lock().await;
         let replicas: Vec<_> = {
@@ -231,26 +284,31 @@ async fn beat(pool: Pool, shared: Arc<Shared>) {
         };
         let lease = replicas.iter().map(|replica| replica.lease).min().unwrap_or_default();
         let begun = Instant::now();
-        let beating = async {
-            let connection = match own.take().filter(LogConnection::is_current) {
-                Some(connection) => connection,
-                None => pool.connect().await?,
+        beats += 1;
+        // After an error or without an answer the session is dropped, which closes its connection without waiting for the server. A pool
+        // would first wait until the server answers.
+        let beaten = with_timeout_of(heartbeat_timeout(lease), async {
+            let mut session = match session.take().filter(|session| session.connection.is_current()) {
+                Some(session) => session,
+                None => Session::open(&pool).await?,
             };
-            read_views(own.insert(connection), &replicas).await
-        };
-        let outcome = with_timeout_of(lease.max(Duration::from_secs(1)), beating).await;
+            session.beat(&replicas, beats, &watch).await?;
+            let others = session.others(&replicas, &mut clock).await?;
+            let views = session.read_views(&replicas, &others).await?;
+            Ok((session, others, views))
+        })
+        .await;
         drop(in_flight);
-        // The next connection may be better than one with an error.
-        if outcome.is_err() {
-            own = None;
-        }
-        match outcome {
-            Ok(mut views) => {
+        match beaten {
+            Ok((open, others, mut views)) => {
                 warned = false;
+                watch.saw(begun, others.into_iter().map(|other| ((other.name, other.id, other.beats), other.lease)));
+                shared.beaten().replace(Instant::now());
                 for replica in replicas {
                     let builds = views.remove(&replica.id).unwrap_or_default();
-                    replica.view.send_replace(ClusterView { begun, builds });
+                    replica.view.send_replace(ClusterView { begun, log: open.log.clone(), builds });
                 }
+                session = Some(open);
             }
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
@@ -263,103 +321,188 @@ async fn beat(pool: Pool, shared: Arc<Shared>) {
     }
 }
 
-/// Sends a heartbeat: one statement, which writes positions only if they moved.
-async fn read_views(
-    connection: &mut PgConnection,
-    replicas: &[Arc<Replica>],
-) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
-    let (mut ids, mut names, mut versions, mut leases, mut throughputs) = (vec![], vec![], vec![], vec![], vec![]);
-    let now = Instant::now();
-    let (mut owners, mut builds, mut segments, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![]);
-    for replica in replicas {
-        ids.push(replica.id);
-        names.push(replica.name.to_owned());
-        versions.push(replica.version);
-        leases.push(replica.lease.as_secs_f64());
-        throughputs.push(serde_json::json!(replica.throughput(now)));
-        for (build, owned) in &*replica.owned.borrow() {
-            for (segment, at) in &owned.positions {
-                owners.push(replica.id);
-                builds.push((*build).to_owned());
-                segments.push(*segment);
-                stored.push(at.stored.0);
-                positions.push(at.applied.0);
+/// A replica at a heartbeat: its projection, its id, and the number of its heartbeats.
+type Beat = (String, Uuid, i64);
+
+/// A replica's row.
+struct Other {
+    name: String,
+    id: Uuid,
+    version: i32,
+    beats: i64,
+    lease: Duration,
+}
+
+/// The heartbeat's own connection: a pool that is busy with batches must not look like a dead process.
+struct Session {
+    connection: LogConnection,
+    /// The log at the other end.
+    log: Arc<str>,
+}
+
+impl Session {
+    async fn open(pool: &Pool) -> Result<Self, sqlx::Error> {
+        let mut connection = pool.connect().await?;
+        let log: String = sqlx::query_scalar!(r#"SELECT log_identity() AS "log!""#).fetch_one(&mut *connection).await?;
+        Ok(Self { connection, log: log.into() })
+    }
+
+    /// Says that replicas are alive, deletes dead ones, and stores positions that moved. Notes builds that are ahead of the log.
+    async fn beat(&mut self, replicas: &[Arc<Replica>], beats: i64, watch: &Watch<Beat>) -> Result<(), sqlx::Error> {
+        let (mut ids, mut names, mut versions, mut leases, mut throughputs) = (vec![], vec![], vec![], vec![], vec![]);
+        let now = Instant::now();
+        let (mut owners, mut builds, mut segments, mut stored, mut positions) = (vec![], vec![], vec![], vec![], vec![]);
+        for replica in replicas {
+            ids.push(replica.id);
+            names.push(replica.name.to_owned());
+            versions.push(replica.version);
+            leases.push(replica.lease.as_secs_f64());
+            throughputs.push(serde_json::json!(replica.throughput(now)));
+            // Positions that were read from another log, or before this one was restored, are never written to it.
+            for (build, owned) in replica.owned.borrow().iter().filter(|(_, owned)| owned.log == self.log) {
+                for (segment, at) in &owned.positions {
+                    owners.push(replica.id);
+                    builds.push((*build).to_owned());
+                    segments.push(*segment);
+                    stored.push(at.stored.0);
+                    positions.push(at.applied.0);
+                }
             }
         }
+        let (mut dead_names, mut dead_ids, mut dead_beats) = (vec![], vec![], vec![]);
+        for (name, id, beats) in watch.expired(now) {
+            dead_names.push(name.clone());
+            dead_ids.push(*id);
+            dead_beats.push(*beats);
+        }
+        sqlx::query!(
+            "WITH running AS (
+                 SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::float8[], $5::jsonb[])
+                     AS r(id, name, version, lease, throughput)
+             ), alive AS (
+                 INSERT INTO replica AS r (name, id, version, beats, lease, throughput)
+                 SELECT name, id, version, $6, make_interval(secs => lease), throughput FROM running
+                 ON CONFLICT (name, id) DO UPDATE SET beats = excluded.beats, lease = excluded.lease, beaten_at = excluded.beaten_at,
+                                                      throughput = excluded.throughput
+             ), dead AS (
+                 DELETE FROM replica r USING unnest($7::text[], $8::uuid[], $9::bigint[]) AS d(name, id, beats)
+                 WHERE r.name = d.name AND r.id = d.id AND r.beats = d.beats
+             ), log AS (
+                 SELECT coalesce(max(event_id), 0) AS head FROM event
+             ), owned AS (
+                 SELECT r.name, o.* FROM unnest($10::uuid[], $11::text[], $12::integer[], $13::bigint[], $14::bigint[])
+                     AS o(id, build, segment, stored, position) JOIN running r USING (id)
+             ), further AS (
+                 -- A batch that locks the row at this moment moves it itself.
+                 SELECT c.name, c.build, c.segment, o.position
+                 FROM checkpoint c JOIN owned o USING (name, build, segment)
+                 WHERE c.owner = o.id AND c.position >= o.stored AND c.position < o.position AND o.position <= (SELECT head FROM log)
+                 FOR UPDATE OF c SKIP LOCKED
+             ), moved AS (
+                 UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
+                 WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
+             )
+             UPDATE projection p SET ahead_of = log.head FROM log
+             WHERE p.name = ANY ($2) AND p.status IN ('serving', 'building') AND p.ahead_of IS NULL
+               AND (EXISTS (SELECT FROM checkpoint c WHERE c.name = p.name AND c.build = p.build AND c.position > log.head)
+                    OR p.build = 'automation'
+                       AND EXISTS (SELECT FROM todo t WHERE t.automation = p.name AND t.status = 'open' AND t.position > log.head))",
+            &ids,
+            &names,
+            &versions,
+            &leases,
+            &throughputs,
+            beats,
+            &dead_names,
+            &dead_ids,
+            &dead_beats,
+            &owners,
+            &builds,
+            &segments,
+            &stored,
+            &positions
+        )
+        .execute(&mut *self.connection)
+        .await?;
+        Ok(())
     }
-    let rows = sqlx::query!(
-        r#"WITH running AS (
-               SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::float8[], $5::jsonb[])
-                   AS r(id, name, version, lease, throughput)
-           ), alive AS (
-               INSERT INTO replica AS r (name, id, version, alive_until, throughput)
-               SELECT name, id, version, clock_timestamp() + make_interval(secs => lease), throughput FROM running
-               ON CONFLICT (name, id) DO UPDATE SET alive_until = excluded.alive_until, throughput = excluded.throughput
-           ), owned AS (
-               SELECT r.name, o.* FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::bigint[], $10::bigint[])
-                   AS o(id, build, segment, stored, position) JOIN running r USING (id)
-           ), further AS (
-               -- A batch that locks the row at this moment moves it itself.
-               SELECT c.name, c.build, c.segment, o.position
-               FROM checkpoint c JOIN owned o USING (name, build, segment)
-               WHERE c.owner = o.id AND c.position >= o.stored AND c.position < o.position
-               FOR UPDATE OF c SKIP LOCKED
-           ), moved AS (
-               UPDATE checkpoint c SET position = f.position, updated_at = clock_timestamp() FROM further f
-               WHERE c.name = f.name AND c.build = f.build AND c.segment = f.segment
-           ), parked AS (
-               SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked_key GROUP BY name, build
-           )
-           SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
-                  CASE WHEN p.hold_until > clock_timestamp() THEN p.hold_at END AS hold_at,
-                  (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id <> r.id
-                      AND o.alive_until > clock_timestamp()) AS "others!",
-                  (SELECT count(*) FROM replica o WHERE o.name = p.name AND o.version = p.version AND o.id < r.id
-                      AND o.alive_until > clock_timestamp()) AS "before!",
-                  coalesce(k.keys, 0) AS "parked!", coalesce(k.asked, false) AS "retry_asked!",
-                  c.segment, greatest(c.position, o.position) AS "position!",
-                  (SELECT c.owner WHERE c.owner = r.id OR EXISTS (
-                      SELECT FROM replica o WHERE o.name = c.name AND o.id = c.owner AND o.alive_until > clock_timestamp())) AS owner,
-                  coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
-                            WHERE e.event_id = greatest(c.position, o.position) + 1), 0) AS "lag!"
-           FROM running r JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
-           LEFT JOIN owned o ON o.id = r.id AND o.id = c.owner AND o.build = c.build AND o.segment = c.segment
-           LEFT JOIN parked k ON k.name = p.name AND k.build = p.build
-           WHERE p.status IN ('serving', 'building')
-           ORDER BY c.segment"#,
-        &ids,
-        &names,
-        &versions,
-        &leases,
-        &throughputs,
-        &owners,
-        &builds,
-        &segments,
-        &stored,
-        &positions
-    )
-    .fetch_all(connection)
-    .await?;
-    let mut views: HashMap<Uuid, BTreeMap<String, Build>> = HashMap::new();
-    for row in rows {
-        let build = views.entry(row.id).or_default().entry(row.build).or_insert_with(|| Build {
-            version: row.version,
-            serving: row.serving,
-            switch_when_ready: row.switch_when_ready,
-            paused: row.paused,
-            hold_at: row.hold_at.map(Position),
-            others: row.others,
-            before: row.before,
-            parked: row.parked,
-            retry_asked: row.retry_asked,
-            checkpoints: vec![],
-        });
-        build.checkpoints.push(Checkpoint {
-            segment: row.segment,
-            position: Position(row.position),
-            owner: row.owner,
-            lag: Duration::try_from_secs_f64(row.lag).unwrap_or_default(),
-        });
+
+    /// Reads the replicas of these projections. Compares the database's clock with this process's.
+    async fn others(&mut self, replicas: &[Arc<Replica>], clock: &mut DatabaseClock) -> Result<Vec<Other>, sqlx::Error> {
+        let names: Vec<_> = replicas.iter().map(|replica| replica.name.to_owned()).collect();
+        let asked = Instant::now();
+        let rows = sqlx::query!(
+            r#"SELECT name, id, version, beats, extract(epoch FROM lease)::float8 AS "lease!", clock_timestamp() AS "now!"
+               FROM replica WHERE name = ANY ($1)"#,
+            &names
+        )
+        .fetch_all(&mut *self.connection)
+        .await?;
+        if let Some(first) = rows.first() {
+            clock.read(asked, first.now);
+        }
+        let lease = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let others = rows.into_iter();
+        Ok(others
+            .map(|row| Other { name: row.name, id: row.id, version: row.version, beats: row.beats, lease: lease(row.lease) })
+            .collect())
     }
-    Ok(views)
+
+    async fn read_views(
+        &mut self,
+        replicas: &[Arc<Replica>],
+        others: &[Other],
+    ) -> Result<HashMap<Uuid, BTreeMap<String, Build>>, sqlx::Error> {
+        let (ids, names): (Vec<_>, Vec<_>) = replicas.iter().map(|replica| (replica.id, replica.name.to_owned())).unzip();
+        let rows = sqlx::query!(
+            r#"WITH parked AS (
+                   SELECT name, build, count(*) AS keys, bool_or(retry_asked_at IS NOT NULL) AS asked FROM parked_key GROUP BY name, build
+               )
+               SELECT r.id AS "id!", p.build, p.version, p.status = 'serving' AS "serving!", p.switch_when_ready, p.paused,
+                      p.ahead_of AS "ahead_of: Position", CASE WHEN is_held(p.hold_until) THEN p.hold_at END AS "hold_at: Position",
+                      coalesce(k.keys, 0) AS "parked!", coalesce(k.asked, false) AS "retry_asked!", c.segment,
+                      c.position AS "position: Position",
+                      (SELECT o.id FROM replica o WHERE o.name = c.name AND o.id = c.owner) AS owner,
+                      coalesce((SELECT extract(epoch FROM clock_timestamp() - e.inserted_at)::float8 FROM event e
+                                WHERE e.event_id = c.position + 1), 0) AS "lag!"
+               FROM unnest($1::uuid[], $2::text[]) AS r(id, name) JOIN projection p USING (name) JOIN checkpoint c USING (name, build)
+               LEFT JOIN parked k ON k.name = p.name AND k.build = p.build
+               WHERE p.status IN ('serving', 'building')
+               ORDER BY c.segment"#,
+            &ids,
+            &names
+        )
+        .fetch_all(&mut *self.connection)
+        .await?;
+        let mut views: HashMap<Uuid, BTreeMap<String, Build>> = HashMap::new();
+        for row in rows {
+            let build = views.entry(row.id).or_default().entry(row.build).or_insert_with(|| {
+                let name = replicas.iter().find(|replica| replica.id == row.id).map(|replica| replica.name);
+                let others = |of: &dyn Fn(&Other) -> bool| {
+                    let same = others.iter().filter(|other| Some(other.name.as_str()) == name && other.version == row.version);
+                    i64::try_from(same.filter(|other| of(other)).count()).unwrap_or(i64::MAX)
+                };
+                Build {
+                    version: row.version,
+                    serving: row.serving,
+                    switch_when_ready: row.switch_when_ready,
+                    paused: row.paused,
+                    ahead_of: row.ahead_of,
+                    hold_at: row.hold_at,
+                    others: others(&|other| other.id != row.id),
+                    before: others(&|other| other.id < row.id),
+                    parked: row.parked,
+                    retry_asked: row.retry_asked,
+                    checkpoints: vec![],
+                }
+            });
+            build.checkpoints.push(Checkpoint {
+                segment: row.segment,
+                position: row.position,
+                owner: row.owner,
+                lag: Duration::try_from_secs_f64(row.lag).unwrap_or_default(),
+            });
+        }
+        Ok(views)
+    }
 }

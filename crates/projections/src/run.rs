@@ -29,7 +29,8 @@ pub(crate) async fn run<P: Projection>(
 ) -> Result<(), StoreError> {
     let types: Arc<[String]> = P::Event::SCHEMA.events.iter().map(|name| (*name).to_owned()).collect();
     let replica = Arc::new(Replica::new(P::NAME, P::VERSION, types.clone(), settings.lease));
-    let running = Running { store, replicas, projection, settings: settings.effective(), applied, replica, types };
+    let health = replicas.health(P::NAME);
+    let running = Running { store, replicas, projection, settings: settings.effective(), applied, replica, types, health };
     if !register(&running, &shutdown).await {
         return Ok(());
     }
@@ -104,7 +105,11 @@ async fn switch<P: Projection>(running: &Running<P>, heartbeat: &HeartbeatGuard,
                 .builds
                 .values()
                 .find(|build| !build.serving && build.version == P::VERSION && build.switch_when_ready && build.limit().is_none());
-            let highest = |build: &replica::Build| build.checkpoints.iter().map(|checkpoint| checkpoint.position.0).max();
+            let head = running.store.head_watcher().newest().0;
+            // A build that is ahead of the log does not say how far the new one has to come.
+            let highest = |build: &replica::Build| {
+                if build.ahead_of.is_some() { Some(head) } else { build.checkpoints.iter().map(|checkpoint| checkpoint.position.0).max() }
+            };
             let lowest = |build: &replica::Build| build.checkpoints.iter().map(|checkpoint| checkpoint.position.0).min();
             match (serving, new) {
                 // One replica switches: the one with the smallest id.

@@ -7,6 +7,7 @@ use opentelemetry::KeyValue;
 use tokio::sync::watch;
 
 use crate::{
+    health::Health,
     metrics::METRICS,
     projection::Projection,
     replica::{Replica, Replicas},
@@ -23,9 +24,15 @@ pub(crate) struct Running<P: Projection> {
     pub(crate) applied: Arc<watch::Sender<Position>>,
     pub(crate) replica: Arc<Replica>,
     pub(crate) types: Arc<[String]>,
+    pub(crate) health: Arc<Health>,
 }
 
 impl<P: Projection> Running<P> {
+    /// How the tasks of this projection are doing.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// Counts the events that one transaction applied.
     pub(crate) fn count(&self, build: &'static str, events: usize) {
         // All events of a batch may have gone to the queues of parked keys.

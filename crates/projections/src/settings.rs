@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 pub struct Settings {
     /// The most log positions that one transaction applies.
     pub batch: i64,
-    /// How long a replica counts as alive after a heartbeat. It sends three heartbeats in this time.
+    /// How long others wait for a replica's next heartbeat before they take over its segments. It sends three heartbeats in this time.
     pub lease: Duration,
     /// The longest pause before a failed batch is retried.
     pub max_backoff: Duration,
@@ -36,7 +36,7 @@ impl Settings {
     /// Returns the longest time from the moment a replica dies or freezes until another owns its segments, without the time of the statements.
     /// `idle` is the database's idle_in_transaction_session_timeout: until then, a frozen transaction keeps its rows locked.
     pub fn taken_over_within(&self, idle: Duration) -> Duration {
-        // The lease may expire just after another replica's heartbeat. Locked rows are retried sooner than the next heartbeat.
+        // Another replica sees the last heartbeat with its own next one, and waits for the lease. Locked rows are retried sooner.
         (self.lease + heartbeat(self.lease)).max(idle) + LOCKED
     }
 
@@ -71,6 +71,11 @@ impl Settings {
 /// Returns the longest pause between two heartbeats.
 pub(crate) fn heartbeat(lease: Duration) -> Duration {
     lease / 3
+}
+
+/// Returns how long a heartbeat may take, with its connection. Then it is given up and a new connection is made.
+pub(crate) fn heartbeat_timeout(lease: Duration) -> Duration {
+    lease.clamp(Duration::from_secs(1), Duration::from_secs(5))
 }
 
 /// The pause before segments are acquired again whose rows a dead replica's transaction still locks.

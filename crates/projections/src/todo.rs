@@ -1,7 +1,8 @@
 //! To-dos: the commands that an automation has to run.
 //!
-//! A to-do is leased to one worker at a time. If the worker dies, the lease expires and another worker attempts the to-do again, so its
-//! command must tolerate running twice. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
+//! A to-do is leased to one worker at a time. If the worker dies, another worker that has seen the lease for its whole length attempts the
+//! to-do again, so its command must tolerate running twice. No time is taken from the database's clock, which may step, except the pauses
+//! between attempts. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
 //! them again.
 
 use std::{sync::Arc, time::Duration};
@@ -13,12 +14,16 @@ use event_store::{
 };
 use opentelemetry::KeyValue;
 use sqlx::{PgConnection, postgres::types::PgInterval, types::Json};
-use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::metrics::METRICS;
+use crate::{health::Health, metrics::METRICS, watch::Watch};
 
 /// The largest count of to-dos. Counting stops there.
 pub(crate) const COUNTED: i32 = 100_000;
@@ -62,9 +67,11 @@ pub struct Todo {
     pub metadata: Metadata,
     /// The number of attempts, with this one.
     pub attempts: u32,
-    /// The time since the first attempt.
+    /// The length of all earlier attempts and of the pauses after them, as their workers counted it.
     pub trying_for: Duration,
     lease: Uuid,
+    /// The epoch of the connection that it was read on.
+    pub(crate) epoch: u64,
 }
 
 impl Todo {
@@ -97,7 +104,7 @@ pub enum Outcome {
 /// How a worker attempts to-dos.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a to-do is leased. After that, another worker attempts it too.
+    /// How long a to-do is leased. A worker that sees the same lease for this long attempts the to-do too.
     pub lease: Duration,
     /// The most attempts at once.
     pub concurrency: usize,
@@ -166,6 +173,22 @@ pub async fn work<F, W>(
     pool: Pool,
     automation: &'static str,
     settings: Settings,
+    wake: watch::Receiver<Position>,
+    shutdown: CancellationToken,
+    attempt: F,
+) where
+    F: Fn(Todo) -> W,
+    W: Future<Output = Outcome> + Send + 'static,
+{
+    work_with(pool, automation, settings, Arc::default(), wake, shutdown, attempt).await;
+}
+
+/// Attempts to-dos as [`work`] does, and says how it is doing.
+pub(crate) async fn work_with<F, W>(
+    pool: Pool,
+    automation: &'static str,
+    settings: Settings,
+    health: Arc<Health>,
     mut wake: watch::Receiver<Position>,
     shutdown: CancellationToken,
     attempt: F,
@@ -173,28 +196,38 @@ pub async fn work<F, W>(
     F: Fn(Todo) -> W,
     W: Future<Output = Outcome> + Send + 'static,
 {
-    let todos = Arc::new(Todos { pool, automation, settings });
+    let (settling, settled) = mpsc::channel(SETTLED_AT_ONCE);
+    let todos = Arc::new(Todos { pool, automation, settings, health });
+    let settler = tokio::spawn(settle(todos.clone(), settled));
     // Each attempt is a task of its own: it proceeds while this loop waits for a connection.
     let mut working = JoinSet::new();
     let measuring = AbortOnDropHandle::new(tokio::spawn(measure(todos.clone())));
     let deleting = AbortOnDropHandle::new(tokio::spawn(delete_done(todos.clone())));
+    let mut leases = Leases::default();
     let mut warned = false;
     while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
-        let claimed = if room == 0 { Ok(vec![]) } else { todos.claim(room).await };
+        let claimed = if room == 0 { Ok(vec![]) } else { todos.claim(room, &mut leases).await };
         let found = match claimed {
             Ok(claimed) => {
                 warned = false;
+                todos.health.worked(TASK);
                 let found = claimed.len();
                 for todo in claimed {
                     let span = tracing::info_span!("todo", otel.name = automation, key = todo.key, attempt = todo.attempts);
                     trace::set_parent(&span, todo.metadata.traceparent.as_deref());
-                    let (todos, outcome) = (todos.clone(), attempt(todo.clone()));
-                    working.spawn(async move { todos.settle(&todo, outcome.await).await }.instrument(span));
+                    let (settling, outcome, begun) = (settling.clone(), attempt(todo.clone()), Instant::now());
+                    let attempting = async move {
+                        let outcome = outcome.await;
+                        // Closed if the settler panicked. Then the lease expires.
+                        let _ = settling.send(Attempted { todo, outcome, took: begun.elapsed() }).await;
+                    };
+                    working.spawn(attempting.instrument(span));
                 }
                 found
             }
             Err(error) => {
+                todos.health.failed(TASK, error.to_string());
                 if !std::mem::replace(&mut warned, true) {
                     tracing::warn!(automation, error = &error as &dyn std::error::Error, "cannot read to-dos, waiting for the database");
                 }
@@ -218,13 +251,46 @@ pub async fn work<F, W>(
     while let Some(ended) = working.join_next().await {
         report_panic(automation, ended);
     }
-    drop((measuring, deleting));
+    drop((measuring, deleting, settling));
+    report_panic(automation, settler.await);
+}
+
+/// The name of the work on to-dos, beside the builds of the projection.
+const TASK: &str = "to-dos";
+/// The most outcomes that one statement stores.
+const SETTLED_AT_ONCE: usize = 1_000;
+
+/// An attempt that has ended.
+struct Attempted {
+    todo: Todo,
+    outcome: Outcome,
+    took: Duration,
+}
+
+/// Stores the outcomes of attempts: all that wait, in one statement.
+async fn settle(todos: Arc<Todos>, mut settled: mpsc::Receiver<Attempted>) {
+    let mut attempted = vec![];
+    while settled.recv_many(&mut attempted, SETTLED_AT_ONCE).await > 0 {
+        if let Err(error) = todos.settle(std::mem::take(&mut attempted)).await {
+            // The to-dos are attempted again when their leases expire.
+            tracing::warn!(automation = todos.automation, error = &error as &dyn std::error::Error, "cannot store outcomes of to-dos");
+        }
+    }
+}
+
+/// The leases of all workers, as this one sees them.
+#[derive(Default)]
+struct Leases {
+    watch: Watch<Uuid>,
+    read_at: Option<Instant>,
 }
 
 /// The pause between two counts of to-dos.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 /// The pause between two deletions of done to-dos.
 const DELETE_INTERVAL: Duration = Duration::from_secs(60);
+/// What a pause may be longer than the longest one before a step of the clock must have put it off.
+const SLACK: Duration = Duration::from_secs(1);
 /// The most to-dos that one statement deletes.
 const DELETE_BATCH: i64 = 1_000;
 
@@ -274,6 +340,7 @@ struct Todos {
     pool: Pool,
     automation: &'static str,
     settings: Settings,
+    health: Arc<Health>,
 }
 
 impl Todos {
@@ -314,34 +381,70 @@ impl Todos {
         .await
     }
 
-    /// Leases open to-dos that are due.
-    async fn claim(&self, limit: usize) -> Result<Vec<Todo>, StoreError> {
-        let lease = Uuid::now_v7();
+    /// Reads which leases there are. Makes due what a step of the clock has put off for longer than the longest pause.
+    async fn read_leases(&self, leases: &mut Leases) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let rows = with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
-            let rows = sqlx::query!(
-                r#"WITH due AS (
-                   SELECT automation, key FROM todo
-                   WHERE automation = $1 AND status = 'open' AND next_attempt_at <= clock_timestamp()
-                     AND (lease_until IS NULL OR lease_until < clock_timestamp())
-                     AND NOT EXISTS (SELECT FROM projection p WHERE p.name = $1 AND p.paused)
-                   ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
-               )
-               UPDATE todo t
-               SET lease = $3, lease_until = clock_timestamp() + $4, attempts = t.attempts + 1,
-                   first_attempt_at = coalesce(t.first_attempt_at, clock_timestamp())
-               FROM due WHERE t.automation = due.automation AND t.key = due.key
-               RETURNING t.key, t.position, t.payload::text AS "payload!", t.metadata AS "metadata: Json<Metadata>", t.attempts,
-                         extract(epoch FROM clock_timestamp() - t.first_attempt_at)::float8 AS "trying_for!""#,
+            sqlx::query!(
+                "UPDATE todo SET next_attempt_at = statement_timestamp()
+                 WHERE automation = $1 AND status = 'open' AND next_attempt_at > statement_timestamp() + $2::interval",
                 self.automation,
-                i64::try_from(limit).unwrap_or(i64::MAX),
-                lease,
-                interval(self.settings.lease)
+                interval(self.settings.max_backoff + SLACK)
+            )
+            .execute(&mut *connection)
+            .await?;
+            let rows = sqlx::query!(
+                r#"SELECT lease AS "lease!", extract(epoch FROM max(lease_for))::float8 AS "seconds!" FROM todo
+                   WHERE automation = $1 AND lease IS NOT NULL GROUP BY lease"#,
+                self.automation
             )
             .fetch_all(&mut *connection)
             .await?;
             connection.done();
             Ok(rows)
+        })
+        .await?;
+        let length = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(self.settings.lease);
+        leases.watch.saw(begun, rows.into_iter().map(|row| (row.lease, length(row.seconds))));
+        leases.read_at = Some(begun);
+        Ok(())
+    }
+
+    /// Leases open to-dos that are due, and those whose worker is dead. Only a log that has come as far as a to-do can say whether its command
+    /// was done.
+    async fn claim(&self, limit: usize, leases: &mut Leases) -> Result<Vec<Todo>, StoreError> {
+        if leases.read_at.is_none_or(|at| at.elapsed() >= self.settings.poll_interval) {
+            self.read_leases(leases).await?;
+        }
+        let expired: Vec<_> = leases.watch.expired(Instant::now()).copied().collect();
+        let lease = Uuid::now_v7();
+        let (rows, epoch) = with_timeout(async {
+            let mut connection = PooledConnection::from(&self.pool).await?;
+            let rows = sqlx::query!(
+                r#"WITH due AS (
+                   SELECT automation, key FROM todo
+                   WHERE automation = $1 AND status = 'open' AND next_attempt_at <= statement_timestamp()
+                     AND (lease IS NULL OR lease = ANY ($5))
+                     AND position <= (SELECT max(event_id) FROM event)
+                     AND NOT EXISTS (SELECT FROM projection p WHERE p.name = $1 AND (p.paused OR p.ahead_of IS NOT NULL))
+                   ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
+               )
+               UPDATE todo t SET lease = $3, lease_for = $4, attempts = t.attempts + 1
+               FROM due WHERE t.automation = due.automation AND t.key = due.key
+               RETURNING t.key, t.position, t.payload::text AS "payload!", t.metadata AS "metadata: Json<Metadata>", t.attempts,
+                         extract(epoch FROM t.tried_for)::float8 AS "trying_for!""#,
+                self.automation,
+                i64::try_from(limit).unwrap_or(i64::MAX),
+                lease,
+                interval(self.settings.lease),
+                &expired
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            let epoch = connection.epoch();
+            connection.done();
+            Ok((rows, epoch))
         })
         .await?;
         Ok(rows
@@ -354,42 +457,58 @@ impl Todos {
                 attempts: u32::try_from(row.attempts).unwrap_or(u32::MAX),
                 trying_for: Duration::try_from_secs_f64(row.trying_for).unwrap_or_default(),
                 lease,
+                epoch,
             })
             .collect())
     }
 
-    /// Stores the outcome of an attempt, unless the lease expired and another worker has the to-do.
-    async fn settle(&self, todo: &Todo, outcome: Outcome) {
-        let (label, status, error, pause) = match outcome {
-            Outcome::Done => ("done", "done", None, Duration::ZERO),
-            Outcome::Retry { error } => ("retry", "open", Some(error), self.settings.pause(todo.attempts)),
-            Outcome::Failed { error } => ("failed", "failed", Some(error), Duration::ZERO),
-        };
-        METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", label)]);
-        if let Some(error) = &error {
-            tracing::warn!(automation = self.automation, key = todo.key, attempts = todo.attempts, %error, outcome = label, "attempt at a to-do failed");
+    /// Stores the outcomes of attempts, except of those whose lease expired and whose to-do another worker has.
+    async fn settle(&self, attempted: Vec<Attempted>) -> Result<(), StoreError> {
+        let (mut keys, mut leases, mut statuses, mut errors, mut lengths, mut pauses) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+        for Attempted { todo, outcome, took } in attempted {
+            let (label, status, error, pause) = match outcome {
+                Outcome::Done => ("done", "done", None, Duration::ZERO),
+                Outcome::Retry { error } => ("retry", "open", Some(error), self.settings.pause(todo.attempts)),
+                Outcome::Failed { error } => ("failed", "failed", Some(error), Duration::ZERO),
+            };
+            METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", label)]);
+            if let Some(error) = &error {
+                tracing::warn!(automation = self.automation, key = todo.key, attempts = todo.attempts, %error, outcome = label, "attempt at a to-do failed");
+            }
+            keys.push(todo.key);
+            leases.push(todo.lease);
+            statuses.push(status.to_owned());
+            errors.push(error);
+            lengths.push(interval(took));
+            pauses.push(interval(pause));
         }
-        let settled = with_timeout(async {
+        with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
+            // Not flushed: an attempt whose outcome is lost is made again, and finds in the log what was done.
             sqlx::query!(
-                "UPDATE todo SET status = $4, last_error = $5, next_attempt_at = clock_timestamp() + $6, lease = NULL, lease_until = NULL,
-                    finished_at = CASE WHEN $4 = 'open' THEN NULL ELSE clock_timestamp() END
-             WHERE automation = $1 AND key = $2 AND lease = $3",
+                "WITH unflushed AS (
+                     SELECT set_config('synchronous_commit', 'off', true)
+                 )
+                 UPDATE todo t
+                 SET status = s.status, last_error = s.error, next_attempt_at = clock_timestamp() + s.pause,
+                     tried_for = t.tried_for + s.took + s.pause, lease = NULL, lease_for = NULL,
+                     finished_at = CASE WHEN s.status = 'open' THEN NULL ELSE clock_timestamp() END
+                 FROM unflushed, unnest($2::text[], $3::uuid[], $4::text[], $5::text[], $6::interval[], $7::interval[])
+                          AS s(key, lease, status, error, took, pause)
+                 WHERE t.automation = $1 AND t.key = s.key AND t.lease = s.lease",
                 self.automation,
-                todo.key,
-                todo.lease,
-                status,
-                error,
-                interval(pause)
+                &keys,
+                &leases,
+                &statuses,
+                &errors as &[Option<String>],
+                &lengths,
+                &pauses
             )
             .execute(&mut *connection)
             .await?;
             connection.done();
             Ok(())
-        });
-        if let Err(error) = settled.await {
-            // The to-do is attempted again when its lease expires.
-            tracing::warn!(automation = self.automation, key = todo.key, %error, "cannot store the outcome of a to-do");
-        }
+        })
+        .await
     }
 }

@@ -137,8 +137,10 @@ async fn read_positions<E: LogEvent>(store: &EventStore<E>, replicas: &Replicas,
         let mut connection = store.connection().await?;
         let positions = sqlx::query_scalar!(
             r#"WITH stored AS (
-                   SELECT c.segment, c.position, p.version FROM checkpoint c JOIN projection p USING (name, build)
-                   WHERE p.name = $1 AND p.status = 'serving'
+                   -- A build that is ahead of the log has reached nothing.
+                   SELECT c.segment, CASE WHEN p.ahead_of IS NULL THEN c.position ELSE 0 END AS position,
+                          CASE WHEN p.ahead_of IS NULL THEN p.version END AS version
+                   FROM checkpoint c JOIN projection p USING (name, build) WHERE p.name = $1 AND p.status = 'serving'
                ), complete AS (
                    SELECT s.position, coalesce(
                               (SELECT min(e.event_id) - 1 FROM event e

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use crate::{
     batch::{self, Batch, Sorted, took_too_long},
-    lease::{Leases, OwnedSegments, SegmentPosition},
+    lease::{Leases, OwnedSegments, SegmentPosition, not_current},
     metrics::METRICS,
     parking::{self, Parking},
     projection::Projection,
@@ -46,8 +46,10 @@ pub(crate) async fn work<P: Projection>(
         leases: Leases { pool: running.store.pool(), name: P::NAME, build, version: P::VERSION, replica: running.replica.id },
         owned: OwnedSegments::default(),
         changed: Instant::now(),
+        rebalanced: false,
         caught_up: false,
         limit: None,
+        ahead_of_log: false,
         window: running.settings.batch,
         last: (Position::START, Position::START),
         gains: true,
@@ -61,7 +63,10 @@ pub(crate) async fn work<P: Projection>(
         let started = Instant::now();
         match worker.work(shutdown).await {
             Ok(()) => break,
-            Err(error) => report::<P>(&error),
+            Err(error) => {
+                report::<P>(&error);
+                running.health().failed(build, batch::describe(&error));
+            }
         }
         // After progress, or a long time without errors, the next error is a new one.
         if std::mem::take(&mut worker.written) || started.elapsed() > running.settings.max_backoff {
@@ -75,6 +80,7 @@ pub(crate) async fn work<P: Projection>(
         // A heartbeat after the error says which segments this replica still owns.
         heartbeat.request();
     }
+    running.health().worked(build);
     // If the database is away, the segments are free when this replica stops being alive.
     let owned = std::mem::take(&mut worker.owned);
     if !owned.positions.is_empty() {
@@ -90,10 +96,14 @@ struct Worker<'a, P: Projection> {
     owned: OwnedSegments,
     /// When the owned segments last changed. An older view of the cluster is out of date.
     changed: Instant,
+    /// Whether a view since then was followed, and nothing is left to acquire.
+    rebalanced: bool,
     /// Whether everything owned has once reached the head.
     caught_up: bool,
     /// The position that this build may not pass now, if any.
     limit: Option<Position>,
+    /// Whether this build is ahead of the log.
+    ahead_of_log: bool,
     /// The most positions of the next batch.
     window: i64,
     /// The start of the last batch and the head at that time, and whether this build gains on the log.
@@ -131,7 +141,7 @@ enum Applied {
     Lost,
     /// Nothing is written: an event after this position cannot be decoded, and those up to it come first.
     UpTo(Position),
-    /// Nothing is written: the projection failed.
+    /// Nothing is written: the projection failed, or the server is another one.
     Failed(StoreError),
 }
 
@@ -161,7 +171,9 @@ impl<P: Projection> Worker<'_, P> {
                 }
                 continue;
             }
-            self.check_head(head).await?;
+            if self.rebalanced {
+                self.running.health().worked(self.leases.build);
+            }
             let again = self.blocked.values().map(|blocked| blocked.until).chain(self.poll_at).min();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -198,6 +210,7 @@ impl<P: Projection> Worker<'_, P> {
 
     fn owned_changed(&mut self) {
         self.changed = Instant::now();
+        self.rebalanced = false;
         self.caught_up = false;
         let owned = &self.owned;
         self.blocked.retain(|segment, _| owned.positions.contains_key(segment));
@@ -213,6 +226,14 @@ impl<P: Projection> Worker<'_, P> {
         if view.begun <= self.changed {
             return Ok(());
         }
+        if self.owned.log != view.log {
+            // Another server, or a restored log: nothing that was read before holds.
+            self.forget_segments();
+            self.owned.log = view.log.clone();
+            // This view is newer than that.
+            self.changed = view.begun;
+        }
+        self.rebalanced = true;
         let Some(build) = view.builds.get(self.leases.build).filter(|build| build.version == P::VERSION) else {
             // The build is retired, or another release rebuilds it.
             let labels = self.labels();
@@ -226,6 +247,7 @@ impl<P: Projection> Worker<'_, P> {
             }
             return Ok(());
         };
+        self.check_ahead(build);
         self.adopt(build);
         self.measure(build, head);
         self.limit = build.limit();
@@ -246,21 +268,37 @@ impl<P: Projection> Worker<'_, P> {
             self.owned_changed();
         } else if mine < share && build.checkpoints.iter().any(|checkpoint| checkpoint.owner.is_none()) {
             let free = build.checkpoints.iter().filter(|checkpoint| checkpoint.owner.is_none()).count();
-            let acquired = self.leases.acquire(share - mine).await?;
-            self.poll_at = (acquired.len() < free.min(share - mine)).then(|| Instant::now() + LOCKED);
+            let acquired = self.leases.acquire(&self.owned.log, share - mine).await?;
+            let are_locked = acquired.len() < free.min(share - mine);
+            self.poll_at = are_locked.then(|| Instant::now() + LOCKED);
             if !acquired.is_empty() {
                 self.ahead = None;
                 self.owned.positions.extend(acquired);
                 self.owned_changed();
             }
+            self.rebalanced = !are_locked;
+            if are_locked {
+                self.running.health().failed(self.leases.build, "segments of a dead replica are still locked".to_owned());
+            }
         }
         Ok(())
+    }
+
+    /// Says once if this build is ahead of the log. Then it applies nothing until an operator rebuilds it.
+    fn check_ahead(&mut self, build: &Build) {
+        if let Some(head) = build.ahead_of.filter(|_| !self.ahead_of_log) {
+            let (projection, build) = (P::NAME, self.leases.build);
+            let help = format!("run `cartctl projections rebuild {projection}`");
+            tracing::error!(projection, build, %head, help, "build is ahead of the log, which was restored without it: applying nothing");
+        }
+        self.ahead_of_log = build.ahead_of.is_some();
     }
 
     /// Takes over from the table which segments this replica owns.
     fn adopt(&mut self, build: &Build) {
         let before = self.owned.clone();
-        self.owned.serving = build.serving;
+        // Nobody may take a build that is ahead of the log for one that has reached a position.
+        self.owned.serving = build.serving && build.ahead_of.is_none();
         for checkpoint in &build.checkpoints {
             if checkpoint.owner == Some(self.running.replica.id) {
                 self.owned.positions.entry(checkpoint.segment).or_insert_with(|| SegmentPosition::stored(checkpoint.position));
@@ -276,20 +314,6 @@ impl<P: Projection> Worker<'_, P> {
         }
     }
 
-    /// Fails if the log ends before what was applied: then the log was restored.
-    async fn check_head(&self, head: Position) -> Result<(), StoreError> {
-        if let Some(highest) = self.owned.highest()
-            && highest > head
-            && highest > self.running.store.head().await?
-        {
-            return Err(StoreError::Reset(format!(
-                "{} has applied it up to {highest}, but it ends before that. Restore the read models too, or rebuild them",
-                P::NAME
-            )));
-        }
-        Ok(())
-    }
-
     fn labels(&self) -> [KeyValue; 2] {
         [KeyValue::new("projection", P::NAME), KeyValue::new("build", self.leases.build)]
     }
@@ -297,7 +321,8 @@ impl<P: Projection> Worker<'_, P> {
     fn measure(&self, build: &Build, head: Position) {
         let labels = self.labels();
         METRICS.projection_segments.record(u64::try_from(self.owned.positions.len()).unwrap_or_default(), &labels);
-        METRICS.projection_blocked.record(u64::try_from(self.blocked.len()).unwrap_or_default(), &labels);
+        let blocked = if self.ahead_of_log { self.owned.positions.len() } else { self.blocked.len() };
+        METRICS.projection_blocked.record(u64::try_from(blocked).unwrap_or_default(), &labels);
         METRICS.projection_parked.record(u64::try_from(build.parked).unwrap_or_default(), &labels);
         let Some(lowest) = self.owned.lowest() else { return Self::measure_none(&labels) };
         METRICS.projection_position.record(lowest.0, &labels);
@@ -359,13 +384,13 @@ impl<P: Projection> Worker<'_, P> {
         let active: Vec<i32> = self.ready().filter(|(_, position)| *position == from).map(|(segment, _)| segment).collect();
         let mut batch = match self.ahead.take() {
             Some(ahead) if ahead.from == from && ahead.to == to => ahead.reading.await.unwrap_or(Err(StoreError::Closed))?,
-            _ => batch::read::<P>(&self.running.store, &self.running.types, from, to).await?,
+            _ => batch::read::<P>(&self.running.store, &self.running.types, &self.owned.log, from, to).await?,
         };
         // Read the next batch while this one is written, if the log has a whole one.
         let after = Position(to.0 + self.batch_size());
         if after <= head && active.len() == self.owned.positions.len() {
-            let (store, types) = (self.running.store.clone(), self.running.types.clone());
-            let reading = tokio::spawn(async move { batch::read::<P>(&store, &types, to, after).await });
+            let (store, types, log) = (self.running.store.clone(), self.running.types.clone(), self.owned.log.clone());
+            let reading = tokio::spawn(async move { batch::read::<P>(&store, &types, &log, to, after).await });
             self.ahead = Some(Ahead { from: to, to: after, reading: AbortOnDropHandle::new(reading) });
         }
         // If no event is the projection's, the heartbeat stores the position. If events are another segment's, the checkpoint moves now:
@@ -402,7 +427,7 @@ impl<P: Projection> Worker<'_, P> {
                     self.narrow((to.0 - from.0) / 10, from, &error);
                     return Ok(());
                 }
-                Ok(Applied::Failed(error)) if !error.is_unavailable() => {
+                Ok(Applied::Failed(error)) | Err(error) if !error.is_unavailable() || took_too_long(&error) => {
                     self.ahead = None;
                     return self.cannot_apply(&batch, &active, from, to, error).await;
                 }
@@ -431,6 +456,9 @@ impl<P: Projection> Worker<'_, P> {
     /// Records that segments have reached a position. `written`: the checkpoints were moved.
     fn reached(&mut self, segments: &[i32], to: Position, written: bool) {
         self.written |= written;
+        if written {
+            self.running.health().worked(self.leases.build);
+        }
         for segment in segments {
             self.blocked.remove(segment);
             if let Some(at) = self.owned.positions.get_mut(segment) {
@@ -467,6 +495,7 @@ impl<P: Projection> Worker<'_, P> {
                     self.lost_ownership();
                     return Ok(());
                 }
+                parking::Parked::NotCurrent => return Err(not_current(to)),
                 parking::Parked::TooMany => {}
             }
         }
@@ -482,7 +511,7 @@ impl<P: Projection> Worker<'_, P> {
                             self.reached(&[*segment], to, true);
                             continue;
                         }
-                        Applied::Failed(error) if !error.is_unavailable() => error,
+                        Applied::Failed(error) if !error.is_unavailable() || took_too_long(&error) => error,
                         Applied::Failed(error) => return Err(error),
                         Applied::Lost | Applied::UpTo(_) => {
                             self.lost_ownership();
@@ -491,16 +520,24 @@ impl<P: Projection> Worker<'_, P> {
                     }
                 }
             };
-            match self.leases.block(*segment, to, &batch::describe(&error)).await? {
+            let mut reason = batch::describe(&error);
+            if took_too_long(&error) {
+                reason = format!("the event alone takes longer to apply than a transaction may: {reason}");
+            }
+            match self.leases.block(*segment, to, &reason).await? {
                 None => {
                     self.lost_ownership();
                     return Ok(());
                 }
                 Some(true) => {
                     let mut nothing = Batch::default();
-                    if !matches!(self.apply(&mut nothing, &[*segment], from, to).await?, Applied::Whole) {
-                        self.lost_ownership();
-                        return Ok(());
+                    match self.apply(&mut nothing, &[*segment], from, to).await? {
+                        Applied::Whole => {}
+                        Applied::Failed(error) => return Err(error),
+                        Applied::Lost | Applied::UpTo(_) => {
+                            self.lost_ownership();
+                            return Ok(());
+                        }
                     }
                     tracing::warn!(projection = P::NAME, build = self.leases.build, segment, position = %to, "skipped event as an operator decided");
                     self.reached(&[*segment], to, true);
@@ -524,6 +561,9 @@ impl<P: Projection> Worker<'_, P> {
             return with_timeout(async {
                 let mut connection = PooledConnection::from(self.leases.pool).await?;
                 let advanced = self.leases.advance(&mut connection, &self.owned, active, from, to).await?;
+                if !advanced.current {
+                    return Ok(Applied::Failed(not_current(to)));
+                }
                 connection.done();
                 Ok(if advanced.moved { Applied::Whole } else { Applied::Lost })
             })
@@ -536,6 +576,9 @@ impl<P: Projection> Worker<'_, P> {
             let mut transaction = pooled.begin().await?;
             // First, because it is the fence: a replica that lost a segment waits for no lock and writes nothing.
             let advanced = self.leases.advance(&mut transaction, &self.owned, active, from, to).await?;
+            if !advanced.current {
+                return Ok(Applied::Failed(not_current(to)));
+            }
             let mut applied = if advanced.moved { Applied::Whole } else { Applied::Lost };
             if advanced.moved {
                 match batch.sort::<P>(&advanced.parked, active) {

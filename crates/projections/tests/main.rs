@@ -2,6 +2,7 @@
 
 #[path = "../../event-store/tests/common/mod.rs"]
 mod common;
+mod faults;
 mod parking;
 mod projecting;
 mod reading;

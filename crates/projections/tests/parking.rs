@@ -10,16 +10,15 @@ use std::{
 
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
-use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
+use event_store::{Metadata, Position, Recorded};
 use operations::{Parked, Skip};
 use projections::{
-    Kind, Projection, ProjectionError, Projections, SEGMENTS, Settings, Switch, Wait, segment_of,
+    Kind, Projection, ProjectionError, SEGMENTS, Switch, Wait, segment_of,
     todo::{self, NewTodo},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sqlx::PgConnection;
-use test_support::{TestLog, eventually};
-use tokio_util::sync::CancellationToken;
+use test_support::{Process, TestLog, eventually};
 use uuid::Uuid;
 
 /// The events on which the ledger fails, by position.
@@ -90,47 +89,9 @@ impl<const VERSION: i32> Projection for Ledger<VERSION> {
 }
 
 async fn log() -> TestLog<DomainEvent> {
-    let log = TestLog::<DomainEvent>::create().await;
-    for build in ["projection_a", "projection_b"] {
-        let table = format!(
-            "CREATE TABLE {build}.ledger (n bigserial, position bigint, cart_id uuid, PRIMARY KEY (position, cart_id));
-             GRANT ALL ON {build}.ledger, {build}.ledger_n_seq TO cartlog_projections"
-        );
-        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
-    }
+    let log = TestLog::create().await;
+    log.create_table("ledger", "n bigserial, position bigint, cart_id uuid, PRIMARY KEY (position, cart_id)").await;
     log
-}
-
-fn settings() -> Settings {
-    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
-}
-
-/// A replica with its own connections, like a process.
-struct Process {
-    projections: Projections<DomainEvent>,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Process {
-    fn start<P: Projection<Log = DomainEvent>>(log: &TestLog<DomainEvent>, projection: P) -> Self {
-        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-        let projections = Projections::new(store);
-        let stop = CancellationToken::new();
-        let ran = projections.run(projection, settings(), stop.clone());
-        Self { projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
-    }
-
-    /// Ends it like kill -9.
-    fn kill(self) {
-        self.task.abort();
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-        self.projections.store().close().await;
-    }
 }
 
 /// Waits until all segments of a build that are not blocked have reached the head.
@@ -540,9 +501,9 @@ async fn too_many_parked_keys_block_the_segment() {
 async fn until_heartbeats(log: &TestLog<DomainEvent>, count: usize) {
     for _ in 0..count {
         let before: sqlx::types::time::OffsetDateTime =
-            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+            sqlx::query_scalar("SELECT max(beaten_at) FROM replica").fetch_one(log.store.pool()).await.unwrap();
         eventually("a heartbeat has come", || async {
-            let later = sqlx::query_scalar("SELECT max(alive_until) > $1 FROM replica").bind(before);
+            let later = sqlx::query_scalar("SELECT max(beaten_at) > $1 FROM replica").bind(before);
             let beat: bool = later.fetch_one(log.store.pool()).await.unwrap();
             beat.then_some(())
         })

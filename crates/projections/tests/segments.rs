@@ -14,7 +14,7 @@ use event_store::{EventStore, Position, Recorded, StoreSettings};
 use projections::{Projection, Projections, SEGMENTS, Settings, Switch, Wait, segment_of};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use sqlx::{Connection, PgConnection};
-use test_support::{TestLog, eventually};
+use test_support::{Process, TestLog, eventually, quick};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -70,58 +70,37 @@ impl<const VERSION: i32> Projection for Ledger<VERSION> {
 }
 
 async fn log() -> TestLog<DomainEvent> {
-    let log = TestLog::<DomainEvent>::create().await;
-    for build in ["projection_a", "projection_b"] {
-        let table = format!(
-            "CREATE TABLE {build}.ledger (n bigserial, position bigint, cart_id uuid, by uuid, PRIMARY KEY (position, cart_id));
-             GRANT ALL ON {build}.ledger, {build}.ledger_n_seq TO cartlog_projections"
-        );
-        sqlx::raw_sql(&table).execute(log.store.pool()).await.unwrap();
-    }
+    let log = TestLog::create().await;
+    log.create_table("ledger", "n bigserial, position bigint, cart_id uuid, by uuid, PRIMARY KEY (position, cart_id)").await;
     log
 }
 
-fn settings() -> Settings {
-    Settings { lease: Duration::from_millis(900), batch: 50, max_backoff: Duration::from_millis(200), ..Settings::default() }
-}
-
-/// A replica with its own connections, like a process.
-struct Process {
+/// A process with the id that its ledger writes.
+struct Replica {
     id: Uuid,
-    projections: Projections<DomainEvent>,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    process: Process<DomainEvent>,
 }
 
-impl Process {
-    fn start<const VERSION: i32>(log: &TestLog<DomainEvent>) -> Self {
-        Self::with::<VERSION>(log, settings())
-    }
+impl std::ops::Deref for Replica {
+    type Target = Process<DomainEvent>;
 
-    /// A replica whose heartbeat is so rare that no test waits for it.
-    fn with_rare_heartbeats(log: &TestLog<DomainEvent>) -> Self {
-        Self::with::<1>(log, Settings { lease: Duration::from_secs(600), ..settings() })
+    fn deref(&self) -> &Self::Target {
+        &self.process
     }
+}
 
-    fn with<const VERSION: i32>(log: &TestLog<DomainEvent>, settings: Settings) -> Self {
-        let ledger = Ledger::<VERSION> { by: Uuid::now_v7(), ..Ledger::default() };
-        let store = EventStore::new(log.database.options_as("cartlog_projections"), StoreSettings::default());
-        let projections = Projections::new(store);
-        let stop = CancellationToken::new();
-        let (id, ran) = (ledger.by, projections.run(ledger, settings, stop.clone()));
-        Self { id, projections, stop, task: tokio::spawn(async move { ran.await.unwrap() }) }
-    }
+fn start<const VERSION: i32>(log: &TestLog<DomainEvent>) -> Replica {
+    start_with::<VERSION>(log, quick())
+}
 
-    /// Ends it like kill -9.
-    fn kill(self) {
-        self.task.abort();
-    }
+/// Starts a replica whose heartbeat is so rare that no test waits for it.
+fn start_with_rare_heartbeats(log: &TestLog<DomainEvent>) -> Replica {
+    start_with::<1>(log, Settings { lease: Duration::from_secs(600), ..quick() })
+}
 
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-        self.projections.store().close().await;
-    }
+fn start_with<const VERSION: i32>(log: &TestLog<DomainEvent>, settings: Settings) -> Replica {
+    let ledger = Ledger::<VERSION> { by: Uuid::now_v7(), ..Ledger::default() };
+    Replica { id: ledger.by, process: Process::with(log, ledger, settings) }
 }
 
 /// Returns how many segments of the serving build each owner has.
@@ -211,18 +190,18 @@ fn carts() -> Vec<Shopping> {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn replicas_share_segments_and_take_over() {
     let (log, carts, random) = (log().await, carts(), seeded(1));
-    let first = Process::start::<1>(&log);
+    let first = start::<1>(&log);
     until_shares(&log, &[16]).await;
-    let second = Process::start::<1>(&log);
+    let second = start::<1>(&log);
     until_shares(&log, &[8, 8]).await;
     let head = happen(&log, &carts, 200, &random).await;
     assert_exact(&log).await;
     assert_eq!(appliers(&log, Position::START).await, BTreeSet::from([first.id, second.id]));
-    let third = Process::start::<1>(&log);
+    let third = start::<1>(&log);
     until_shares(&log, &[5, 5, 6]).await;
-    second.kill();
+    second.process.kill();
     until_shares(&log, &[8, 8]).await;
-    first.stop().await;
+    first.process.stop().await;
     until_shares(&log, &[16]).await;
     happen(&log, &carts, 200, &random).await;
     assert_exact(&log).await;
@@ -233,9 +212,9 @@ async fn replicas_share_segments_and_take_over() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn throughput_covers_all_replicas() {
     let (log, carts, random) = (log().await, carts(), seeded(14));
-    let replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
+    let replicas = [start::<1>(&log), start::<1>(&log)];
     until_shares(&log, &[8, 8]).await;
-    let of = async |replica: &Process| replica.projections.backlog().await.unwrap().remove("ledger").unwrap();
+    let of = async |replica: &Replica| replica.projections.backlog().await.unwrap().remove("ledger").unwrap();
     let told = "SELECT coalesce(sum((throughput -> 'projection_a' ->> 'events')::float8), 0), count(*) FILTER (WHERE throughput ? 'projection_a') FROM replica";
     let told = async || -> (f64, i64) { sqlx::query_as(told).fetch_one(log.store.pool()).await.unwrap() };
     for replica in &replicas {
@@ -267,10 +246,10 @@ async fn throughput_covers_all_replicas() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn replicas_may_outnumber_segments() {
     let (log, carts, random) = (log().await, carts(), seeded(2));
-    let mut replicas: Vec<_> = (0..17).map(|_| Process::start::<1>(&log)).collect();
+    let mut replicas: Vec<_> = (0..17).map(|_| start::<1>(&log)).collect();
     until_shares(&log, &[1; 16]).await;
     happen(&log, &carts, 100, &random).await;
-    replicas.remove(0).kill();
+    replicas.remove(0).process.kill();
     until_shares(&log, &[1; 16]).await;
     assert_exact(&log).await;
     drop(replicas);
@@ -281,7 +260,7 @@ async fn replicas_may_outnumber_segments() {
 async fn random_replicas_lose_double_and_reorder_nothing() {
     for seed in [11, 12] {
         let (log, carts, random) = (log().await, carts(), seeded(seed));
-        let mut replicas = vec![Process::start::<1>(&log)];
+        let mut replicas = vec![start::<1>(&log)];
         for _ in 0..25 {
             for _ in 0..6 {
                 happen(&log, &carts, 12, &random).await;
@@ -289,15 +268,15 @@ async fn random_replicas_lose_double_and_reorder_nothing() {
             replicas.shuffle(&mut *random.borrow_mut());
             let next = random.borrow_mut().random_range(0..5);
             match next {
-                0 | 1 if replicas.len() < 4 => replicas.push(Process::start::<1>(&log)),
+                0 | 1 if replicas.len() < 4 => replicas.push(start::<1>(&log)),
                 2 => {
                     if let Some(replica) = replicas.pop() {
-                        replica.kill();
+                        replica.process.kill();
                     }
                 }
                 3 => {
                     if let Some(replica) = replicas.pop() {
-                        replica.stop().await;
+                        replica.process.stop().await;
                     }
                 }
                 // The replicas continue.
@@ -307,7 +286,7 @@ async fn random_replicas_lose_double_and_reorder_nothing() {
                 }
             }
         }
-        replicas.push(Process::start::<1>(&log));
+        replicas.push(start::<1>(&log));
         assert_exact(&log).await;
     }
 }
@@ -325,7 +304,7 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
     let process = std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let projections = Projections::new(EventStore::new(options, StoreSettings::default()));
-            projections.run(ledger, settings(), stopped).await.unwrap();
+            projections.run(ledger, quick(), stopped).await.unwrap();
         });
     });
     until_shares(&log, &[16]).await;
@@ -335,7 +314,7 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
     *halt.lock().unwrap() = Some((there.0, resume.1));
     happen(&log, &carts, 100, &random).await;
     tokio::task::spawn_blocking(move || there.1.recv().unwrap()).await.unwrap();
-    let other = Process::start::<1>(&log);
+    let other = start::<1>(&log);
     assert_exact(&log).await;
     until_shares(&log, &[16]).await;
     resume.0.send(()).unwrap();
@@ -353,7 +332,7 @@ async fn thawed_replica_writes_nothing_after_a_takeover() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn write_without_ownership_of_a_segment_fails_whole() {
     let (log, carts, random) = (log().await, carts(), seeded(4));
-    let replica = Process::start::<1>(&log);
+    let replica = start::<1>(&log);
     until_shares(&log, &[16]).await;
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
@@ -361,7 +340,7 @@ async fn write_without_ownership_of_a_segment_fails_whole() {
     let other = Uuid::now_v7();
     let mut connection = PgConnection::connect_with(&log.database.options()).await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
-    let stolen = "WITH r AS (INSERT INTO replica VALUES ('ledger', $1, 0, clock_timestamp() + interval '1 hour'))
+    let stolen = "WITH r AS (INSERT INTO replica (name, id, version, beats, lease) VALUES ('ledger', $1, 0, 1, '1 hour'))
                   UPDATE checkpoint SET owner = $1 WHERE segment = 3";
     sqlx::query(stolen).bind(other).execute(&mut *transaction).await.unwrap();
     let head = happen(&log, &carts, 50, &random).await;
@@ -384,17 +363,17 @@ async fn write_without_ownership_of_a_segment_fails_whole() {
     assert!(!rows.is_empty() && rows.iter().all(|(_, cart)| segment_of(*cart) != 3), "{rows:?}");
     sqlx::query("DELETE FROM replica WHERE id = $1").bind(other).execute(log.store.pool()).await.unwrap();
     assert_exact(&log).await;
-    replica.stop().await;
+    replica.process.stop().await;
 }
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn segments_at_different_positions_join() {
     let (log, carts, random) = (log().await, carts(), seeded(6));
-    let replica = Process::start::<1>(&log);
+    let replica = start::<1>(&log);
     happen(&log, &carts, 400, &random).await;
     assert_exact(&log).await;
-    replica.stop().await;
+    replica.process.stop().await;
     // Sets each segment back to its own position, with its rows, as if other replicas had left them there.
     for segment in 0..SEGMENTS {
         let position = random.borrow_mut().random_range(0..400_i64);
@@ -411,7 +390,7 @@ async fn segments_at_different_positions_join() {
             .await
             .unwrap();
     }
-    let _replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
+    let _replicas = [start::<1>(&log), start::<1>(&log)];
     assert_exact(&log).await;
 }
 
@@ -444,7 +423,7 @@ async fn segment_of_is_the_same_in_sql_and_rust() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn worker_recovers_before_the_next_heartbeat() {
     let (log, carts, random) = (log().await, carts(), seeded(9));
-    let replica = Process::with_rare_heartbeats(&log);
+    let replica = start_with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
@@ -453,7 +432,7 @@ async fn worker_recovers_before_the_next_heartbeat() {
     assert!(sqlx::query_scalar::<_, i64>(cut).fetch_one(log.store.pool()).await.unwrap() > 0);
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
-    replica.stop().await;
+    replica.process.stop().await;
 }
 
 async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
@@ -464,13 +443,13 @@ async fn serving(log: &TestLog<DomainEvent>) -> (String, i32) {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn new_version_is_rebuilt_beside_the_serving_build() {
     let (log, carts, random) = (log().await, carts(), seeded(7));
-    let old = [Process::start::<1>(&log), Process::start::<1>(&log)];
+    let old = [start::<1>(&log), start::<1>(&log)];
     happen(&log, &carts, 1_000, &random).await;
     assert_exact(&log).await;
     // Both releases run at the same time, and a new replica dies.
-    let mut new = vec![Process::start::<2>(&log), Process::start::<2>(&log), Process::start::<2>(&log)];
+    let mut new = vec![start::<2>(&log), start::<2>(&log), start::<2>(&log)];
     happen(&log, &carts, 300, &random).await;
-    new.pop().unwrap().kill();
+    new.pop().unwrap().process.kill();
     eventually("the new build is in service", || async {
         happen(&log, &carts, 5, &random).await;
         (serving(&log).await == ("projection_b".to_owned(), 2)).then_some(())
@@ -492,7 +471,7 @@ async fn new_version_is_rebuilt_beside_the_serving_build() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn rebuild_leaves_a_newer_releases_build_alone() {
     let (log, carts, random) = (log().await, carts(), seeded(10));
-    let old = Process::start::<1>(&log);
+    let old = start::<1>(&log);
     happen(&log, &carts, 50, &random).await;
     assert_exact(&log).await;
     operations::pause(log.store.pool(), "ledger", true).await.unwrap();
@@ -503,21 +482,21 @@ async fn rebuild_leaves_a_newer_releases_build_alone() {
     let until_building = async |version: i32| {
         eventually("it is being made", || async { (building().await == Some(version)).then_some(()) }).await;
     };
-    let new = Process::start::<2>(&log);
+    let new = start::<2>(&log);
     until_building(2).await;
     projections::rebuild::<Ledger<1>>(log.store.pool()).await.unwrap();
     projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenReady).await.unwrap();
     assert_eq!(building().await, Some(2));
 
     // The newer release is gone, so its build may be replaced.
-    new.stop().await;
+    new.process.stop().await;
     // A heartbeat in flight may have extended its lease.
     eventually("the older one is made", || async {
         projections::rebuild::<Ledger<1>>(log.store.pool()).await.unwrap();
         (building().await == Some(1)).then_some(())
     })
     .await;
-    let new = Process::start::<2>(&log);
+    let new = start::<2>(&log);
     until_building(2).await;
     operations::pause(log.store.pool(), "ledger", false).await.unwrap();
     eventually("the newer one is in service", || async { (serving(&log).await.1 == 2).then_some(()) }).await;
@@ -529,7 +508,7 @@ async fn rebuild_leaves_a_newer_releases_build_alone() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn rebuild_switches_only_when_asked() {
     let (log, carts, random) = (log().await, carts(), seeded(8));
-    let _replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
+    let _replicas = [start::<1>(&log), start::<1>(&log)];
     happen(&log, &carts, 300, &random).await;
     assert_exact(&log).await;
     projections::rebuild_named(log.store.pool(), "ledger", Switch::WhenAsked).await.unwrap();
@@ -542,10 +521,10 @@ async fn rebuild_switches_only_when_asked() {
     // It does not serve after two more heartbeats.
     for _ in 0..2 {
         let before: sqlx::types::time::OffsetDateTime =
-            sqlx::query_scalar("SELECT max(alive_until) FROM replica").fetch_one(log.store.pool()).await.unwrap();
+            sqlx::query_scalar("SELECT max(beaten_at) FROM replica").fetch_one(log.store.pool()).await.unwrap();
         eventually("a heartbeat has come", || async {
             let beat: bool =
-                sqlx::query_scalar("SELECT min(alive_until) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
+                sqlx::query_scalar("SELECT min(beaten_at) > $1 FROM replica").bind(before).fetch_one(log.store.pool()).await.unwrap();
             beat.then_some(())
         })
         .await;
@@ -561,10 +540,8 @@ async fn rebuild_switches_only_when_asked() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn wait_reads_own_writes_on_every_replica() {
     let (log, carts) = (log().await, carts());
-    assert!(!log.projections.registered("ledger").await.unwrap());
-    let replicas = [Process::start::<1>(&log), Process::start::<1>(&log)];
+    let replicas = [start::<1>(&log), start::<1>(&log)];
     until_shares(&log, &[8, 8]).await;
-    assert!(log.projections.registered("ledger").await.unwrap());
     let long = Duration::from_secs(20);
     for (n, cart) in carts.iter().enumerate().take(20) {
         let position = log.append([cart.added(0)]).await;
@@ -592,9 +569,9 @@ async fn wait_reads_own_writes_on_every_replica() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn wait_skips_events_that_are_not_the_projections() {
     let (log, carts, random) = (log().await, carts(), seeded(11));
-    let holder = Process::with_rare_heartbeats(&log);
+    let holder = start_with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
-    let other = Process::with_rare_heartbeats(&log);
+    let other = start_with_rare_heartbeats(&log);
     happen(&log, &carts, 50, &random).await;
     let added = log.append([carts[0].added(0)]).await;
     let long = Duration::from_secs(20);
@@ -620,9 +597,9 @@ async fn wait_skips_events_that_are_not_the_projections() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn waiting_callers_share_one_poll() {
     let (log, carts, random) = (log().await, carts(), seeded(13));
-    let holder = Process::with_rare_heartbeats(&log);
+    let holder = start_with_rare_heartbeats(&log);
     until_shares(&log, &[16]).await;
-    let other = Process::with_rare_heartbeats(&log);
+    let other = start_with_rare_heartbeats(&log);
     let head = happen(&log, &carts, 50, &random).await;
     let next = Position(head.0 + 1);
     let long = Duration::from_secs(20);
@@ -679,9 +656,9 @@ async fn stopped_replica_is_not_kept_alive() {
     for _ in 0..20 {
         let stop = CancellationToken::new();
         let mut running = tokio::task::JoinSet::new();
-        running.spawn(projections.run(Other::<0>, settings(), stop.clone()));
-        running.spawn(projections.run(Other::<1>, settings(), stop.clone()));
-        running.spawn(projections.run(Other::<2>, settings(), stop.clone()));
+        running.spawn(projections.run(Other::<0>, quick(), stop.clone()));
+        running.spawn(projections.run(Other::<1>, quick(), stop.clone()));
+        running.spawn(projections.run(Other::<2>, quick(), stop.clone()));
         eventually("they are at work", || async {
             let held: i64 =
                 sqlx::query_scalar("SELECT count(*) FROM checkpoint WHERE owner IS NOT NULL").fetch_one(log.store.pool()).await.unwrap();

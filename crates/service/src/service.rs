@@ -182,8 +182,8 @@ impl Service {
         (self.data(projections.clone()).data(lag::of(&projections)), projections)
     }
 
-    /// Runs a projection in the background, and `/ready` waits until it is registered: before, its read model cannot answer. With
-    /// `rebuild` it is rebuilt first.
+    /// Runs a projection in the background. `/ready` waits until it is registered, because its read model cannot answer before, and fails
+    /// while this process does not do its work. With `is_rebuilt` it is rebuilt first.
     #[must_use]
     pub fn projection<P: Projection>(
         self,
@@ -192,7 +192,7 @@ impl Service {
         projection: P,
         is_rebuilt: bool,
     ) -> Self {
-        let (service, settings, projections) = (self.ready_when_registered::<P>(projections), settings.clone(), projections.clone());
+        let (service, settings, projections) = (self.ready_when_working::<P>(projections), settings.clone(), projections.clone());
         service.background(P::NAME, move |shutdown: CancellationToken| async move {
             while is_rebuilt && projections.store().wait_ready(&shutdown).await.is_ok() {
                 match rebuild::<P>(projections.store().pool()).await {
@@ -207,28 +207,19 @@ impl Service {
         })
     }
 
-    /// Runs an automation in the background, and `/ready` waits until it is registered.
+    /// Runs an automation in the background. `/ready` waits until it is registered, and fails while this process does not do its work.
     #[must_use]
     pub fn automation<A: Automation>(self, projections: &Projections<A::Log>, settings: &projections::Settings, automation: A) -> Self {
         let running = projections.clone();
         let settings = settings.clone();
-        self.ready_when_registered::<A>(projections).background(A::NAME, move |shutdown: CancellationToken| async move {
+        self.ready_when_working::<A>(projections).background(A::NAME, move |shutdown: CancellationToken| async move {
             Ok(running.run_automation(automation, settings, shutdown).await?)
         })
     }
 
-    fn ready_when_registered<P: Projection>(self, projections: &Projections<P::Log>) -> Self {
+    fn ready_when_working<P: Projection>(self, projections: &Projections<P::Log>) -> Self {
         let projections = projections.clone();
-        self.ready_when(P::NAME, move || {
-            let projections = projections.clone();
-            async move {
-                match projections.registered(P::NAME).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err("its first start".to_owned()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-        })
+        self.ready_when(P::NAME, move || std::future::ready(projections.working(P::NAME)))
     }
 
     /// Tells whether a background task of this name was started.

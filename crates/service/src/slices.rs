@@ -46,7 +46,7 @@ impl<E: LogEvent> Slices<'_, '_, E> {
         self
     }
 
-    /// Adds a read model: its projection runs in the background, and `/ready` waits until it is registered. [`Program::run_read_models`]
+    /// Adds a read model: its projection runs in the background, and `/ready` waits until it works. [`Program::run_read_models`]
     /// starts it. A service that does not call it does not start.
     pub fn read_model<P: Projection<Log = E>>(&mut self, projection: P) -> &mut Self {
         let start: StartProjection<E> = Box::new(|service, projections, settings, rebuild| {

@@ -195,7 +195,7 @@ async fn killed_publisher_repeats_messages_only_with_the_same_ce_id() {
         assert_eq!(written > 0, last_calls == LastCalls::Run, "{written} were written");
     }
     // Expire the dead worker's leases.
-    sqlx::query("UPDATE todo SET lease_until = clock_timestamp() WHERE lease_until IS NOT NULL").execute(&shop.pool).await.unwrap();
+    sqlx::query("UPDATE todo SET lease = NULL, lease_for = NULL WHERE lease IS NOT NULL").execute(&shop.pool).await.unwrap();
     shop.start(&[PUBLISHER]).await;
     shop.until_count("CartPublished", submitted).await;
     let different = usize::try_from(submitted).unwrap();

@@ -190,7 +190,7 @@ async fn until_all_shared(shop: &Shop, replicas: i64, what: &str, since: Instant
     // A dead replica can still be the owner of a segment.
     let shared = "WITH share AS (
                       SELECT c.name, r.id, count(*) AS segments FROM checkpoint c
-                      LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp() GROUP BY c.name, r.id
+                      LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.beaten_at + r.lease > clock_timestamp() GROUP BY c.name, r.id
                   ), projection AS (
                       SELECT bool_and(id IS NOT NULL) AND count(*) = $1 AND max(segments) - min(segments) <= 1 AS shared
                       FROM share GROUP BY name

@@ -364,10 +364,9 @@ mod specifications {
         todo_settings(automation, Settings::default().todo_retention)
     }
 
-    /// Attempts the to-do once, as if its first attempt was `first` ago and it had `attempts` attempts.
+    /// Attempts the to-do once, as if it was tried for so long and had `attempts` attempts.
     async fn attempt_once(automation: &PublishCartAutomation, first: &str, attempts: i32) {
-        let earlier = "UPDATE todo SET attempts = $1, next_attempt_at = clock_timestamp(),
-                       first_attempt_at = CASE WHEN $1 > 0 THEN clock_timestamp() - $2::interval END";
+        let earlier = "UPDATE todo SET attempts = $1, next_attempt_at = clock_timestamp(), tried_for = $2::interval";
         sqlx::query(earlier).bind(attempts).bind(first).execute(automation.log.pool()).await.unwrap();
         let stop = CancellationToken::new();
         let (_wake, woken) = watch::channel(Position::START);

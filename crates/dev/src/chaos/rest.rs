@@ -79,7 +79,7 @@ impl Chaos {
         // Every replica is alive and has its share of the segments.
         let uneven = "SELECT concat('the segments of ', name, ' are shared out as ', array_agg(held))
              FROM (SELECT c.name, count(*) AS held FROM checkpoint c JOIN projection p USING (name, build)
-                   LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.alive_until > clock_timestamp()
+                   LEFT JOIN replica r ON r.name = c.name AND r.id = c.owner AND r.beaten_at + r.lease > clock_timestamp()
                    WHERE p.status = 'serving' GROUP BY c.name, r.id) AS shares
              GROUP BY name HAVING count(*) <> $1 OR max(held) - min(held) > 1";
         let replicas = i64::try_from(self.plan.replicas).unwrap_or_default();
