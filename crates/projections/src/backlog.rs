@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use event_store::{EventStore, LogEvent, StoreError, connection::with_timeout};
+use serde::Serialize;
 
 use crate::{
     replica::Replicas,
@@ -14,7 +15,7 @@ use crate::{
 const SEARCHED: i64 = 50_000;
 
 /// The backlog of a projection, by its stored checkpoints. They are at most one heartbeat old.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Backlog {
     /// Log positions from the oldest event that the serving build has yet to apply, to the head.
     pub lag: i64,
@@ -38,13 +39,15 @@ pub struct Backlog {
     /// Segments of the serving build that are blocked before an event; all, if the build is ahead of the log.
     pub blocked: i64,
     /// The build that is being rebuilt.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<Rebuild>,
     /// The to-dos of an automation.
+    #[serde(skip)]
     pub todos: Option<TodoBacklog>,
 }
 
 /// The backlog of a rebuild.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Rebuild {
     /// As of the serving build.
     pub lag: i64,

@@ -13,6 +13,7 @@ use event_store::{
     trace,
 };
 use opentelemetry::KeyValue;
+use serde::{Serialize, Serializer};
 use sqlx::{PgConnection, postgres::types::PgInterval, types::Json};
 use tokio::{
     sync::{mpsc, watch},
@@ -29,7 +30,7 @@ use crate::{health::Health, metrics::METRICS, watch::Watch};
 pub(crate) const COUNTED: i32 = 100_000;
 
 /// The to-dos of an automation, each counted up to 100,000.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct TodoBacklog {
     /// All that are neither done nor failed.
     pub open: i64,
@@ -37,8 +38,15 @@ pub struct TodoBacklog {
     pub due: i64,
     /// The failed ones, kept for an operator.
     pub failed: i64,
-    /// The age of the oldest open one, in seconds.
+    /// The age of the oldest open one, in seconds. In JSON it is 0 if there is none.
+    #[serde(rename = "oldest_seconds", serialize_with = "or_zero")]
+    #[schema(value_type = f64)]
     pub oldest: Option<f64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, clippy::ref_option, reason = "serde's form")]
+fn or_zero<S: Serializer>(seconds: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(seconds.unwrap_or_default())
 }
 
 /// A to-do to enqueue.

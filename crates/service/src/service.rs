@@ -32,8 +32,8 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How old the answer of the database about its roles, grants and settings may be. It takes some milliseconds.
-const INSTALLATION_FRESH: Duration = Duration::from_secs(10);
+/// How old an answer of the database may be that `/ready` warns from. It takes some milliseconds.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// Adds data to an application.
 type AddData = Arc<dyn Fn(&mut Routes<'_>) + Send + Sync>;
@@ -153,7 +153,7 @@ impl Service {
                 let log = installed.clone();
                 async move { log.check_installation().await }
             })
-            .fresh_for(INSTALLATION_FRESH),
+            .fresh_for(FRESH),
         );
         let service = self
             .data(log.clone())
@@ -175,11 +175,21 @@ impl Service {
         Ok((service, log))
     }
 
-    /// Prepares the runtime of projections over a log. Handlers get it as [`Data`], and [`lag::route`] answers from it.
+    /// Prepares the runtime of projections over a log. Handlers get it as [`Data`], and [`lag::route`] answers from it. `/ready` warns of
+    /// blocked segments, parked keys and failed to-dos.
     #[must_use]
     pub fn with_projections<E: LogEvent>(self, log: &EventStore<E>) -> (Self, Projections<E>) {
         let projections = Projections::new(log.clone());
-        (self.data(projections.clone()).data(lag::of(&projections)), projections)
+        let backlogs = Arc::new(lag::of(&projections).fresh_for(FRESH));
+        let service = self.data(projections.clone()).data(lag::of(&projections)).warn_when("projections", move || {
+            let backlogs = backlogs.clone();
+            async move {
+                // The check "log" says why the database does not answer.
+                let warnings = backlogs.get().await.map(|lag| lag.warnings()).unwrap_or_default();
+                if warnings.is_empty() { Ok(()) } else { Err(format!("{}; `cartctl status` says more", warnings.join(", "))) }
+            }
+        });
+        (service, projections)
     }
 
     /// Runs a projection in the background. `/ready` waits until it is registered, because its read model cannot answer before, and fails

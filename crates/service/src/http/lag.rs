@@ -11,7 +11,7 @@ use std::{
 use actix_web::{get, web};
 use event_store::{LogEvent, StoreError};
 use futures::future::{BoxFuture, FutureExt};
-use projections::{Backlog, Projections, Rebuild, todo::TodoBacklog};
+use projections::{Backlog, Projections, todo::TodoBacklog};
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -85,63 +85,9 @@ pub struct Lag {
     /// The age of the first event that is not applied yet, in seconds.
     pub lag_seconds: f64,
     /// The projections and automations by name.
-    pub projections: BTreeMap<String, ProjectionLag>,
+    pub projections: BTreeMap<String, Backlog>,
     /// The to-dos of automations by name.
-    pub todos: BTreeMap<String, TodoLag>,
-}
-
-/// How far a projection or automation is behind.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct ProjectionLag {
-    /// The lag of the segment furthest behind, in positions of the log.
-    pub lag: i64,
-    /// The age of the first event that is not applied yet, in seconds.
-    pub lag_seconds: f64,
-    /// Whether it is paused.
-    pub paused: bool,
-    /// Its segments, which is the largest number of processes that can share it.
-    pub segments: i64,
-    /// The segments that a live process owns.
-    pub owned: i64,
-    /// The live processes that run it.
-    pub replicas: i64,
-    /// Events per second that all processes apply, over the last 5 seconds. An event that concerns every key counts for each process.
-    pub events_per_second: f64,
-    /// Events per transaction over the same time; 0 without any.
-    pub batch: f64,
-    /// Parked keys, which wait for an operator.
-    pub parked: i64,
-    /// Segments that are blocked by an event which cannot be applied.
-    pub blocked: i64,
-    /// The rebuild, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rebuild: Option<RebuildLag>,
-}
-
-/// How far a rebuild is.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct RebuildLag {
-    /// As for the build in service.
-    pub lag: i64,
-    /// From 0 to 1, over all segments.
-    pub progress: f64,
-    /// As for the build in service.
-    pub events_per_second: f64,
-    /// As for the build in service.
-    pub batch: f64,
-}
-
-/// The to-dos of an automation, counted up to 100,000 of a kind.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct TodoLag {
-    /// To-dos that are not done, including those being attempted and those that wait for a retry.
-    pub open: i64,
-    /// To-dos that are ready for a worker.
-    pub due: i64,
-    /// To-dos that failed and wait for an operator.
-    pub failed: i64,
-    /// The age of the oldest open to-do; 0 without one.
-    pub oldest_seconds: f64,
+    pub todos: BTreeMap<String, TodoBacklog>,
 }
 
 impl From<BTreeMap<String, Backlog>> for Lag {
@@ -149,21 +95,19 @@ impl From<BTreeMap<String, Backlog>> for Lag {
         let at_work = || backlogs.values().filter(|backlog| !backlog.paused);
         let (lag, lag_seconds) =
             (at_work().map(|backlog| backlog.lag).max().unwrap_or(0), at_work().map(|one| one.lag_seconds).fold(0.0, f64::max));
-        let (mut projections, mut todos) = (BTreeMap::new(), BTreeMap::new());
-        for (name, backlog) in backlogs {
-            let Backlog { lag, lag_seconds, paused, segments, owned, replicas, events_per_second, batch, parked, blocked, .. } = backlog;
-            let (rebuild, waiting) = (backlog.rebuild, backlog.todos);
-            if let Some(waiting) = waiting {
-                let TodoBacklog { open, due, failed, oldest } = waiting;
-                todos.insert(name.clone(), TodoLag { open, due, failed, oldest_seconds: oldest.unwrap_or_default() });
-            }
-            let rebuild =
-                rebuild.map(|Rebuild { lag, progress, events_per_second, batch }| RebuildLag { lag, progress, events_per_second, batch });
-            let of =
-                ProjectionLag { lag, lag_seconds, paused, segments, owned, replicas, events_per_second, batch, parked, blocked, rebuild };
-            projections.insert(name, of);
-        }
-        Self { lag, lag_seconds, projections, todos }
+        let todos = backlogs.iter().filter_map(|(name, backlog)| Some((name.clone(), backlog.todos?))).collect();
+        Self { lag, lag_seconds, projections: backlogs, todos }
+    }
+}
+
+impl Lag {
+    /// What an operator should look at, in words.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let of_projections =
+            self.projections.iter().flat_map(|(name, of)| [(name, of.blocked, "blocked segments"), (name, of.parked, "parked keys")]);
+        let of_todos = self.todos.iter().map(|(name, of)| (name, of.failed, "failed to-dos"));
+        let counted = of_projections.chain(of_todos).filter(|(_, number, _)| *number > 0);
+        counted.map(|(name, number, what)| format!("{name} has {number} {what}")).collect()
     }
 }
 
@@ -241,6 +185,8 @@ mod tests {
         let backlogs = [("carts", of(20, false, None)), ("archive", of(30, false, Some(waiting))), ("prices", of(900, true, None))];
         let lag = Lag::from(BTreeMap::from(backlogs.map(|(name, backlog)| (name.to_owned(), backlog))));
         assert_eq!((lag.lag, lag.lag_seconds), (30, 3.0));
+        let parked = ["archive", "carts", "prices"].map(|name| format!("{name} has 1 parked keys"));
+        assert_eq!(lag.warnings(), [&parked[..], &["archive has 1 failed to-dos".to_owned()]].concat());
         let json = serde_json::to_value(&lag).unwrap();
         assert_eq!(json["todos"], serde_json::json!({ "archive": { "open": 3, "due": 2, "failed": 1, "oldest_seconds": 7.5 } }));
         assert_eq!(json["projections"]["prices"]["lag"], 900);
