@@ -48,6 +48,9 @@ CREATE TABLE source_offset (
     topic       text        NOT NULL,
     partition   integer     NOT NULL,
     next_offset bigint      NOT NULL,
+    -- The last message before next_offset that was read: {"offset", "timestamp", "sha256"}. If the topic has another message there, it was
+    -- created again. NULL: unknown, because an operator set the offset or nothing was read yet.
+    last_message jsonb,
     updated_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, topic, partition)
 );
@@ -336,8 +339,9 @@ END $$;
 -- Appends the events of a batch of messages, and moves the stored offset of their partition, in one step: each message once.
 -- The offset moves only from from_offset (NULL: this consumer never read the partition). If it is another one, nothing is written, and
 -- the answer says which offset is stored. Otherwise the answer has the position of the newest event.
+-- last is the batch's last message, as in source_offset.last_message; NULL: the batch has no message.
 CREATE FUNCTION append_events_from_source(
-    for_consumer text, from_topic text, from_partition integer, from_offset bigint, to_offset bigint,
+    for_consumer text, from_topic text, from_partition integer, from_offset bigint, to_offset bigint, last jsonb,
     e_type text[], e_payload bytea[], e_metadata text[], e_cart_id uuid[], e_item_id uuid[], e_product_id uuid[]
 ) RETURNS TABLE (moved boolean, stored_offset bigint, head bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
@@ -355,9 +359,10 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO public.source_offset AS o (consumer, topic, partition, next_offset)
-    VALUES (for_consumer, from_topic, from_partition, to_offset)
-    ON CONFLICT ON CONSTRAINT source_offset_pkey DO UPDATE SET next_offset = excluded.next_offset, updated_at = clock_timestamp();
+    INSERT INTO public.source_offset AS o (consumer, topic, partition, next_offset, last_message)
+    VALUES (for_consumer, from_topic, from_partition, to_offset, last)
+    ON CONFLICT ON CONSTRAINT source_offset_pkey DO UPDATE
+    SET next_offset = excluded.next_offset, last_message = coalesce(excluded.last_message, o.last_message), updated_at = clock_timestamp();
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)
     SELECT head + e.ord, e.type, e.payload, e.metadata::pg_catalog.jsonb, e.cart_id, e.item_id, e.product_id
     FROM unnest(e_type, e_payload, e_metadata, e_cart_id, e_item_id, e_product_id)

@@ -86,7 +86,11 @@ impl Shop {
         let running = tokio::spawn(translator.run(stop.clone()));
         eventually("the messages are translated", || async {
             let stored = store.stored_offsets(&self.group, &self.topic).await.unwrap();
-            [0, 1].into_iter().zip(offsets).all(|(partition, offset)| stored.get(&partition).copied().unwrap_or(0) == offset).then_some(())
+            [0, 1]
+                .into_iter()
+                .zip(offsets)
+                .all(|(partition, offset)| stored.get(&partition).map_or(0, |stored| stored.offset) == offset)
+                .then_some(())
         })
         .await;
         stop.cancel();
@@ -141,7 +145,7 @@ async fn dead_letters_are_listed_shown_and_replayed() {
     let sent = shop.run(&["dead-letters", "replay", first, "--yes", "--json"]).document();
     assert_eq!(sent, json!({ "place": first, "sent_to": format!("{}/0", shop.topic) }));
     assert_eq!(places(&list(&[])), places(&letters[1..]));
-    assert_eq!(list(&["--replayed"])[0]["replayed"], true);
+    assert_eq!(list(&["--settled"])[0]["replayed"], true);
 
     // All others; the one that still is none dies once more.
     assert_eq!(shop.run(&["dead-letters", "replay", "--all", "--topic", &shop.topic, "--yes", "--json"]).documents(0).len(), 2);
@@ -153,7 +157,7 @@ async fn dead_letters_are_listed_shown_and_replayed() {
     assert_eq!(died_again.len(), 1, "{died_again:?}");
     assert_eq!(died_again[0]["source"], format!("{}/1/3", shop.topic));
     let shown = shop.run(&["dead-letters", "show", died_again[0]["place"].as_str().unwrap(), "--json"]).document();
-    assert_eq!(shown["headers"], json!([{ "key": "shop", "value": "Lübeck" }]), "as it outcome first");
+    assert_eq!(shown["headers"], json!([{ "key": "shop", "value": "Lübeck" }]), "as it came first");
     let status = shop.run(&["status", "--json"]).document();
     let waiting = status["dead_letters"].as_array().unwrap().iter().find(|topic| topic["topic"] == shop.letters()).unwrap();
     assert_eq!(waiting["waiting"], 1);
@@ -205,4 +209,53 @@ async fn seek_stays_within_the_partition() {
     assert_eq!(shop.inventories(), [1, 2, 3, 2, 3, 4]);
     assert_eq!(seek(&["0", "--beginning", "--yes"]).document()["next_offset"], 0);
     assert_eq!(seek(&["0", "--end", "--yes"]).document()["next_offset"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn many_dead_letters_are_listed_in_bounded_time() {
+    const LETTERS: i32 = 200_000;
+    let shop = Shop::create().await;
+    let mut config = ClientConfig::new();
+    let config = config.set("bootstrap.servers", kafka_bootstrap_servers()).set("queue.buffering.max.messages", "1000000");
+    let producer: FutureProducer = config.create().unwrap();
+    let letters = shop.letters();
+    let send = |offset: i32, more: Option<(&str, &str)>| {
+        let offset = offset.to_string();
+        let place = [("dead-letter-topic", shop.topic.as_str()), ("dead-letter-partition", "0"), ("dead-letter-offset", &offset)];
+        let headers = [("dead-letter-reason", "no JSON")].into_iter().chain(place).chain(more);
+        let headers = headers.fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        let record = FutureRecord::<[u8], [u8]>::to(&letters).headers(headers);
+        producer.send_result(record).map_err(|(error, _)| error).unwrap()
+    };
+    let sends: Vec<_> = (0..LETTERS).map(|offset| send(offset, None)).collect();
+    // The last one was written twice, and its sender gave it a mark that would hide the others.
+    let forged = send(LETTERS - 1, Some(("dead-letter-replayed", "0/0")));
+    for sent in sends.into_iter().chain([forged]) {
+        sent.await.unwrap().unwrap();
+    }
+
+    let started = std::time::Instant::now();
+    let listed = shop.run(&["dead-letters", "list", "--topic", &shop.topic, "--newest", "5000", "--json"]);
+    println!("5000 of {LETTERS} letters listed in {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let documents = listed.documents(0);
+    assert_eq!(documents.len(), 4_999, "one is there twice");
+    assert!(listed.stderr.contains(&format!("{} older messages were not read", LETTERS + 1 - 5_000)), "{}", listed.stderr);
+    let started = std::time::Instant::now();
+    let status = shop.run(&["status", "--json"]).document();
+    println!("status in {:?}", started.elapsed());
+    let waiting = status["dead_letters"].as_array().unwrap().iter().find(|topic| topic["topic"] == letters).unwrap();
+    assert_eq!((&waiting["waiting"], &waiting["unread"]), (&json!(9_999), &json!(LETTERS + 1 - 10_000)));
+
+    // A mark of either copy settles both.
+    let last = format!("{letters}/0/{LETTERS}");
+    shop.run(&["dead-letters", "dismiss", &last]).failed(2, "--reason");
+    shop.run(&["dead-letters", "dismiss", &last, "--reason", "a test"]).failed(4, "--yes");
+    let dismissed = shop.run(&["dead-letters", "dismiss", &last, "--reason", "a test", "--yes", "--json"]).document();
+    assert_eq!(dismissed, json!({ "place": last, "dismissed": "a test" }));
+    let list = |more: &[&str]| shop.run(&[&["dead-letters", "list", "--topic", &shop.topic, "--newest", "10", "--json"], more].concat());
+    assert_eq!(list(&[]).documents(0).len(), 7);
+    let settled = list(&["--settled"]).documents(0);
+    assert_eq!((settled.len(), &settled[7]["dismissed"]), (8, &json!("a test")));
 }

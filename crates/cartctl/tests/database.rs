@@ -535,5 +535,5 @@ async fn seek_waits_for_a_batch_in_flight() {
     sqlx::query("UPDATE source_offset SET next_offset = 9").execute(&mut *appending).await.unwrap();
     appending.commit().await.unwrap();
     assert_eq!(seeking.await.unwrap().unwrap(), Some(9));
-    assert_eq!(log.store.stored_offsets(source.consumer, source.topic).await.unwrap()[&0], 0);
+    assert_eq!(log.store.stored_offsets(source.consumer, source.topic).await.unwrap()[&0], 0.into());
 }

@@ -129,7 +129,7 @@ mod settings;
 mod store;
 pub mod trace;
 
-pub use append::source::{SourcePartition, StoredOffset, Translated, stored_offsets};
+pub use append::source::{NextOffset, SourceMessage, SourcePartition, StoredOffset, Translated, stored_offsets};
 pub use backoff::Backoff;
 pub use connection::{LogConnection, Pool, PooledConnection};
 #[doc(hidden)]

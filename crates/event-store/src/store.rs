@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     append::{
         appender,
-        source::{SourceAppender, SourcePartition, Translated},
+        source::{NextOffset, SourceAppender, SourcePartition, Translated},
     },
     connection::{Pool, PooledConnection, log_connection::Connector, with_timeout},
     decide::{
@@ -238,12 +238,12 @@ impl<E: LogEvent> EventStore<E> {
     ///
     /// # Errors
     /// If the log cannot be read.
-    pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
+    pub async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, NextOffset>, StoreError> {
         self.shared.source.stored_offsets(consumer, topic).await
     }
 
     /// Appends a batch's events and moves the stored offset from `from` to `to`: both or neither. `None` means never read. If the stored
-    /// offset is not `from`, nothing is written.
+    /// offset is not `from`, nothing is written. If `to` names no last message, the one before is kept.
     ///
     /// # Errors
     /// If the log is unreachable or refuses the data. After a lost answer, [`stored_offsets`](Self::stored_offsets) shows the outcome.
@@ -251,9 +251,9 @@ impl<E: LogEvent> EventStore<E> {
         &self,
         source: SourcePartition<'_>,
         from: Option<i64>,
-        to: i64,
+        to: impl Into<NextOffset>,
         events: &[(E, Metadata)],
     ) -> Result<Translated, StoreError> {
-        self.shared.source.append_from(source, from, to, events).await
+        self.shared.source.append_from(source, from, to.into(), events).await
     }
 }

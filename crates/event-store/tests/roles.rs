@@ -114,7 +114,7 @@ async fn no_role_reads_a_table_that_it_does_not_need() {
 async fn no_role_calls_a_function_that_is_not_its_own() {
     let (log, owner) = log().await;
     let append = "SELECT * FROM append_events('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
-    let append_from = "SELECT * FROM append_events_from_source('test', 'mine', 0, NULL, 1, '{}', '{}', '{}', '{}', '{}', '{}')";
+    let append_from = "SELECT * FROM append_events_from_source('test', 'mine', 0, NULL, 1, NULL, '{}', '{}', '{}', '{}', '{}', '{}')";
     for (call, callers) in [
         (append, &SERVICES as &[&str]),
         (append_from, &["cartlog_translator"]),

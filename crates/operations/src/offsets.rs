@@ -4,7 +4,8 @@ use event_store::{Pool, SourcePartition, StoreError, connection::with_timeout};
 
 /// Sets a stored offset. Returns the offset before; `None`, and nothing is set, if this consumer never read the partition.
 ///
-/// A running translator notices with its next batch, drops that batch and reads from here.
+/// A running translator notices within seconds and reads from here. It no longer compares the message before the offset: the operator
+/// knows the topic that is there.
 ///
 /// # Errors
 /// As [`crate::builds`].
@@ -22,7 +23,7 @@ pub async fn seek(pool: &Pool, source: SourcePartition<'_>, to: i64) -> Result<O
         .fetch_optional(&mut *transaction)
         .await?;
         sqlx::query!(
-            "UPDATE source_offset SET next_offset = $4, updated_at = clock_timestamp()
+            "UPDATE source_offset SET next_offset = $4, last_message = NULL, updated_at = clock_timestamp()
              WHERE consumer = $1 AND topic = $2 AND partition = $3",
             source.consumer,
             source.topic,

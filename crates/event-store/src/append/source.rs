@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
-use sqlx::Row;
+use serde::{Deserialize, Serialize};
+use sqlx::{Row, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -23,6 +23,32 @@ pub struct SourcePartition<'a> {
     pub topic: &'a str,
     /// The partition's number.
     pub partition: i32,
+}
+
+/// A message that was read, as it is recognised again. A topic that was created again has another message at its offset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceMessage {
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp in milliseconds since 1970, if it has one.
+    pub timestamp: Option<i64>,
+    /// The SHA-256 of its value, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// The offset of a partition's next message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextOffset {
+    /// The offset.
+    pub offset: i64,
+    /// The last message before it that was read, if it is known.
+    pub last: Option<SourceMessage>,
+}
+
+impl From<i64> for NextOffset {
+    fn from(offset: i64) -> Self {
+        Self { offset, last: None }
+    }
 }
 
 /// The outcome of a batch.
@@ -49,24 +75,24 @@ pub(crate) struct SourceAppender {
 
 impl SourceAppender {
     pub(crate) fn new(pool: Pool, ids: Vec<&'static str>) -> Self {
-        let sql = format!("SELECT moved, stored_offset, head FROM append_events_from_source({})", placeholders(1, 8 + ids.len()));
+        let sql = format!("SELECT moved, stored_offset, head FROM append_events_from_source({})", placeholders(1, 9 + ids.len()));
         Self { pool, ids, sql }
     }
 
     /// See [`EventStore::stored_offsets`](crate::EventStore::stored_offsets).
-    pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, i64>, StoreError> {
-        let rows: Vec<(i32, i64)> = with_timeout(async {
+    pub(crate) async fn stored_offsets(&self, consumer: &str, topic: &str) -> Result<HashMap<i32, NextOffset>, StoreError> {
+        let rows: Vec<(i32, i64, Option<Json<SourceMessage>>)> = with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
-            let rows = sqlx::query_as("SELECT partition, next_offset FROM source_offset WHERE consumer = $1 AND topic = $2")
-                .bind(consumer)
-                .bind(topic)
-                .fetch_all(&mut *connection)
-                .await?;
+            let stored = "SELECT partition, next_offset, last_message FROM source_offset WHERE consumer = $1 AND topic = $2";
+            let rows = sqlx::query_as(stored).bind(consumer).bind(topic).fetch_all(&mut *connection).await?;
             connection.done();
             Ok(rows)
         })
         .await?;
-        Ok(rows.into_iter().collect())
+        let next = |(partition, offset, last): (i32, i64, Option<Json<SourceMessage>>)| {
+            (partition, NextOffset { offset, last: last.map(|Json(last)| last) })
+        };
+        Ok(rows.into_iter().map(next).collect())
     }
 
     /// See [`EventStore::append_from`](crate::EventStore::append_from).
@@ -74,7 +100,7 @@ impl SourceAppender {
         &self,
         source: SourcePartition<'_>,
         from: Option<i64>,
-        to: i64,
+        to: NextOffset,
         events: &[(E, Metadata)],
     ) -> Result<Translated, StoreError> {
         let ids = self.ids.len();
@@ -93,7 +119,8 @@ impl SourceAppender {
             .bind(source.topic)
             .bind(source.partition)
             .bind(from)
-            .bind(to)
+            .bind(to.offset)
+            .bind(to.last.map(Json))
             .bind(types)
             .bind(payloads)
             .bind(metadata);
