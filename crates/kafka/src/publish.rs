@@ -1,7 +1,8 @@
 //! From the log to Kafka: messages as CloudEvents, acknowledged by the broker.
 
 use std::{
-    sync::{Arc, LazyLock},
+    collections::HashSet,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +24,8 @@ use crate::client::{
     traceparent,
 };
 
+/// The most ids that [`Publisher::send_once`] remembers.
+const MAX_ACKNOWLEDGED: usize = 100_000;
 /// How long a readiness check waits for the broker.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1_500);
 
@@ -85,6 +88,8 @@ pub struct CloudEvent<'a> {
 pub struct Publisher {
     producer: Arc<Producer>,
     brokers: Brokers,
+    /// The ids of messages that the broker has acknowledged, and that [`Publisher::forget`] did not forget.
+    acknowledged: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Publisher {
@@ -94,7 +99,35 @@ impl Publisher {
     /// If librdkafka does not accept the settings.
     pub fn new(settings: &PublisherSettings) -> Result<Self, StartError> {
         let producer = Arc::new(Producer::new(settings.producer(), &settings.brokers)?);
-        Ok(Self { producer, brokers: settings.brokers.clone() })
+        Ok(Self { producer, brokers: settings.brokers.clone(), acknowledged: Arc::default() })
+    }
+
+    /// Sends a message as [`send`](Self::send) does, unless the broker has acknowledged a message with this id to this publisher. So a
+    /// retry of what comes after the acknowledgement sends nothing again. [`forget`](Self::forget) ends that.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_once(&self, topic: &str, event: &CloudEvent<'_>) -> Result<(), SendError> {
+        if self.acknowledged().contains(event.id) {
+            return Ok(());
+        }
+        self.send(topic, event).await?;
+        let mut acknowledged = self.acknowledged();
+        // Forgotten ids cost duplicates, which a consumer drops.
+        if acknowledged.len() >= MAX_ACKNOWLEDGED {
+            acknowledged.clear();
+        }
+        acknowledged.insert(event.id.to_owned());
+        Ok(())
+    }
+
+    /// Forgets that the broker has acknowledged a message with this id.
+    pub fn forget(&self, id: &str) {
+        self.acknowledged().remove(id);
+    }
+
+    fn acknowledged(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a message and answers when every in-sync replica has it. One call writes it once. A second call after an error may write it

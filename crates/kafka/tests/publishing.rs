@@ -38,6 +38,20 @@ async fn message_is_a_cloud_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: cargo dev test"]
+async fn acknowledged_message_is_not_sent_again() {
+    let topic = Topic::create(1).await;
+    let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");
+    for value in ["1", "2", "3"] {
+        publisher.send_once(&topic.name, &event(value.as_bytes())).await.expect("sent");
+    }
+    publisher.forget("42");
+    publisher.send_once(&topic.name, &event(b"4")).await.expect("sent");
+    let values: Vec<_> = read(&topic.name, 1, 2).iter().map(|message| message.payload().map(<[u8]>::to_vec)).collect();
+    assert_eq!(values, [Some(b"1".to_vec()), Some(b"4".to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: cargo dev test"]
 async fn permanent_errors_differ_from_transient_ones() {
     let topic = Topic::create(1).await;
     let publisher = Publisher::new(&PublisherSettings::new(brokers())).expect("a producer");

@@ -307,7 +307,7 @@ impl Model {
             self.fault(at, format!("the total of cart {cart_id} is not the sum of its lines"));
         }
         let message = PublishedCart { cart_id, ordered_product: ordered_products, total_price };
-        self.submissions.insert(at, Submission { ce_id: at.to_string(), message });
+        self.submissions.insert(at, Submission { ce_id: event.append_id.clone(), message });
     }
 
     fn leaves(&mut self, cart: Uuid, item: &Item) {
@@ -371,7 +371,7 @@ mod tests {
             let submitted = ("CartSubmitted", json!({"cart_id": cart, "ordered_products": ordered, "total_price": total}));
             let model = folded(0, &[("CartCreated", json!({"cart_id": cart})), added(cart, item, product), submitted]);
             assert_eq!(model.faults.len(), faults, "{:?}", model.faults);
-            assert_eq!((model.submissions[&3].message.cart_id, model.submissions[&3].ce_id.as_str()), (cart, "3"));
+            assert_eq!((model.submissions[&3].message.cart_id, model.submissions[&3].ce_id.as_str()), (cart, "append-3"));
             assert_eq!(model.unfinished().len(), 1, "it is not published");
         }
     }

@@ -59,7 +59,12 @@ async fn cart_goes_from_first_item_to_message_in_one_trace() {
     assert_eq!(message.key, cart.to_string());
     let line = json!({"product_id": product, "price": "9.99"});
     assert_eq!(message.value, json!({"cart_id": cart, "ordered_product": [line], "total_price": "9.99"}));
-    assert_eq!(message.headers["ce_id"], position.to_string());
+    let append: String = sqlx::query_scalar("SELECT metadata->>'append_id' FROM event WHERE event_id = $1")
+        .bind(position)
+        .fetch_one(&shop.pool)
+        .await
+        .unwrap();
+    assert_eq!(message.headers["ce_id"], append);
     assert_eq!(message.headers["ce_specversion"], "1.0");
     assert!(message.headers["traceparent"].contains(trace), "{:?}", message.headers);
     shop.until_count("CartPublished", 1).await;

@@ -114,15 +114,21 @@ impl Automation for PublishCartAutomation {
             Err(error) => return Outcome::Failed { error: format!("cannot decode the to-do: {error}") },
         };
         let cart_id = submitted.message.cart_id;
-        // A crash may have lost the outcome after CartPublished. Then the message is not sent again.
-        match timeout(self.log.settings().command_timeout, self.log.read(Publication::of(cart_id))).await {
-            Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
-            Err(_) => return Outcome::Retry { error: "the log did not answer in time".into() },
+        let Some(append_id) = todo.metadata.append_id else {
+            return Outcome::Failed { error: "the to-do does not name the append that submitted the cart".into() };
+        };
+        // An earlier attempt may have ended after CartPublished. Then the message is not sent again.
+        if todo.attempts > 1 {
+            match timeout(self.log.settings().command_timeout, self.log.read(Publication::of(cart_id))).await {
+                Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
+                Err(_) => return Outcome::Retry { error: "the log did not answer in time".into() },
+            }
         }
+        let ce_id = append_id.to_string();
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };
-        let (decided, outcome) = match self.send(&todo, &submitted).await {
+        let (decided, outcome) = match self.send(&todo, &submitted, &ce_id).await {
             Ok(()) => (command(Self::NAME, self.log.decide_with(&PublishCart { cart_id }, metadata)).await, Outcome::Done),
             Err(error) if !error.is_permanent() && todo.trying_for < self.deadline => return Outcome::Retry { error: error.to_string() },
             Err(error) => {
@@ -131,32 +137,33 @@ impl Automation for PublishCartAutomation {
                 (command(Self::NAME, self.log.decide_with(&fail, metadata)).await, Outcome::Failed { error: reason })
             }
         };
-        match decided {
+        let outcome = match decided {
             Ok(_) => outcome,
             Err(DecideError::Refused(Refused::AlreadyPublished(_))) => Outcome::Done,
-            Err(DecideError::Refused(refused)) => Outcome::Failed { error: refused.to_string() },
-            Err(DecideError::Store(error)) => Outcome::Retry { error: error.to_string() },
-        }
+            // The to-do says that the cart is submitted, so this log is behind.
+            Err(DecideError::Refused(refused @ Refused::NotSubmitted(_))) => return Outcome::Retry { error: refused.to_string() },
+            Err(DecideError::Store(error)) => return Outcome::Retry { error: error.to_string() },
+        };
+        self.publisher.forget(&ce_id);
+        outcome
     }
 }
 
 impl PublishCartAutomation {
-    async fn send(&self, todo: &Todo, submitted: &Submitted) -> Result<(), kafka::SendError> {
+    /// Sends the message, unless the broker has acknowledged it in an earlier attempt of this process. The append's id identifies it: a
+    /// restore gives positions out again.
+    async fn send(&self, todo: &Todo, submitted: &Submitted, ce_id: &str) -> Result<(), kafka::SendError> {
         let json = serde_json::json!(submitted.message).to_string();
-        self.publisher
-            .send(
-                &self.topic,
-                &CloudEvent {
-                    key: &todo.key,
-                    id: &todo.position.to_string(),
-                    source: "/cartlog/publisher",
-                    event_type: "cartlog.CartSubmitted",
-                    time: submitted.at(),
-                    traceparent: todo.metadata.traceparent.as_deref(),
-                    json: json.as_bytes(),
-                },
-            )
-            .await
+        let event = CloudEvent {
+            key: &todo.key,
+            id: ce_id,
+            source: "/cartlog/publisher",
+            event_type: "cartlog.CartSubmitted",
+            time: submitted.at(),
+            traceparent: todo.metadata.traceparent.as_deref(),
+            json: json.as_bytes(),
+        };
+        self.publisher.send_once(&self.topic, &event).await
     }
 }
 

@@ -228,7 +228,7 @@ mod tests {
         ];
         let ordered_product = vec![Line { product_id: product, price: "1.50".into() }];
         let message = PublishedCart { cart_id: sold, ordered_product, total_price: "1.50".into() };
-        let received = Received { carts: [("9".into(), message)].into(), repeated: 1, unreadable: vec![] };
+        let received = Received { carts: [("append-9".into(), message)].into(), repeated: 1, unreadable: vec![] };
         let done = |position: i64, cart| Command {
             route: if position == 9 { "submitcart".into() } else { "additem".into() },
             cart,
@@ -329,13 +329,13 @@ mod tests {
 
     #[test]
     fn missing_wrong_and_extra_messages_are_found() {
-        planted("published-carts, ce_id 9: is missing", |day| day.evidence.received.carts.clear());
-        planted("published-carts, ce_id 9: should be", |day| {
-            day.evidence.received.carts.get_mut("9").unwrap().total_price = "1.51".into();
+        planted("published-carts, ce_id append-9: is missing", |day| day.evidence.received.carts.clear());
+        planted("published-carts, ce_id append-9: should be", |day| {
+            day.evidence.received.carts.get_mut("append-9").unwrap().total_price = "1.51".into();
         });
-        planted("published-carts, ce_id 8: should not be there", |day| {
-            let message = day.evidence.received.carts["9"].clone();
-            day.evidence.received.carts.insert("8".into(), message);
+        planted("published-carts, ce_id append-8: should not be there", |day| {
+            let message = day.evidence.received.carts["append-9"].clone();
+            day.evidence.received.carts.insert("append-8".into(), message);
         });
         planted("two different", |day| day.evidence.received.unreadable.push("two different messages".into()));
     }
@@ -344,7 +344,7 @@ mod tests {
     fn cart_may_have_been_published_before_a_restore_lost_its_submission() {
         let published_twice = |kept| {
             let mut day = day();
-            let message = day.evidence.received.carts["9"].clone();
+            let message = day.evidence.received.carts["append-9"].clone();
             day.evidence.received.carts.insert("before".into(), message);
             // The shopper got no answer before the restore, and submitted again after it.
             let before = Command { answer: Answer::Done(9), trace: "lost".into(), ..day.evidence.history.commands[3].clone() };
