@@ -26,7 +26,11 @@ async fn offset_beyond_the_end_blocks_until_an_operator_seeks() {
     let command = format!("cartctl translations seek {} 0 --group {group} --to 0.", topic.name);
     assert!(why.contains(&command), "{why}");
     // As that command does.
-    sqlx::query("UPDATE source_offset SET next_offset = 0 WHERE consumer = $1").bind(&group).execute(&log.pool).await.expect("the log");
+    sqlx::query("UPDATE source_offset SET next_offset = 0 WHERE consumer = $1 AND partition = 0")
+        .bind(&group)
+        .execute(&log.pool)
+        .await
+        .expect("the log");
     log.until_counts(&[0, 1, 2, 3, 10, 11, 12, 13, 14]).await;
     translator.until_ready().await;
     topic.count(0, 4).await;
@@ -95,5 +99,89 @@ async fn topic_created_again_blocks_a_running_translator() {
     let why = translator.until_waiting_for("is blocked").await;
     assert!(why.contains("translate is 5,") && why.contains("ends at 1"), "{why}");
     assert_eq!(log.counts().await, [0, 1, 2, 3, 4]);
+    translator.stop().await;
+}
+
+/// Deletes a topic and creates it again with as many messages.
+async fn create_again(topic: &Topic, messages: i64) {
+    admin().delete_topics(&[&topic.name], &AdminOptions::new()).await.expect("deleted");
+    eventually("the topic can be created again", || async {
+        let new = rdkafka::admin::NewTopic::new(&topic.name, 1, rdkafka::admin::TopicReplication::Fixed(1));
+        let made = admin().create_topics([&new], &AdminOptions::new()).await.ok()?;
+        made.into_iter().all(|topic| topic.is_ok()).then_some(())
+    })
+    .await;
+    let topic = Topic::named(&topic.name);
+    for count in 0..messages {
+        topic.count(0, 100 + count).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn topic_created_again_with_more_messages_blocks_at_the_next_start() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    for count in 0..5 {
+        topic.count(0, count).await;
+    }
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_stored(&group, &topic.name, 0, 5).await;
+    translator.stop().await;
+    // The same topic is not taken for another one.
+    topic.count(0, 5).await;
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_stored(&group, &topic.name, 0, 6).await;
+    translator.until_ready().await;
+    translator.stop().await;
+
+    create_again(&topic, 9).await;
+    let translator = Running::start(&log, &group, &[&topic]);
+    let why = translator.until_waiting_for("is blocked").await;
+    assert!(why.contains("the message at offset 5 is not the one that was read there"), "{why}");
+    assert_eq!(log.counts().await, [0, 1, 2, 3, 4, 5]);
+
+    seek(&log, &group, 0, 0).await;
+    log.until_stored(&group, &topic.name, 0, 9).await;
+    assert_eq!(log.counts().await.len(), 6 + 9);
+    translator.until_ready().await;
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn topic_created_again_with_more_messages_blocks_a_running_translator() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    for count in 0..3 {
+        topic.count(0, count).await;
+    }
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_stored(&group, &topic.name, 0, 3).await;
+    create_again(&topic, 20).await;
+    let why = translator.until_waiting_for("is blocked").await;
+    assert!(why.contains("the topic was created again"), "{why}");
+    seek(&log, &group, 0, 0).await;
+    log.until_stored(&group, &topic.name, 0, 20).await;
+    translator.until_ready().await;
+    let mut counts = log.counts().await;
+    counts.sort_unstable();
+    counts.dedup();
+    assert_eq!(counts, (0..3).chain(100..120).collect::<Vec<_>>(), "each is there");
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn offset_of_a_quiet_partition_is_picked_up() {
+    let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
+    for count in 0..3 {
+        topic.count(0, count).await;
+    }
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_counts(&[0, 1, 2]).await;
+    let started = std::time::Instant::now();
+    seek(&log, &group, 0, 1).await;
+    log.until_counts(&[0, 1, 1, 2, 2]).await;
+    assert!(started.elapsed() < std::time::Duration::from_secs(6), "{:?}", started.elapsed());
+    log.until_stored(&group, &topic.name, 0, 3).await;
     translator.stop().await;
 }

@@ -117,6 +117,8 @@ fn producer(kafka: &str) -> Result<FutureProducer, Error> {
     ClientConfig::new()
         .set("bootstrap.servers", kafka)
         .set("enable.idempotence", "true")
+        // The topics take no larger batches.
+        .set("batch.size", "65536")
         .set("message.timeout.ms", SEND_DEADLINE.as_millis().to_string())
         .create()
         .map_err(|error| Error::Kafka { what: "send to Kafka".to_owned(), reason: error.to_string() })

@@ -27,6 +27,8 @@ impl Supply {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap_servers)
             .set("enable.idempotence", "true")
+            // The topics take no larger batches.
+            .set("batch.size", "65536")
             .create()
             .map_err(|error| failed(error.to_string()))?;
         Ok(Self { producer })

@@ -156,6 +156,8 @@ impl Shop {
         let producer: FutureProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
             .set("enable.idempotence", "true")
+            // The topics take no larger batches.
+            .set("batch.size", "65536")
             .set("linger.ms", "5")
             .create()
             .unwrap();

@@ -10,6 +10,7 @@ use embedded::layout::Layout;
 use embedded::report::Report;
 use embedded::{database, distribution, ports};
 use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use shop::services::{Service, Settings, TRANSLATOR};
 use sqlx::PgPool;
@@ -157,6 +158,101 @@ async fn translator_waits_for_a_restarted_broker() {
     broker.kill().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
+async fn bombs_and_floods_take_less_than_256_mb() {
+    let shop = Shop::open("bombs").await;
+    let topic = format!("{}-inventories", shop.name);
+    let send = async |compression: &str, records: Vec<(Vec<u8>, OwnedHeaders)>| {
+        let producer: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", &shop.bootstrap_servers)
+            .set("compression.type", compression)
+            // A bomb is small on the wire, and a flood comes in batches that the topic takes.
+            .set("message.max.bytes", "900000000")
+            .set("batch.size", if records.len() > 1 { "60000" } else { "900000000" })
+            .set("queue.buffering.max.kbytes", "2000000")
+            .create()
+            .unwrap();
+        let sends: Vec<_> = records
+            .iter()
+            .map(|(value, headers)| {
+                let record = FutureRecord::<[u8], _>::to(&topic).payload(value).headers(headers.clone());
+                producer.send_result(record).map_err(|(error, _)| error).unwrap()
+            })
+            .collect();
+        drop(records);
+        let (mut taken, mut refused) = (0, 0);
+        for sent in futures::future::join_all(sends).await {
+            match sent.unwrap() {
+                Ok(_) => taken += 1,
+                Err(_) => refused += 1,
+            }
+        }
+        println!("{compression}: the broker took {taken} and refused {refused}");
+        taken
+    };
+    let (none, zeros) = (OwnedHeaders::new, |bytes: usize| vec![0_u8; bytes]);
+    let header = |bytes: usize| OwnedHeaders::new().insert(Header { key: "large", value: Some(&zeros(bytes)) });
+    // All are in the topic before the translator starts.
+    let mut letters = 0;
+    letters += send("zstd", vec![(zeros(300_000_000), none())]).await;
+    letters += send("zstd", vec![(zeros(30_000_000), none())]).await;
+    letters += send("gzip", vec![(zeros(70_000_000), none())]).await;
+    letters += send("lz4", vec![(zeros(18_000_000), none())]).await;
+    letters += send("zstd", vec![(b"tea".to_vec(), header(30_000_000))]).await;
+    for _ in 0..100 {
+        letters += send("zstd", vec![(zeros(1_000_000), none())]).await;
+    }
+    letters += send("none", (0..3_000).map(|_| (zeros(50_000), none())).collect()).await;
+    letters += send("none", (0..3_000).map(|_| (b"tea".to_vec(), header(50_000))).collect()).await;
+    let letters: i64 = letters;
+    assert!(letters > 6_000, "{letters}");
+
+    let mut translator = shop.translator("bombs");
+    translator.until_ready(DEADLINE).await.unwrap();
+    shop.send(0..100).await;
+    let started = Instant::now();
+    while shop.translated().await < 100 {
+        assert!(started.elapsed() < 4 * DEADLINE, "{} of 100 messages behind the bombs", shop.translated().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let stored = "SELECT sum(next_offset)::bigint FROM source_offset WHERE topic = $1";
+    eventually("all are read", async || {
+        sqlx::query_scalar::<_, Option<i64>>(stored).bind(&topic).fetch_one(&shop.log).await.unwrap() == Some(letters + 100)
+    })
+    .await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", translator.process().identity().pid)).unwrap();
+    let peak: u64 = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
+    println!("{letters} bombs and letters after {:?}: at most {} MB", started.elapsed(), peak / 1024);
+    assert!(peak < 256 * 1024, "{peak} kB");
+    assert!(translator.stop(DEADLINE).await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
+async fn frozen_broker_is_found_again() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::kafka(&layout, &Report::quiet()).await.unwrap();
+    let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("translator-frozen-broker").unwrap()).await.unwrap();
+    let shop = Shop::open_at("frozen_broker", broker.bootstrap_servers()).await;
+    let mut translator = shop.translator("frozen-broker");
+    translator.until_ready(DEADLINE).await.unwrap();
+    shop.send(0..100).await;
+    shop.until_translated(100).await;
+    // A broker that is its own controller is fenced when its heartbeats are 9 s late. Then metadata has no broker for a moment.
+    for round in 1..=3 {
+        broker.process().freeze().unwrap();
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        broker.process().thaw().unwrap();
+        shop.send(round * 100..(round + 1) * 100).await;
+        shop.until_translated((round + 1) * 100).await;
+        translator.until_ready(DEADLINE).await.unwrap();
+    }
+    assert!(translator.stop(DEADLINE).await.unwrap().success());
+    shop.check(400).await;
+    broker.kill().await.unwrap();
+}
+
 /// A test's own database, topics and translators.
 struct Shop {
     name: String,
@@ -183,11 +279,18 @@ impl Shop {
         let log = database::connect(&url).await.unwrap();
         let topics = [format!("{name}-inventories"), format!("{name}-prices")];
         let dead_letters = topics.each_ref().map(|topic| format!("{topic}.dead-letters"));
+        // As those of the shop.
+        let topic = |name, kib: u32| Topic { name, partitions: PARTITIONS, max_message_bytes: Some(kib * 1024) };
         let topics: Vec<_> =
-            topics.iter().chain(&dead_letters).map(|name| Topic { name, partitions: PARTITIONS, max_message_bytes: None }).collect();
+            topics.iter().map(|name| topic(name, 80)).chain(dead_letters.iter().map(|name| topic(name, 3 * 1024))).collect();
         create_topics(&bootstrap_servers, &topics).await.unwrap();
         // Idempotent, because after a broker's death the messages could otherwise be sent in another order.
-        let producer = ClientConfig::new().set("bootstrap.servers", &bootstrap_servers).set("enable.idempotence", "true").create().unwrap();
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", &bootstrap_servers)
+            .set("enable.idempotence", "true")
+            .set("batch.size", "65536")
+            .create()
+            .unwrap();
         let logs = Layout::discover().unwrap().scratch(&name).unwrap();
         let products = (0..30).map(|_| Uuid::now_v7()).collect();
         Self { name, url, log, bootstrap_servers, producer, logs, products }

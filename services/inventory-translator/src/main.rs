@@ -33,7 +33,9 @@ fn main() -> ExitCode {
 
 fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<Service, Fault> {
     let (service, log) = service.with_log::<DomainEvent>()?;
-    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
+    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name())
+        .secured(kafka.security().into_iter().collect())
+        .replaced_after(kafka.kafka_replace_client_seconds.seconds());
     let topics = [&settings.inventories_topic, &settings.price_changes_topic].map(|topic| topic.to_string()).into();
     let lag = lag::of(&log, Inspector::new(&brokers)?, &settings.consumer_group, topics);
     let translating = TranslatorSettings {
@@ -45,10 +47,14 @@ fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<Service, 
         Translation::new(&*settings.price_changes_topic, change_price::translate),
     ];
     let translator = Translator::new(translating, log, translations)?;
-    let status = translator.status();
+    let (status, partitions) = (translator.status(), translator.status());
     Ok(service
         .data(lag)
         .ready_when("kafka", move || std::future::ready(status.ready()))
+        .warn_when("partitions", move || {
+            let waiting = partitions.waiting();
+            std::future::ready(if waiting.is_empty() { Ok(()) } else { Err(waiting.join("; ")) })
+        })
         .background("translator", move |shutdown: CancellationToken| async move { Ok(translator.run(shutdown).await?) }))
 }
 

@@ -37,7 +37,9 @@ impl Validate for Settings {}
 fn start(settings: Settings, kafka: Kafka, service: Service) -> Result<Service, Fault> {
     let (service, log) = service.with_log::<DomainEvent>()?;
     let (service, projections) = service.with_projections(&log);
-    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name()).secured(kafka.security().into_iter().collect());
+    let brokers = Brokers::new(&*kafka.kafka_bootstrap_servers, service.name())
+        .secured(kafka.security().into_iter().collect())
+        .replaced_after(kafka.kafka_replace_client_seconds.seconds());
     let sending = PublisherSettings::new(brokers);
     let automation = PublishCartAutomation {
         log,

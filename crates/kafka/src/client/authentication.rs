@@ -2,21 +2,40 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
 
+/// How many connections in a row are closed at once until that counts as a failed authentication. A broker that stops closes a few.
+const CLOSED_AT_ONCE: u32 = 3;
+
 /// The reason of the last failed authentication, until a broker admits a client. The clients of a process share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct AuthenticationFailure(Arc<Mutex<Option<String>>>);
+pub(crate) struct AuthenticationFailure(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    why: Option<String>,
+    /// Whether a broker ever admitted a client: then the protocol is right.
+    was_admitted: bool,
+    /// Connections in a row that were closed at once.
+    closed: u32,
+}
 
 impl AuthenticationFailure {
     /// Reads a line of librdkafka's log. A listener for TLS closes a plain-text connection without a reply, and the other way round: only
     /// the log tells.
     pub(crate) fn read_log(&self, message: &str) {
+        let mut state = self.state();
         if message.contains("Disconnected") && message.contains("in state APIVERSION_QUERY") {
-            self.keep("connections are closed at once", "check the setting kafka_security_protocol");
+            state.closed += 1;
+            if !state.was_admitted && state.closed >= CLOSED_AT_ONCE {
+                state.keep("connections are closed at once", "check the setting kafka_security_protocol");
+            }
+        } else if message.contains("in state CONNECT)") {
+            // Nobody listens: the broker is down and not of another protocol.
+            state.closed = 0;
         }
     }
 
@@ -32,28 +51,33 @@ impl AuthenticationFailure {
             }
             _ => return tracing::debug!(target: "librdkafka", %error, reason, "error"),
         };
-        self.keep(without_place(reason), advice);
-    }
-
-    fn keep(&self, reason: &str, advice: &str) {
-        let why = format!("{reason}; {advice}");
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref() != Some(&why) {
-            tracing::error!(target: "librdkafka", reason, advice, "broker refused the client");
-            *last = Some(why);
-        }
+        self.state().keep(without_place(reason), advice);
     }
 
     /// Forgets the failure: a broker is connected.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        *self.state() = State { was_admitted: true, ..State::default() };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn keep(&mut self, reason: &str, advice: &str) {
+        let why = format!("{reason}; {advice}");
+        if self.why.as_ref() != Some(&why) {
+            tracing::error!(target: "librdkafka", reason, advice, "broker refused the client");
+            self.why = Some(why);
+        }
     }
 }
 
 /// The reason in parentheses, after a space; nothing without a failure.
 impl fmt::Display for AuthenticationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &self.state().why {
             Some(why) => write!(f, " ({why})"),
             None => Ok(()),
         }
@@ -83,10 +107,25 @@ mod tests {
         let user = "sasl_ssl://localhost:9093/bootstrap: SASL authentication error: invalid credentials (after 8ms in state AUTH_REQ)";
         let said = heard(RDKafkaErrorCode::Authentication, user);
         assert!(said.starts_with(" (SASL authentication error: invalid credentials; check the settings kafka_sasl_username"), "{said}");
-        failure.read_log("127.0.0.1:9093/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN (after 9ms in state APIVERSION_QUERY)");
-        assert!(failure.to_string().contains("check the setting kafka_security_protocol"));
         assert!(heard(RDKafkaErrorCode::SSL, "SSL handshake failed").contains("kafka_ssl_ca_location"));
         failure.clear();
+        assert_eq!(failure.to_string(), "");
+    }
+
+    #[test]
+    fn only_a_wrong_protocol_is_called_one() {
+        let closed = "127.0.0.1:9093/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN (after 9ms in state APIVERSION_QUERY)";
+        let refused = "127.0.0.1:9093/bootstrap: Connect to ipv4#127.0.0.1:9093 failed: Connection refused (after 0ms in state CONNECT)";
+        let failure = AuthenticationFailure::default();
+        let read = |lines: &[&str]| lines.iter().for_each(|line| failure.read_log(line));
+        // A broker that starts or stops closes some connections.
+        read(&[closed, closed, refused, closed, closed]);
+        assert_eq!(failure.to_string(), "");
+        read(&[closed]);
+        assert!(failure.to_string().contains("check the setting kafka_security_protocol"), "{failure}");
+        // A broker that has admitted the process speaks its protocol.
+        failure.clear();
+        read(&[closed; 9]);
         assert_eq!(failure.to_string(), "");
     }
 }

@@ -5,35 +5,45 @@ use rdkafka::{ClientContext, Statistics, config::RDKafkaLogLevel, consumer::Cons
 use super::{
     authentication::AuthenticationFailure,
     brokers::Brokers,
+    connected::LastConnected,
     metrics::{connection, is_connected},
 };
 
 /// Takes librdkafka's log, statistics and errors.
 #[derive(Clone)]
-pub struct ClientLog(AuthenticationFailure);
+pub struct ClientLog {
+    authentication: AuthenticationFailure,
+    connected: LastConnected,
+}
 
 impl ClientLog {
-    /// Reports about clients of these brokers.
+    /// Reports about a client of these brokers.
     pub fn new(brokers: &Brokers) -> Self {
-        Self(brokers.authentication.clone())
+        Self { authentication: brokers.authentication.clone(), connected: LastConnected::default() }
+    }
+
+    /// Answers when the client was last connected.
+    pub(crate) fn connected(&self) -> &LastConnected {
+        &self.connected
     }
 }
 
 impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
-        self.0.read_log(message);
+        self.authentication.read_log(message);
     }
 
     fn stats(&self, statistics: Statistics) {
         connection("producer", &statistics);
         if is_connected(&statistics) {
-            self.0.clear();
+            self.authentication.clear();
+            self.connected.now();
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.read_error(&error, reason);
+        self.authentication.read_error(&error, reason);
     }
 }
 

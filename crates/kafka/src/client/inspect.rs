@@ -1,15 +1,19 @@
 //! Questions to the brokers about topics, by a consumer that joins no group.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rdkafka::{
-    ClientContext,
+    ClientConfig, ClientContext,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
 };
 
-use super::{brokers::Brokers, context::ClientLog, error::StartError};
+use super::{brokers::Brokers, connected::LastConnected, context::ClientLog, error::StartError};
 
 /// How long the brokers may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -18,7 +22,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Inspector {
     brokers: Brokers,
-    consumer: Arc<BaseConsumer<ClientLog>>,
+    config: ClientConfig,
+    consumer: Arc<Mutex<Arc<BaseConsumer<ClientLog>>>>,
+    answered: LastConnected,
 }
 
 /// A question to the brokers failed.
@@ -44,8 +50,20 @@ impl Inspector {
     /// # Errors
     /// If librdkafka does not accept the settings.
     pub fn new(brokers: &Brokers) -> Result<Self, StartError> {
-        let consumer = BaseConsumer::from_config_and_context(&brokers.inspecting(), ClientLog::new(brokers))?;
-        Ok(Self { brokers: brokers.clone(), consumer: Arc::new(consumer) })
+        Self::with(brokers, brokers.inspecting())
+    }
+
+    /// Creates an inspector that reads many messages.
+    ///
+    /// # Errors
+    /// If librdkafka does not accept the settings.
+    pub fn reading(brokers: &Brokers) -> Result<Self, StartError> {
+        Self::with(brokers, brokers.reading())
+    }
+
+    fn with(brokers: &Brokers, config: ClientConfig) -> Result<Self, StartError> {
+        let consumer = Arc::new(Mutex::new(Arc::new(create(&config, brokers)?)));
+        Ok(Self { brokers: brokers.clone(), config, consumer, answered: LastConnected::default() })
     }
 
     /// Runs a question. It may block, so it gets a thread of its own.
@@ -56,14 +74,33 @@ impl Inspector {
         &self,
         question: impl FnOnce(&BaseConsumer<ClientLog>) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, InspectError> {
-        let consumer = self.consumer.clone();
+        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answer = tokio::task::spawn_blocking(move || {
             // Errors since the last question would queue up for ever.
             while consumer.poll(Duration::ZERO).is_some() {}
             question(&consumer)
         });
         let servers = || format!("{}{}", self.brokers.bootstrap_servers, self.brokers.authentication);
-        answer.await?.map_err(|cause| InspectError::Broker { servers: servers(), cause })
+        let answer = answer.await?.map_err(|cause| InspectError::Broker { servers: servers(), cause });
+        match &answer {
+            Ok(_) => self.answered.now(),
+            // The next question asks with a new client.
+            Err(_) if self.answered.lost_for() >= self.brokers.replace_after => self.replace(),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    fn replace(&self) {
+        match create(&self.config, &self.brokers) {
+            Ok(new) => {
+                self.answered.now();
+                let old = std::mem::replace(&mut *self.consumer.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(new));
+                // The last clone waits for librdkafka to end, which blocks.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => tracing::error!(%error, "client that asks the brokers not replaced"),
+        }
     }
 
     /// Answers the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
@@ -74,6 +111,10 @@ impl Inspector {
         let topic = topic.to_owned();
         self.ask(move |consumer| ends(consumer, &topic)).await
     }
+}
+
+fn create(config: &ClientConfig, brokers: &Brokers) -> Result<BaseConsumer<ClientLog>, KafkaError> {
+    BaseConsumer::from_config_and_context(config, ClientLog::new(brokers))
 }
 
 /// Answers the first offset of each partition of a topic and the offset after its last; blocks.

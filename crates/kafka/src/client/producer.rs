@@ -1,11 +1,10 @@
 //! A producer that waits for the broker's acknowledgement.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
-    error::RDKafkaErrorCode,
     message::OwnedHeaders,
     producer::{FutureProducer, FutureRecord, Producer as _},
     util::Timeout,
@@ -13,6 +12,7 @@ use rdkafka::{
 
 use super::{
     brokers::Brokers,
+    connected::LastConnected,
     context::ClientLog,
     error::{SendError, StartError},
 };
@@ -20,8 +20,13 @@ use super::{
 /// Sends messages idempotently: a message that librdkafka resends is written once, and the messages of a key keep their order.
 pub struct Producer {
     config: ClientConfig,
-    log: ClientLog,
-    current: Mutex<FutureProducer<ClientLog>>,
+    brokers: Brokers,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    producer: FutureProducer<ClientLog>,
+    connected: LastConnected,
 }
 
 /// A message to send.
@@ -44,9 +49,8 @@ impl Producer {
     /// # Errors
     /// If librdkafka does not accept the settings.
     pub fn new(config: ClientConfig, brokers: &Brokers) -> Result<Self, StartError> {
-        let log = ClientLog::new(brokers);
-        let current = Mutex::new(FutureProducer::from_config_and_context(&config, log.clone())?);
-        Ok(Self { config, log, current })
+        let current = Mutex::new(Current::new(&config, brokers)?);
+        Ok(Self { config, brokers: brokers.clone(), current })
     }
 
     /// Sends a message and answers when every in-sync replica has it.
@@ -66,29 +70,71 @@ impl Producer {
         match producer.send(record, Timeout::Never).await {
             Ok(_) => Ok(()),
             Err((error, _)) => {
+                // An idempotent producer never sends again after it lost its sequence, as when a broker lost data.
                 if let Some((code, reason)) = producer.client().fatal_error() {
-                    self.replace(&producer, code, &reason);
+                    let current = self.lock();
+                    if std::ptr::eq(current.producer.client().native_ptr(), producer.client().native_ptr()) {
+                        drop(self.replace(current, &format!("{code}: {reason}")));
+                    }
                 }
                 Err(SendError::new(message.topic, error))
             }
         }
     }
 
+    /// Answers the producer. One that has had no broker for too long is replaced.
     pub(crate) fn current(&self) -> FutureProducer<ClientLog> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let current = self.lock();
+        let lost_for = current.connected.lost_for();
+        if lost_for < self.brokers.replace_after {
+            return current.producer.clone();
+        }
+        self.replace(current, &format!("no broker for {} s", lost_for.as_secs()))
     }
 
-    /// Replaces a producer that failed for good. An idempotent producer never sends again after it lost its sequence, as when a broker
-    /// lost data.
-    fn replace(&self, failed: &FutureProducer<ClientLog>, code: RDKafkaErrorCode, reason: &str) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::ptr::eq(current.client().native_ptr(), failed.client().native_ptr()) {
-            return;
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, mut current: MutexGuard<'_, Current>, reason: &str) -> FutureProducer<ClientLog> {
+        match Current::new(&self.config, &self.brokers) {
+            Ok(new) => {
+                tracing::warn!(reason, "producer replaced");
+                let old = std::mem::replace(&mut *current, new);
+                // The last clone waits for librdkafka to end, which blocks.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => tracing::error!(%error, reason, "producer not replaced; next message retries"),
         }
-        tracing::warn!(%code, reason, "producer replaced");
-        match FutureProducer::from_config_and_context(&self.config, self.log.clone()) {
-            Ok(producer) => *current = producer,
-            Err(error) => tracing::error!(%error, "producer not replaced; next message retries"),
+        current.producer.clone()
+    }
+}
+
+impl Current {
+    fn new(config: &ClientConfig, brokers: &Brokers) -> Result<Self, StartError> {
+        let log = ClientLog::new(brokers);
+        let connected = log.connected().clone();
+        Ok(Self { producer: FutureProducer::from_config_and_context(config, log)?, connected })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn producer_without_a_broker_is_replaced() {
+        let brokers = Brokers { replace_after: Duration::from_millis(300), ..Brokers::new("127.0.0.1:9", "test") };
+        let producer = Producer::new(brokers.producer(Duration::from_millis(100)), &brokers).unwrap();
+        let client = || producer.current().client().native_ptr() as usize;
+        let first = client();
+        assert_eq!(client(), first);
+        let lost = producer.lock().connected.clone();
+        while lost.lost_for() < brokers.replace_after {
+            tokio::task::yield_now().await;
         }
+        assert_ne!(client(), first);
     }
 }

@@ -1,17 +1,14 @@
 //! The W3C trace context in a message's headers.
 
-use rdkafka::{
-    Message as _,
-    message::{Headers as _, OwnedMessage},
-};
+use super::headers::Headers;
 
 /// The header's name.
 pub(crate) const HEADER: &str = "traceparent";
 
-/// Answers a message's trace context, if it has a valid one.
-pub(crate) fn of(message: &OwnedMessage) -> Option<&str> {
-    let header = message.headers()?.iter().filter(|header| header.key.eq_ignore_ascii_case(HEADER)).last()?;
-    valid(header.value?)
+/// Answers the trace context in headers, if there is a valid one.
+pub(crate) fn of(headers: &Headers) -> Option<&str> {
+    let (_, value) = headers.read.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(HEADER))?;
+    valid(value.as_deref()?)
 }
 
 /// Answers a header's value as text if it is a valid trace context: `version-trace-parent-flags` in lower-case hexadecimal digits, with

@@ -28,7 +28,7 @@ impl TranslatorSettings {
 
 impl TranslatorSettings {
     pub(crate) fn consumer(&self) -> ClientConfig {
-        let mut config = self.brokers.client();
+        let mut config = self.brokers.consumer();
         config
             .set("group.id", &self.group)
             // Eager: a rebalance revokes every partition and assigns them again, so a partition comes and goes in one way only.
@@ -44,8 +44,6 @@ impl TranslatorSettings {
             // A broker answers as soon as it has a message. This bounds how long a new partition waits for an idle fetch.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "200")
-            // What librdkafka may fetch ahead of a partition, in KiB.
-            .set("queued.max.messages.kbytes", "4096")
             .set("statistics.interval.ms", "1000");
         config
     }
@@ -53,7 +51,10 @@ impl TranslatorSettings {
     pub(crate) fn dead_letters(&self) -> ClientConfig {
         let mut config = self.brokers.producer(Duration::from_secs(5));
         // A message that arrived compressed may be too large for its topic without compression.
-        config.set("compression.type", "gzip");
+        config
+            .set("compression.type", "gzip")
+            // The topic's limit is on batches. A message that fits must not be refused because of those beside it.
+            .set("batch.num.messages", "1");
         config
     }
 }

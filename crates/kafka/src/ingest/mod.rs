@@ -2,20 +2,24 @@
 //!
 //! One consumer reads all topics of the process ([`input`]). The messages of a partition queue while a batch of the partition is being
 //! written ([`partition`]). Each batch is one call to the log. It appends the events and moves the partition's stored offset, if that is
-//! the offset that this consumer expects. Otherwise it does neither ([`output`]). Partitions do not wait for each other ([`run`]).
+//! the offset that this consumer expects. Otherwise it does neither ([`output`]). Partitions do not wait for each other ([`run`]). What no event announces is found
+//! every few seconds ([`survey`]).
 
+mod blocked;
 pub(crate) mod config;
 pub mod dead_letter;
 pub(crate) mod error;
+mod first;
 mod input;
 pub(crate) mod lag;
 pub(crate) mod message;
 mod metrics;
-mod out_of_range;
 mod output;
 mod partition;
+mod received;
 mod run;
 mod source;
 mod status;
+mod survey;
 pub(crate) mod translation;
 pub(crate) mod translator;

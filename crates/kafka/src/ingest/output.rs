@@ -2,10 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use event_store::{Backoff, EventStore, LogEvent, Metadata, SourcePartition, StoreError, Translated};
+use event_store::{Backoff, EventStore, LogEvent, Metadata, NextOffset, SourceMessage, SourcePartition, StoreError, Translated};
 use futures::future::join_all;
 use opentelemetry::KeyValue;
-use rdkafka::{Message as _, message::OwnedMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -13,12 +12,14 @@ use super::{
     error::InvalidMessage,
     message::Message,
     metrics::METRICS,
+    received::Received,
     source::Source,
     status::Status,
     translation::Translate,
 };
 use crate::client::{
     error::{SendError, causes},
+    headers::Unread,
     traceparent,
 };
 
@@ -44,15 +45,15 @@ pub(crate) struct Worker<E> {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The events are in the log, the dead letters are written, and this is the stored offset.
-    Translated { to: i64 },
-    /// Another translator moved the stored offset, to this.
+    Translated { to: i64, last: Option<SourceMessage> },
+    /// Another translator or an operator moved the stored offset, to this.
     Moved { stored: Option<i64> },
     /// The consumer lost the partition, or the process stops. Nothing was written.
     Stopped,
 }
 
 struct Item<E> {
-    message: OwnedMessage,
+    message: Received,
     translated: Result<(E, Metadata), InvalidMessage>,
     /// Whether its dead letter is written.
     is_written: bool,
@@ -62,6 +63,15 @@ enum Failure {
     Store(StoreError),
     Timeout,
     DeadLetter(SendError),
+}
+
+/// What lies ahead of a partition that has no next message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Gap {
+    /// Nothing but what is no message, such as the ends of transactions.
+    Empty,
+    /// Messages that cannot be decompressed, and why.
+    Unreadable(String),
 }
 
 enum Attempted {
@@ -81,13 +91,7 @@ impl<E> Worker<E> {
 
 impl<E: LogEvent> Worker<E> {
     /// Translates a batch of at least one message. It retries until the batch is written or `stop`.
-    pub(crate) async fn translate(
-        &self,
-        source: &Source,
-        from: Option<i64>,
-        batch: Vec<OwnedMessage>,
-        stop: &CancellationToken,
-    ) -> Outcome {
+    pub(crate) async fn translate(&self, source: &Source, from: Option<i64>, batch: Vec<Received>, stop: &CancellationToken) -> Outcome {
         let mut items: Vec<_> = batch.into_iter().map(|message| self.item(message)).collect();
         let outcome = match self.write(source, from, &mut items, stop).await {
             Attempted::Done(outcome) => outcome,
@@ -109,7 +113,7 @@ impl<E: LogEvent> Worker<E> {
         for item in items.iter_mut() {
             loop {
                 match self.write(source, from, std::slice::from_mut(item), stop).await {
-                    Attempted::Done(Outcome::Translated { to }) => {
+                    Attempted::Done(Outcome::Translated { to, .. }) => {
                         from = Some(to);
                         break;
                     }
@@ -118,20 +122,72 @@ impl<E: LogEvent> Worker<E> {
                 }
             }
         }
-        from.map_or(Outcome::Stopped, |to| Outcome::Translated { to })
+        from.map_or(Outcome::Stopped, |to| Outcome::Translated { to, last: items.last().map(|item| item.message.recognised()) })
+    }
+
+    /// Moves the stored offset over a gap, which becomes a stub if messages are lost in it. It retries until that is written or `stop`.
+    pub(crate) async fn skip(&self, source: &Source, from: Option<i64>, at: i64, to: i64, gap: &Gap, stop: &CancellationToken) -> Outcome {
+        let (mut backoff, mut outcome_unknown, mut is_buried) = (Backoff::new(FIRST_DELAY, LONGEST_DELAY), false, *gap == Gap::Empty);
+        loop {
+            let failure = match self.bury_gap(source, from, at, to, gap, &mut is_buried).await {
+                Ok(None) => match self.append(source, from, to.into(), &[]).await {
+                    Ok(Translated::Appended { .. }) => return Outcome::Translated { to, last: None },
+                    Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to) => {
+                        return Outcome::Translated { to, last: None };
+                    }
+                    Ok(Translated::Moved { stored }) => return Outcome::Moved { stored },
+                    Err(failure) => failure,
+                },
+                Ok(Some(moved)) => return moved,
+                Err(failure) => failure,
+            };
+            outcome_unknown |= !matches!(failure, Failure::DeadLetter(_));
+            self.report(source, &failure);
+            tokio::select! {
+                () = stop.cancelled() => return Outcome::Stopped,
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
+    async fn bury_gap(
+        &self,
+        source: &Source,
+        from: Option<i64>,
+        at: i64,
+        to: i64,
+        gap: &Gap,
+        is_buried: &mut bool,
+    ) -> Result<Option<Outcome>, Failure> {
+        let (Gap::Unreadable(why), false) = (gap, *is_buried) else { return Ok(None) };
+        if let Some(moved) = self.moved(source, from).await? {
+            return Ok(Some(moved));
+        }
+        let reason = format!("the messages from offset {at} to {} cannot be decompressed", to - 1);
+        self.dead_letters.write_stub(source, at, &reason, why, None).await.map_err(Failure::DeadLetter)?;
+        METRICS.dead_letters.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
+        *is_buried = true;
+        Ok(None)
+    }
+
+    /// Answers the outcome of a batch whose stored offset is not the expected one.
+    async fn moved(&self, source: &Source, from: Option<i64>) -> Result<Option<Outcome>, Failure> {
+        let stored = self.store.stored_offsets(&self.group, &source.topic).await.map_err(Failure::Store)?;
+        let stored = stored.get(&source.partition).map(|stored| stored.offset);
+        Ok((stored != from).then_some(Outcome::Moved { stored }))
     }
 
     /// Writes messages, and retries while the log or the broker is away.
     async fn write(&self, source: &Source, from: Option<i64>, items: &mut [Item<E>], stop: &CancellationToken) -> Attempted {
-        let Some(to) = items.last().map(|item| item.message.offset() + 1) else { return Attempted::Done(Outcome::Stopped) };
+        let Some(last) = items.last().map(|item| item.message.recognised()) else { return Attempted::Done(Outcome::Stopped) };
+        let to = NextOffset { offset: last.offset + 1, last: Some(last) };
+        let translated = || Attempted::Done(Outcome::Translated { to: to.offset, last: to.last.clone() });
         let (mut backoff, mut outcome_unknown) = (Backoff::new(FIRST_DELAY, LONGEST_DELAY), false);
         loop {
-            let failure = match self.attempt(source, from, to, items).await {
-                Ok(Translated::Appended { .. }) => return Attempted::Done(Outcome::Translated { to }),
+            let failure = match self.attempt(source, from, &to, items).await {
+                Ok(Translated::Appended { .. }) => return translated(),
                 // An earlier attempt wrote the batch, and its answer was lost.
-                Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to) => {
-                    return Attempted::Done(Outcome::Translated { to });
-                }
+                Ok(Translated::Moved { stored }) if outcome_unknown && stored == Some(to.offset) => return translated(),
                 Ok(Translated::Moved { stored }) => return Attempted::Done(Outcome::Moved { stored }),
                 Err(Failure::Store(error @ (StoreError::Rejected(_) | StoreError::Encode(_))))
                     if items.iter().any(|item| item.translated.is_ok()) =>
@@ -149,12 +205,22 @@ impl<E: LogEvent> Worker<E> {
         }
     }
 
-    async fn attempt(&self, source: &Source, from: Option<i64>, to: i64, items: &mut [Item<E>]) -> Result<Translated, Failure> {
-        // Dead letters first: after the offset has moved, no translator would write them.
+    async fn attempt(&self, source: &Source, from: Option<i64>, to: &NextOffset, items: &mut [Item<E>]) -> Result<Translated, Failure> {
+        // Dead letters first: after the offset has moved, no translator would write them. But not those of a batch that is no longer this
+        // translator's: an operator may have set another offset, also while the dead letters could not be written.
+        if items.iter().any(|item| item.translated.is_err() && !item.is_written)
+            && let Some(Outcome::Moved { stored }) = self.moved(source, from).await?
+        {
+            return Ok(Translated::Moved { stored });
+        }
         self.write_dead_letters(items).await.map_err(Failure::DeadLetter)?;
         let events: Vec<_> = items.iter().filter_map(|item| item.translated.clone().ok()).collect();
+        self.append(source, from, to.clone(), &events).await
+    }
+
+    async fn append(&self, source: &Source, from: Option<i64>, to: NextOffset, events: &[(E, Metadata)]) -> Result<Translated, Failure> {
         let partition = SourcePartition { consumer: &self.group, topic: &source.topic, partition: source.partition };
-        match tokio::time::timeout(CALL_TIMEOUT, self.store.append_from(partition, from, to, &events)).await {
+        match tokio::time::timeout(CALL_TIMEOUT, self.store.append_from(partition, from, to, events)).await {
             Ok(answer) => answer.map_err(Failure::Store),
             Err(_) => Err(Failure::Timeout),
         }
@@ -176,7 +242,8 @@ impl<E: LogEvent> Worker<E> {
     async fn write_dead_letter(&self, Item { message, translated, is_written }: &Item<E>) -> Result<(), SendError> {
         let (Err(InvalidMessage(reason)), false) = (translated, is_written) else { return Ok(()) };
         self.dead_letters.write(message, reason).await?;
-        tracing::warn!(topic = message.topic(), partition = message.partition(), offset = message.offset(), reason, "dead letter");
+        let Received { source, offset, .. } = message;
+        tracing::warn!(topic = &*source.topic, partition = source.partition, offset, reason, "dead letter");
         Ok(())
     }
 
@@ -193,26 +260,33 @@ impl<E: LogEvent> Worker<E> {
         }
     }
 
-    fn item(&self, message: OwnedMessage) -> Item<E> {
+    fn item(&self, message: Received) -> Item<E> {
         let translated = self.event(&message).map(|event| (event, metadata(&message)));
         Item { message, translated, is_written: false }
     }
 
-    fn event(&self, message: &OwnedMessage) -> Result<E, InvalidMessage> {
-        let value = message.payload().filter(|value| !value.is_empty()).ok_or_else(|| InvalidMessage("the value is empty".into()))?;
-        if value.len() > self.max_value_bytes {
-            return Err(InvalidMessage(format!("the value has {} bytes; the maximum is {}", value.len(), self.max_value_bytes)));
+    fn event(&self, message: &Received) -> Result<E, InvalidMessage> {
+        if message.value_bytes > self.max_value_bytes {
+            return Err(InvalidMessage(format!("the value has {} bytes; the maximum is {}", message.value_bytes, self.max_value_bytes)));
         }
-        let translate = self.translations.get(message.topic()).ok_or_else(|| InvalidMessage("no translation for this topic".into()))?;
-        translate(&Message { topic: message.topic(), partition: message.partition(), offset: message.offset(), key: message.key(), value })
+        match message.headers.unread {
+            Some(Unread::NameIsNotUtf8) => return Err(InvalidMessage("the name of a header is not UTF-8".into())),
+            Some(Unread::TooLarge) => return Err(InvalidMessage("the key and the headers are too large".into())),
+            None => {}
+        }
+        let value =
+            message.value.as_deref().filter(|value| !value.is_empty()).ok_or_else(|| InvalidMessage("the value is empty".into()))?;
+        let Source { topic, partition } = &message.source;
+        let translate = self.translations.get(&**topic).ok_or_else(|| InvalidMessage("no translation for this topic".into()))?;
+        translate(&Message { topic, partition: *partition, offset: message.offset, key: message.key.as_deref(), value })
     }
 }
 
 /// Answers the trace of the message's sender, or of this batch, and the message as the cause.
-fn metadata(message: &OwnedMessage) -> Metadata {
+fn metadata(message: &Received) -> Metadata {
     Metadata {
-        traceparent: traceparent::of(message).map(str::to_owned).or_else(event_store::trace::current_traceparent),
-        causation_id: Some(format!("{}/{}/{}", message.topic(), message.partition(), message.offset())),
+        traceparent: traceparent::of(&message.headers).map(str::to_owned).or_else(event_store::trace::current_traceparent),
+        causation_id: Some(format!("{}/{}", message.source, message.offset)),
         ..Metadata::default()
     }
 }

@@ -6,36 +6,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_store::{Backoff, LogEvent, StoreError, trace};
+use event_store::{Backoff, LogEvent, NextOffset, trace};
 use futures::StreamExt;
 use opentelemetry::KeyValue;
 use rdkafka::{
-    Message as _, TopicPartitionList,
+    TopicPartitionList,
     config::FromClientConfigAndContext,
     consumer::{Consumer as _, StreamConsumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{BorrowedMessage, OwnedMessage},
+    message::BorrowedMessage,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
+    blocked::Blocked,
     config::TranslatorSettings,
     error::TranslatorError,
     input::{Group, Rebalance},
     metrics::METRICS,
-    out_of_range::OutOfRange,
-    output::{Outcome, Worker},
-    partition::Partition,
+    output::{Gap, Outcome, Worker},
+    partition::{Partition, share},
+    received::Received,
     source::Source,
+    survey::{self, Compared, Surveyed},
 };
-use crate::client::{error::causes, inspect::topic_exists, traceparent};
+use crate::client::{
+    error::causes,
+    inspect::{Inspector, topic_exists},
+    traceparent,
+};
 
 /// How often the loop checks what no event announces.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a blocked partition is inspected.
-const INSPECT_INTERVAL: Duration = Duration::from_secs(3);
+/// How often the partitions are surveyed.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a survey compares the messages that were read last.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a question to the broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long leaving the group may take.
@@ -44,22 +52,39 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn run<E: LogEvent>(
     settings: &TranslatorSettings,
     worker: Arc<Worker<E>>,
+    inspector: Inspector,
     shutdown: CancellationToken,
 ) -> Result<(), TranslatorError> {
-    let (sender, mut rebalances) = mpsc::unbounded_channel();
-    let group = Group { rebalances: sender, status: worker.status.clone() };
-    let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
     let topics: Vec<_> = worker.translations.keys().map(String::as_str).collect();
-    consumer.subscribe(&topics).map_err(TranslatorError::Consumer)?;
     tracing::info!(group = settings.group, ?topics, "translator started");
+    loop {
+        let (sender, mut rebalances) = mpsc::unbounded_channel();
+        let group = Group { rebalances: sender, status: worker.status.clone() };
+        worker.status.created();
+        let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
+        consumer.subscribe(&topics).map_err(TranslatorError::Consumer)?;
 
-    let consumer = Arc::new(consumer);
-    let mut running = Running::new(consumer.clone(), worker);
-    let outcome = running.until(&shutdown, &consumer, &mut rebalances).await;
-    running.finish().await;
-    drop(running);
-    leave(consumer).await;
-    outcome
+        let consumer = Arc::new(consumer);
+        let mut running = Running::new(consumer.clone(), worker.clone(), inspector.clone(), settings.brokers.replace_after);
+        let outcome = running.until(&shutdown, &consumer, &mut rebalances).await;
+        running.finish().await;
+        drop(running);
+        leave(consumer).await;
+        match outcome? {
+            Ended::Shutdown => return Ok(()),
+            Ended::NoBroker => {
+                tracing::warn!(seconds = settings.brokers.replace_after.as_secs(), "no broker for too long; consumer replaced")
+            }
+        }
+    }
+}
+
+/// Why a consumer is no longer used.
+#[derive(Debug)]
+enum Ended {
+    Shutdown,
+    /// It has had no broker for too long. A new one may find one.
+    NoBroker,
 }
 
 type Consumer = StreamConsumer<Group>;
@@ -76,16 +101,16 @@ async fn leave(consumer: Arc<Consumer>) {
 enum Done {
     Offsets {
         assignment: u64,
-        offsets: HashMap<Source, i64>,
+        offsets: HashMap<Source, NextOffset>,
     },
     Batch {
         assignment: u64,
         source: Source,
         outcome: Outcome,
     },
-    Inspected {
+    Surveyed {
         assignment: u64,
-        inspected: Vec<Inspected>,
+        surveyed: Vec<Surveyed>,
         because_of_error: bool,
     },
     MissingTopics(KafkaResult<Vec<String>>),
@@ -93,19 +118,11 @@ enum Done {
     Stopped,
 }
 
-/// The ends of a partition and its stored offset.
-struct Inspected {
-    source: Source,
-    /// The next offset to read when the inspection started.
-    next: Option<i64>,
-    stored: Option<i64>,
-    low: i64,
-    high: i64,
-}
-
 struct Running<E> {
     consumer: Arc<Consumer>,
     worker: Arc<Worker<E>>,
+    inspector: Inspector,
+    replace_after: Duration,
     /// The number of the group's decisions so far. It tells results that are too late.
     assignment: u64,
     /// Stops the tasks of this assignment.
@@ -117,20 +134,25 @@ struct Running<E> {
     tasks: JoinSet<Done>,
     /// Whether the consumer must read from other offsets.
     reassign: bool,
-    inspecting: bool,
-    /// Whether the consumer reported an offset out of range, without naming the partition.
-    inspect: bool,
-    last_inspected: Option<Instant>,
+    surveying: bool,
+    /// Whether the consumer reported an error of a partition, without naming the partition.
+    failed: bool,
+    /// Whether the consumer reported messages that it cannot read, without naming the partition.
+    unreadable: bool,
+    last_surveyed: Instant,
+    last_compared: Option<Instant>,
     asking_for_topics: bool,
     topics_complete: bool,
     last_error: Option<(KafkaError, Instant)>,
 }
 
 impl<E: LogEvent> Running<E> {
-    fn new(consumer: Arc<Consumer>, worker: Arc<Worker<E>>) -> Self {
+    fn new(consumer: Arc<Consumer>, worker: Arc<Worker<E>>, inspector: Inspector, replace_after: Duration) -> Self {
         Self {
             consumer,
             worker,
+            inspector,
+            replace_after,
             assignment: 0,
             revoked: CancellationToken::new(),
             awaiting_offsets: None,
@@ -138,9 +160,11 @@ impl<E: LogEvent> Running<E> {
             batches: 0,
             tasks: JoinSet::new(),
             reassign: false,
-            inspecting: false,
-            inspect: false,
-            last_inspected: None,
+            surveying: false,
+            failed: false,
+            unreadable: false,
+            last_surveyed: Instant::now(),
+            last_compared: None,
             asking_for_topics: false,
             topics_complete: false,
             last_error: None,
@@ -152,7 +176,7 @@ impl<E: LogEvent> Running<E> {
         shutdown: &CancellationToken,
         consumer: &Consumer,
         rebalances: &mut mpsc::UnboundedReceiver<Rebalance>,
-    ) -> Result<(), TranslatorError> {
+    ) -> Result<Ended, TranslatorError> {
         let mut messages = consumer.stream();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -160,10 +184,15 @@ impl<E: LogEvent> Running<E> {
             // In this order: an assignment comes before the messages of its partitions.
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                 Some(rebalance) = rebalances.recv() => self.rebalanced(rebalance),
                 Some(done) = self.tasks.join_next() => self.done(done?),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => {
+                    if self.worker.status.lost_for() >= self.replace_after {
+                        return Ok(Ended::NoBroker);
+                    }
+                    self.tick();
+                }
                 Some(message) = messages.next() => self.read(message)?,
             }
         }
@@ -178,7 +207,7 @@ impl<E: LogEvent> Running<E> {
             match done {
                 Ok(Done::Batch { source, outcome, .. }) => {
                     self.batches -= 1;
-                    if let Outcome::Translated { to } = outcome {
+                    if let Outcome::Translated { to, .. } = outcome {
                         self.commit(&source, to);
                     }
                 }
@@ -196,7 +225,7 @@ impl<E: LogEvent> Running<E> {
         // librdkafka keeps a pause beyond the assignment: the partition would return paused.
         self.resume(self.partitions.iter().filter(|(_, partition)| partition.is_paused).map(|(source, _)| source));
         self.partitions.clear();
-        (self.reassign, self.inspect, self.inspecting) = (false, false, false);
+        (self.reassign, self.failed, self.surveying) = (false, false, false);
         self.awaiting_offsets = match rebalance {
             Rebalance::Assigned(sources) => Some(sources),
             Rebalance::Revoked => {
@@ -218,7 +247,7 @@ impl<E: LogEvent> Running<E> {
             let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
             let mut is_first = true;
             loop {
-                match stored_offsets(&worker).await {
+                match survey::stored_offsets(&worker).await {
                     Ok(offsets) => return Done::Offsets { assignment, offsets },
                     Err(error) if std::mem::take(&mut is_first) => {
                         tracing::warn!(error = causes(&error), "stored offsets not read; retrying");
@@ -243,30 +272,34 @@ impl<E: LogEvent> Running<E> {
                 self.load_offsets();
             }
             Done::Offsets { assignment, offsets } if assignment == self.assignment => self.start(&offsets),
-            Done::Inspected { assignment, inspected, because_of_error } if assignment == self.assignment => {
-                self.inspected(inspected, because_of_error);
+            Done::Surveyed { assignment, surveyed, because_of_error } if assignment == self.assignment => {
+                self.surveyed(surveyed, because_of_error);
             }
             Done::MissingTopics(missing) => self.topics_known(missing),
-            Done::Offsets { .. } | Done::Inspected { .. } | Done::Stopped => {}
+            Done::Offsets { .. } | Done::Surveyed { .. } | Done::Stopped => {}
         }
     }
 
-    fn start(&mut self, offsets: &HashMap<Source, i64>) {
+    fn start(&mut self, offsets: &HashMap<Source, NextOffset>) {
         let Some(sources) = self.awaiting_offsets.take() else { return };
         tracing::info!(partitions = sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), "partitions assigned");
-        self.partitions = sources.into_iter().map(|source| (source.clone(), Partition::new(offsets.get(&source).copied()))).collect();
+        let share = share(sources.len());
+        let partition = |source: Source| (source.clone(), Partition::new(offsets.get(&source).cloned(), share));
+        self.partitions = sources.into_iter().map(partition).collect();
         self.worker.status.assigned(self.partitions.iter().map(|(source, partition)| (source.clone(), partition.stored())));
         self.assign();
+        // The partitions that were read before are not read until it is known that their topics are the same.
+        self.survey();
     }
 
-    /// Assigns every partition that is not blocked, with its next offset.
+    /// Assigns every partition that may be read, with its next offset.
     fn assign(&mut self) {
         self.reassign = false;
         let (mut list, mut paused) = (TopicPartitionList::new(), vec![]);
-        for (source, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.blocked.is_none()) {
+        for (source, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.may_be_read()) {
             if partition.next_to_read().is_some_and(|offset| offset < 0) {
                 // Kafka has no such offset, and librdkafka gives negative ones a meaning of its own.
-                self.inspect = true;
+                self.failed = true;
                 continue;
             }
             // It refuses invalid offsets only, and this one is valid.
@@ -285,8 +318,7 @@ impl<E: LogEvent> Running<E> {
     fn read(&mut self, message: KafkaResult<BorrowedMessage<'_>>) -> Result<(), TranslatorError> {
         match message {
             Ok(message) => {
-                let source = Source::new(message.topic(), message.partition());
-                self.take(&source, message.detach());
+                self.take(Received::of(&message));
                 Ok(())
             }
             Err(error @ KafkaError::MessageConsumptionFatal(_)) => Err(TranslatorError::Consumer(error)),
@@ -297,16 +329,17 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    fn take(&mut self, source: &Source, message: OwnedMessage) {
-        let Some(partition) = self.partitions.get_mut(source) else { return };
+    fn take(&mut self, message: Received) {
+        let source = message.source.clone();
+        let Some(partition) = self.partitions.get_mut(&source) else { return };
         partition.take(message);
         if partition.wants_pause() {
             partition.is_paused = true;
-            if let Err(error) = self.consumer.pause(&list([source])) {
+            if let Err(error) = self.consumer.pause(&list([&source])) {
                 tracing::debug!(%source, %error, "not paused");
             }
         }
-        self.dispatch(source);
+        self.dispatch(&source);
     }
 
     /// Starts writing the partition's next batch, unless one is being written.
@@ -326,7 +359,7 @@ impl<E: LogEvent> Running<E> {
             partition = source.partition,
             messages = batch.len()
         );
-        trace::follow(&span, batch.iter().map(traceparent::of));
+        trace::follow(&span, batch.iter().map(|message| traceparent::of(&message.headers)));
         self.tasks.spawn(
             async move {
                 let outcome = worker.translate(&source, from, batch, &revoked).await;
@@ -339,17 +372,20 @@ impl<E: LogEvent> Running<E> {
     fn batch_done(&mut self, source: &Source, outcome: Outcome) {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         match outcome {
-            Outcome::Translated { to } => {
-                partition.written(to);
+            Outcome::Translated { to, last } => {
+                partition.written(to, last);
+                // After messages that it cannot read, the consumer goes on when it is assigned again.
+                self.reassign |= std::mem::take(&mut partition.is_stuck);
                 self.worker.status.translated_to(source, Some(to));
                 self.commit(source, to);
                 self.dispatch(source);
                 self.resume_where_wanted(source);
+                self.reassign_unless_awaiting();
             }
             Outcome::Moved { stored } => {
                 METRICS.offset_conflicts.add(1, &[KeyValue::new("topic", source.topic.to_string())]);
-                tracing::warn!(%source, expected = partition.stored(), stored, "stored offset moved by another translator");
-                partition.rewind(stored);
+                tracing::warn!(%source, expected = partition.stored(), stored, "stored offset moved by another translator or an operator");
+                partition.rewind(stored.map(NextOffset::from));
                 self.worker.status.translated_to(source, stored);
                 self.reassign = true;
                 self.reassign_unless_awaiting();
@@ -394,8 +430,12 @@ impl<E: LogEvent> Running<E> {
         let code = error.rdkafka_error_code();
         match code {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::LogTruncation) => {
-                self.inspect = true;
-                self.inspect_when_wanted();
+                self.failed = true;
+                self.survey_when_wanted();
+            }
+            Some(RDKafkaErrorCode::BadCompression) => {
+                self.unreadable = true;
+                self.survey_when_wanted();
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.topics_complete = false;
@@ -415,65 +455,128 @@ impl<E: LogEvent> Running<E> {
 
     fn tick(&mut self) {
         self.reassign_unless_awaiting();
-        self.inspect_when_wanted();
+        self.survey_when_wanted();
         self.ask_for_topics();
     }
 
-    fn inspect_when_wanted(&mut self) {
-        let since = self.last_inspected.map_or(Duration::MAX, |last| last.elapsed());
-        let is_blocked = self.partitions.values().any(|partition| partition.blocked.is_some());
+    fn survey_when_wanted(&mut self) {
+        let since = self.last_surveyed.elapsed();
         // The consumer reports each partition separately, but does not name it.
-        let wanted = (self.inspect && since >= TICK) || (is_blocked && since >= INSPECT_INTERVAL);
-        if !wanted || self.inspecting || self.awaiting_offsets.is_some() || self.partitions.is_empty() {
+        if since >= SURVEY_INTERVAL || ((self.failed || self.unreadable) && since >= TICK) {
+            self.survey();
+        }
+    }
+
+    /// Compares what this process knows of its partitions with the log and the brokers.
+    fn survey(&mut self) {
+        if self.surveying || self.awaiting_offsets.is_some() || self.partitions.is_empty() {
             return;
         }
-        let because_of_error = std::mem::take(&mut self.inspect);
-        (self.inspecting, self.last_inspected) = (true, Some(Instant::now()));
-        let reading: Vec<_> = self.partitions.iter().map(|(source, partition)| (source.clone(), partition.next_to_read())).collect();
-        let (worker, consumer, assignment, revoked) = (self.worker.clone(), self.consumer.clone(), self.assignment, self.revoked.clone());
+        (self.surveying, self.last_surveyed) = (true, Instant::now());
+        let (because_of_error, compare) =
+            (std::mem::take(&mut self.failed), self.last_compared.is_none_or(|last| last.elapsed() >= COMPARE_INTERVAL));
+        if compare {
+            self.last_compared = Some(Instant::now());
+        }
+        let (unreadable, ends) = (std::mem::take(&mut self.unreadable), self.worker.status.known_ends());
+        let question = |(source, partition): (&Source, &mut Partition)| {
+            let next = partition.next_to_read();
+            let is_behind = ends.get(source).is_some_and(|(first, end)| next.unwrap_or(*first) < *end);
+            // Twice at the same offset, although there is something behind it.
+            let is_resting =
+                partition.is_idle() && !partition.is_paused && is_behind && std::mem::replace(&mut partition.rested_at, next) == next;
+            let may_be_stuck = unreadable && partition.is_idle() && is_behind;
+            survey::Question {
+                source: source.clone(),
+                next,
+                stored: partition.stored(),
+                anchor: partition.anchor().filter(|_| partition.blocked.is_none() && (compare || !partition.is_compared())).cloned(),
+                last: partition.last().cloned(),
+                wants_ends: because_of_error || partition.blocked.is_some(),
+                wants_gap: (is_resting || may_be_stuck) && partition.may_be_read(),
+            }
+        };
+        let questions: Vec<_> = self.partitions.iter_mut().map(question).collect();
+        let (worker, inspector, assignment) = (self.worker.clone(), self.inspector.clone(), self.assignment);
         self.tasks.spawn(async move {
-            let inspected = match stored_offsets(&worker).await {
-                Ok(stored) => tokio::task::spawn_blocking(move || inspect(&consumer, reading, &stored, &revoked)).await.unwrap_or_default(),
-                Err(_) => vec![],
-            };
-            Done::Inspected { assignment, inspected, because_of_error }
+            let surveyed = survey::survey(&worker, &inspector, questions).await;
+            Done::Surveyed { assignment, surveyed, because_of_error }
         });
     }
 
-    fn inspected(&mut self, inspected: Vec<Inspected>, because_of_error: bool) {
-        self.inspecting = false;
-        // The broker or the log did not answer: inspect again soon.
-        self.inspect |= because_of_error && inspected.len() < self.partitions.len();
+    fn surveyed(&mut self, surveyed: Vec<Surveyed>, because_of_error: bool) {
+        self.surveying = false;
+        // The broker or the log did not answer: survey again soon.
+        self.failed |= because_of_error && surveyed.iter().filter(|one| one.ends.is_some()).count() < self.partitions.len();
         // After an error, librdkafka reads no more of a partition until it is assigned again.
         self.reassign |= because_of_error;
-        for Inspected { source, next, stored, low, high } in inspected {
+        for Surveyed { question, stored, ends, compared, gap } in surveyed {
+            let survey::Question { source, next, stored: stored_before, anchor, last, .. } = question;
             let Some(partition) = self.partitions.get_mut(&source) else { continue };
-            let was_blocked = partition.blocked.is_some();
-            if !was_blocked && partition.next_to_read() != next {
-                // It was read meanwhile.
+            let found = ends.and_then(|(low, high)| Blocked::out_of_range(stored.as_ref().map(|stored| stored.offset), low, high));
+            if let Some(blocked) = &partition.blocked {
+                let is_mended = match blocked {
+                    Blocked::OutOfRange { .. } => ends.is_some() && found.is_none(),
+                    // An operator sets an offset, and with it forgets the message before.
+                    Blocked::Replaced { .. } => {
+                        stored.as_ref().and_then(|stored| stored.last.as_ref()) != partition.last() && found.is_none()
+                    }
+                };
+                if is_mended && partition.is_idle() {
+                    tracing::info!(%source, offset = stored.as_ref().map(|stored| stored.offset), "partition resumed");
+                    partition.blocked = None;
+                    self.worker.status.block(&source, None);
+                    self.rewind(&source, stored);
+                }
                 continue;
             }
-            // An operator may have changed the stored offset of a blocked partition.
-            let next = if was_blocked && partition.is_idle() { stored } else { next };
-            let found = OutOfRange::found(next, low, high);
-            match &found {
-                Some(found) if !was_blocked => {
-                    let why = found.message(&self.worker.group, &source);
-                    tracing::error!(%source, why, "partition blocked");
-                    self.worker.status.block(&source, Some(why));
+            // After an operator has set another offset, the comparison is of no use.
+            match compared.filter(|_| partition.anchor() == anchor.as_ref()) {
+                Some(Compared::Replaced { at }) => {
+                    self.block(&source, Blocked::Replaced { at });
+                    continue;
                 }
-                None if was_blocked => {
-                    tracing::info!(%source, offset = next, "partition resumed");
-                    partition.rewind(next);
-                    self.worker.status.block(&source, None);
-                    self.worker.status.translated_to(&source, next);
-                }
-                _ => {}
+                Some(Compared::Same) => self.reassign |= partition.compared(last),
+                None => {}
             }
-            self.reassign |= found.is_some() != was_blocked;
-            partition.blocked = found;
+            // The partition was read or written meanwhile.
+            if !partition.is_idle() || partition.next_to_read() != next || partition.stored() != stored_before {
+                continue;
+            }
+            if let Some(found) = found.filter(|_| because_of_error) {
+                self.block(&source, found);
+            } else if stored.as_ref().map(|stored| stored.offset) != stored_before {
+                tracing::info!(%source, before = stored_before, offset = stored.as_ref().map(|stored| stored.offset), "stored offset was set");
+                self.rewind(&source, stored);
+            } else if let Some((to, gap)) = gap {
+                partition.is_writing = true;
+                self.batches += 1;
+                let at = next.unwrap_or(to);
+                let (worker, assignment, revoked) = (self.worker.clone(), self.assignment, self.revoked.clone());
+                partition.is_stuck = gap != Gap::Empty;
+                self.tasks.spawn(async move {
+                    let outcome = worker.skip(&source, stored_before, at, to, &gap, &revoked).await;
+                    Done::Batch { assignment, source, outcome }
+                });
+            }
         }
         self.reassign_unless_awaiting();
+    }
+
+    fn block(&mut self, source: &Source, found: Blocked) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        let why = found.message(&self.worker.group, source);
+        tracing::error!(%source, why, "partition blocked");
+        self.worker.status.block(source, Some(why));
+        partition.block(found);
+        self.reassign = true;
+    }
+
+    fn rewind(&mut self, source: &Source, stored: Option<NextOffset>) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        self.worker.status.translated_to(source, stored.as_ref().map(|stored| stored.offset));
+        partition.rewind(stored);
+        self.reassign = true;
     }
 
     fn ask_for_topics(&mut self) {
@@ -512,33 +615,4 @@ fn list<'a>(sources: impl IntoIterator<Item = &'a Source>) -> TopicPartitionList
         list.add_partition(&source.topic, source.partition);
     }
     list
-}
-
-async fn stored_offsets<E: LogEvent>(worker: &Worker<E>) -> Result<HashMap<Source, i64>, StoreError> {
-    let mut offsets = HashMap::new();
-    for topic in worker.translations.keys() {
-        let stored = worker.store.stored_offsets(&worker.group, topic).await?;
-        offsets.extend(stored.into_iter().map(|(partition, offset)| (Source::new(topic, partition), offset)));
-    }
-    Ok(offsets)
-}
-
-/// Reads the ends of the partitions that the brokers know; blocks.
-fn inspect(
-    consumer: &Consumer,
-    reading: Vec<(Source, Option<i64>)>,
-    stored: &HashMap<Source, i64>,
-    revoked: &CancellationToken,
-) -> Vec<Inspected> {
-    let mut inspected = vec![];
-    for (source, next) in reading {
-        if revoked.is_cancelled() {
-            break;
-        }
-        match consumer.fetch_watermarks(&source.topic, source.partition, ASK_TIMEOUT) {
-            Ok((low, high)) => inspected.push(Inspected { stored: stored.get(&source).copied(), source, next, low, high }),
-            Err(error) => tracing::debug!(%source, %error, "partition not inspected"),
-        }
-    }
-    inspected
 }

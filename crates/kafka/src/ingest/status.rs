@@ -3,18 +3,20 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rdkafka::error::KafkaError;
 
 use super::source::Source;
-use crate::client::brokers::Brokers;
+use crate::client::{brokers::Brokers, connected::LastConnected};
 
 /// What a translator waits for and how far it is.
 pub(crate) struct Status {
     brokers: Brokers,
     group: String,
     state: Mutex<State>,
+    last_connected: LastConnected,
 }
 
 #[derive(Default)]
@@ -40,9 +42,19 @@ struct Progress {
     blocked: Option<String>,
 }
 
+impl State {
+    fn waiting(&self) -> Vec<String> {
+        let waiting = |(source, progress): (&Source, &Progress)| {
+            let why = progress.blocked.as_ref().or(progress.failure.as_ref())?;
+            Some(format!("{source}: {why}"))
+        };
+        self.partitions.iter().filter_map(waiting).collect()
+    }
+}
+
 impl Status {
     pub(crate) fn new(brokers: &Brokers, group: &str) -> Self {
-        Self { brokers: brokers.clone(), group: group.to_owned(), state: Mutex::default() }
+        Self { brokers: brokers.clone(), group: group.to_owned(), state: Mutex::default(), last_connected: LastConnected::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -53,12 +65,23 @@ impl Status {
         let before = std::mem::replace(&mut self.state().connected, connected);
         if connected {
             self.brokers.authentication.clear();
+            self.last_connected.now();
         }
         match (before, connected) {
             (false, true) => tracing::info!(bootstrap_servers = self.brokers.bootstrap_servers, "connected to the brokers"),
             (true, false) => tracing::warn!(bootstrap_servers = self.brokers.bootstrap_servers, "disconnected from the brokers"),
             _ => {}
         }
+    }
+
+    /// A consumer was created. It has its own time to connect.
+    pub(crate) fn created(&self) {
+        self.last_connected.now();
+    }
+
+    /// Answers how long the consumer has had no broker.
+    pub(crate) fn lost_for(&self) -> Duration {
+        self.last_connected.lost_for()
     }
 
     /// Reads a line of librdkafka's log.
@@ -126,15 +149,19 @@ impl Status {
         if !state.joined {
             return Err(format!("the consumer group {}", self.group));
         }
-        let waiting: Vec<_> = state
-            .partitions
-            .iter()
-            .filter_map(|(source, progress)| {
-                let why = progress.blocked.as_ref().or(progress.failure.as_ref())?;
-                Some(format!("{source}: {why}"))
-            })
-            .collect();
-        if waiting.is_empty() { Ok(()) } else { Err(waiting.join("; ")) }
+        // One partition is an operator's matter. A process whose partitions all wait does no work.
+        let waiting = state.waiting();
+        if waiting.is_empty() || waiting.len() < state.partitions.len() { Ok(()) } else { Err(waiting.join("; ")) }
+    }
+
+    /// Answers what each partition waits for that is not being translated.
+    pub(crate) fn waiting(&self) -> Vec<String> {
+        self.state().waiting()
+    }
+
+    /// Answers the first offset of each partition and the offset after its last, as the brokers last said.
+    pub(crate) fn known_ends(&self) -> HashMap<Source, (i64, i64)> {
+        self.state().ends.clone()
     }
 
     /// Answers the lag of each partition, by topic and number.
@@ -181,9 +208,23 @@ mod tests {
         status.block(&source, Some("out of range".into()));
         assert_eq!(status.ready(), Err("counts/3: out of range".into()));
         assert_eq!(status.blocked(), [("counts".into(), 3, 1)]);
+
         status.ends([(source, (2, 12))].into());
         assert_eq!(status.lags(), [("counts".into(), 3, 3)]);
         status.revoked();
         assert_eq!(status.lags(), []);
+    }
+
+    #[test]
+    fn one_partition_does_not_decide_readiness() {
+        let (status, one) = (Status::new(&Brokers::new("broker:9092", "test"), "counters"), Source::new("counts", 1));
+        status.connected(true);
+        status.missing_topics(vec![]);
+        let two = Source::new("counts", 2);
+        status.assigned([(one.clone(), None), (two.clone(), None)]);
+        status.block(&one, Some("out of range".into()));
+        assert_eq!((status.ready(), status.waiting()), (Ok(()), vec!["counts/1: out of range".to_owned()]));
+        status.failed(&two, "the log is not reachable");
+        assert_eq!(status.ready(), Err("counts/1: out of range; counts/2: the log is not reachable".into()));
     }
 }

@@ -9,12 +9,13 @@ use super::{
     config::TranslatorSettings, dead_letter::DeadLetters, error::TranslatorError, metrics, output::Worker, run, status::Status,
     translation::Translation,
 };
-use crate::client::error::StartError;
+use crate::client::{error::StartError, inspect::Inspector};
 
 /// Translates topics into the log.
 pub struct Translator<E> {
     settings: TranslatorSettings,
     worker: Arc<Worker<E>>,
+    inspector: Inspector,
 }
 
 impl<E: LogEvent> Translator<E> {
@@ -34,7 +35,8 @@ impl<E: LogEvent> Translator<E> {
         let dead_letters = DeadLetters::new(settings.dead_letters(), &settings.brokers)?;
         let (group, max_value_bytes) = (settings.group.clone(), settings.max_value_bytes);
         let worker = Arc::new(Worker { store, dead_letters, translations, group, max_value_bytes, status });
-        Ok(Self { settings, worker })
+        let inspector = Inspector::new(&settings.brokers)?;
+        Ok(Self { settings, worker, inspector })
     }
 
     /// Answers a handle to the translator's status.
@@ -47,7 +49,7 @@ impl<E: LogEvent> Translator<E> {
     /// # Errors
     /// If the settings are refused or the consumer fails for good.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TranslatorError> {
-        run::run(&self.settings, self.worker, shutdown).await
+        run::run(&self.settings, self.worker, self.inspector, shutdown).await
     }
 }
 
@@ -56,11 +58,16 @@ impl<E: LogEvent> Translator<E> {
 pub struct TranslatorStatus(Arc<Status>);
 
 impl TranslatorStatus {
-    /// Checks that every partition of this translator is being translated.
+    /// Checks that the translator translates. A partition that waits does not decide this, unless all wait.
     ///
     /// # Errors
     /// What the translator waits for, for an operator.
     pub fn ready(&self) -> Result<(), String> {
         self.0.ready()
+    }
+
+    /// Answers what each partition waits for that is not being translated, for an operator.
+    pub fn waiting(&self) -> Vec<String> {
+        self.0.waiting()
     }
 }

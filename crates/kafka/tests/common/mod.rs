@@ -2,6 +2,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot continue fails")]
 
+pub mod raw;
+
 use std::time::Duration;
 
 use disintegrate::Event;
@@ -103,6 +105,11 @@ impl Topic {
         create_topic(&self.dead_letters_name(), 1).await;
     }
 
+    /// Creates the topic for dead letters with a setting.
+    pub async fn create_dead_letters_with(&self, setting: &str, value: &str) {
+        create_topic_with(&self.dead_letters_name(), 1, setting, value).await;
+    }
+
     pub fn dead_letters_name(&self) -> String {
         format!("{}.dead-letters", self.name)
     }
@@ -132,7 +139,11 @@ pub fn message(product: Uuid, count: i64) -> String {
 }
 
 pub async fn create_topic(name: &str, partitions: i32) {
-    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "3145728");
+    create_topic_with(name, partitions, "max.message.bytes", "3145728").await;
+}
+
+pub async fn create_topic_with(name: &str, partitions: i32, setting: &str, value: &str) {
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set(setting, value);
     let created = admin().create_topics([&topic], &AdminOptions::new()).await.expect("the broker answers");
     created.into_iter().for_each(|topic| drop(topic.expect("the topic is made")));
 }
@@ -175,7 +186,7 @@ pub struct Log {
 
 impl Log {
     pub async fn create() -> Self {
-        let database = Database::create().await;
+        let database = Database::create_for_any_event().await;
         let (pool, store) = (database.pool().await, store(&database));
         Self { database, pool, store }
     }
@@ -213,7 +224,7 @@ impl Log {
     }
 
     pub async fn stored_offset(&self, group: &str, topic: &str, partition: i32) -> Option<i64> {
-        self.store.stored_offsets(group, topic).await.expect("the log").get(&partition).copied()
+        self.store.stored_offsets(group, topic).await.expect("the log").get(&partition).map(|stored| stored.offset)
     }
 
     pub async fn until_stored(&self, group: &str, topic: &str, partition: i32, offset: i64) {
@@ -254,12 +265,13 @@ impl Running {
     }
 
     pub async fn until_ready(&self) {
-        eventually("the translator is ready", || async { self.status.ready().ok() }).await;
+        eventually("the translator is ready", || async { self.status.ready().ok().filter(|()| self.status.waiting().is_empty()) }).await;
     }
 
+    /// Waits until the translator, or one of its partitions, waits for something.
     pub async fn until_waiting_for(&self, what: &str) -> String {
-        eventually(&format!("the translator waits for {what}"), || async { self.status.ready().err().filter(|why| why.contains(what)) })
-            .await
+        let why = || self.status.ready().err().unwrap_or_else(|| self.status.waiting().join("; "));
+        eventually(&format!("the translator waits for {what}"), || async { Some(why()).filter(|why| why.contains(what)) }).await
     }
 
     /// Stops the translator and waits.
@@ -272,4 +284,16 @@ impl Running {
     pub fn kill(self) {
         self.task.abort();
     }
+}
+
+/// Sets a stored offset, as `cartctl translations seek` does.
+pub async fn seek(log: &Log, group: &str, partition: i32, offset: i64) {
+    let set = "UPDATE source_offset SET next_offset = $3, last_message = NULL WHERE consumer = $1 AND partition = $2";
+    let set = sqlx::query(set).bind(group).bind(partition).bind(offset).execute(&log.pool).await.expect("the log");
+    assert_eq!(set.rows_affected(), 1);
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{BootstrapServers, Invalid, Secret, Validate};
+use super::{BootstrapServers, Invalid, Secret, Validate, Whole};
 
 /// The brokers, the protocol and the credentials; `kafka.toml` of this crate documents them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Kafka {
     /// The brokers.
     pub kafka_bootstrap_servers: BootstrapServers,
+    /// How long a client may have no broker until it is replaced.
+    pub kafka_replace_client_seconds: Whole<5, 3_600>,
     kafka_security_protocol: Protocol,
     kafka_sasl_mechanism: Mechanism,
     kafka_sasl_username: String,
