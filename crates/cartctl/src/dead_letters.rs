@@ -1,7 +1,7 @@
 //! `cartctl dead-letters`.
 
 use clap::{Args, Subcommand};
-use operations::{DeadLetter, Letter, Operator, Place};
+use operations::{DeadLetter, Letter, NewestLetters, Operator, Place};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -12,6 +12,8 @@ use crate::{
     output::{Output, bytes, clean, hex, moment},
 };
 
+/// The number of newest messages of a topic that a list reads.
+pub(crate) const NEWEST: i64 = 10_000;
 /// The number of characters of a key or a reason in a table.
 const SHOWN: usize = 80;
 
@@ -22,9 +24,12 @@ pub(crate) enum Task {
         /// Only of this topic
         #[arg(long)]
         topic: Option<String>,
-        /// Also those that were replayed
+        /// Also those that were replayed or dismissed
         #[arg(long)]
-        replayed: bool,
+        settled: bool,
+        /// Read so many of the newest messages of each partition
+        #[arg(long, value_name = "MESSAGES", default_value_t = NEWEST, value_parser = clap::value_parser!(i64).range(1..))]
+        newest: i64,
     },
     /// Show a dead letter with its value and headers
     Show {
@@ -41,14 +46,27 @@ pub(crate) enum Task {
         #[command(flatten)]
         confirmed: Confirmed,
     },
+    /// Mark dead letters as settled, with a reason. They are not sent back
+    Dismiss {
+        #[command(flatten)]
+        which: Which,
+        /// With --all, only those of this topic
+        #[arg(long, requires = "all")]
+        topic: Option<String>,
+        /// Why they need not be translated
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        confirmed: Confirmed,
+    },
 }
 
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Which {
-    /// Their places, as `list` shows them; replayed even if they were before
+    /// Their places, as `list` shows them; also those that were replayed or dismissed before
     places: Vec<Place>,
-    /// All that were not replayed yet, in the order in which they were first read
+    /// All that were neither replayed nor dismissed, in the order in which they were first read. Reads the whole topic
     #[arg(long)]
     all: bool,
 }
@@ -63,7 +81,11 @@ struct Shown {
     key: Option<String>,
     bytes: usize,
     written_at: Option<String>,
+    /// Why the message was not kept: this is a stub.
+    stub: Option<String>,
     replayed: bool,
+    /// Why it was dismissed.
+    dismissed: Option<String>,
 }
 
 impl Shown {
@@ -76,7 +98,9 @@ impl Shown {
             key: letter.key.as_deref().map(bytes),
             bytes: letter.bytes,
             written_at: written_at.map(moment),
+            stub: letter.stub.clone(),
             replayed: letter.replayed,
+            dismissed: letter.dismissed.clone(),
         }
     }
 
@@ -89,10 +113,17 @@ impl Shown {
             self.bytes.to_string(),
             short(&self.reason),
         ];
-        if self.replayed {
-            row.push("replayed".to_owned());
-        }
+        row.push(self.state());
         row
+    }
+
+    fn state(&self) -> String {
+        match (&self.dismissed, self.replayed, &self.stub) {
+            (Some(reason), ..) => short(&format!("dismissed: {reason}")),
+            (None, true, _) => "replayed".to_owned(),
+            (None, false, Some(_)) => "stub".to_owned(),
+            (None, false, None) => String::new(),
+        }
     }
 }
 
@@ -104,24 +135,30 @@ fn short(text: &str) -> String {
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
     let kafka = common.kafka()?;
     match task {
-        Task::List { topic, replayed } => {
-            let mut letters = letters(&kafka, topic.as_deref()).await?;
-            letters.retain(|letter| replayed || !letter.replayed);
+        Task::List { topic, settled, newest } => {
+            let NewestLetters { mut letters, unread } = letters(&kafka, topic.as_deref(), Some(newest)).await?;
+            letters.retain(|letter| settled || letter.is_waiting());
+            if unread > 0 {
+                output.note(&format!("{unread} older messages were not read. See --newest"));
+            }
             let shown: Vec<_> = letters.iter().map(Shown::of).collect();
             output.list(&shown, "There are none", &["place", "message", "written", "key", "bytes", "reason", ""], Shown::row)
         }
         Task::Show { place } => {
             let Letter { letter, value, headers } = find(&kafka, &place).await?;
-            let replayed = kafka.dead_letters(&place.topic).await?.iter().any(|one| one.place == place && one.replayed);
-            let shown = Shown::of(&DeadLetter { replayed, ..letter });
+            let newest = kafka.dead_letters(&place.topic, Some(NEWEST)).await?.letters;
+            let is_it = |one: &&DeadLetter| one.place == place || (one.source.is_some() && one.source == letter.source);
+            let (replayed, dismissed) = newest.iter().find(is_it).map_or((false, None), |one| (one.replayed, one.dismissed.clone()));
+            let shown = Shown::of(&DeadLetter { replayed, dismissed, ..letter });
             show(&shown, value.as_deref(), &headers, output)
         }
         Task::Replay { which, topic, confirmed } => replay(&kafka, which, topic.as_deref(), &confirmed, output).await,
+        Task::Dismiss { which, topic, reason, confirmed } => dismiss(&kafka, which, topic.as_deref(), &reason, &confirmed, output).await,
     }
 }
 
-/// Reads the dead letters of a topic, or of all.
-async fn letters(kafka: &Operator, topic: Option<&str>) -> Result<Vec<DeadLetter>, Error> {
+/// Reads the newest dead letters of a topic, or of all topics.
+async fn letters(kafka: &Operator, topic: Option<&str>, newest: Option<i64>) -> Result<NewestLetters, Error> {
     let there = kafka.dead_letter_topics().await?;
     let topics = match topic.map(Operator::dead_letter_topic) {
         Some(topic) if there.contains(&topic) => vec![topic],
@@ -131,11 +168,13 @@ async fn letters(kafka: &Operator, topic: Option<&str>) -> Result<Vec<DeadLetter
         }
         None => there,
     };
-    let mut letters = vec![];
+    let mut all = NewestLetters::default();
     for topic in topics {
-        letters.extend(kafka.dead_letters(&topic).await?);
+        let NewestLetters { letters, unread } = kafka.dead_letters(&topic, newest).await?;
+        all.letters.extend(letters);
+        all.unread += unread;
     }
-    Ok(letters)
+    Ok(all)
 }
 
 async fn find(kafka: &Operator, place: &Place) -> Result<Letter, Error> {
@@ -167,29 +206,45 @@ fn show(shown: &Shown, value: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>
         format!("message:  {}", shown.source.clone().unwrap_or_else(|| "unknown".to_owned())),
         format!("reason:   {}", shown.reason),
         format!("written:  {}", shown.written_at.clone().unwrap_or_default()),
-        format!("replayed: {}", if shown.replayed { "yes" } else { "no" }),
+        format!(
+            "state:    {}",
+            if shown.replayed || shown.dismissed.is_some() || shown.stub.is_some() { shown.state() } else { "waiting".to_owned() }
+        ),
         format!("key:      {}", shown.key.clone().unwrap_or_else(none)),
     ];
     lines.extend(headers.iter().map(|(key, value)| format!("header:   {key}: {}", value.as_deref().map_or_else(none, bytes))));
+    if let Some(why) = &shown.stub {
+        lines.push(format!("stub:     {why}"));
+    }
     lines.push(format!("value:    {}", value.map_or_else(none, bytes)));
     output.text(&clean(&lines.join("\n")))
 }
 
-async fn replay(kafka: &Operator, which: Which, topic: Option<&str>, confirmed: &Confirmed, output: &Output) -> Result<(), Error> {
+/// Answers the places that an operator means.
+async fn places(kafka: &Operator, which: Which, topic: Option<&str>, may_be: impl Fn(&DeadLetter) -> bool) -> Result<Vec<Place>, Error> {
     let places: Vec<_> = if which.all {
-        let all = letters(kafka, topic).await?;
-        all.into_iter().filter(|letter| !letter.replayed && letter.source.is_some()).map(|letter| letter.place).collect()
+        let all = letters(kafka, topic, None).await?.letters;
+        all.into_iter().filter(|letter| letter.is_waiting() && may_be(letter)).map(|letter| letter.place).collect()
     } else {
-        // All must exist before any is replayed.
+        // All must exist before any is settled.
         for place in &which.places {
             find(kafka, place).await?;
         }
         which.places
     };
-    let Some(first) = places.first() else {
-        return Err(Error::Nothing("There is no dead letter that was not replayed yet".to_owned()));
-    };
-    let what = if let [_] = places.as_slice() { first.to_string() } else { format!("{} dead letters", places.len()) };
+    if places.is_empty() {
+        return Err(Error::Nothing("There is no dead letter that was not replayed yet and was not dismissed".to_owned()));
+    }
+    Ok(places)
+}
+
+fn named(places: &[Place]) -> String {
+    if let [one] = places { one.to_string() } else { format!("{} dead letters", places.len()) }
+}
+
+async fn replay(kafka: &Operator, which: Which, topic: Option<&str>, confirmed: &Confirmed, output: &Output) -> Result<(), Error> {
+    let places = places(kafka, which, topic, |letter| letter.source.is_some() && letter.stub.is_none()).await?;
+    let what = named(&places);
     confirmed.ask(output, &format!("This sends {what} back as new messages. They override newer messages of the same product."))?;
     for place in &places {
         let letter = find(kafka, place).await?;
@@ -198,6 +253,27 @@ async fn replay(kafka: &Operator, which: Which, topic: Option<&str>, confirmed: 
             output.document(&json!({ "place": place.to_string(), "sent_to": letter.letter.source.map(|source| format!("{}/{}", source.topic, source.partition)) }))?;
         } else {
             output.text(&format!("Replayed {place}"))?;
+        }
+    }
+    Ok(())
+}
+
+async fn dismiss(
+    kafka: &Operator,
+    which: Which,
+    topic: Option<&str>,
+    reason: &str,
+    confirmed: &Confirmed,
+    output: &Output,
+) -> Result<(), Error> {
+    let places = places(kafka, which, topic, |_| true).await?;
+    confirmed.ask(output, &format!("This dismisses {}. `replay --all` leaves them out.", named(&places)))?;
+    for place in &places {
+        kafka.dismiss(place, reason).await?;
+        if output.json {
+            output.document(&json!({ "place": place.to_string(), "dismissed": reason }))?;
+        } else {
+            output.text(&format!("Dismissed {place}"))?;
         }
     }
     Ok(())

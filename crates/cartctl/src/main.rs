@@ -67,7 +67,7 @@ enum Task {
     /// Show and set the stored offsets of Kafka topics
     #[command(subcommand)]
     Translations(translations::Task),
-    /// List, show and replay messages that could not be translated
+    /// List, show, replay and dismiss messages that could not be translated
     #[command(subcommand)]
     DeadLetters(dead_letters::Task),
     /// Show events of the log
@@ -84,6 +84,13 @@ enum Task {
 async fn main() -> ExitCode {
     let Arguments { common, task } = Arguments::parse();
     let output = Output::new(common.json);
+    // rdkafka panics at the name of a header that is not UTF-8, and the reader of headers catches that.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panic.location().is_some_and(|location| location.file().contains("/rdkafka-")) {
+            report(panic);
+        }
+    }));
     match run(task, &common, &output).await {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of the output has closed it, e.g. `head`.

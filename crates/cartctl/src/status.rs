@@ -6,11 +6,12 @@ use cart_events::DomainEvent;
 use clap::Args;
 use event_store::{EventStore, Position};
 use operations::{Build, Parked, Replica, TodoCounts};
-use operations::{OperateError, Operator};
+use operations::{NewestLetters, OperateError, Operator};
 use serde::Serialize;
 
 use crate::{
     arguments::Common,
+    dead_letters::NEWEST,
     error::Error,
     output::{Output, span, table},
     parked, projections,
@@ -37,7 +38,7 @@ struct Status {
     parked: Vec<Parked>,
     todos: Vec<TodoCounts>,
     translations: Vec<Translation>,
-    /// The dead letters that were not replayed, by topic; null if the broker does not answer.
+    /// The dead letters that were neither replayed nor dismissed, by topic; null if the broker does not answer.
     dead_letters: Option<Vec<DeadLetters>>,
     /// Why the broker does not answer.
     broker_error: Option<String>,
@@ -46,7 +47,10 @@ struct Status {
 #[derive(Serialize)]
 struct DeadLetters {
     topic: String,
+    /// Among the newest 10,000 messages of each partition.
     waiting: usize,
+    /// Older messages, which were not counted.
+    unread: i64,
 }
 
 pub(crate) async fn run(arguments: Arguments, common: &Common, output: &Output) -> Result<(), Error> {
@@ -94,19 +98,22 @@ async fn read(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
 }
 
 /// The count of a topic, and its offsets at that time.
-type Counted = BTreeMap<String, (BTreeMap<i32, (i64, i64)>, usize)>;
+type Counted = BTreeMap<String, (BTreeMap<i32, (i64, i64)>, (usize, i64))>;
 
-/// Counts dead letters that were not replayed. Counting reads the whole topic, so an unchanged topic is not counted again.
+/// Counts dead letters that were neither replayed nor dismissed. Counting reads messages, so an unchanged topic is not counted again.
 async fn waiting(kafka: &Operator, counted: &mut Counted) -> Result<Vec<DeadLetters>, OperateError> {
     let mut counts = vec![];
     for topic in kafka.dead_letter_topics().await? {
         let ends = kafka.ends(&topic).await?;
-        let waiting = match counted.get(&topic) {
-            Some((then, waiting)) if *then == ends => *waiting,
-            _ => kafka.dead_letters(&topic).await?.iter().filter(|letter| !letter.replayed).count(),
+        let (waiting, unread) = match counted.get(&topic) {
+            Some((then, counts)) if *then == ends => *counts,
+            _ => {
+                let NewestLetters { letters, unread } = kafka.dead_letters(&topic, Some(NEWEST)).await?;
+                (letters.iter().filter(|letter| letter.is_waiting()).count(), unread)
+            }
         };
-        counted.insert(topic.clone(), (ends, waiting));
-        counts.push(DeadLetters { topic, waiting });
+        counted.insert(topic.clone(), (ends, (waiting, unread)));
+        counts.push(DeadLetters { topic, waiting, unread });
     }
     Ok(counts)
 }
@@ -136,8 +143,8 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
         parts.push(table(&translations::HEADS, status.translations.iter().map(Translation::row)));
     }
     if let Some(topics) = &status.dead_letters {
-        let rows = topics.iter().map(|topic| vec![topic.topic.clone(), topic.waiting.to_string()]);
-        parts.push(table(&["dead letters in", "not replayed"], rows));
+        let rows = topics.iter().map(|topic| vec![topic.topic.clone(), topic.waiting.to_string(), topic.unread.to_string()]);
+        parts.push(table(&["dead letters in", "waiting", "older messages, not counted"], rows));
     }
     if let Some(error) = &status.broker_error {
         parts.push(format!("The broker does not answer: {error}"));

@@ -159,8 +159,8 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                 );
             }
             output.text(&format!(
-                "Set the stored offset of {topic}/{partition} from {before} to {offset}. A running translator picks it up with the partition's \
-                 next message, or at its next start"
+                "Set the stored offset of {topic}/{partition} from {before} to {offset}. A running translator picks it up within \
+                 seconds"
             ))
         }
     }

@@ -1,10 +1,11 @@
-//! Dead letters: listed, shown, and sent back to the topic that they came from.
+//! Dead letters: listed, shown, sent back to the topic that they came from, and dismissed.
 //!
-//! Kafka keeps a dead letter until the topic's retention deletes it. A dead letter that was sent back is marked by a message without key
-//! and value in the same topic, whose header names it.
+//! Kafka keeps a dead letter until the topic's retention deletes it. A dead letter that was sent back or dismissed has a mark: a message
+//! without key, value and reason behind it in the same partition, whose header names it. A list reads the newest messages only. Marks come
+//! after their letters, so it knows the state of every letter that it shows.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     str::FromStr,
     time::{Duration, Instant},
@@ -12,23 +13,21 @@ use std::{
 
 use kafka::{
     Brokers, SendError, StartError,
-    client::{ANSWER_TIMEOUT, ClientLog, InspectError, Inspector, Outgoing, Producer, ends},
-    dead_letter::{OFFSET, PARTITION, REASON, SUFFIX, TOPIC, topic_of},
+    client::{ANSWER_TIMEOUT, ClientLog, Headers, InspectError, Inspector, Outgoing, Producer, ends, to_send},
+    dead_letter::{BYTES, DISMISSAL, DISMISSED, OFFSET, PARTITION, REASON, REPLAYED, STUB, SUFFIX, TOPIC, is_reserved, topic_of},
 };
 use rdkafka::{
-    ClientConfig, Message as _, Offset, TopicPartitionList,
-    config::FromClientConfigAndContext,
+    Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
-    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    message::BorrowedMessage,
     types::RDKafkaErrorCode,
 };
 
 /// How long reading a topic waits for the next message.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The header that marks a dead letter as sent back: its `partition/offset`.
-const REPLAYED: &str = "dead-letter-replayed";
+/// The largest headers that are read, in bytes. Those of a dead letter were read before it was written.
+const MAX_HEADER_BYTES: usize = 4 << 20;
 
 /// An operation on topics failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +35,15 @@ pub enum OperateError {
     /// The brokers did not answer.
     #[error(transparent)]
     Broker(#[from] InspectError),
-    /// A dead letter could not be sent back, or could not be marked as sent back.
+    /// A dead letter could not be sent back, or could not be marked.
     #[error(transparent)]
     Send(#[from] SendError),
     /// A message in a topic of dead letters does not name its origin, so no translator wrote it.
     #[error("{0} does not name the topic and partition that it came from, so it cannot be sent back")]
     NoSource(Place),
+    /// Only a stub was kept of the message.
+    #[error("{0} is a stub: the message itself was not kept, so it cannot be sent back")]
+    Stub(Place),
 }
 
 /// The place of a message: `topic/partition/offset`.
@@ -92,8 +94,33 @@ pub struct DeadLetter {
     pub bytes: usize,
     /// The time it was written, in milliseconds since 1970.
     pub written_at: Option<i64>,
+    /// Why the message was not kept: this is a stub.
+    pub stub: Option<String>,
     /// Whether it was sent back.
     pub replayed: bool,
+    /// Why it was dismissed, if it was.
+    pub dismissed: Option<String>,
+}
+
+impl DeadLetter {
+    /// Answers whether it was neither sent back nor dismissed.
+    pub fn is_waiting(&self) -> bool {
+        !self.replayed && self.dismissed.is_none()
+    }
+
+    /// What two copies of one letter have in common. A translator that dies may write a letter again.
+    fn identity(&self) -> (Place, Option<Vec<u8>>, usize, String) {
+        (self.source.clone().unwrap_or_else(|| self.place.clone()), self.key.clone(), self.bytes, self.reason.clone())
+    }
+}
+
+/// The newest dead letters of a topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewestLetters {
+    /// The dead letters, in the order of their origins.
+    pub letters: Vec<DeadLetter>,
+    /// The number of older offsets that were not read.
+    pub unread: i64,
 }
 
 /// A dead letter with its content.
@@ -109,8 +136,6 @@ pub struct Letter {
 
 /// Operates on topics.
 pub struct Operator {
-    config: ClientConfig,
-    log: ClientLog,
     inspector: Inspector,
     producer: Producer,
 }
@@ -121,8 +146,8 @@ impl Operator {
     /// # Errors
     /// If librdkafka does not accept the settings.
     pub fn new(brokers: &Brokers) -> Result<Self, StartError> {
-        let (inspector, producer) = (Inspector::new(brokers)?, Producer::new(brokers.replaying(), brokers)?);
-        Ok(Self { config: brokers.inspecting(), log: ClientLog::new(brokers), inspector, producer })
+        let (inspector, producer) = (Inspector::reading(brokers)?, Producer::new(brokers.replaying(), brokers)?);
+        Ok(Self { inspector, producer })
     }
 
     /// Answers the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
@@ -153,84 +178,135 @@ impl Operator {
         if of.ends_with(SUFFIX) { of.to_owned() } else { topic_of(of) }
     }
 
-    /// Lists the dead letters of a topic of dead letters, in the order of their origins.
+    /// Lists the dead letters among the newest messages of a topic of dead letters; of all messages without a limit. A letter that was
+    /// written twice is listed once, and a mark of either counts for both.
     ///
     /// # Errors
     /// If the brokers do not answer.
-    pub async fn dead_letters(&self, topic: &str) -> Result<Vec<DeadLetter>, OperateError> {
-        let (topic, config, log) = (topic.to_owned(), self.config.clone(), self.log.clone());
-        let mut letters = self
-            .inspector
-            .ask(move |consumer| {
-                let ends = ends(consumer, &topic)?;
-                let (mut letters, mut replayed) = (vec![], HashSet::new());
-                read(&log, &config, &topic, &ends, |message| match header(message, REPLAYED) {
-                    Some(of) => drop(replayed.insert(of)),
-                    None => letters.push(letter(message)),
-                })?;
-                for letter in &mut letters {
-                    letter.replayed = replayed.contains(&mark(&letter.place));
+    pub async fn dead_letters(&self, topic: &str, newest: Option<i64>) -> Result<NewestLetters, OperateError> {
+        let topic = topic.to_owned();
+        let found = self.inspector.ask(move |consumer| {
+            let mut ranges = ends(consumer, &topic)?;
+            let mut unread = 0;
+            for (low, high) in ranges.values_mut() {
+                let from = newest.map_or(*low, |newest| (*high).saturating_sub(newest).max(*low));
+                unread += from - *low;
+                *low = from;
+            }
+            let mut marks = Marks::default();
+            let mut letters = vec![];
+            read(consumer, &topic, &ranges, |message| {
+                let headers = Headers::of(message, MAX_HEADER_BYTES);
+                if !marks.take(message, &headers) {
+                    letters.push(letter(message, &headers));
                 }
-                Ok(letters)
-            })
-            .await?;
-        letters.sort_by(|one, other| (&one.source, &one.place).cmp(&(&other.source, &other.place)));
-        Ok(letters)
+            })?;
+            Ok(NewestLetters { letters: marks.settle(letters), unread })
+        });
+        Ok(found.await?)
     }
 
-    /// Reads the dead letter at a place, if there is one. It does not look up whether the dead letter was sent back.
+    /// Reads the dead letter at a place, if there is one. It does not look up whether the dead letter was sent back or dismissed.
     ///
     /// # Errors
     /// If the brokers do not answer.
     pub async fn dead_letter(&self, place: &Place) -> Result<Option<Letter>, OperateError> {
         let Place { topic, partition, offset } = place.clone();
-        let (config, log) = (self.config.clone(), self.log.clone());
-        let letter = self.inspector.ask(move |consumer| {
+        let found = self.inspector.ask(move |consumer| {
             let ends = ends(consumer, &topic)?;
             let inside = ends.get(&partition).is_some_and(|(low, high)| (*low..*high).contains(&offset));
             if !inside {
                 return Ok(None);
             }
             let mut found = None;
-            read(&log, &config, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
-                if message.offset() == offset && header(message, REPLAYED).is_none() {
-                    found = Some(Letter {
-                        letter: letter(message),
-                        value: message.payload().map(<[u8]>::to_vec),
-                        headers: own_headers(message),
-                    });
+            read(consumer, &topic, &BTreeMap::from([(partition, (offset, offset + 1))]), |message| {
+                let headers = Headers::of(message, MAX_HEADER_BYTES);
+                if message.offset() == offset && !Marks::default().take(message, &headers) {
+                    let letter = letter(message, &headers);
+                    let own = headers.read.into_iter().filter(|(name, _)| !is_reserved(name)).collect();
+                    found = Some(Letter { letter, value: message.payload().map(<[u8]>::to_vec), headers: own });
                 }
             })?;
             Ok(found)
         });
-        Ok(letter.await?)
+        Ok(found.await?)
     }
 
     /// Sends a dead letter back: the message as it was, to the end of the partition that it came from. After a crash it may not be marked as
     /// sent back.
     ///
     /// # Errors
-    /// If it does not name its origin, or the brokers refuse it.
+    /// If it does not name its origin, is a stub, or the brokers refuse it.
     pub async fn replay(&self, letter: &Letter) -> Result<(), OperateError> {
         let place = &letter.letter.place;
+        if letter.letter.stub.is_some() {
+            return Err(OperateError::Stub(place.clone()));
+        }
         let source = letter.letter.source.as_ref().ok_or_else(|| OperateError::NoSource(place.clone()))?;
-        let headers = letter
-            .headers
-            .iter()
-            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }));
+        let headers = to_send(letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())));
         let (key, value) = (letter.letter.key.as_deref(), letter.value.as_deref());
         self.producer.send(Outgoing { topic: &source.topic, partition: Some(source.partition), key, value, headers }).await?;
-        let headers = OwnedHeaders::new().insert(Header { key: REPLAYED, value: Some(&mark(place)) });
+        self.mark(place, &[(REPLAYED, &mark(place))]).await
+    }
+
+    /// Dismisses a dead letter: it is not sent back, for a reason.
+    ///
+    /// # Errors
+    /// If the brokers refuse it.
+    pub async fn dismiss(&self, place: &Place, reason: &str) -> Result<(), OperateError> {
+        self.mark(place, &[(DISMISSED, &mark(place)), (DISMISSAL, reason)]).await
+    }
+
+    async fn mark(&self, place: &Place, headers: &[(&str, &str)]) -> Result<(), OperateError> {
+        let headers = to_send(headers.iter().map(|(name, value)| (*name, Some(value.as_bytes()))));
         let partition = Some(place.partition);
         self.producer.send(Outgoing { topic: &place.topic, partition, key: None, value: None, headers }).await?;
         Ok(())
     }
 }
 
-/// Reads each partition of a topic from its first offset to before its last; blocks.
+/// What the marks in a topic say, by the place of a letter: `partition/offset`.
+#[derive(Default)]
+struct Marks {
+    replayed: HashSet<String>,
+    dismissed: HashMap<String, String>,
+}
+
+impl Marks {
+    /// Takes a message if it is a mark. A dead letter is none, whatever headers its sender gave it: it has a reason.
+    fn take(&mut self, message: &BorrowedMessage<'_>, headers: &Headers) -> bool {
+        if message.key().is_some() || message.payload().is_some() || headers.last(REASON).is_some() {
+            return false;
+        }
+        if let Some(of) = headers.text(REPLAYED) {
+            self.replayed.insert(of);
+        } else if let Some(of) = headers.text(DISMISSED) {
+            self.dismissed.insert(of, headers.text(DISMISSAL).unwrap_or_default());
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Puts the marks onto their letters, of which each is kept once, and orders the letters by their origins.
+    fn settle(&self, letters: Vec<DeadLetter>) -> Vec<DeadLetter> {
+        let mut settled: HashMap<_, DeadLetter> = HashMap::with_capacity(letters.len());
+        for letter in letters {
+            let place = mark(&letter.place);
+            let (replayed, dismissed) = (self.replayed.contains(&place), self.dismissed.get(&place).cloned());
+            let one = settled.entry(letter.identity()).or_insert(letter);
+            one.replayed |= replayed;
+            one.dismissed = dismissed.or(one.dismissed.take());
+        }
+        let mut letters: Vec<_> = settled.into_values().collect();
+        letters.sort_by(|one, other| (&one.source, &one.place).cmp(&(&other.source, &other.place)));
+        letters
+    }
+}
+
+/// Reads the ranges of a topic's partitions, each from its first offset to before its last; blocks.
 fn read(
-    log: &ClientLog,
-    config: &ClientConfig,
+    consumer: &BaseConsumer<ClientLog>,
     topic: &str,
     ranges: &BTreeMap<i32, (i64, i64)>,
     mut each: impl FnMut(&BorrowedMessage<'_>),
@@ -242,7 +318,6 @@ fn read(
         let from = ranges.get(partition).map_or(0, |(from, _)| *from);
         assignment.add_partition_offset(topic, *partition, Offset::Offset(from))?;
     }
-    let consumer = BaseConsumer::from_config_and_context(config, log.clone())?;
     consumer.assign(&assignment)?;
     let mut last_message = Instant::now();
     let mut failure = None;
@@ -266,60 +341,69 @@ fn read(
             None => {}
         }
         if last_message.elapsed() > READ_TIMEOUT {
+            consumer.unassign()?;
             return Err(failure.unwrap_or(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)));
         }
     }
-    Ok(())
+    consumer.unassign()
 }
 
 fn mark(place: &Place) -> String {
     format!("{}/{}", place.partition, place.offset)
 }
 
-fn letter(message: &BorrowedMessage<'_>) -> DeadLetter {
+fn letter(message: &BorrowedMessage<'_>, headers: &Headers) -> DeadLetter {
     let source = || {
         Some(Place {
-            topic: header(message, TOPIC)?,
-            partition: header(message, PARTITION)?.parse().ok()?,
-            offset: header(message, OFFSET)?.parse().ok()?,
+            topic: headers.text(TOPIC)?,
+            partition: headers.text(PARTITION)?.parse().ok()?,
+            offset: headers.text(OFFSET)?.parse().ok()?,
         })
     };
     DeadLetter {
         place: Place { topic: message.topic().to_owned(), partition: message.partition(), offset: message.offset() },
         source: source(),
-        reason: header(message, REASON).unwrap_or_default(),
+        reason: headers.text(REASON).unwrap_or_default(),
         key: message.key().map(<[u8]>::to_vec),
-        bytes: message.payload_len(),
+        bytes: headers.text(BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or_else(|| message.payload_len()),
         written_at: message.timestamp().to_millis(),
+        stub: headers.text(STUB),
         replayed: false,
+        dismissed: None,
     }
-}
-
-/// Answers the last header of a name: ours follow the message's own.
-fn header(message: &BorrowedMessage<'_>, name: &str) -> Option<String> {
-    let value = message.headers()?.iter().filter(|header| header.key == name).last()?.value?;
-    Some(String::from_utf8_lossy(value).into_owned())
-}
-
-/// Answers the message's own headers: all but ours, which are the last of their names.
-fn own_headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Vec<u8>>)> {
-    let mut headers: Vec<_> = message
-        .headers()
-        .into_iter()
-        .flat_map(|headers| headers.iter())
-        .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-        .collect();
-    for name in [REASON, TOPIC, PARTITION, OFFSET] {
-        if let Some(at) = headers.iter().rposition(|(key, _)| key == name) {
-            headers.remove(at);
-        }
-    }
-    headers
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn letter(offset: i64, source_offset: i64, reason: &str) -> DeadLetter {
+        let place = |topic: &str, offset| Place { topic: topic.into(), partition: 0, offset };
+        DeadLetter {
+            place: place("counts.dead-letters", offset),
+            source: Some(place("counts", source_offset)),
+            reason: reason.into(),
+            key: None,
+            bytes: 2,
+            written_at: None,
+            stub: None,
+            replayed: false,
+            dismissed: None,
+        }
+    }
+
+    #[test]
+    fn letter_written_twice_is_one() {
+        let letters = || vec![letter(0, 7, "no JSON"), letter(1, 3, "no JSON"), letter(2, 7, "no JSON"), letter(3, 7, "other topic")];
+        let places = |letters: &[DeadLetter]| letters.iter().map(|letter| letter.place.offset).collect::<Vec<_>>();
+        let settled = Marks::default().settle(letters());
+        assert_eq!(places(&settled), [1, 0, 3]);
+        assert!(settled.iter().all(DeadLetter::is_waiting));
+        // A mark of either copy counts.
+        let marks = Marks { replayed: ["0/2".to_owned()].into(), dismissed: [("0/1".to_owned(), "known".to_owned())].into() };
+        let settled = marks.settle(letters());
+        assert_eq!((settled[0].dismissed.as_deref(), settled[1].replayed, settled[2].is_waiting()), (Some("known"), true, true));
+    }
 
     #[test]
     fn place_is_read_as_it_is_written() {

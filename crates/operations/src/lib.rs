@@ -12,7 +12,7 @@ mod status;
 mod todos;
 
 pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, pause, release_hold, retire, revive};
-pub use dead_letters::{DeadLetter, Letter, OperateError, Operator, Place};
+pub use dead_letters::{DeadLetter, Letter, NewestLetters, OperateError, Operator, Place};
 pub use event_store::{StoredOffset, stored_offsets};
 pub use log::{Entry, Which, after, newest};
 pub use offsets::seek;
