@@ -59,7 +59,7 @@ pub(crate) enum Task {
         /// Why; recorded
         #[arg(long)]
         reason: String,
-        /// Who decides; recorded
+        /// The person who decides; recorded
         #[arg(long, env = "USER", hide_env_values = true, default_value = "unknown", value_name = "NAME")]
         by: String,
         #[command(flatten)]

@@ -12,7 +12,9 @@ use crate::{error::StoreError, position::Position};
 pub trait LogEvent: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
 impl<E: Event + Clone + Serialize + DeserializeOwned + Send + Sync + 'static> LogEvent for E {}
 
-/// What is stored beside an event. A value that cannot be read counts as missing, because it must not keep anybody from reading the event.
+/// Facts that are stored beside an event.
+///
+/// A value that cannot be read counts as missing, because it must not keep anybody from reading the event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// The id of the append that wrote the event. Unlike its position, a restored log never gives it to another event. The store sets it.

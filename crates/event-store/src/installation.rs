@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 /// Something that is not as the newest migration left it, or a session that stops all appends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 pub struct Finding {
-    /// What is wrong.
+    /// The difference that was found.
     pub finding: String,
     /// The command that mends it.
     pub remedy: String,

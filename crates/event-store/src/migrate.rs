@@ -21,8 +21,9 @@ pub enum MigrateError {
     Installation(#[from] sqlx::Error),
 }
 
-/// What the migrations depend on, whatever was set on the database, the role or the server. A migration that waits for a lock makes every
-/// later statement on that table wait too, so it gives up after a while.
+/// Settings that the migrations depend on, whatever was set on the database, the role or the server.
+///
+/// A migration that waits for a lock makes every later statement on that table wait too, so it gives up after a while.
 const SESSION: &str = "SET search_path = public; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; \
      SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; SET client_min_messages = error";
 

@@ -67,7 +67,7 @@ fn address(options: &PgConnectOptions) -> String {
 /// Checks that the log can be reached, is migrated, and takes writes.
 ///
 /// # Errors
-/// What is waited for, in words for an operator.
+/// The reason to wait, in words for an operator.
 pub(crate) async fn ready(pool: &Pool) -> Result<(), String> {
     let checked = with_timeout(async {
         let mut connection = PooledConnection::from(pool).await?;

@@ -143,7 +143,7 @@ impl<E: LogEvent> EventStore<E> {
     /// Checks that the log can be reached, is migrated, and takes writes.
     ///
     /// # Errors
-    /// What is missing, in words for an operator.
+    /// The missing thing, in words for an operator.
     pub async fn ready(&self) -> Result<(), String> {
         readiness::ready(&self.shared.pool).await
     }

@@ -104,7 +104,7 @@ async fn appends_go_to_the_appender_that_has_a_connection() {
     assert_eq!(log.head_watcher().newest(), Position(100));
 }
 
-/// What a restore without the roles' settings leaves, or another administrator has chosen.
+/// Settings that a restore without those of the roles leaves, or that another administrator has chosen.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {

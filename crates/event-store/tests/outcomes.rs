@@ -1,4 +1,4 @@
-//! What a caller learns if the log is read-only, reset, replaced, busy or silent, or refuses a row.
+//! Answers that a caller gets if the log is read-only, reset, replaced, busy or silent, or refuses a row.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{sync::Arc, time::Duration};

@@ -1,4 +1,4 @@
-//! What each role may do in the database, and what it may not. Each statement is tried.
+//! Rights of each role in the database. Each statement is tried.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};
@@ -19,7 +19,7 @@ fn all() -> impl Iterator<Item = &'static str> {
 /// PostgreSQL's "insufficient privilege".
 const REFUSED: &str = "42501";
 
-/// What is returned instead of [`REFUSED`] if the role may write the table, but not that row.
+/// The code instead of [`REFUSED`] if the role may write the table, but not that row.
 const ROW_REFUSED: &str = "row-level security";
 
 /// Runs a statement and rolls it back. Returns PostgreSQL's code if it failed.
@@ -527,7 +527,7 @@ async fn what_a_restore_loses_is_found_and_repaired() {
     assert_eq!(event_store::migrate(&owner).await.unwrap(), [] as [&str; 0], "nothing is left to repair");
 }
 
-/// What `pg_restore --no-owner --no-privileges` leaves.
+/// Brings the database into the state that `pg_restore --no-owner --no-privileges` leaves.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_database_without_any_grant_is_repaired() {

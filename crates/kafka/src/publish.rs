@@ -167,7 +167,7 @@ impl Publisher {
     /// Checks that the brokers answer and have the topic.
     ///
     /// # Errors
-    /// What the publisher waits for, for an operator.
+    /// The reason why the publisher waits, for an operator.
     pub async fn ready(&self, topic: &str) -> Result<(), String> {
         let (producer, asked) = (self.producer.current(), topic.to_owned());
         // The question blocks its thread.

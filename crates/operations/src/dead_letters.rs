@@ -108,7 +108,7 @@ impl DeadLetter {
         !self.replayed && self.dismissed.is_none()
     }
 
-    /// What two copies of one letter have in common. A translator that dies may write a letter again.
+    /// The identity of a letter, which its copies share. A translator that dies may write a letter again.
     fn identity(&self) -> (Place, Option<Vec<u8>>, usize, String) {
         (self.source.clone().unwrap_or_else(|| self.place.clone()), self.key.clone(), self.bytes, self.reason.clone())
     }
@@ -265,7 +265,7 @@ impl Operator {
     }
 }
 
-/// What the marks in a topic say, by the place of a letter: `partition/offset`.
+/// The marks in a topic, by the place of a letter: `partition/offset`.
 #[derive(Default)]
 struct Marks {
     replayed: HashSet<String>,

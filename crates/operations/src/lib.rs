@@ -1,4 +1,4 @@
-//! What an operator can see and do: builds of projections, parked keys, to-dos, stored offsets, the log as it is stored.
+//! Everything that an operator can see and do: builds of projections, parked keys, to-dos, stored offsets, the log as it is stored.
 //!
 //! The functions need the role cartlog_operator, or the owner of the database. `cartctl` is their command line.
 

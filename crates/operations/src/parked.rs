@@ -128,7 +128,7 @@ pub struct Skip<'a> {
     pub position: Position,
     /// Why it may be skipped.
     pub reason: &'a str,
-    /// Who decided it.
+    /// The person who decided it.
     pub by: &'a str,
 }
 
@@ -208,7 +208,7 @@ pub struct Skipped {
     pub attempts: i32,
     /// Why it was skipped.
     pub reason: String,
-    /// Who decided it.
+    /// The person who decided it.
     pub skipped_by: String,
     /// The time since then, in seconds.
     pub age_seconds: f64,

@@ -47,7 +47,7 @@ async fn traceparent() -> impl Responder {
 enum Noted {
     /// Something was noted.
     Noted {
-        /// What it is about.
+        /// The thing that it is about.
         #[id]
         subject: Uuid,
     },

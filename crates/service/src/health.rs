@@ -24,7 +24,7 @@ pub const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// What must hold for the service to be ready, and what an operator should know although it is.
+/// Checks that must hold for the service to be ready, and warnings for an operator although it is.
 #[derive(Clone)]
 pub(crate) struct Readiness {
     checks: Vec<(&'static str, Check)>,
@@ -32,7 +32,7 @@ pub(crate) struct Readiness {
     stopping: CancellationToken,
 }
 
-/// What each check that failed says, by its name.
+/// The message of each check that failed, by its name.
 pub(crate) type Reasons = BTreeMap<&'static str, String>;
 
 impl Readiness {

@@ -1,4 +1,4 @@
-//! What every service needs: settings, telemetry, readiness, shutdown and HTTP.
+//! The common part of all services: settings, telemetry, readiness, shutdown and HTTP.
 //!
 //! A service declares a [`Program`]: its name, its default settings and its slices. Its `main` calls [`run`] with the program and a
 //! function that adds what the service needs to a [`Service`]: the log ([`Service::with_log`]), projections, readiness checks

@@ -14,7 +14,7 @@ use crate::{
     service::Service,
 };
 
-/// What a service is: a name, its default settings, and its slices over a log of `E`.
+/// A description of a service: a name, its default settings, and its slices over a log of `E`.
 pub struct Program<E> {
     /// The name of the binary, in telemetry too.
     pub name: &'static str,

@@ -47,7 +47,7 @@ const LONGEST_RETRY: Duration = Duration::from_millis(500);
 const FIRST_CONNECT: Duration = Duration::from_millis(100);
 const LONGEST_CONNECT: Duration = Duration::from_secs(5);
 
-/// What the appender's two workers share.
+/// State that the appender's two workers share.
 struct Shared {
     connector: Connector,
     queue: Mutex<AppendQueue>,

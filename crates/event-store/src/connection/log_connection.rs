@@ -48,7 +48,7 @@ pub struct LogConnection {
     head_watcher: HeadWatcher,
 }
 
-/// What a new connection learned about itself.
+/// Facts that a new connection learned about itself.
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) identity: LogIdentity,

@@ -27,7 +27,7 @@ pub trait Decision: Send + Sync {
     fn process(&self, state: &View<Self>) -> Result<Decided<Self::Event>, Self::Error>;
 }
 
-/// What a decision sees of its states.
+/// The view that a decision has of its states.
 pub type View<D> = <<D as Decision>::StateQuery as States<<D as Decision>::Event>>::View;
 
 /// The outcome of a decision that does not refuse.

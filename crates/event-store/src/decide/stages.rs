@@ -79,7 +79,7 @@ where
 
 /// The states of a decision: one state, a tuple or `Vec` of them, or a [`Dependent`].
 pub trait States<E: LogEvent>: Clone + Send + Sync + 'static {
-    /// What the decision sees: the states; a [`Dependent`] shows both stages as a pair.
+    /// The decision's view: the states; a [`Dependent`] shows both stages as a pair.
     type View: Clone + Send + Sync;
     /// The states with their positions.
     #[doc(hidden)]

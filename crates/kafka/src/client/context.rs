@@ -1,4 +1,4 @@
-//! What librdkafka reports, in the process's log and metrics.
+//! Brings the reports of librdkafka into the process's log and metrics.
 
 use rdkafka::{ClientContext, Statistics, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError};
 

@@ -8,7 +8,7 @@ use rdkafka::{
 };
 use tracing::subscriber::{NoSubscriber, with_default};
 
-/// What a header costs in memory besides its name and its value, in bytes.
+/// Memory of a header besides its name and its value, in bytes.
 const HEADER_OVERHEAD: usize = 100;
 
 /// Why the headers of a message were not read to the end.

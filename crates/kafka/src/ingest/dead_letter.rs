@@ -11,7 +11,7 @@ use crate::client::{
 /// The longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 1_000;
 
-/// What the name of a topic of dead letters ends with.
+/// The end of the name of a topic of dead letters.
 pub const SUFFIX: &str = ".dead-letters";
 /// The header with the reason.
 pub const REASON: &str = "dead-letter-reason";

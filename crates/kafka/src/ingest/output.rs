@@ -65,7 +65,7 @@ enum Failure {
     DeadLetter(SendError),
 }
 
-/// What lies ahead of a partition that has no next message.
+/// The part of a topic that lies ahead of a partition that has no next message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Gap {
     /// Nothing but what is no message, such as the ends of transactions.

@@ -12,7 +12,7 @@ use super::{blocked::Blocked, received::Received};
 const BATCH_MESSAGES: usize = 1_000;
 const MAX_QUEUED_MESSAGES: usize = 5_000;
 const MIN_QUEUED_MESSAGES: usize = 2_000;
-/// What all partitions of a process may hold, in bytes. Each may hold its share, in its batch and again in its queue.
+/// The limit of memory for all partitions of a process, in bytes. Each may hold its share, in its batch and again in its queue.
 const HELD_BYTES: usize = 16 << 20;
 /// The limits of a share, in bytes.
 const MIN_SHARE: usize = 128 << 10;

@@ -11,7 +11,7 @@ use rdkafka::error::KafkaError;
 use super::source::Source;
 use crate::client::{brokers::Brokers, connected::LastConnected};
 
-/// What a translator waits for and how far it is.
+/// The state of a translator: the reason why it waits, and how far it is.
 pub(crate) struct Status {
     brokers: Brokers,
     group: String,

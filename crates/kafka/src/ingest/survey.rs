@@ -1,5 +1,5 @@
-//! What no event announces about partitions: offsets that an operator set, topics that were created again, and the ends of transactions
-//! behind the last message.
+//! Changes of partitions that no event announces: offsets that an operator set, topics that were created again, and the ends of
+//! transactions behind the last message.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +22,7 @@ use crate::client::{context::ClientLog, error::causes, inspect::Inspector};
 /// How long a question about a partition's ends may take.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a survey asks about a partition.
+/// A question of a survey about a partition.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
     pub(crate) source: Source,
@@ -40,7 +40,7 @@ pub(crate) struct Question {
     pub(crate) wants_gap: bool,
 }
 
-/// What a survey found about a partition.
+/// The result of a survey for a partition.
 #[derive(Debug)]
 pub(crate) struct Surveyed {
     pub(crate) question: Question,
@@ -49,7 +49,7 @@ pub(crate) struct Surveyed {
     pub(crate) ends: Option<(i64, i64)>,
     /// Whether the topic has the anchor. `None`: it was not compared.
     pub(crate) compared: Option<Compared>,
-    /// What lies before the next message, and where it ends.
+    /// The gap before the next message, and where it ends.
     pub(crate) gap: Option<(i64, Gap)>,
 }
 

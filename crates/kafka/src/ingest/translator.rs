@@ -61,7 +61,7 @@ impl TranslatorStatus {
     /// Checks that the translator translates. A partition that waits does not decide this, unless all wait.
     ///
     /// # Errors
-    /// What the translator waits for, for an operator.
+    /// The reason why the translator waits, for an operator.
     pub fn ready(&self) -> Result<(), String> {
         self.0.ready()
     }

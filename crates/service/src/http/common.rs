@@ -17,7 +17,7 @@ use crate::{
 /// Registers routes; each is served, and it is in the OpenAPI document.
 pub type Routes<'config> = utoipa_actix_web::service_config::ServiceConfig<'config>;
 
-/// What the routes of every service answer from.
+/// State from which the routes of every service answer.
 #[derive(Clone)]
 pub(crate) struct Operations {
     pub(crate) readiness: Readiness,

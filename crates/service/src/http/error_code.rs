@@ -27,7 +27,7 @@ macro_rules! error_codes {
                 match self { $(Self::$name => $status),* }
             }
 
-            /// What it means, in one sentence or two.
+            /// Its meaning, in one sentence or two.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$name => $meaning),* }

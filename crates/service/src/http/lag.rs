@@ -101,7 +101,7 @@ impl From<BTreeMap<String, Backlog>> for Lag {
 }
 
 impl Lag {
-    /// What an operator should look at, in words.
+    /// Warnings for an operator, in words.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let of_projections =
             self.projections.iter().flat_map(|(name, of)| [(name, of.blocked, "blocked segments"), (name, of.parked, "parked keys")]);

@@ -13,7 +13,7 @@ pub enum SettingsError {
         value: String,
         /// The origin of the value.
         origin: String,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
     /// The file sets a key that the service does not have.

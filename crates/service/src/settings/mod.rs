@@ -35,7 +35,7 @@ pub trait Validate {
 pub struct Invalid {
     /// The key that is wrong.
     pub key: &'static str,
-    /// What is allowed; completes the sentence "the key must be …".
+    /// The allowed values; completes the sentence "the key must be …".
     pub allowed: String,
 }
 

@@ -108,7 +108,7 @@ macro_rules! deserialize_from_str {
 }
 deserialize_from_str!(DatabaseUrl, PasswordFile, Endpoint, LogFilter, Origin, TopicName, BootstrapServers);
 
-/// What a setting must be. It completes the sentence "the key must be ...".
+/// The rule for a setting. It completes the sentence "the key must be ...".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Allowed(&'static str);
