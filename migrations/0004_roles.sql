@@ -237,8 +237,9 @@ BEGIN
     END IF;
 END $$;
 
--- Answers what is not as the newest migration left it, and who stops all appends. No row: all is well.
-CREATE FUNCTION check_installation() RETURNS TABLE (finding text, remedy text)
+-- Answers what is not as the newest migration left it, and who stops all appends: that row has the role that holds the append lock, and for
+-- how many seconds appends have waited. No row: all is well.
+CREATE FUNCTION check_installation() RETURNS TABLE (finding text, remedy text, holder text, waited float8)
 LANGUAGE sql STABLE SECURITY DEFINER
 BEGIN ATOMIC
     WITH wrong AS (
@@ -249,18 +250,20 @@ BEGIN ATOMIC
     )
     SELECT format('%s %s%s', replace(string_agg(is_so, '; ' ORDER BY is_so) FILTER (WHERE nth <= 3), '{database}', current_database()), why,
                   CASE WHEN max(nth) > 3 THEN format(', and %s more', max(nth) - 3) END),
-           'run cartlog-migrate (or SELECT repair_installation() as a superuser)'
+           'run cartlog-migrate (or SELECT repair_installation() as a superuser)', NULL, NULL
     FROM (SELECT w.*, row_number() OVER (PARTITION BY step, why ORDER BY is_so) AS nth FROM wrong w) AS w GROUP BY step, why
     UNION ALL
-    SELECT format('the database is encoded in %s', current_setting('server_encoding')), 'restore it into a database with the encoding UTF8'
+    SELECT format('the database is encoded in %s', current_setting('server_encoding')), 'restore it into a database with the encoding UTF8',
+           NULL, NULL
     WHERE current_setting('server_encoding') <> 'UTF8'
     UNION ALL
     SELECT format('%s holds the append lock (process %s), and appends have waited for it for %s s', coalesce(a.usename, 'an unknown role'), h.pid,
-                  round(extract(epoch FROM clock_timestamp() - w.since))),
-           format('end it: SELECT pg_terminate_backend(%s)', h.pid)
+                  round(w.seconds)),
+           format('end it: SELECT pg_terminate_backend(%s)', h.pid), coalesce(a.usename, 'other'), w.seconds
     FROM pg_locks h
-    JOIN (SELECT min(waitstart) AS since FROM pg_locks WHERE NOT granted AND relation = 'event_log'::regclass
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) w ON w.since < clock_timestamp() - interval '3 seconds'
+    JOIN (SELECT extract(epoch FROM clock_timestamp() - min(waitstart))::float8 AS seconds FROM pg_locks
+          WHERE NOT granted AND relation = 'event_log'::regclass
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) w ON w.seconds > 3
     LEFT JOIN pg_stat_activity a ON a.pid = h.pid
     WHERE h.granted AND h.relation = 'event_log'::regclass AND h.mode = 'ShareUpdateExclusiveLock'
       AND h.database = (SELECT oid FROM pg_database WHERE datname = current_database());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 
 use cart_events::DomainEvent;
 use clap::Args;
-use event_store::{EventStore, Position};
+use event_store::{EventStore, Finding, Position};
 use operations::{Build, Parked, Replica, TodoCounts};
 use operations::{NewestLetters, OperateError, Operator};
 use serde::Serialize;
@@ -38,6 +38,8 @@ struct Status {
     parked: Vec<Parked>,
     todos: Vec<TodoCounts>,
     translations: Vec<Translation>,
+    /// What is wrong with the database's roles, grants and settings, and who stops all appends.
+    findings: Vec<Finding>,
     /// The dead letters that were neither replayed nor dismissed, by topic; null if the broker does not answer.
     dead_letters: Option<Vec<DeadLetters>>,
     /// Why the broker does not answer.
@@ -84,6 +86,7 @@ async fn read(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
     let replicas = operations::replicas(log.pool()).await?;
     let parked = operations::parked(log.pool(), None).await?;
     let todos = operations::todo_counts(log.pool()).await?;
+    let findings = log.check_installation().await?;
     let stored = operations::stored_offsets(log.pool()).await?;
     let (translations, trouble) = translations::with_broker_offsets(stored, kafka).await;
     let dead_letters = match trouble {
@@ -94,7 +97,7 @@ async fn read(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
         Ok(waiting) => (Some(waiting), None),
         Err(error) => (None, Some(Error::from(error).in_one_line())),
     };
-    Ok(Status { head, projections: builds, replicas, parked, todos, translations, dead_letters, broker_error })
+    Ok(Status { head, projections: builds, replicas, parked, todos, translations, findings, dead_letters, broker_error })
 }
 
 /// The count of a topic, and its offsets at that time.
@@ -123,6 +126,7 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
         return output.document(status);
     }
     let mut parts = vec![format!("The head of the log is {}", status.head)];
+    parts.extend(status.findings.iter().map(|finding| format!("Warning: {finding}")));
     if status.projections.is_empty() {
         parts.push("No projections yet. The services register them at their first start".to_owned());
     } else {

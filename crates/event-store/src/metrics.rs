@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     pub(crate) state_cache_evictions: Counter<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
+    pub(crate) append_lock_wait: Gauge<f64>,
     query_waits: Histogram<f64>,
 }
 
@@ -78,6 +79,11 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("Calls whose connection was lost before their answer. Their outcomes are looked up.")
             .build(),
         head: meter.i64_gauge("log.head").with_description("The newest position that this process has seen.").build(),
+        append_lock_wait: meter
+            .f64_gauge("log.append.lock.wait")
+            .with_unit("s")
+            .with_description("Time for which appends have waited for the append lock, by the role that holds it. 0 below 3 seconds.")
+            .build(),
         query_waits: meter
             .f64_histogram("query.wait.duration")
             .with_unit("s")
