@@ -250,7 +250,7 @@ BEGIN ATOMIC
     )
     SELECT format('%s %s%s', replace(string_agg(is_so, '; ' ORDER BY is_so) FILTER (WHERE nth <= 3), '{database}', current_database()), why,
                   CASE WHEN max(nth) > 3 THEN format(', and %s more', max(nth) - 3) END),
-           'run cartlog-migrate (or SELECT repair_installation() as a superuser)', NULL, NULL
+           'run cartlog-migrate (or SELECT repair_installation() as a superuser)', NULL, NULL::float8
     FROM (SELECT w.*, row_number() OVER (PARTITION BY step, why ORDER BY is_so) AS nth FROM wrong w) AS w GROUP BY step, why
     UNION ALL
     SELECT format('the database is encoded in %s', current_setting('server_encoding')), 'restore it into a database with the encoding UTF8',

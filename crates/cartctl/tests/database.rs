@@ -87,6 +87,17 @@ async fn fail_todos(pool: &event_store::Pool) {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
+async fn status_names_what_a_restore_lost() {
+    let log = shop(&Shopping::new()).await;
+    let database: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(log.store.pool()).await.unwrap();
+    let lost = format!("GRANT TEMPORARY ON DATABASE {database} TO PUBLIC");
+    sqlx::query(&lost).execute(log.store.pool()).await.unwrap();
+    let text = over(&log.database, &["status"]).stdout;
+    assert!(text.contains(&format!("Warning: {lost} is not allowed: run cartlog-migrate")), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn status_works_without_a_broker() {
     let cart = Shopping::new();
     let log = shop(&cart).await;
@@ -94,7 +105,7 @@ async fn status_works_without_a_broker() {
     log.append([cart.inventory(0, 3)]).await;
 
     let status = over(&log.database, &["status", "--json"]).document();
-    assert_eq!(status["head"], 5);
+    assert_eq!((&status["head"], &status["findings"]), (&json!(5), &json!([])));
     let projections = status["projections"].as_array().unwrap();
     let names: Vec<_> = projections.iter().map(|build| build["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["inventories", "publish_cart"]);

@@ -37,10 +37,12 @@ const ROLES: [&str; 6] =
 pub(crate) async fn check(connection: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let findings: Vec<Finding> =
         sqlx::query_as("SELECT finding, remedy, holder, waited FROM public.check_installation()").fetch_all(connection).await?;
-    let holder = |finding: &Finding| finding.holder.clone().filter(|role| ROLES.contains(&role.as_str())).unwrap_or_else(|| "other".to_owned());
+    let holder =
+        |finding: &Finding| finding.holder.clone().filter(|role| ROLES.contains(&role.as_str())).unwrap_or_else(|| "other".to_owned());
     for role in ROLES {
         // Also 0, so that the metric of a role that let go does not stay.
-        let waited = findings.iter().filter(|finding| finding.waited.is_some() && holder(finding) == role).find_map(|finding| finding.waited);
+        let waited =
+            findings.iter().filter(|finding| finding.waited.is_some() && holder(finding) == role).find_map(|finding| finding.waited);
         METRICS.append_lock_wait.record(waited.unwrap_or_default(), &[KeyValue::new("role", role)]);
     }
     Ok(findings)

@@ -587,8 +587,10 @@ async fn whoever_stops_all_appends_is_named() {
     let waiting = tokio::spawn(async move { waiter.decide(&Appends(cart.created())).await });
     let found = eventually("the holder is named", || async { findings(&owner).await.into_iter().next() }).await;
     assert!(found.starts_with("cartlog_publisher holds the append lock (process "), "{found}");
-    let remedy: String = sqlx::query_scalar("SELECT remedy FROM check_installation()").fetch_one(&owner).await.unwrap();
-    sqlx::query(remedy.strip_prefix("end it: ").unwrap()).execute(&owner).await.unwrap();
+    let [named] = log.store.check_installation().await.unwrap().try_into().unwrap();
+    assert_eq!(named.holder.as_deref(), Some("cartlog_publisher"));
+    assert!(named.waited.is_some_and(|seconds| (3.0..60.0).contains(&seconds)), "{named:?}");
+    sqlx::query(named.remedy.strip_prefix("end it: ").unwrap()).execute(&owner).await.unwrap();
     waiting.await.unwrap().unwrap();
     assert_eq!(findings(&owner).await, [] as [&str; 0]);
 }
