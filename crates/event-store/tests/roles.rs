@@ -54,7 +54,9 @@ fn may(role: &str, schema: &str, table: &str) -> &'static [&'static str] {
             &["INSERT", "UPDATE", "DELETE"]
         }
         (OPERATOR, "public", "checkpoint" | "skipped_event") => &["INSERT", "UPDATE", "DELETE"],
-        (OPERATOR, "public", "todo" | "source_offset") => &["UPDATE"],
+        (OPERATOR, "automation", _) => &["TRUNCATE"],
+        (OPERATOR, "public", "todo") => &["UPDATE", "DELETE"],
+        (OPERATOR, "public", "source_offset") => &["UPDATE"],
         _ => &[],
     }
 }
