@@ -429,7 +429,7 @@ async fn each_role_appends_its_own_types_only() {
     }
     let mut translator = PgConnection::connect_with(&log.database.options_as("cartlog_translator")).await.unwrap();
     let from_source =
-        "SELECT FROM append_events_from_source('test', 'mine', 0, NULL, 1, '{CartCreated}', ARRAY['{\"CartCreated\":{}}'::bytea],
+        "SELECT FROM append_events_from_source('test', 'mine', 0, NULL, 1, NULL, '{CartCreated}', ARRAY['{\"CartCreated\":{}}'::bytea],
                            ARRAY['{\"append_id\":\"01980000-0000-7000-8000-00000000000a\"}'], '{NULL}', '{NULL}', '{NULL}')";
     assert_eq!(tried(&mut translator, from_source).await.as_deref(), Some(REFUSED));
 }
