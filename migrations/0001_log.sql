@@ -84,116 +84,139 @@ BEGIN
     LOCK TABLE public.event_log IN SHARE UPDATE EXCLUSIVE MODE;
 END $$;
 
--- Answers the events that match query items. Each array has one element per item; q_types holds the item's types, separated by commas.
--- An event matches an item if its type is one of those types, if it carries each given id, and if its position is above q_after.
--- q_newest asks for the newest such event only. The answer of an item ends after 500 events or 256 KiB; then its last row has `more`.
+-- Lookups: the events after a position that have one of these types and carry each given id. read_by_* answers the first 128, newest_by_*
+-- the newest. A lookup is named by its leading id: the first in the order of the columns that is given.
 --
--- Each branch is one LATERAL … ORDER BY … LIMIT over the index of its leading id, with row comparisons: (id, event_id) > (id, after)
--- and <= (id, maximum). Only that index can serve this, so the plan does not depend on statistics. Three other forms do depend on them:
--- a join; `id = … AND event_id > …`, which may walk the primary key; and `id = …` beside the row comparison, which reads the id from its
--- first event.
+-- PostgreSQL puts such a function's query into the statement that calls it, so a reader's statement has the lookups that it needs and no
+-- others, and is planned once per connection.
+--
+-- Each is one ORDER BY … LIMIT over the index of its leading id, with row comparisons: (id, event_id) > (id, after) and <= (id, maximum).
+-- Only that index can serve this, so the plan does not depend on statistics. Three other forms do depend on them: a join;
+-- `id = … AND event_id > …`, which may walk the primary key; and `id = …` beside the row comparison, which reads the id from its first event.
+
+CREATE FUNCTION read_by_cart_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q_cart_id, q_after) AND (e.cart_id, e.event_id) <= (q_cart_id, 9223372036854775807)
+      AND (q_item_id IS NULL OR e.item_id = q_item_id)
+      AND (q_product_id IS NULL OR e.product_id = q_product_id)
+      AND e.event_type = ANY (q_types)
+    ORDER BY e.cart_id, e.event_id LIMIT 128;
+END;
+
+CREATE FUNCTION newest_by_cart_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q_cart_id, q_after) AND (e.cart_id, e.event_id) <= (q_cart_id, 9223372036854775807)
+      AND (q_item_id IS NULL OR e.item_id = q_item_id)
+      AND (q_product_id IS NULL OR e.product_id = q_product_id)
+      AND e.event_type = ANY (q_types)
+    ORDER BY e.cart_id DESC, e.event_id DESC LIMIT 1;
+END;
+
+CREATE FUNCTION read_by_item_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q_item_id, q_after) AND (e.item_id, e.event_id) <= (q_item_id, 9223372036854775807)
+      AND (q_product_id IS NULL OR e.product_id = q_product_id)
+      AND e.event_type = ANY (q_types)
+    ORDER BY e.item_id, e.event_id LIMIT 128;
+END;
+
+CREATE FUNCTION newest_by_item_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q_item_id, q_after) AND (e.item_id, e.event_id) <= (q_item_id, 9223372036854775807)
+      AND (q_product_id IS NULL OR e.product_id = q_product_id)
+      AND e.event_type = ANY (q_types)
+    ORDER BY e.item_id DESC, e.event_id DESC LIMIT 1;
+END;
+
+-- A product: one probe per type.
+CREATE FUNCTION read_by_product_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM unnest(q_types) AS t(type) CROSS JOIN LATERAL (
+        SELECT e.event_id, e.event_type, e.payload FROM event e
+        WHERE e.product_id IS NOT NULL
+          AND (e.product_id, e.event_type, e.event_id) > (q_product_id, t.type, q_after)
+          AND (e.product_id, e.event_type, e.event_id) <= (q_product_id, t.type, 9223372036854775807)
+        ORDER BY e.product_id, e.event_type, e.event_id LIMIT 128
+    ) e
+    ORDER BY e.event_id LIMIT 128;
+END;
+
+CREATE FUNCTION newest_by_product_id(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM unnest(q_types) AS t(type) CROSS JOIN LATERAL (
+        SELECT e.event_id, e.event_type, e.payload FROM event e
+        WHERE e.product_id IS NOT NULL
+          AND (e.product_id, e.event_type, e.event_id) > (q_product_id, t.type, q_after)
+          AND (e.product_id, e.event_type, e.event_id) <= (q_product_id, t.type, 9223372036854775807)
+        ORDER BY e.product_id DESC, e.event_type DESC, e.event_id DESC LIMIT 1
+    ) e
+    ORDER BY e.event_id DESC LIMIT 1;
+END;
+
+-- No id: every event of the types. Reads the log from q_after on, so the caller should be near the head.
+CREATE FUNCTION read_by_type(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.event_id > q_after AND e.event_type = ANY (q_types)
+    ORDER BY e.event_id LIMIT 128;
+END;
+
+-- Reads the log backwards from the head until it meets such an event.
+CREATE FUNCTION newest_by_type(q_types text[], q_after bigint, q_cart_id uuid, q_item_id uuid, q_product_id uuid)
+RETURNS TABLE (event_id bigint, event_type text, payload bytea) LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.event_id, e.event_type, e.payload FROM event e
+    WHERE e.event_id > q_after AND e.event_type = ANY (q_types)
+    ORDER BY e.event_id DESC LIMIT 1;
+END;
+
+-- Answers what many lookups of any kind find: the events that an append missed. Each array has one element per query item; q_types holds
+-- the item's types, separated by commas.
 CREATE FUNCTION read_events(
     q_types text[], q_after bigint[], q_newest boolean[], q_cart_id uuid[], q_item_id uuid[], q_product_id uuid[]
-) RETURNS TABLE (query_item integer, event_id bigint, event_type text, payload bytea, more boolean)
+) RETURNS TABLE (query_item integer, event_id bigint, event_type text, payload bytea)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH q AS MATERIALIZED (
         SELECT (ord - 1)::integer AS query_item, string_to_array(types, ',') AS types, after, newest, cart_id, item_id, product_id
         FROM unnest(q_types, q_after, q_newest, q_cart_id, q_item_id, q_product_id)
              WITH ORDINALITY AS q(types, after, newest, cart_id, item_id, product_id, ord)
-    ), matching AS (
-        -- A cart: all its events, or the newest.
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q.cart_id, q.after) AND (e.cart_id, e.event_id) <= (q.cart_id, 9223372036854775807)
-              AND (q.item_id IS NULL OR e.item_id = q.item_id)
-              AND (q.product_id IS NULL OR e.product_id = q.product_id)
-              AND e.event_type = ANY (q.types)
-            ORDER BY e.cart_id, e.event_id LIMIT 500
-        ) e
-        WHERE q.cart_id IS NOT NULL AND NOT q.newest
-      UNION ALL
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.cart_id IS NOT NULL AND (e.cart_id, e.event_id) > (q.cart_id, q.after) AND (e.cart_id, e.event_id) <= (q.cart_id, 9223372036854775807)
-              AND (q.item_id IS NULL OR e.item_id = q.item_id)
-              AND (q.product_id IS NULL OR e.product_id = q.product_id)
-              AND e.event_type = ANY (q.types)
-            ORDER BY e.cart_id DESC, e.event_id DESC LIMIT 1
-        ) e
-        WHERE q.cart_id IS NOT NULL AND q.newest
-      UNION ALL
-        -- An item without its cart.
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q.item_id, q.after) AND (e.item_id, e.event_id) <= (q.item_id, 9223372036854775807)
-              AND (q.product_id IS NULL OR e.product_id = q.product_id)
-              AND e.event_type = ANY (q.types)
-            ORDER BY e.item_id, e.event_id LIMIT 500
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND NOT q.newest
-      UNION ALL
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.item_id IS NOT NULL AND (e.item_id, e.event_id) > (q.item_id, q.after) AND (e.item_id, e.event_id) <= (q.item_id, 9223372036854775807)
-              AND (q.product_id IS NULL OR e.product_id = q.product_id)
-              AND e.event_type = ANY (q.types)
-            ORDER BY e.item_id DESC, e.event_id DESC LIMIT 1
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND q.newest
-      UNION ALL
-        -- A product: one probe per type.
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM unnest(q.types) AS t(type) CROSS JOIN LATERAL (
-                SELECT e.event_id, e.event_type, e.payload FROM event e
-                WHERE e.product_id IS NOT NULL
-                  AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
-                  AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
-                ORDER BY e.product_id, e.event_type, e.event_id LIMIT 500
-            ) e
-            ORDER BY e.event_id LIMIT 500
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND NOT q.newest
-      UNION ALL
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM unnest(q.types) AS t(type) CROSS JOIN LATERAL (
-                SELECT e.event_id, e.event_type, e.payload FROM event e
-                WHERE e.product_id IS NOT NULL
-                  AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
-                  AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
-                ORDER BY e.product_id DESC, e.event_type DESC, e.event_id DESC LIMIT 1
-            ) e
-            ORDER BY e.event_id DESC LIMIT 1
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND q.newest
-      UNION ALL
-        -- No id: every event of the types. Reads the log from q_after on, so the caller should be near the head.
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.event_id > q.after AND e.event_type = ANY (q.types)
-            ORDER BY e.event_id LIMIT 500
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND NOT q.newest
-      UNION ALL
-        -- Reads the log backwards from the head until it meets such an event.
-        SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL (
-            SELECT e.event_id, e.event_type, e.payload FROM event e
-            WHERE e.event_id > q.after AND e.event_type = ANY (q.types)
-            ORDER BY e.event_id DESC LIMIT 1
-        ) e
-        WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND q.newest
-    ), measured AS (
-        SELECT m.*,
-               row_number() OVER w AS n,
-               sum(octet_length(m.payload)) OVER w AS bytes,
-               lead(octet_length(m.payload)) OVER w AS next_bytes
-        FROM matching m
-        WINDOW w AS (PARTITION BY m.query_item ORDER BY m.event_id)
     )
-    SELECT m.query_item, m.event_id, m.event_type, m.payload, m.n = 500 OR coalesce(m.bytes + m.next_bytes > 262144, false)
-    FROM measured m
-    WHERE m.n = 1 OR m.bytes <= 262144
-    ORDER BY m.query_item, m.event_id;
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL read_by_cart_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NOT NULL AND NOT q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL newest_by_cart_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NOT NULL AND q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL read_by_item_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND NOT q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL newest_by_item_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NOT NULL AND q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL read_by_product_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND NOT q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL newest_by_product_id(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NOT NULL AND q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL read_by_type(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND NOT q.newest
+  UNION ALL
+    SELECT q.query_item, e.* FROM q CROSS JOIN LATERAL newest_by_type(q.types, q.after, q.cart_id, q.item_id, q.product_id) e
+    WHERE q.cart_id IS NULL AND q.item_id IS NULL AND q.product_id IS NULL AND q.newest
+    ORDER BY query_item, event_id;
 END;
 
 -- Refuses events that the caller may not append, or whose ids are not those of their payloads. Runs before the append lock is taken.
@@ -314,7 +337,7 @@ BEGIN
             USING ERRCODE = 'CL001';
     END IF;
     FOR query_item, event_id, event_type, payload, more IN
-        SELECT m.query_item, m.event_id, m.event_type, m.payload, m.more
+        SELECT m.query_item, m.event_id, m.event_type, m.payload, false
         FROM public.read_events(q_types, q_after, q_newest, q_cart_id, q_item_id, q_product_id) m
     LOOP
         -- The answer is bounded, because it is made under the lock: past 4 MiB each query item gets its first event, and `more`.

@@ -100,6 +100,10 @@ GRANT SELECT ON event, event_log, _sqlx_migrations TO cartlog_commands, cartlog_
 GRANT EXECUTE ON FUNCTION log_identity, event_store_current_epoch, lock_log, read_events, append_events
     TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher;
 
+-- Everybody who reads the log: the lookups.
+GRANT EXECUTE ON FUNCTION read_by_cart_id, newest_by_cart_id, read_by_item_id, newest_by_item_id, read_by_product_id, newest_by_product_id,
+    read_by_type, newest_by_type TO cartlog_commands, cartlog_translator, cartlog_projections, cartlog_publisher, cartlog_operator;
+
 -- inventory-translator: the stored offsets.
 GRANT SELECT ON source_offset TO cartlog_translator;
 GRANT EXECUTE ON FUNCTION append_events_from_source TO cartlog_translator;

@@ -80,7 +80,7 @@ impl<E: LogEvent> EventStore<E> {
         tokio::spawn(appender::run(connector.clone(), ids.len(), settings.clone(), queue, closed.clone()));
         tokio::spawn(head_listener::announce(pool.clone(), settings.announce_interval, closed.clone()));
         tokio::spawn(head_listener::listen(connector, settings.poll_interval, closed.clone()));
-        let reader = Reader::new(pool.clone(), ids.len());
+        let reader = Reader::new(pool.clone(), ids.clone());
         let cache = StateCache::new(settings.state_cache_bytes, head_watcher.clone());
         let shared = Shared {
             decider: Decider::new(&settings, reader.clone(), head_watcher.clone(), ids.clone(), appends, cache),

@@ -352,7 +352,7 @@ async fn a_command_on_a_cached_state_is_one_call() {
 async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     let log = TestLog::<DomainEvent>::create().await;
     // A role that cannot call this function cannot read. Appending still works, because it runs as the owner.
-    sqlx::query("REVOKE EXECUTE ON FUNCTION read_events FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
+    sqlx::query("REVOKE EXECUTE ON FUNCTION read_by_cart_id FROM cartlog_commands").execute(log.store.pool()).await.unwrap();
     let [store, other] =
         [(); 2].map(|()| EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default()));
     let (cart, decided) = (Shopping::new(), AtomicUsize::new(0));
@@ -367,7 +367,7 @@ async fn a_command_reads_nothing_and_a_conflict_brings_what_it_missed() {
     assert_eq!(add(&store).await, (Position(4), 2), "cached, but the other process's event was missed");
     // A refusal does read.
     let refused = format!("{:?}", store.decide(&Emptied(Add::to(&cart))).await.unwrap_err());
-    assert!(refused.contains("permission denied for function read_events"), "{refused}");
+    assert!(refused.contains("permission denied for function read_by_cart_id"), "{refused}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, StateQuery)]

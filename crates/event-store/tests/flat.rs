@@ -110,22 +110,38 @@ fn matching_otherwise(product: &str, after: i64) -> String {
     format!("SELECT * FROM read_events({})", other_query_items(product, after, &NEWEST))
 }
 
-/// Reads as the store does: prepared, so from the sixth run on there is one plan for all arguments.
+/// Reads as the store does: one prepared statement with a part for each kind of lookup, so from the sixth run on there is one plan for all
+/// arguments.
 fn reading(product: &str, after: i64) -> String {
-    format!("EXECUTE reading({})", query_items(product, after))
+    format!(
+        "EXECUTE reading('{{CartCreated,ItemAdded,ItemRemoved,ItemArchived,CartCleared,CartSubmitted}}', ARRAY[0]::bigint[], ARRAY[uuidv7()],
+         '{{InventoryChanged}}', ARRAY[{after}]::bigint[], ARRAY['{product}'::uuid])"
+    )
 }
 
 fn reading_otherwise(product: &str, after: i64) -> String {
-    format!("EXECUTE reading({})", other_query_items(product, after, &NEWEST))
+    // All events without an id would be many, unless the reader is near the head.
+    let near = if after == EVENTS { "read_by_type" } else { "newest_by_type" };
+    let all = ["newest_by_cart_id", "read_by_item_id", "newest_by_item_id", "read_by_product_id", near, "newest_by_type"];
+    let types = "'{ItemAdded,ItemRemoved,PriceChanged}'";
+    let part = |lookup: &str| {
+        let after = if lookup == "read_by_product_id" { EVENTS } else { after };
+        format!("SELECT e.* FROM {lookup}({types}, {after}, uuidv7(), uuidv7(), '{product}') e")
+    };
+    all.map(part).join(" UNION ALL ")
 }
 
 async fn session(database: &Database) -> PgConnection {
     let mut session = PgConnection::connect_with(&database.options_as("cartlog_commands")).await.unwrap();
     sqlx::raw_sql(
-        "PREPARE reading (text[], bigint[], boolean[], uuid[], uuid[], uuid[]) AS
-         SELECT NULL::integer AS query_item, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more
-         FROM event e
-         UNION ALL SELECT query_item, event_id, event_type, payload, more FROM read_events($1, $2, $3, $4, $5, $6)",
+        "PREPARE reading (text[], bigint[], uuid[], text[], bigint[], uuid[]) AS
+         SELECT NULL::integer, NULL::bigint, coalesce(max(event_id), 0), NULL::bytea FROM event
+         UNION ALL SELECT 0, q.lookup, e.event_id, e.payload
+         FROM unnest($2, $3, '{}'::uuid[], '{}'::uuid[]) WITH ORDINALITY AS q(after, cart_id, item_id, product_id, lookup)
+         CROSS JOIN LATERAL read_by_cart_id($1, q.after, q.cart_id, q.item_id, q.product_id) e
+         UNION ALL SELECT 1, q.lookup, e.event_id, e.payload
+         FROM unnest($5, '{}'::uuid[], '{}'::uuid[], $6) WITH ORDINALITY AS q(after, cart_id, item_id, product_id, lookup)
+         CROSS JOIN LATERAL newest_by_product_id($4, q.after, q.cart_id, q.item_id, q.product_id) e",
     )
     .execute(&mut session)
     .await

@@ -9,8 +9,8 @@ use crate::{
     error::StoreError,
     event::{LogEvent, domain_ids, ids_of},
     position::Position,
-    query::{query_item::QueryColumns, state_query::QueryError},
-    read::reader::Reader,
+    query::{query_item::QueryItem, state_query::QueryError},
+    read::{reader::Reader, statement::Lookup},
 };
 
 /// Folds states up to the head, from the cached states on. Returns also the position up to which they are complete.
@@ -134,18 +134,13 @@ async fn read_parts<E: LogEvent, V, T: Stages<E, V>>(
     end: Option<Position>,
 ) -> Result<Position, StoreError> {
     loop {
-        let mut columns = QueryColumns::new(reader.ids());
         let mut parts = parts(stages);
-        for part in &parts {
-            for item in &part.query().items {
-                columns.push(item, part.position().0);
-            }
-        }
-        if end.is_some() {
+        let lookup = |item: &QueryItem, after| {
             // The newest event may come after the end. So all events are read, and the last one before the end counts.
-            columns.newest.fill(false);
-        }
-        let mut answer = reader.find(columns).await?;
+            Lookup { item: QueryItem { newest: item.newest && end.is_none(), ..item.clone() }, after }
+        };
+        let lookups = parts.iter().flat_map(|part| part.query().items.iter().map(|item| lookup(item, part.position()))).collect();
+        let mut answer = reader.find(lookups).await?;
         if reader.head_watcher().epoch() != epoch && parts.iter().any(|part| part.position() > Position::START) {
             return Err(StoreError::Reset("it is another one than the one read before".to_owned()));
         }

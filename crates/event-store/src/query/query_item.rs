@@ -20,12 +20,12 @@ impl QueryItem {
 }
 
 /// Query items with the position each one starts after, column by column.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 pub(crate) struct QueryColumns {
-    pub(crate) types: Vec<String>,
-    pub(crate) after: Vec<i64>,
-    pub(crate) newest: Vec<bool>,
-    pub(crate) ids: Vec<Vec<Option<Uuid>>>,
+    types: Vec<String>,
+    after: Vec<i64>,
+    newest: Vec<bool>,
+    ids: Vec<Vec<Option<Uuid>>>,
 }
 
 impl QueryColumns {
@@ -40,19 +40,6 @@ impl QueryColumns {
         self.newest.push(item.newest);
         for (column, id) in self.ids.iter_mut().zip(&item.ids) {
             column.push(*id);
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.types.len()
-    }
-
-    pub(crate) fn extend(&mut self, other: &Self) {
-        self.types.extend_from_slice(&other.types);
-        self.after.extend_from_slice(&other.after);
-        self.newest.extend_from_slice(&other.newest);
-        for (column, ids) in self.ids.iter_mut().zip(&other.ids) {
-            column.extend_from_slice(ids);
         }
     }
 

@@ -4,8 +4,11 @@ use sqlx::{Row, postgres::PgRow};
 
 use crate::position::Position;
 
+/// The most events that a query item finds in one answer. The functions `read_by_*` of the migrations have the same limit.
+pub(crate) const LIMIT: usize = 128;
+
 /// The events that query items found, and the head of the same snapshot.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) head: i64,
     pub(crate) found: Vec<Found>,
@@ -23,6 +26,7 @@ pub(crate) struct Found {
 }
 
 impl Answer {
+    /// Reads the rows of `append_events`.
     pub(crate) fn from_rows(rows: &[PgRow]) -> Result<Self, sqlx::Error> {
         let mut answer = Self { head: 0, found: Vec::with_capacity(rows.len()) };
         for row in rows {
@@ -36,7 +40,18 @@ impl Answer {
                 }),
             }
         }
+        answer.mark_cuts();
         Ok(answer)
+    }
+
+    /// Marks the last event of each item that may have found more.
+    pub(crate) fn mark_cuts(&mut self) {
+        self.found.sort_by_key(|found| (found.item, found.position));
+        for of_item in self.found.chunk_by_mut(|one, next| one.item == next.item).filter(|of_item| of_item.len() >= LIMIT) {
+            if let Some(last) = of_item.last_mut() {
+                last.more = true;
+            }
+        }
     }
 
     /// Reduces the answer to what it was when the log ended at `at`. An answer that was cut later is complete up to there.

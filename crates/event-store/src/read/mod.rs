@@ -5,3 +5,4 @@ pub(crate) mod head_listener;
 pub(crate) mod head_watcher;
 pub(crate) mod read_queue;
 pub(crate) mod reader;
+pub(crate) mod statement;

@@ -12,8 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::StoreError,
-    query::query_item::QueryColumns,
-    read::answer::{Answer, Found},
+    read::{answer::Answer, statement::Lookup},
 };
 
 /// Reads in one statement at most.
@@ -28,16 +27,16 @@ pub(crate) struct ReadQueue {
 
 pub(crate) struct WaitingRead {
     pub(crate) ticket: u64,
-    pub(crate) items: QueryColumns,
+    pub(crate) lookups: Vec<Lookup>,
     pub(crate) reply: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
 impl ReadQueue {
     /// Queues a read. Returns its ticket and the receiver of its answer.
-    pub(crate) fn push(&self, items: QueryColumns) -> (u64, oneshot::Receiver<Result<Answer, StoreError>>) {
+    pub(crate) fn push(&self, lookups: Vec<Lookup>) -> (u64, oneshot::Receiver<Result<Answer, StoreError>>) {
         let (reply, answer) = oneshot::channel();
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(WaitingRead { ticket, items, reply });
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(WaitingRead { ticket, lookups, reply });
         (ticket, answer)
     }
 
@@ -48,18 +47,4 @@ impl ReadQueue {
         let together = queue.len().min(MAX_TOGETHER);
         queue.drain(..together).collect()
     }
-}
-
-/// Splits the answer to several reads, one after the other, into one answer each. `lengths` are the reads' numbers of items.
-pub(crate) fn split(answer: Answer, lengths: &[usize]) -> Vec<Answer> {
-    let mut answers: Vec<_> = lengths.iter().map(|_| Answer { head: answer.head, found: vec![] }).collect();
-    let owners: Vec<_> = lengths.iter().enumerate().flat_map(|(read, length)| (0..*length).map(move |own| (read, own))).collect();
-    for found in answer.found {
-        if let Some((read, own)) = owners.get(found.item)
-            && let Some(answer) = answers.get_mut(*read)
-        {
-            answer.found.push(Found { item: *own, ..found });
-        }
-    }
-    answers
 }

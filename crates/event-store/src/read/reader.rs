@@ -9,23 +9,13 @@ use crate::{
     error::StoreError,
     metrics::record_query_wait,
     position::Position,
-    query::query_item::{QueryColumns, placeholders},
     read::{
         answer::Answer,
         head_watcher::{HeadWatcher, Seen},
-        read_queue::{ReadQueue, WaitingRead, split},
+        read_queue::{ReadQueue, WaitingRead},
+        statement::{Lookup, Statement},
     },
 };
-
-/// Returns the statement that reads. The head comes as a row without an item.
-fn sql(ids: usize) -> String {
-    format!(
-        "SELECT NULL::integer AS query_item, coalesce(max(e.event_id), 0) AS event_id, NULL AS event_type, NULL AS payload, false AS more \
-         FROM event e \
-         UNION ALL SELECT query_item, event_id, event_type, payload, more FROM read_events({})",
-        placeholders(1, 3 + ids)
-    )
-}
 
 /// The outcome of waiting for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,24 +32,18 @@ pub(crate) struct Reader(Arc<Inner>);
 
 struct Inner {
     pool: Pool,
-    /// The number of the log's domain ids.
-    ids: usize,
-    sql: String,
+    /// The log's domain ids, in the schema's order.
+    ids: Vec<&'static str>,
     waiting: ReadQueue,
 }
 
 impl Reader {
-    pub(crate) fn new(pool: Pool, ids: usize) -> Self {
-        Self(Arc::new(Inner { pool, ids, sql: sql(ids), waiting: ReadQueue::default() }))
+    pub(crate) fn new(pool: Pool, ids: Vec<&'static str>) -> Self {
+        Self(Arc::new(Inner { pool, ids, waiting: ReadQueue::default() }))
     }
 
     pub(crate) fn head_watcher(&self) -> &HeadWatcher {
         self.0.pool.connector().head_watcher()
-    }
-
-    /// Returns the number of the log's domain ids.
-    pub(crate) fn ids(&self) -> usize {
-        self.0.ids
     }
 
     /// See [`EventStore::head`](crate::EventStore::head).
@@ -111,9 +95,9 @@ impl Reader {
         }
     }
 
-    /// Returns what the items find, and the head of that snapshot. The snapshot is no older than this call.
-    pub(crate) async fn find(&self, items: QueryColumns) -> Result<Answer, StoreError> {
-        let (ticket, mut answer) = self.0.waiting.push(items);
+    /// Returns what the lookups find, and the head of that snapshot. The snapshot is no older than this call.
+    pub(crate) async fn find(&self, lookups: Vec<Lookup>) -> Result<Answer, StoreError> {
+        let (ticket, mut answer) = self.0.waiting.push(lookups);
         loop {
             let permit = tokio::select! {
                 biased;
@@ -142,10 +126,10 @@ impl Reader {
 
 impl Inner {
     async fn read_together(self: Arc<Self>, together: Vec<WaitingRead>) {
-        match self.read(together.iter().map(|read| &read.items)).await {
-            Ok(answer) => {
-                let lengths: Vec<_> = together.iter().map(|read| read.items.len()).collect();
-                for (read, answer) in together.into_iter().zip(split(answer, &lengths)) {
+        let reads: Vec<_> = together.iter().map(|read| read.lookups.as_slice()).collect();
+        match self.read(&reads).await {
+            Ok(answers) => {
+                for (read, answer) in together.into_iter().zip(answers) {
                     // A caller that is gone needs no answer; here and below.
                     let _ = read.reply.send(Ok(answer));
                 }
@@ -158,26 +142,27 @@ impl Inner {
             // Each read alone, so that one bad read fails only its own caller.
             Err(_) => {
                 for read in together {
-                    let _ = read.reply.send(self.read([&read.items]).await);
+                    let answer = self.read(&[&read.lookups]).await.map(|answers| answers.into_iter().next().unwrap_or_default());
+                    let _ = read.reply.send(answer);
                 }
             }
         }
     }
 
-    async fn read<'a>(&self, items: impl IntoIterator<Item = &'a QueryColumns>) -> Result<Answer, StoreError> {
-        let mut columns = QueryColumns::new(self.ids);
-        items.into_iter().for_each(|items| columns.extend(items));
+    /// Returns an answer for each read, all of one snapshot.
+    async fn read(&self, reads: &[&[Lookup]]) -> Result<Vec<Answer>, StoreError> {
+        let statement = Statement::of(reads, &self.ids);
         loop {
             let seen = self.pool.connector().head_watcher().seen_so_far();
-            let query = columns.clone().bind(sqlx::query(&self.sql));
             let reading = async {
                 let mut connection = PooledConnection::from(&self.pool).await?;
-                let answer = Answer::from_rows(&query.fetch_all(&mut *connection).await?)?;
-                Ok((answer, connection))
+                let rows = statement.query().fetch_all(&mut *connection).await?;
+                Ok((statement.answers(&rows)?, connection))
             };
-            let (answer, connection) = with_timeout(reading).await?;
-            if self.accept(connection, Position(answer.head), seen).await? {
-                return Ok(answer);
+            let (answers, connection) = with_timeout(reading).await?;
+            let head = answers.first().map_or(0, |answer| answer.head);
+            if self.accept(connection, Position(head), seen).await? {
+                return Ok(answers);
             }
         }
     }
