@@ -344,3 +344,30 @@ async fn missing_topic_is_named_and_read_later() {
     translator.until_ready().await;
     translator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn client_that_forgot_its_brokers_is_replaced() {
+    let (log, topic, group, broker) = (Log::create().await, Topic::create(1).await, group(), forgetful::Forgetful::start().await);
+    let brokers = Brokers::new(&broker.address, "test").replaced_after(Duration::from_secs(5));
+    let publisher = kafka::Publisher::new(&kafka::PublisherSettings::new(brokers.clone())).expect("a producer");
+    let value = message(Uuid::now_v7(), 2);
+    let (key, source, event_type, traceparent, time) = ("cart", "/test", "test", None, None);
+    let event = kafka::CloudEvent { key, id: "1", source, event_type, time, traceparent, json: value.as_bytes() };
+    topic.count(0, 1).await;
+    let translator = Running::start_with(TranslatorSettings::new(brokers, &group), store(&log.database), &[&topic]);
+    log.until_counts(&[1]).await;
+    publisher.send(&topic.name, &event).await.expect("sent");
+    log.until_counts(&[1, 2]).await;
+
+    // A client that gets metadata without brokers forgets all of them, and never connects again.
+    broker.fence(true);
+    translator.until_waiting_for("the broker at").await;
+    broker.fence(false);
+    topic.count(0, 3).await;
+    log.until_counts(&[1, 2, 3]).await;
+    eventually("it is sent", || async { publisher.send(&topic.name, &event).await.ok() }).await;
+    log.until_counts(&[1, 2, 2, 3]).await;
+    translator.until_ready().await;
+    translator.stop().await;
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot continue fails")]
 
+pub mod forgetful;
 pub mod raw;
 
 use std::time::Duration;

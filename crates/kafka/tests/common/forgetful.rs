@@ -1,0 +1,122 @@
+//! A broker whose metadata can be without brokers, as when its controller has fenced it for a moment: a real one behind a proxy.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use test_support::kafka_bootstrap_servers;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+/// The key of a Metadata request.
+const METADATA: i16 = 3;
+
+/// A proxy to the real broker. Clients know no other address.
+pub struct Forgetful {
+    pub address: String,
+    fenced: Arc<AtomicBool>,
+}
+
+impl Forgetful {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("a port").port();
+        let fenced = Arc::new(AtomicBool::new(false));
+        let is_fenced = fenced.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let broker = TcpStream::connect(kafka_bootstrap_servers()).await.expect("the broker");
+                tokio::spawn(forward(client, broker, port, is_fenced.clone()));
+            }
+        });
+        Self { address: format!("127.0.0.1:{port}"), fenced }
+    }
+
+    /// Answers questions for metadata without brokers and topics, or as the real broker does.
+    pub fn fence(&self, fenced: bool) {
+        self.fenced.store(fenced, Ordering::SeqCst);
+    }
+}
+
+async fn forward(client: TcpStream, broker: TcpStream, port: u16, fenced: Arc<AtomicBool>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_broker, mut to_broker) = broker.into_split();
+    // The version of each question for metadata, by correlation id.
+    let asked = Arc::new(Mutex::new(HashMap::new()));
+    let questions = asked.clone();
+    let requests = async move {
+        while let Some(frame) = read(&mut from_client).await {
+            let word = |at: usize| i16::from_be_bytes([frame[at], frame[at + 1]]);
+            if word(0) == METADATA {
+                questions.lock().expect("a lock").insert(frame[4..8].to_vec(), word(2));
+            }
+            if write(&mut to_broker, &frame).await.is_none() {
+                break;
+            }
+        }
+    };
+    let answers = async move {
+        while let Some(mut frame) = read(&mut from_broker).await {
+            let version = asked.lock().expect("a lock").remove(&frame[0..4]);
+            if let Some(version) = version {
+                frame = if fenced.load(Ordering::SeqCst) { without_brokers(&frame[0..4], version) } else { at_port(frame, port) };
+            }
+            if write(&mut to_client, &frame).await.is_none() {
+                break;
+            }
+        }
+    };
+    // Either end closes both.
+    tokio::select! { () = requests => {}, () = answers => {} }
+}
+
+/// An answer of version 9 to 13.
+fn without_brokers(correlation: &[u8], version: i16) -> Vec<u8> {
+    assert!((9..=13).contains(&version), "version {version}");
+    let mut frame = correlation.to_vec();
+    // No tags; not throttled; no brokers; no cluster id; no controller; no topics.
+    frame.push(0);
+    frame.extend(0_i32.to_be_bytes());
+    frame.extend([1, 0]);
+    frame.extend((-1_i32).to_be_bytes());
+    frame.push(1);
+    if version <= 10 {
+        frame.extend(i32::MIN.to_be_bytes());
+    }
+    if version >= 13 {
+        frame.extend(0_i16.to_be_bytes());
+    }
+    frame.push(0);
+    frame
+}
+
+/// Puts the proxy's port in the place of the broker's.
+fn at_port(mut frame: Vec<u8>, port: u16) -> Vec<u8> {
+    let servers = kafka_bootstrap_servers();
+    let (host, real) = servers.rsplit_once(':').expect("host:port");
+    let real: i32 = real.parse().expect("a port");
+    let broker = [host.as_bytes(), &real.to_be_bytes()].concat();
+    if let Some(at) = frame.windows(broker.len()).position(|window| window == broker) {
+        frame[at + host.len()..at + broker.len()].copy_from_slice(&i32::from(port).to_be_bytes());
+    }
+    frame
+}
+
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let length = from.read_u32().await.ok()?;
+    let mut frame = vec![0; length as usize];
+    from.read_exact(&mut frame).await.ok()?;
+    Some(frame)
+}
+
+async fn write(to: &mut (impl tokio::io::AsyncWrite + Unpin), frame: &[u8]) -> Option<()> {
+    let mut bytes = u32::try_from(frame.len()).ok()?.to_be_bytes().to_vec();
+    bytes.extend(frame);
+    to.write_all(&bytes).await.ok()
+}
