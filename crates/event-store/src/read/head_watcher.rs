@@ -135,11 +135,10 @@ impl HeadWatcher {
                 let (older, newer) = (identity.timeline(), known.identity.timeline());
                 return Err(StoreError::NotCurrent(format!("it is on timeline {older}, and this process has seen timeline {newer}")));
             }
+            Some(known) if known.identity == identity && self.includes(head, seen) => {}
             Some(known) if known.identity == identity => {
-                if !self.includes(head, seen) {
-                    tracing::warn!(%head, seen = %seen.newest, "the log ends before a position that was seen: forgetting the cached states");
-                    self.begin_epoch(head);
-                }
+                tracing::warn!(%head, seen = %seen.newest, "the log ends before a position that was seen: forgetting the cached states");
+                self.begin_epoch(head);
             }
             Some(known) => {
                 let (before, newest) = (&known.identity, self.newest());
