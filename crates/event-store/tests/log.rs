@@ -395,7 +395,10 @@ async fn an_answer_under_the_lock_is_bounded_and_says_where_it_is_cut() {
         let mut rows = of(item);
         // The last row of an item that is cut says that there is more. Past the limit each item has one row.
         let more = rows.pop().unwrap();
-        assert!(rows.iter().all(|more| !more) && (more || rows.len() == 2) && (item < 7 || rows.is_empty()), "item {item}: {rows:?}, {more}");
+        assert!(
+            rows.iter().all(|more| !more) && (more || rows.len() == 2) && (item < 7 || rows.is_empty()),
+            "item {item}: {rows:?}, {more}"
+        );
     }
 }
 

@@ -371,3 +371,21 @@ async fn client_that_forgot_its_brokers_is_replaced() {
     translator.until_ready().await;
     translator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn half_open_connection_costs_seconds() {
+    let (log, topic, group, broker) = (Log::create().await, Topic::create(1).await, group(), forgetful::Forgetful::start().await);
+    topic.count(0, 1).await;
+    let settings = TranslatorSettings::new(Brokers::new(&broker.address, "test"), &group);
+    let translator = Running::start_with(settings, store(&log.database), &[&topic]);
+    log.until_counts(&[1]).await;
+    translator.until_ready().await;
+    broker.fall_silent();
+    let started = Instant::now();
+    topic.count(0, 2).await;
+    log.until_counts(&[1, 2]).await;
+    // 61 s with librdkafka's own timeout.
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+    translator.stop().await;
+}

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use std::{
 use kafka::{
     Brokers, SendError, StartError,
     client::{ANSWER_TIMEOUT, ClientLog, Headers, InspectError, Inspector, Outgoing, Producer, ends, to_send},
-    dead_letter::{BYTES, DISMISSAL, DISMISSED, OFFSET, PARTITION, REASON, REPLAYED, STUB, SUFFIX, TOPIC, is_reserved, topic_of},
+    dead_letter::{BYTES, DISMISSAL, DISMISSED, OFFSET, PARTITION, REASON, REPLAYED, SHA256, STUB, SUFFIX, TOPIC, is_reserved, topic_of},
 };
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -100,6 +101,8 @@ pub struct DeadLetter {
     pub replayed: bool,
     /// Why it was dismissed, if it was.
     pub dismissed: Option<String>,
+    /// A hash of its value, to tell it from another letter with the same origin: the topic may have been created again.
+    value_hash: u64,
 }
 
 impl DeadLetter {
@@ -109,8 +112,8 @@ impl DeadLetter {
     }
 
     /// The identity of a letter, which its copies share. A translator that dies may write a letter again.
-    fn identity(&self) -> (Place, Option<Vec<u8>>, usize, String) {
-        (self.source.clone().unwrap_or_else(|| self.place.clone()), self.key.clone(), self.bytes, self.reason.clone())
+    fn identity(&self) -> (Place, Option<Vec<u8>>, u64, String) {
+        (self.source.clone().unwrap_or_else(|| self.place.clone()), self.key.clone(), self.value_hash, self.reason.clone())
     }
 }
 
@@ -370,12 +373,33 @@ fn letter(message: &BorrowedMessage<'_>, headers: &Headers) -> DeadLetter {
         stub: headers.text(STUB),
         replayed: false,
         dismissed: None,
+        // That of a stub's message is in a header.
+        value_hash: hash(message.payload().or_else(|| headers.last(SHA256))),
     }
+}
+
+fn hash(value: Option<&[u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_place_or_refused(text in ".{0,40}", topic in "[a-z.-]{1,20}", partition in 0..i32::MAX, offset in 0..i64::MAX) {
+            if let Ok(place) = text.parse::<Place>() {
+                prop_assert_eq!(place.to_string().parse(), Ok(place));
+            }
+            let place = Place { topic, partition, offset };
+            prop_assert_eq!(place.to_string().parse(), Ok(place));
+        }
+    }
 
     fn letter(offset: i64, source_offset: i64, reason: &str) -> DeadLetter {
         let place = |topic: &str, offset| Place { topic: topic.into(), partition: 0, offset };
@@ -389,12 +413,15 @@ mod tests {
             stub: None,
             replayed: false,
             dismissed: None,
+            value_hash: hash(Some(b"{}")),
         }
     }
 
     #[test]
     fn letter_written_twice_is_one() {
-        let letters = || vec![letter(0, 7, "no JSON"), letter(1, 3, "no JSON"), letter(2, 7, "no JSON"), letter(3, 7, "other topic")];
+        // The last one came after the topic was created again.
+        let other = DeadLetter { value_hash: hash(Some(b"[]")), ..letter(3, 7, "no JSON") };
+        let letters = || vec![letter(0, 7, "no JSON"), letter(1, 3, "no JSON"), letter(2, 7, "no JSON"), other.clone()];
         let places = |letters: &[DeadLetter]| letters.iter().map(|letter| letter.place.offset).collect::<Vec<_>>();
         let settled = Marks::default().settle(letters());
         assert_eq!(places(&settled), [1, 0, 3]);

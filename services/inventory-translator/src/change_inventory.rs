@@ -69,6 +69,7 @@ impl Decision for ChangeInventory {
 
 #[cfg(test)]
 mod specifications {
+    use proptest::{collection::vec, prelude::*};
     use test_support::{TestLog, given};
 
     use super::*;
@@ -83,6 +84,21 @@ mod specifications {
     fn translated(value: &str) -> Result<DomainEvent, String> {
         let message = Message { topic: "inventories", partition: 0, offset: 0, key: None, value: value.as_bytes() };
         translate(&message).map_err(|invalid| invalid.to_string())
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_translated_or_refused(bytes in vec(any::<u8>(), 0..200), id in ".{0,40}", number in "-?[0-9.eE+_]{1,30}") {
+            for id in [serde_json::json!(id), serde_json::json!(PRODUCT)] {
+                let value = format!(r#"{{"product_uuid": {id}, "inventory": {number}}}"#);
+                for value in [value.as_bytes(), &bytes] {
+                    if let Ok(event) = translate(&Message { topic: "inventories", partition: 0, offset: 0, key: None, value }) {
+                        let stored = serde_json::to_vec(&event).unwrap();
+                        prop_assert_eq!(serde_json::from_slice::<DomainEvent>(&stored).unwrap(), event);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -117,14 +117,13 @@ impl Automation for PublishCartAutomation {
         let Some(append_id) = todo.metadata.append_id else {
             return Outcome::Failed { error: "the to-do does not name the append that submitted the cart".into() };
         };
-        // An earlier attempt may have ended after CartPublished. Then the message is not sent again.
-        if todo.attempts > 1 {
-            match timeout(self.log.settings().command_timeout, self.log.read(Publication::of(cart_id))).await {
-                Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
-                Err(_) => return Outcome::Retry { error: "the log did not answer in time".into() },
-            }
+        // The cart may be published: an attempt may have ended after CartPublished, and a rebuild enqueues every cart again. The decision
+        // below starts from the state that this reads.
+        match timeout(self.log.settings().command_timeout, self.log.read(Publication::of(cart_id))).await {
+            Ok(Ok((Publication { published: true, .. }, _))) => return Outcome::Done,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Outcome::Retry { error: error.to_string() },
+            Err(_) => return Outcome::Retry { error: "the log did not answer in time".into() },
         }
         let ce_id = append_id.to_string();
         let metadata = Metadata { causation_id: Some(todo.position.to_string()), ..Metadata::current() };

@@ -25,6 +25,8 @@ pub struct Inspector {
     config: ClientConfig,
     consumer: Arc<Mutex<Arc<BaseConsumer<ClientLog>>>>,
     answered: LastConnected,
+    /// Held while a question is asked: two would take each other's answers from the consumer.
+    asking: Arc<Mutex<()>>,
 }
 
 /// A question to the brokers failed.
@@ -63,10 +65,10 @@ impl Inspector {
 
     fn with(brokers: &Brokers, config: ClientConfig) -> Result<Self, StartError> {
         let consumer = Arc::new(Mutex::new(Arc::new(create(&config, brokers)?)));
-        Ok(Self { brokers: brokers.clone(), config, consumer, answered: LastConnected::default() })
+        Ok(Self { brokers: brokers.clone(), config, consumer, answered: LastConnected::default(), asking: Arc::default() })
     }
 
-    /// Runs a question. It may block, so it gets a thread of its own.
+    /// Runs a question, after those that are being asked. It may block, so it gets a thread of its own.
     ///
     /// # Errors
     /// If the brokers do not answer.
@@ -75,7 +77,9 @@ impl Inspector {
         question: impl FnOnce(&BaseConsumer<ClientLog>) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, InspectError> {
         let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let asking = self.asking.clone();
         let answer = tokio::task::spawn_blocking(move || {
+            let _alone = asking.lock().unwrap_or_else(PoisonError::into_inner);
             // Errors since the last question would queue up for ever.
             while consumer.poll(Duration::ZERO).is_some() {}
             question(&consumer)

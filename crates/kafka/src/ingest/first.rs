@@ -75,6 +75,8 @@ fn read(consumer: &BaseConsumer<ClientLog>, topic: &str, from: &BTreeMap<i32, i6
     for (partition, offset) in from {
         assignment.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
     }
+    // What the reading before left behind.
+    while consumer.poll(Duration::ZERO).is_some() {}
     consumer.assign(&assignment)?;
     let (mut unread, started) = (from.clone(), Instant::now());
     while !unread.is_empty() && started.elapsed() < FIRST_TIMEOUT {
@@ -82,7 +84,7 @@ fn read(consumer: &BaseConsumer<ClientLog>, topic: &str, from: &BTreeMap<i32, i6
             Some(Ok(message)) => {
                 let message = Received::of(&message);
                 let partition = message.source.partition;
-                if unread.remove(&partition).is_some() {
+                if *message.source.topic == *topic && unread.remove(&partition).is_some() {
                     each(partition, First::Message(Box::new(message)));
                 }
             }

@@ -81,6 +81,7 @@ pub(crate) fn for_test(offset: i64, bytes: usize) -> Received {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, option, prelude::*};
     use rdkafka::{Timestamp, message::OwnedMessage};
 
     use super::*;
@@ -95,6 +96,28 @@ mod tests {
         assert_eq!((large.value_bytes, large.bytes()), (MAX_KEPT_BYTES + 1, MESSAGE_OVERHEAD));
         // `head -c 1048577 /dev/zero | sha256sum`
         assert_eq!(large.sha256(), "2cb74edba754a81d121c9db6833704a8e7d417e5b13d1a19f4a52f007d644264");
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_received(
+            key in option::of(vec(any::<u8>(), 0..64)),
+            value in option::of(vec(any::<u8>(), 0..64)),
+            names in vec("[^\0]{0,20}", 0..20),
+            header in option::of(vec(any::<u8>(), 0..64)),
+            (timestamp, offset) in any::<(i64, i64)>(),
+        ) {
+            let headers = to_send(names.iter().map(|name| (name.as_str(), header.as_deref())));
+            let timestamp = Timestamp::CreateTime(timestamp);
+            let message = OwnedMessage::new(value.clone(), key.clone(), "counts".into(), timestamp, 3, offset, Some(headers));
+            let received = Received::of(&message);
+            prop_assert_eq!((&received.key, &received.value, received.offset), (&key, &value, offset));
+            let read: Vec<_> = received.headers.read.iter().map(|(name, _)| name.clone()).collect();
+            prop_assert_eq!(read, names);
+            let _ = crate::client::traceparent::of(&received.headers);
+            let _ = crate::client::traceparent::valid(value.as_deref().unwrap_or_default());
+            prop_assert_eq!(received.recognised(), Received::of(&message).recognised());
+        }
     }
 
     #[test]

@@ -287,6 +287,9 @@ impl<E: LogEvent> Running<E> {
         let partition = |source: Source| (source.clone(), Partition::new(offsets.get(&source).cloned(), share));
         self.partitions = sources.into_iter().map(partition).collect();
         self.worker.status.assigned(self.partitions.iter().map(|(source, partition)| (source.clone(), partition.stored())));
+        for (source, _) in self.partitions.iter().filter(|(_, partition)| !partition.is_compared()) {
+            self.worker.status.failed(source, "the broker has not answered yet whether the topic is the one that was read before");
+        }
         self.assign();
         // The partitions that were read before are not read until it is known that their topics are the same.
         self.survey();
@@ -536,7 +539,12 @@ impl<E: LogEvent> Running<E> {
                     self.block(&source, Blocked::Replaced { at });
                     continue;
                 }
-                Some(Compared::Same) => self.reassign |= partition.compared(last),
+                Some(Compared::Same) => {
+                    if partition.compared(last) {
+                        self.worker.status.translated_to(&source, partition.stored());
+                        self.reassign = true;
+                    }
+                }
                 None => {}
             }
             // The partition was read or written meanwhile.

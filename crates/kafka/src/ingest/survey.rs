@@ -9,7 +9,7 @@ use std::{
 use event_store::{LogEvent, NextOffset, SourceMessage, StoreError};
 use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
-    error::KafkaResult,
+    error::{KafkaError, KafkaResult},
 };
 
 use super::{
@@ -85,12 +85,15 @@ pub(crate) async fn survey<E: LogEvent>(worker: &Worker<E>, inspector: &Inspecto
     }
     let asked = inspector.ask(move |consumer| {
         let anchors = surveyed.iter().filter_map(|one| Some((one.question.source.clone(), one.question.anchor.clone()?)));
-        let compared = compare(consumer, anchors)?;
+        let mut failure = None;
+        let compared = compare(consumer, anchors, &mut failure)?;
         for one in &mut surveyed {
             one.compared = compared.get(&one.question.source).copied();
-            look(consumer, one);
+            look(consumer, one, &mut failure);
         }
-        Ok(surveyed)
+        let is_answered = surveyed.iter().any(|one| one.compared.is_some() || one.ends.is_some());
+        // A partition without a leader is asked for again. If no partition is answered, the client may need to be replaced.
+        failure.filter(|_| !is_answered).map_or(Ok(surveyed), Err)
     });
     asked.await.unwrap_or_else(|error| {
         tracing::debug!(error = causes(&error), "partitions not surveyed");
@@ -102,6 +105,7 @@ pub(crate) async fn survey<E: LogEvent>(worker: &Worker<E>, inspector: &Inspecto
 fn compare(
     consumer: &BaseConsumer<ClientLog>,
     last: impl Iterator<Item = (Source, SourceMessage)>,
+    failure: &mut Option<KafkaError>,
 ) -> KafkaResult<HashMap<Source, Compared>> {
     let mut compared = HashMap::new();
     let mut by_topic: BTreeMap<String, BTreeMap<i32, SourceMessage>> = BTreeMap::new();
@@ -112,7 +116,10 @@ fn compare(
             }
             // Retention may have deleted the message. Then there is nothing to compare with.
             Ok(_) => drop(compared.insert(source, Compared::Same)),
-            Err(error) => tracing::debug!(%source, %error, "partition not surveyed"),
+            Err(error) => {
+                tracing::debug!(%source, %error, "partition not surveyed");
+                *failure = Some(error);
+            }
         }
     }
     for (topic, last) in by_topic {
@@ -134,14 +141,18 @@ fn compare(
 }
 
 /// Reads the ends of a partition, and what lies before its next message.
-fn look(consumer: &BaseConsumer<ClientLog>, one: &mut Surveyed) {
+fn look(consumer: &BaseConsumer<ClientLog>, one: &mut Surveyed, failure: &mut Option<KafkaError>) {
     let Question { source, next, wants_ends, wants_gap, .. } = &one.question;
     if !wants_ends && !wants_gap {
         return;
     }
     match consumer.fetch_watermarks(&source.topic, source.partition, ENDS_TIMEOUT) {
         Ok(ends) => one.ends = Some(ends),
-        Err(error) => return tracing::debug!(%source, %error, "partition not surveyed"),
+        Err(error) => {
+            tracing::debug!(%source, %error, "partition not surveyed");
+            *failure = Some(error);
+            return;
+        }
     }
     if let (true, Some((low, _))) = (wants_gap, one.ends) {
         match gap(consumer, &source.topic, source.partition, next.unwrap_or(low)) {

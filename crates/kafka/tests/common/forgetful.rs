@@ -1,10 +1,11 @@
-//! A broker whose metadata can be without brokers, as when its controller has fenced it for a moment: a real one behind a proxy.
+//! A broker whose metadata can be without brokers, as when its controller has fenced it for a moment, and whose connections can fall silent:
+//! a real one behind a proxy.
 
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -21,6 +22,9 @@ const METADATA: i16 = 3;
 pub struct Forgetful {
     pub address: String,
     fenced: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
+    /// The connections before this one are silent.
+    silent: Arc<AtomicUsize>,
 }
 
 impl Forgetful {
@@ -29,13 +33,22 @@ impl Forgetful {
         let port = listener.local_addr().expect("a port").port();
         let fenced = Arc::new(AtomicBool::new(false));
         let is_fenced = fenced.clone();
+        let (connections, silent) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (count, is_silent) = (connections.clone(), silent.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let broker = TcpStream::connect(kafka_bootstrap_servers()).await.expect("the broker");
-                tokio::spawn(forward(client, broker, port, is_fenced.clone()));
+                let (number, is_silent) = (count.fetch_add(1, Ordering::SeqCst), is_silent.clone());
+                let silent = move || number < is_silent.load(Ordering::SeqCst);
+                tokio::spawn(forward(client, broker, port, is_fenced.clone(), silent));
             }
         });
-        Self { address: format!("127.0.0.1:{port}"), fenced }
+        Self { address: format!("127.0.0.1:{port}"), fenced, connections, silent }
+    }
+
+    /// Lets every connection that is open fall silent. It stays open, and new ones work.
+    pub fn fall_silent(&self) {
+        self.silent.store(self.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// Answers questions for metadata without brokers and topics, or as the real broker does.
@@ -44,7 +57,7 @@ impl Forgetful {
     }
 }
 
-async fn forward(client: TcpStream, broker: TcpStream, port: u16, fenced: Arc<AtomicBool>) {
+async fn forward(client: TcpStream, broker: TcpStream, port: u16, fenced: Arc<AtomicBool>, silent: impl Fn() -> bool) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_broker, mut to_broker) = broker.into_split();
     // The version of each question for metadata, by correlation id.
@@ -66,6 +79,9 @@ async fn forward(client: TcpStream, broker: TcpStream, port: u16, fenced: Arc<At
             let version = asked.lock().expect("a lock").remove(&frame[0..4]);
             if let Some(version) = version {
                 frame = if fenced.load(Ordering::SeqCst) { without_brokers(&frame[0..4], version) } else { at_port(frame, port) };
+            }
+            if silent() {
+                continue;
             }
             if write(&mut to_client, &frame).await.is_none() {
                 break;
