@@ -145,12 +145,12 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             output.list(&shown, "There are none", &["place", "message", "written", "key", "bytes", "reason", ""], Shown::row)
         }
         Task::Show { place } => {
-            let Letter { letter, value, headers } = find(&kafka, &place).await?;
+            let Letter { mut letter, value, headers } = find(&kafka, &place).await?;
             let newest = kafka.dead_letters(&place.topic, Some(NEWEST)).await?.letters;
             let is_it = |one: &&DeadLetter| one.place == place || (one.source.is_some() && one.source == letter.source);
-            let (replayed, dismissed) = newest.iter().find(is_it).map_or((false, None), |one| (one.replayed, one.dismissed.clone()));
-            let shown = Shown::of(&DeadLetter { replayed, dismissed, ..letter });
-            show(&shown, value.as_deref(), &headers, output)
+            (letter.replayed, letter.dismissed) =
+                newest.iter().find(is_it).map_or((false, None), |one| (one.replayed, one.dismissed.clone()));
+            show(&Shown::of(&letter), value.as_deref(), &headers, output)
         }
         Task::Replay { which, topic, confirmed } => replay(&kafka, which, topic.as_deref(), &confirmed, output).await,
         Task::Dismiss { which, topic, reason, confirmed } => dismiss(&kafka, which, topic.as_deref(), &reason, &confirmed, output).await,

@@ -104,7 +104,8 @@ async fn topic_created_again_blocks_a_running_translator() {
 
 /// Deletes a topic and creates it again with as many messages.
 async fn create_again(topic: &Topic, messages: i64) {
-    admin().delete_topics(&[&topic.name], &AdminOptions::new()).await.expect("deleted");
+    let deleted = admin().delete_topics(&[&topic.name], &AdminOptions::new()).await;
+    assert!(deleted.is_ok(), "{deleted:?}");
     eventually("the topic can be created again", || async {
         let new = rdkafka::admin::NewTopic::new(&topic.name, 1, rdkafka::admin::TopicReplication::Fixed(1));
         let made = admin().create_topics([&new], &AdminOptions::new()).await.ok()?;

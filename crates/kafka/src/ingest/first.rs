@@ -88,11 +88,7 @@ fn read(consumer: &BaseConsumer<ClientLog>, topic: &str, from: &BTreeMap<i32, i6
                     each(partition, First::Message(Box::new(message)));
                 }
             }
-            Some(Err(KafkaError::PartitionEOF(partition))) => {
-                if unread.remove(&partition).is_some() {
-                    each(partition, First::End);
-                }
-            }
+            Some(Err(KafkaError::PartitionEOF(partition))) if unread.remove(&partition).is_some() => each(partition, First::End),
             Some(Err(error)) => {
                 if let (Some(code @ (RDKafkaErrorCode::BadCompression | RDKafkaErrorCode::BadMessage)), Some((partition, _)), 1) =
                     (error.rdkafka_error_code(), unread.first_key_value(), from.len())

@@ -540,9 +540,10 @@ impl<E: LogEvent> Running<E> {
                     continue;
                 }
                 Some(Compared::Same) => {
-                    if partition.compared(last) {
+                    let may_be_read_now = partition.compared(last);
+                    self.reassign |= may_be_read_now;
+                    if may_be_read_now {
                         self.worker.status.translated_to(&source, partition.stored());
-                        self.reassign = true;
                     }
                 }
                 None => {}

@@ -186,6 +186,7 @@ async fn live(running: &[Service], database: &Database, kafka: &str) {
     let addresses = Addresses {
         commands: url(COMMANDS),
         projections: url(PROJECTIONS),
+        internal: url(PROJECTIONS),
         database: database.url_as("postgres"),
         kafka: kafka.to_owned(),
     };
