@@ -1,6 +1,6 @@
 //! Options that commands share.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use clap::Args;
 
@@ -17,7 +17,8 @@ pub(crate) struct Common {
     pub(crate) database_url: Option<String>,
     /// A file that contains only the database password, for a URL without one
     #[arg(long, global = true, env = "CARTLOG_DATABASE_PASSWORD_FILE", value_name = "FILE")]
-    pub(crate) database_password_file: Option<PathBuf>,
+    // Not a PathBuf: an empty variable counts as unset.
+    pub(crate) database_password_file: Option<OsString>,
     /// The brokers as host:port, separated by commas
     #[arg(long, global = true, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = BOOTSTRAP_SERVERS, value_name = "SERVERS")]
     pub(crate) bootstrap_servers: String,

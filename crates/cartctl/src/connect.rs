@@ -1,6 +1,6 @@
 //! Connects to the database and the broker.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use cart_events::DomainEvent;
 use event_store::{EventStore, SessionTimeouts, StoreSettings};
@@ -39,7 +39,7 @@ impl Common {
         }
         let mut options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;
         // An empty variable counts as unset.
-        if let Some(path) = self.database_password_file.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+        if let Some(path) = self.database_password_file.as_deref().filter(|path| !path.is_empty()).map(Path::new) {
             let wrong = |error| format!("Cannot read the password from {} (--database-password-file): {error}", path.display());
             options = options.password(&event_store::read_password(path).map_err(|error| Error::Usage(wrong(error)))?);
         }

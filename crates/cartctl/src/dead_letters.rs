@@ -217,7 +217,7 @@ fn show(shown: &Shown, value: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>
         lines.push(format!("stub:     {why}"));
     }
     lines.push(format!("value:    {}", value.map_or_else(none, bytes)));
-    output.text(&clean(&lines.join("\n")))
+    output.text(&lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n"))
 }
 
 /// Answers the places that an operator means.

@@ -23,14 +23,14 @@ impl Output {
 
     /// Prints a JSON document on one line.
     pub(crate) fn document(&self, document: &impl Serialize) -> Result<(), Error> {
-        let mut line = serde_json::to_vec(document).map_err(io::Error::other)?;
-        line.push(b'\n');
-        self.raw(&line)
+        let json = serde_json::to_string(document).map_err(io::Error::other)?;
+        self.raw(format!("{}\n", escaped(&json, |line, unit| write!(line, "\\u{unit:04x}"))).as_bytes())
     }
 
-    /// Prints text.
+    /// Prints text of one or more lines.
     pub(crate) fn text(&self, text: &str) -> Result<(), Error> {
-        self.raw(format!("{text}\n").as_bytes())
+        let lines: Vec<_> = text.split('\n').map(clean).collect();
+        self.raw(format!("{}\n", lines.join("\n")).as_bytes())
     }
 
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Error> {
@@ -52,9 +52,9 @@ impl Output {
     }
 
     /// Prints a note to standard error.
-    #[allow(clippy::print_stderr, reason = "notes go to standard error")]
     pub(crate) fn note(&self, text: &str) {
-        eprintln!("{}", clean(text));
+        // Closed, it has no reader.
+        let _ = writeln!(io::stderr(), "{}", clean(text));
     }
 
     /// Prints an error to standard error.
@@ -63,14 +63,13 @@ impl Output {
     }
 
     /// Asks the operator to confirm.
-    #[allow(clippy::print_stderr, reason = "standard output is for answers")]
     pub(crate) fn ask(&self, what: &str) -> Result<(), Error> {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(Error::NotConfirmed(format!(
                 "{what} Nothing was done, because there is no terminal to confirm at. Pass --yes to confirm"
             )));
         }
-        eprint!("{} Continue? [y/N] ", clean(what));
+        write!(io::stderr(), "{} Continue? [y/N] ", clean(what))?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
         match answer.trim().to_lowercase().as_str() {
@@ -94,20 +93,38 @@ pub(crate) fn table(heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>)
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// Escapes control characters, so that stored text cannot control the terminal.
-pub(crate) fn clean(text: &str) -> Cow<'_, str> {
-    if !text.contains(|c: char| c.is_control() && c != '\n') {
+/// Makes a line's hidden characters visible, line breaks too, so that stored text cannot control the terminal or forge a line.
+pub(crate) fn clean(line: &str) -> Cow<'_, str> {
+    escaped(line, |cleaned, unit| match u8::try_from(unit) {
+        Ok(byte @ (b'\n' | b'\r' | b'\t')) => write!(cleaned, "{}", byte.escape_ascii()),
+        _ => write!(cleaned, "\\u{{{unit:x}}}"),
+    })
+}
+
+/// Escapes each UTF-16 unit of hidden characters.
+fn escaped(text: &str, escape: impl Fn(&mut String, u16) -> std::fmt::Result) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
     }
-    let mut cleaned = String::with_capacity(text.len());
+    let mut visible = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\n' {
-            let _ = write!(cleaned, "{}", c.escape_default());
+        if is_hidden(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a string never fails.
+                let _ = escape(&mut visible, *unit);
+            }
         } else {
-            cleaned.push(c);
+            visible.push(c);
         }
     }
-    Cow::Owned(cleaned)
+    Cow::Owned(visible)
+}
+
+/// Returns whether a terminal shows something else than the character: controls (C0, C1), directions, invisible and line-breaking ones.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                       | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Formats bytes as text if they are UTF-8, otherwise as hexadecimal digits after 0x.
@@ -149,9 +166,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clean_escapes_control_characters() {
-        assert_eq!(clean("a\u{1b}[2Jb\u{9b}c\nd"), "a\\u{1b}[2Jb\\u{9b}c\nd");
-        assert!(!table(&["key"], [vec!["\u{1b}]0;x".to_owned()]]).contains('\u{1b}'));
+    fn clean_makes_hidden_characters_visible() {
+        assert_eq!(clean("a\u{1b}[2Jb\u{9b}c\nd"), "a\\u{1b}[2Jb\\u{9b}c\\nd");
+        assert_eq!(clean("\u{202e}gnp.\u{200b}\u{feff}\u{2066}\u{e0041}"), "\\u{202e}gnp.\\u{200b}\\u{feff}\\u{2066}\\u{db40}\\u{dc41}");
+        assert_eq!(clean("Größe 価格 🛒"), "Größe 価格 🛒");
+        let forged = table(&["key", "status"], [vec!["a\nb".to_owned(), "\u{1b}]0;x".to_owned()]]);
+        assert!(forged.lines().count() == 2 && !forged.contains('\u{1b}'), "{forged}");
+    }
+
+    #[test]
+    fn document_escapes_hidden_characters_and_stays_the_same() {
+        let value = serde_json::json!({ "key": "a\u{9b}2J\u{202e}\u{200b}\u{e0041}\u{7f}" });
+        let json = value.to_string();
+        let line = escaped(&json, |line, unit| write!(line, "\\u{unit:04x}"));
+        assert!(!line.contains(is_hidden), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
     }
 
     #[test]

@@ -154,6 +154,8 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
         parts.push(format!("The broker does not answer: {error}"));
     }
     let text = parts.join("\n\n");
-    // One write, so that the screen does not flicker.
-    output.text(&if clear { format!("\u{1b}[H\u{1b}[2J{text}") } else { text })
+    if clear {
+        output.raw(b"\x1b[H\x1b[2J")?;
+    }
+    output.text(&text)
 }

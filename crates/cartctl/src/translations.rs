@@ -1,6 +1,6 @@
 //! `cartctl translations`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Args, Subcommand};
 use event_store::SourcePartition;
@@ -127,8 +127,11 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                 [found] => *found,
                 [] => {
                     let of = group.map(|group| format!(" by the group {group}")).unwrap_or_default();
+                    let topics: BTreeSet<_> = stored.iter().map(|one| one.topic.as_str()).collect();
+                    let topics = if topics.is_empty() { "none".to_owned() } else { topics.into_iter().collect::<Vec<_>>().join(", ") };
                     return Err(Error::Nothing(format!(
-                        "{topic}/{partition} was never translated{of}, so it is read from its beginning. See `cartctl translations show`"
+                        "{topic}/{partition} was never translated{of}, so it is read from its beginning. Translated topics are: {topics}. \
+                         See `cartctl translations show`"
                     )));
                 }
                 several => {

@@ -505,6 +505,33 @@ fn errors_say_what_to_do() {
     cartctl(&["projections", "explode"]).failed(2, "explode");
 }
 
+#[test]
+fn closed_standard_error_is_no_fault() {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$0\" status 2>&-", env!("CARGO_BIN_EXE_cartctl")]).env_remove("DATABASE_URL");
+    assert_eq!(shell.status().unwrap().code(), Some(2));
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn stored_text_forges_no_line_and_an_empty_variable_is_unset() {
+    let log = shop(&Shopping::new()).await;
+    let forged = "a\nforged\u{9b}2J\u{202e}\u{200b}";
+    sqlx::query("UPDATE todo SET key = $1").bind(forged).execute(log.store.pool()).await.unwrap();
+    let list = |json: &[&'static str]| {
+        let mut command = command(&["todos", "list", "--status", "open"]);
+        command.args(json).env("DATABASE_URL", log.database.url_as("cartlog_operator")).env("CARTLOG_DATABASE_PASSWORD_FILE", "");
+        Outcome::of(command.output().unwrap())
+    };
+    let text = list(&[]);
+    assert_eq!((text.code, text.stdout.lines().count()), (Some(0), 2), "{text:?}");
+    let json = list(&["--json"]);
+    assert_eq!(json.document()["key"], forged);
+    for hidden in ['\u{9b}', '\u{202e}', '\u{200b}'] {
+        assert!(!text.stdout.contains(hidden) && !json.stdout.contains(hidden));
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn missing_migrations_and_privileges_are_reported() {

@@ -40,7 +40,9 @@ pub enum OperateError {
     #[error(transparent)]
     Send(#[from] SendError),
     /// A message in a topic of dead letters does not name its origin, so no translator wrote it.
-    #[error("{0} does not name the topic and partition that it came from, so it cannot be sent back")]
+    #[error(
+        "{0} does not name the topic and partition that it came from, so it cannot be sent back. Look at it with `cartctl dead-letters show {0}`, and send a corrected message to the source topic"
+    )]
     NoSource(Place),
     /// Only a stub was kept of the message.
     #[error("{0} is a stub: the message itself was not kept, so it cannot be sent back")]
