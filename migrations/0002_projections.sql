@@ -176,7 +176,7 @@ RETURN CASE
                 (key_hash(uuid_send(key)) % length(current_setting('projection.segments')))::integer + 1, 1) = '1'
 END;
 
--- The tables of a build with their schema, quoted, in the order in which every transaction locks them.
+-- The tables of a build with their schema, quoted, in the order in which every transaction empties them.
 CREATE FUNCTION build_tables(build text, tables text[]) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT string_agg(format('%I.%I', build, t), ', ' ORDER BY t) FROM unnest(tables) AS t $$;
 
@@ -184,33 +184,6 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT string_agg(format('%I.%I', bui
 CREATE FUNCTION is_held(until timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN coalesce(until > clock_timestamp() AND until < clock_timestamp() + interval '5 minutes', false);
-
--- Begins to read the serving build of a projection within a transaction: sets search_path to it, and keeps a rebuild from emptying its
--- tables until the transaction ends. Answers the build (NULL: the projection never ran) and a parked key: of_key itself, or any if of_key
--- is NULL (NULL: not parked).
---
--- VOLATILE: after the lock it sees what was committed before the lock was granted.
-CREATE FUNCTION begin_projection_read(projection text, of_key uuid, OUT serving text, OUT parked uuid)
-LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    locked record;
-BEGIN
-    LOOP
-        SELECT p.build, public.build_tables(p.build, p.tables) AS tables INTO locked
-        FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
-        IF locked.tables IS NOT NULL THEN
-            EXECUTE 'LOCK TABLE ' || locked.tables || ' IN ACCESS SHARE MODE';
-        END IF;
-        SELECT p.build,
-               (SELECT k.key FROM public.parked_key k
-                WHERE k.name = p.name AND k.build = p.build AND (of_key IS NULL OR k.key = of_key) ORDER BY k.parked_at LIMIT 1)
-        INTO serving, parked
-        FROM public.projection p WHERE p.name = projection AND p.status = 'serving';
-        -- Another build may have started to serve before the lock was granted.
-        EXIT WHEN serving IS NOT DISTINCT FROM locked.build;
-    END LOOP;
-    PERFORM set_config('search_path', serving || ', public', true);
-END $$;
 
 -- Counts an automation's open, due and failed to-dos, and answers the age of the oldest open one in seconds. Counts stop at `bound`, so that
 -- the call stays cheap.

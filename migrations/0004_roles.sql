@@ -112,7 +112,7 @@ GRANT EXECUTE ON FUNCTION append_events_from_source TO cartlog_translator;
 GRANT SELECT, INSERT, UPDATE ON projection TO cartlog_projections, cartlog_publisher;
 GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoint, replica, parked_key, parked_event, todo TO cartlog_projections, cartlog_publisher;
 GRANT SELECT ON skipped_event TO cartlog_projections, cartlog_publisher;
-GRANT EXECUTE ON FUNCTION key_hash, key_in_scope, is_held, belong_to, build_tables, begin_projection_read, todo_backlog
+GRANT EXECUTE ON FUNCTION key_hash, key_in_scope, is_held, belong_to, build_tables, todo_backlog
     TO cartlog_projections, cartlog_publisher;
 
 -- cart-projections: the read models, also those of later migrations, and the state of its automation.
@@ -133,7 +133,7 @@ GRANT UPDATE ON todo, source_offset TO cartlog_operator;
 GRANT INSERT, UPDATE, DELETE ON projection, checkpoint, parked_key, parked_event, skipped_event TO cartlog_operator;
 -- Functions that run with the rights of their caller, and log_identity, which only reads.
 GRANT EXECUTE ON FUNCTION log_identity, event_store_current_epoch, lock_log, read_events, key_hash, key_in_scope, is_held, belong_to, build_tables,
-    begin_projection_read, todo_backlog TO cartlog_operator;
+    todo_backlog TO cartlog_operator;
 
 -- Row-level security: a role writes and locks the rows of its own projections only, whatever it was granted. Everybody reads.
 DO $$

@@ -40,7 +40,7 @@ pub trait Automation: Projection {
     async fn attempt(&self, todo: Todo) -> Outcome;
 }
 
-/// What a lease adds to the longest attempt: time to store the outcome, and the inaccuracy of timeouts.
+/// The part of a lease beyond the longest attempt: time to store the outcome, and the inaccuracy of timeouts.
 const LEASE_RESERVE: Duration = Duration::from_secs(3);
 
 /// Returns how the to-dos of an automation are worked: leased for longer than its longest attempt.

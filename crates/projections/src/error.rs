@@ -1,6 +1,6 @@
 //! The error of reading a projection.
 
-use event_store::StoreError;
+use event_store::{Position, StoreError};
 use uuid::Uuid;
 
 /// Why a projection was not read.
@@ -14,6 +14,9 @@ pub enum ProjectionError {
         /// The key.
         key: Uuid,
     },
+    /// The projection did not reach the wanted position in time, but only this one.
+    #[error("the projection has reached position {0}, and not the wanted one")]
+    Behind(Position),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

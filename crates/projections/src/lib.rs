@@ -17,7 +17,7 @@
 //! use async_trait::async_trait;
 //! use disintegrate::Event;
 //! use event_store::{EventStore, Recorded, StoreSettings};
-//! use projections::{Projection, Projections, Settings};
+//! use projections::{Projection, Projections, Query, Settings};
 //! use serde::{Deserialize, Serialize};
 //! use sqlx::PgConnection;
 //! use tokio_util::sync::CancellationToken;
@@ -75,10 +75,8 @@
 //! let shutdown = CancellationToken::new();
 //! tokio::spawn(projections.run(Loans, Settings::default(), shutdown.clone()));
 //!
-//! let books: i64 = projections
-//!     .read("loans", Some(member), async |connection| {
-//!         sqlx::query_scalar("SELECT books FROM loans WHERE member_id = $1").bind(member).fetch_one(connection).await
-//!     })
+//! let books: Vec<(i64,)> = projections
+//!     .read("loans", Some(member), Query::new("SELECT books FROM {build}.loans WHERE member_id = $1").bind(member))
 //!     .await?;
 //! # let _ = books;
 //! # Ok(())
@@ -124,6 +122,7 @@ pub use backlog::{Backlog, Rebuild};
 pub use error::ProjectionError;
 pub use projection::{Kind, Projection};
 pub use projections::Projections;
+pub use read::Query;
 pub use rebuild::{Switch, build_tables, rebuild, rebuild_automation, rebuild_named, switch_when_ready, switch_with_parked};
 pub use segment::{SEGMENTS, segment_of};
 pub use settings::Settings;

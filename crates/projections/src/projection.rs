@@ -6,7 +6,7 @@ use event_store::{LogEvent, Recorded};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// What a projection is for.
+/// The purpose of a projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Tables for queries. Can be rebuilt at any time.
@@ -28,7 +28,7 @@ pub trait Projection: Send + Sync + 'static {
     const NAME: &'static str;
     /// Raise it if the same events lead to other rows: the runtime then rebuilds the read model beside the serving build.
     const VERSION: i32 = 1;
-    /// What the projection is for.
+    /// The purpose of the projection.
     const KIND: Kind = Kind::ReadModel;
     /// The tables, without schema. A rebuild empties them first.
     const TABLES: &'static [&'static str];

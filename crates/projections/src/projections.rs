@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use event_store::{EventStore, LogEvent, Position, StoreError};
-use sqlx::PgConnection;
+use sqlx::{FromRow, postgres::PgRow};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use crate::{
     backlog::{Backlog, backlog},
     error::ProjectionError,
     projection::Projection,
-    read::read,
+    read::{self, Query},
     replica::Replicas,
     run::run,
     settings::Settings,
@@ -70,18 +70,34 @@ impl<E: LogEvent> Projections<E> {
         run_automation(self.store.clone(), self.replicas.clone(), Arc::new(automation), settings, shutdown)
     }
 
-    /// Reads the serving build of a projection. The closure's SQL names tables without a schema, and a rebuild cannot empty them meanwhile.
-    /// Pass the key that the query is about, or `None` if it is about all keys.
+    /// Reads rows of the serving build of a projection, with one statement. A rebuild cannot empty the tables meanwhile. Pass the key that the
+    /// query is about, or `None` if it is about all keys.
     ///
     /// # Errors
     /// The key, or any key if `None`, is parked. The projection never ran. The database is unreachable, busy or does not answer.
-    pub async fn read<T>(
+    pub async fn read<R: for<'r> FromRow<'r, PgRow>>(
         &self,
         name: &'static str,
         key: Option<Uuid>,
-        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, ProjectionError> {
-        read(&self.store, name, key, query).await
+        query: Query,
+    ) -> Result<Vec<R>, ProjectionError> {
+        Ok(read::read(&self.store, &self.replicas, name, key, &query).await?.0)
+    }
+
+    /// Waits as [`wait`](Self::wait) does and then reads as [`read`](Self::read) does. The rows include the log up to the position, whichever
+    /// server answers.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`ProjectionError::Behind`] if the position is not reached in time.
+    pub async fn read_from<R: for<'r> FromRow<'r, PgRow>>(
+        &self,
+        name: &'static str,
+        key: Option<Uuid>,
+        min: Position,
+        timeout: Duration,
+        query: &Query,
+    ) -> Result<Vec<R>, ProjectionError> {
+        read::read_from(&self.store, &self.replicas, name, key, min, timeout, query).await
     }
 
     /// Waits until the serving build of a projection has applied the log up to a position, for a key or for all keys, in any process.

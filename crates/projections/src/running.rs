@@ -14,7 +14,7 @@ use crate::{
     settings::Settings,
 };
 
-/// What the workers of a projection share.
+/// The state that the workers of a projection share.
 pub(crate) struct Running<P: Projection> {
     pub(crate) store: EventStore<P::Log>,
     pub(crate) replicas: Replicas,

@@ -297,7 +297,7 @@ struct Leases {
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 /// The pause between two deletions of done to-dos.
 const DELETE_INTERVAL: Duration = Duration::from_secs(60);
-/// What a pause may be longer than the longest one before a step of the clock must have put it off.
+/// A pause that is longer than the longest one by this much was made so by a step of the clock.
 const SLACK: Duration = Duration::from_secs(1);
 /// The most to-dos that one statement deletes.
 const DELETE_BATCH: i64 = 1_000;

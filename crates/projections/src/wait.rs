@@ -6,7 +6,7 @@ use event_store::{EventStore, LogEvent, Position, StoreError, connection::with_t
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::{lease::OwnedSegments, replica::Replicas, segment::segment_of};
+use crate::{checkpoint_cache::Complete, lease::OwnedSegments, replica::Replicas, segment::segment_of};
 
 /// The outcome of waiting for a projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +28,24 @@ pub(crate) async fn wait<E: LogEvent>(
     position: Position,
     timeout: Duration,
 ) -> Result<Wait, StoreError> {
+    Ok(wait_stored(store, replicas, name, key, position, timeout).await?.0)
+}
+
+/// Waits as [`wait`] does. Returns also the checkpoint on which the outcome rests: a server whose checkpoint is lower is behind.
+pub(crate) async fn wait_stored<E: LogEvent>(
+    store: &EventStore<E>,
+    replicas: &Replicas,
+    name: &'static str,
+    key: Option<Uuid>,
+    position: Position,
+    timeout: Duration,
+) -> Result<(Wait, Position), StoreError> {
     let started = Instant::now();
     let outcome = poll(store, replicas, name, key, position, timeout).await;
-    let label = match outcome {
-        Ok(Wait::Reached) => "reached",
-        Ok(Wait::TimedOut(_)) => "timed_out",
-        Ok(Wait::Parked(_)) => "parked",
+    let label = match &outcome {
+        Ok((Wait::Reached, _)) => "reached",
+        Ok((Wait::TimedOut(_), _)) => "timed_out",
+        Ok((Wait::Parked(_), _)) => "parked",
         Err(_) => "fault",
     };
     record_query_wait(name, started.elapsed(), label);
@@ -47,7 +59,7 @@ async fn poll<E: LogEvent>(
     key: Option<Uuid>,
     position: Position,
     timeout: Duration,
-) -> Result<Wait, StoreError> {
+) -> Result<(Wait, Position), StoreError> {
     let until = Instant::now() + timeout;
     // This process knows the positions of its own segments without the database.
     let mut owned = replicas.find(name).map(|replica| replica.owned());
@@ -59,16 +71,16 @@ async fn poll<E: LogEvent>(
             Some(at) => at,
             None => stored(store, replicas, name, key, if asked { pause / 2 } else { Duration::ZERO }).await?,
         };
-        if at >= position {
-            return Ok(Wait::Reached);
+        if at.up_to >= position {
+            return Ok((Wait::Reached, at.stored));
         }
         if !std::mem::replace(&mut asked, true)
             && let Some(key) = parked(store, name, key).await?
         {
-            return Ok(Wait::Parked(key));
+            return Ok((Wait::Parked(key), at.stored));
         }
         if Instant::now() >= until {
-            return Ok(Wait::TimedOut(at));
+            return Ok((Wait::TimedOut(at.up_to), at.stored));
         }
         match &mut owned {
             Some(owned) if known.is_some() => {
@@ -86,12 +98,18 @@ async fn poll<E: LogEvent>(
 }
 
 /// Returns the position of the serving build for a key, or for all keys, if this process owns the segments concerned.
-fn in_process(owned: &BTreeMap<&'static str, OwnedSegments>, key: Option<Uuid>) -> Option<Position> {
+fn in_process(owned: &BTreeMap<&'static str, OwnedSegments>, key: Option<Uuid>) -> Option<Complete> {
     let owned = owned.values().find(|owned| owned.serving)?;
     match key {
-        Some(key) => owned.positions.get(&segment_of(key)).map(|at| at.applied),
-        None => owned.is_all().then(|| owned.lowest()).flatten(),
+        Some(key) => owned.positions.get(&segment_of(key)).map(|at| Complete { stored: at.stored, up_to: at.applied }),
+        None if owned.is_all() => lowest(owned.positions.values().map(|at| Complete { stored: at.stored, up_to: at.applied })),
+        None => None,
     }
+}
+
+/// Returns how far all of these segments are.
+fn lowest(segments: impl Iterator<Item = Complete>) -> Option<Complete> {
+    segments.reduce(|one, other| Complete { stored: one.stored.min(other.stored), up_to: one.up_to.min(other.up_to) })
 }
 
 /// How many positions to search for the next event that the projection takes: about as many as are appended between two heartbeats.
@@ -104,11 +122,11 @@ async fn stored<E: LogEvent>(
     name: &str,
     key: Option<Uuid>,
     age: Duration,
-) -> Result<Position, StoreError> {
+) -> Result<Complete, StoreError> {
     let cache = replicas.checkpoint_cache(name);
     let asked = Instant::now();
     let reading = async {
-        let mut cached = cache.0.lock().await;
+        let mut cached = cache.segments.lock().await;
         if let Some((at, positions)) = cached.as_ref()
             && *at + age >= asked
         {
@@ -116,26 +134,27 @@ async fn stored<E: LogEvent>(
         }
         let permit = store.read_permit().await?;
         let at = Instant::now();
-        let positions: Arc<[Position]> = read_positions(store, replicas, name).await?.into();
+        let positions: Arc<[Complete]> = read_positions(store, replicas, name).await?.into();
         drop(permit);
         *cached = Some((at, positions.clone()));
         Ok(positions)
     };
     let positions = timeout(store.settings().command_timeout, reading).await.unwrap_or(Err(StoreError::Busy))?;
     let position = match key {
-        Some(key) => usize::try_from(segment_of(key)).ok().and_then(|segment| positions.get(segment)),
-        None => positions.iter().min(),
+        Some(key) => usize::try_from(segment_of(key)).ok().and_then(|segment| positions.get(segment)).copied(),
+        None => lowest(positions.iter().copied()),
     };
-    Ok(position.copied().unwrap_or(Position::START))
+    Ok(position.unwrap_or(Complete { stored: Position::START, up_to: Position::START }))
 }
 
 /// Reads the position of each segment of the serving build. Events that are not the projection's move a checkpoint only with the heartbeat,
 /// so the query skips them. It knows the projection's events only if this process runs the serving version.
-async fn read_positions<E: LogEvent>(store: &EventStore<E>, replicas: &Replicas, name: &str) -> Result<Vec<Position>, StoreError> {
+async fn read_positions<E: LogEvent>(store: &EventStore<E>, replicas: &Replicas, name: &str) -> Result<Vec<Complete>, StoreError> {
     let replica = replicas.find(name);
     with_timeout(async {
         let mut connection = store.connection().await?;
-        let positions = sqlx::query_scalar!(
+        let positions = sqlx::query_as!(
+            Complete,
             r#"WITH stored AS (
                    -- A build that is ahead of the log has reached nothing.
                    SELECT c.segment, CASE WHEN p.ahead_of IS NULL THEN c.position ELSE 0 END AS position,
@@ -148,7 +167,7 @@ async fn read_positions<E: LogEvent>(store: &EventStore<E>, replicas: &Replicas,
                               least(s.position + $4, (SELECT max(event_id) FROM event))) AS up_to
                    FROM (SELECT DISTINCT position FROM stored WHERE version = $2) s
                )
-               SELECT greatest(s.position, c.up_to) AS "position!: Position" FROM stored s LEFT JOIN complete c USING (position)
+               SELECT s.position AS "stored!: Position", greatest(s.position, c.up_to) AS "up_to!: Position" FROM stored s LEFT JOIN complete c USING (position)
                ORDER BY s.segment"#,
             name,
             replica.as_ref().map(|replica| replica.version),

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
 use disintegrate::StateQuery;
 use event_store::{EventStore, Position, Recorded, State};
-use projections::{Projection, Projections};
+use projections::{Projection, Projections, Query};
 use serde::Serialize;
 use service::{At, ErrorBody, Fault, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
@@ -55,23 +55,14 @@ pub(crate) async fn projected(
     min: MinPosition,
     projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<CartItems>, HttpError> {
-    min.projected(&projections, CartItemsProjection::NAME, Some(cart_id.uuid())).await?;
-    let rows = projections
-        .read(CartItemsProjection::NAME, Some(cart_id.uuid()), async |build| {
-            sqlx::query!(
-                r#"SELECT i.item_id AS "item_id?", i.product_id AS "product_id?", i.description AS "description?", i.image AS "image?",
-                  i.price AS "price?", i.fingerprint AS "fingerprint?"
-           FROM cart_items_cart c LEFT JOIN cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position"#,
-                cart_id.uuid()
-            )
-            .fetch_all(build)
-            .await
-        })
-        .await?;
+    let query = Query::new(
+        "SELECT i.item_id, i.product_id, i.description, i.image, i.price, i.fingerprint
+         FROM {build}.cart_items_cart c LEFT JOIN {build}.cart_items_item i USING (cart_id) WHERE c.cart_id = $1 ORDER BY i.position",
+    );
+    let rows: Vec<Row> = min.projected(&projections, CartItemsProjection::NAME, Some(cart_id.uuid()), query.bind(cart_id.uuid())).await?;
     if rows.is_empty() {
         return Err(unknown_cart(cart_id, At::default()));
     }
-    // A cart without items is one row without an item.
     let of_items = rows
         .into_iter()
         .filter_map(|row| Some((row.item_id?, row.product_id?, row.description?, row.image?, row.price?, row.fingerprint?)));
@@ -90,6 +81,17 @@ pub(crate) async fn projected(
         .collect::<Result<_, Fault>>()
         .map_err(|error| HttpError::fault(error.context(format!("a row of cart_items_item of cart {cart_id} is no item"))))?;
     Ok(web::Json(CartItems::new(cart_id, items)))
+}
+
+/// An item of a cart. A cart without items is one row without an item.
+#[derive(sqlx::FromRow)]
+struct Row {
+    item_id: Option<Uuid>,
+    product_id: Option<Uuid>,
+    description: Option<String>,
+    image: Option<String>,
+    price: Option<rust_decimal::Decimal>,
+    fingerprint: Option<String>,
 }
 
 /// The answer of both forms.

@@ -6,7 +6,7 @@ use actix_web::{HttpResponse, get, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
 use event_store::{Position, Recorded};
-use projections::{Projection, Projections};
+use projections::{Projection, Projections, Query};
 use serde::Serialize;
 use service::{ErrorBody, HttpError, MinPosition, Page, PathValue};
 use sqlx::PgConnection;
@@ -31,25 +31,24 @@ pub(crate) async fn route(
     projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<HttpResponse, HttpError> {
     // The key is the cart, so the product may be in any segment.
-    min.projected(&projections, CartsWithProducts::NAME, None).await?;
-    let rows = projections
-        .read(CartsWithProducts::NAME, None, async |build| {
-            sqlx::query!(
-                "SELECT cart_id, item_id, position FROM carts_with_products WHERE product_id = $1 AND position > $2
-                 ORDER BY position LIMIT $3",
-                product_id.uuid(),
-                page.after().0,
-                page.read()
-            )
-            .fetch_all(build)
-            .await
-        })
-        .await?;
+    let query = Query::new(
+        "SELECT cart_id, item_id, position FROM {build}.carts_with_products WHERE product_id = $1 AND position > $2
+         ORDER BY position LIMIT $3",
+    );
+    let query = query.bind(product_id.uuid()).bind(page.after().0).bind(page.read());
+    let rows: Vec<Row> = min.projected(&projections, CartsWithProducts::NAME, None, query).await?;
     let entries = rows.into_iter().map(|row| {
         let entry = CartWithProduct { cart_id: CartId::from_log(row.cart_id), item_id: ItemId::from_log(row.item_id), product_id };
-        (Position(row.position), entry)
+        (row.position, entry)
     });
     Ok(page.answer(entries.collect()))
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    cart_id: Uuid,
+    item_id: Uuid,
+    position: Position,
 }
 
 /// An item of the product in a cart.

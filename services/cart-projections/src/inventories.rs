@@ -6,7 +6,7 @@ use actix_web::{get, web};
 use async_trait::async_trait;
 use cart_events::{DomainEvent, InventoryStream, ProductId};
 use event_store::Recorded;
-use projections::{Projection, Projections};
+use projections::{Projection, Projections, Query};
 use serde::Serialize;
 use service::{ErrorBody, HttpError, MinPosition, PathValue};
 use sqlx::PgConnection;
@@ -25,13 +25,9 @@ pub(crate) async fn route(
     min: MinPosition,
     projections: web::Data<Projections<DomainEvent>>,
 ) -> Result<web::Json<Option<ProductInventory>>, HttpError> {
-    min.projected(&projections, Inventories::NAME, Some(product_id.uuid())).await?;
-    let inventory = projections
-        .read(Inventories::NAME, Some(product_id.uuid()), async |build| {
-            sqlx::query_scalar!("SELECT inventory FROM inventories WHERE product_id = $1", product_id.uuid()).fetch_optional(build).await
-        })
-        .await?;
-    Ok(web::Json(inventory.map(|inventory| ProductInventory { product_id, inventory })))
+    let query = Query::new("SELECT inventory FROM {build}.inventories WHERE product_id = $1").bind(product_id.uuid());
+    let found: Vec<(i32,)> = min.projected(&projections, Inventories::NAME, Some(product_id.uuid()), query).await?;
+    Ok(web::Json(found.first().map(|(inventory,)| ProductInventory { product_id, inventory: *inventory })))
 }
 
 /// The answer.

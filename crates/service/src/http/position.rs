@@ -7,8 +7,9 @@ use std::{
 };
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
-use event_store::{EventStore, LogEvent, Position, States, StoreError, Wait};
-use projections::Projections;
+use event_store::{EventStore, LogEvent, Position, States, Wait};
+use projections::{ProjectionError, Projections, Query};
+use sqlx::{FromRow, postgres::PgRow};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
@@ -79,23 +80,21 @@ pub struct At {
 }
 
 impl MinPosition {
-    /// Waits until a projection has reached the position for a key, or for every key without one.
+    /// Waits until a projection has reached the position for a key, or for every key without one. Then reads rows of it.
     ///
     /// # Errors
     /// 503 if it does not reach the position in time, if a key is parked, or if the database is away.
-    pub async fn projected<E: LogEvent>(
+    pub async fn projected<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
         self,
         projections: &Projections<E>,
         name: &'static str,
         key: Option<Uuid>,
-    ) -> Result<(), HttpError> {
-        if self.min_position == Position::START {
-            return Ok(());
-        }
-        match self.wait(async |timeout| projections.wait(name, key, self.min_position, timeout).await).await? {
-            projections::Wait::Reached => Ok(()),
-            projections::Wait::TimedOut(position) => Err(self.behind(name, position, self.min_position)),
-            projections::Wait::Parked(key) => Err(HttpError::parked(name, key)),
+        query: Query,
+    ) -> Result<Vec<R>, HttpError> {
+        let read = async |timeout| projections.read_from(name, key, self.min_position, timeout, &query).await;
+        match self.wait(read).await {
+            Err(ProjectionError::Behind(position)) => Err(self.behind(name, position, self.min_position)),
+            read => Ok(read?),
         }
     }
 
@@ -129,7 +128,7 @@ impl MinPosition {
     }
 
     /// Waits as long as the client allows and the process runs.
-    async fn wait<T>(&self, wait: impl AsyncFn(Duration) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn wait<T, F>(&self, wait: impl AsyncFn(Duration) -> Result<T, F>) -> Result<T, F> {
         tokio::select! {
             waited = wait(self.timeout) => waited,
             () = self.draining.waits_end() => wait(Duration::ZERO).await,

@@ -59,6 +59,7 @@ impl From<ProjectionError> for HttpError {
     fn from(error: ProjectionError) -> Self {
         match error {
             ProjectionError::Parked { projection, key } => Self::parked(&projection, key),
+            ProjectionError::Behind(_) => Self::new(ErrorCode::Behind, error.to_string()).expected(),
             ProjectionError::Store(error) => error.into(),
         }
     }
