@@ -230,7 +230,7 @@ impl Worker {
         lease: Duration,
         attempt: impl Fn(todo::Todo) -> W + Send + Sync + 'static,
     ) -> Self {
-        let settings = todo::Settings { lease, poll_interval: Duration::from_millis(50), ..todo::Settings::default() };
+        let settings = todo::Settings { lease, concurrency: 1, poll_interval: Duration::from_millis(50), ..todo::Settings::default() };
         let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
