@@ -11,50 +11,21 @@
 //!   database, or run another build.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command reports on its standard output")]
 
+mod failure;
 mod passwords;
 
-use std::{env, error::Error, io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{env, error::Error, path::PathBuf, process::ExitCode, time::Duration};
 
-use event_store::{MIGRATOR, MigrateError};
+use event_store::MIGRATOR;
 use sqlx::{
     ConnectOptions, Connection, PgPool,
-    migrate::MigrateError as SqlxMigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use failure::Failure;
+
 /// The longest wait for a connection. The migrations themselves have no time limit.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Why the migrations are not applied.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    // The URL may contain a password, so the message repeats neither the URL nor the parser's error.
-    #[error("DATABASE_URL is missing or malformed. Set it to a URL such as postgres://owner:password@host:5432/cartlog")]
-    Url,
-    #[error("Cannot read {0}, which CARTLOG_DATABASE_PASSWORD_FILE names. It must be a file that contains only the password")]
-    PasswordFile(String, #[source] io::Error),
-    #[error("Cannot read {0}. CARTLOG_ROLE_PASSWORDS must name a directory with a password for each role")]
-    RolePassword(String, #[source] io::Error),
-    #[error("Cannot set the password of a role")]
-    Password(#[source] sqlx::Error),
-    #[error("Cannot connect to the database")]
-    Unreachable(#[source] sqlx::Error),
-    #[error("Cannot connect to the database: no answer within {0} seconds")]
-    NoAnswer(u64),
-    #[error(transparent)]
-    Migration(#[from] MigrateError),
-}
-
-impl Failure {
-    fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Url | Self::PasswordFile(..) | Self::RolePassword(..) => ExitCode::from(2),
-            Self::Migration(MigrateError::Encoding(_)) => ExitCode::from(3),
-            Self::Migration(error) if is_wrong_build(error) => ExitCode::from(3),
-            Self::Unreachable(_) | Self::NoAnswer(_) | Self::Migration(_) | Self::Password(_) => ExitCode::from(1),
-        }
-    }
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -142,12 +113,4 @@ async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => Ok(vec![]),
         applied => applied,
     }
-}
-
-/// Returns whether the database was migrated by a build with other migrations.
-fn is_wrong_build(error: &MigrateError) -> bool {
-    matches!(
-        error.source().and_then(|source| source.downcast_ref()),
-        Some(SqlxMigrateError::VersionMissing(_) | SqlxMigrateError::VersionMismatch(_))
-    )
 }

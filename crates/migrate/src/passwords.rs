@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sqlx::PgPool;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Reads the password of each role from a directory with one file a role: `commands_password` for `cartlog_commands`, and so on. Returns the
 /// statements that set them.

@@ -243,7 +243,10 @@ impl Shopper {
         self.history.answered("query", status);
         match status {
             StatusCode::OK if text.contains(&item.to_string()) => {}
-            StatusCode::OK => self.history.unseen(Unseen { cart, item, request: format!("GET {url}: {text}") }),
+            // A cart may be unknown after a restore that lost it.
+            StatusCode::OK | StatusCode::NOT_FOUND => {
+                self.history.unseen(Unseen { cart, item, request: format!("GET {url}: {status} {text}") });
+            }
             // A process that was frozen finds that the request took too long to arrive.
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => {}
             _ => self.history.surprise(format!("GET {url} was answered {status}: {text}")),

@@ -12,7 +12,7 @@ use embedded::report::Report;
 use event_store::{DecideError, Decided, Decision, EventStore, StoreError, StoreSettings};
 use shop::services::COMMANDS;
 use test_support::{
-    eventually,
+    ANY_EVENT, eventually,
     histories::{Setup, Summary, Workers, seeds},
 };
 
@@ -38,6 +38,9 @@ async fn log(name: &str) -> (Postgres, String) {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn history_is_exact_after_postgres_was_killed() {
     let (mut postgres, owner) = log("postgres-killed-under-load").await;
+    let pool = database::connect(&owner).await.unwrap();
+    sqlx::query(ANY_EVENT).execute(&pool).await.unwrap();
+    drop(pool);
     let setup = Setup {
         database_url: postgres.url(COMMANDS.role, database::NAME),
         seed: seeds()[0],

@@ -6,6 +6,9 @@ use sqlx::{
 };
 use uuid::Uuid;
 
+/// Lets every role append events of any type. For logs of other events than the shop's.
+pub const ANY_EVENT: &str = "CREATE OR REPLACE FUNCTION event_types(role name) RETURNS text[] LANGUAGE sql IMMUTABLE RETURN NULL::text[]";
+
 /// A database for one test. It is dropped with the test stack.
 pub struct Database {
     options: PgConnectOptions,
@@ -28,8 +31,7 @@ impl Database {
     /// If there is no server.
     pub async fn create_for_any_event() -> Self {
         let database = Self::create().await;
-        let anything = "CREATE OR REPLACE FUNCTION event_types(role name) RETURNS text[] LANGUAGE sql IMMUTABLE RETURN NULL::text[]";
-        sqlx::query(anything).execute(&database.pool().await).await.expect("the owner may replace a function");
+        sqlx::query(ANY_EVENT).execute(&database.pool().await).await.expect("the owner may replace a function");
         database
     }
 

@@ -10,7 +10,7 @@ mod process;
 mod proxy;
 mod specification;
 
-pub use database::{Backup, Database, kafka_bootstrap_servers};
+pub use database::{ANY_EVENT, Backup, Database, kafka_bootstrap_servers};
 pub use eventually::eventually;
 pub use log::TestLog;
 pub use meanwhile::{Meanwhile, blocking};

@@ -6,7 +6,7 @@ use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::{SettingsError, Validate, environment_variable, types::is_parameter};
+use super::{SettingsError, Validate, environment_variable};
 
 const COMMON_DEFAULTS: &str = include_str!("../settings.toml");
 
@@ -130,4 +130,31 @@ pub(super) fn masked_url(text: &str) -> String {
         url.set_query(Some("***"));
     }
     url.to_string()
+}
+
+/// The parameters that sqlx reads.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Tells whether sqlx reads a parameter of a database's URL.
+pub(super) fn is_parameter(name: &str) -> bool {
+    PARAMETERS.contains(&name) || name.starts_with("options[")
 }

@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
-use super::layers::masked_url;
+use super::layers::{is_parameter, masked_url};
 
 /// A whole number from `MIN` to `MAX`, both included. It is read from numbers and from text.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -123,33 +123,6 @@ impl DatabaseUrl {
     pub fn expose(&self) -> &str {
         &self.0
     }
-}
-
-/// The parameters that sqlx reads.
-const PARAMETERS: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
-/// Tells whether sqlx reads a parameter of a database's URL.
-pub(super) fn is_parameter(name: &str) -> bool {
-    PARAMETERS.contains(&name) || name.starts_with("options[")
 }
 
 impl FromStr for DatabaseUrl {
