@@ -1,7 +1,8 @@
 //! A client of the shop's HTTP routes.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::{Response, StatusCode};
@@ -28,6 +29,7 @@ pub struct Shop {
     internal: String,
     patience: Duration,
     lost: Arc<AtomicU64>,
+    repeated: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 /// The answer to a command.
@@ -84,13 +86,19 @@ impl Shop {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().map_err(|error| Error::Http(chain(&error)))?;
         let door = Arc::new(Semaphore::new(AT_A_TIME));
         let [commands, projections, internal] = [commands, projections, internal].map(str::to_owned);
-        Ok(Self { client, door, commands, projections, internal, patience, lost: Arc::default() })
+        Ok(Self { client, door, commands, projections, internal, patience, lost: Arc::default(), repeated: Arc::default() })
     }
 
     /// The number of lost answers. Their requests were sent again.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The requests that were sent again because an answer asked for it, by the answer's error code.
+    #[must_use]
+    pub fn repeated(&self) -> BTreeMap<String, u64> {
+        self.repeated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Adds an item.
@@ -189,8 +197,10 @@ impl Shop {
                 Ok(answer) => {
                     let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
                     // 503 means that nothing was done, unless the code is outcome_unknown.
-                    let unknown = answer.status() != StatusCode::SERVICE_UNAVAILABLE
-                        || answer.json::<Refusal>().await.is_ok_and(|refusal| refusal.code == "outcome_unknown");
+                    let status = answer.status();
+                    let code = answer.json::<Refusal>().await.map_or_else(|_| status.to_string(), |refusal| refusal.code);
+                    let unknown = status != StatusCode::SERVICE_UNAVAILABLE || code == "outcome_unknown";
+                    *self.repeated.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
                     after_a_loss |= unknown;
                     self.lost.fetch_add(unknown.into(), Ordering::Relaxed);
                     after.map_or(PAUSE, Duration::from_secs)

@@ -18,7 +18,8 @@ use uuid::Uuid;
 pub(crate) struct Checks {
     events: BTreeMap<String, u64>,
     refusals: BTreeMap<String, u64>,
-    repeated: u64,
+    messages_again: u64,
+    requests_again: BTreeMap<String, u64>,
     rows: Vec<Check>,
     surprises: Vec<String>,
 }
@@ -40,6 +41,8 @@ pub(crate) struct Outcome<'a> {
     pub(crate) told: &'a Entries,
     pub(crate) received: &'a Received,
     pub(crate) lost: Lost,
+    /// The requests that shoppers sent again because an answer asked for it, by its error code.
+    pub(crate) requests_again: BTreeMap<String, u64>,
 }
 
 /// The number of lost answers.
@@ -53,9 +56,14 @@ pub(crate) enum Lost {
 
 impl Checks {
     pub(crate) fn of(model: &Model, outcome: &Outcome<'_>) -> Self {
-        let Outcome { catalogue, inventories_sent, told, received, lost } = outcome;
-        let mut checks =
-            Self { events: model.events.clone(), refusals: told.refusals.clone(), repeated: received.repeated, ..Self::default() };
+        let Outcome { catalogue, inventories_sent, told, received, lost, requests_again } = outcome;
+        let mut checks = Self {
+            events: model.events.clone(),
+            refusals: told.refusals.clone(),
+            messages_again: received.repeated,
+            requests_again: requests_again.clone(),
+            ..Self::default()
+        };
         // A cart that was submitted before the day may be published during it.
         let of_today: BTreeSet<Uuid> = model.submissions.values().map(|submission| submission.message.cart_id).collect();
         let messages: BTreeMap<&str, &PublishedCart> =
@@ -144,8 +152,14 @@ impl Display for Checks {
         for (code, count) in &self.refusals {
             writeln!(f, "    {code:<48} {count:>12}")?;
         }
-        if self.repeated > 0 {
-            writeln!(f, "\n  Messages sent again with the same ce_id: {}", self.repeated)?;
+        if !self.requests_again.is_empty() {
+            writeln!(f, "\n  Requests that were sent again, as the answer asked")?;
+            for (code, count) in &self.requests_again {
+                writeln!(f, "    {code:<48} {count:>12}")?;
+            }
+        }
+        if self.messages_again > 0 {
+            writeln!(f, "\n  Messages sent again with the same ce_id: {}", self.messages_again)?;
         }
         writeln!(f, "\n  Compared with the log")?;
         for Check { what, expected, found, holds } in &self.rows {

@@ -22,7 +22,7 @@ use shop::shopper;
 use shop::supply::Supply;
 use shop::topics;
 
-/// The time in which the system must have processed everything.
+/// The time in which the system must make progress.
 const SETTLED: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
@@ -87,7 +87,7 @@ impl Day {
     }
 
     async fn knows(&self, product: Uuid, inventory: u32) -> Result<(), Error> {
-        until(&format!("the shop to show the inventory of {product}"), async || {
+        until(&format!("the shop to show the inventory of {product}"), SETTLED + self.plan.patience, async || {
             Ok(self.shop.inventory(product).await? == Some(u64::from(inventory)))
         })
         .await
@@ -146,7 +146,7 @@ impl Day {
     async fn archived(&self, watched: Uuid) -> Result<(), Error> {
         let changed = self.catalogue.changes_price();
         let what = format!("the {} to leave a cart after its price changed", name(&changed.description));
-        until(&what, async || {
+        until(&what, SETTLED + self.plan.patience, async || {
             let cart = self.shop.items(watched).await?;
             Ok(cart.data.iter().all(|item| item.product_id != changed.id))
         })
@@ -166,10 +166,17 @@ impl Day {
     /// Waits until the system has processed everything, and compares.
     async fn evening(&self) -> Result<Checks, Error> {
         self.report.say("evening: waiting until everything is published and archived");
-        let deadline = Instant::now() + SETTLED + self.plan.patience;
+        let mut progress = (0, 0);
+        let limit = SETTLED + self.plan.patience;
+        let mut deadline = Instant::now() + limit;
         loop {
             let model = Model::of(&model::read(&self.pool, self.began_at).await?, self.began_at)?;
-            let settled = self.published.count() >= model.submissions.len() && model.unfinished().is_empty();
+            let unfinished = model.unfinished().len();
+            let settled = self.published.count() >= model.submissions.len() && unfinished == 0;
+            if progress != (self.published.count(), unfinished) {
+                progress = (self.published.count(), unfinished);
+                deadline = Instant::now() + limit;
+            }
             if settled || Instant::now() >= deadline {
                 return Ok(Checks::of(
                     &model,
@@ -179,6 +186,7 @@ impl Day {
                         inventories_sent: self.catalogue.all().len() + 1,
                         told: &self.ledger.entries(),
                         received: &self.published.received(),
+                        requests_again: self.shop.repeated(),
                         lost: if self.plan.outages { Lost::Expected(self.shop.lost()) } else { Lost::Unexpected(self.shop.lost()) },
                     },
                 ));
@@ -188,11 +196,11 @@ impl Day {
     }
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
-    let deadline = Instant::now() + SETTLED;
+async fn until(what: &str, limit: Duration, condition: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
     while !condition().await? {
         if Instant::now() >= deadline {
-            return Err(Error::Refused(format!("waited {} s in vain for {what}", SETTLED.as_secs())));
+            return Err(Error::Refused(format!("waited {} s in vain for {what}", limit.as_secs())));
         }
         tokio::time::sleep(POLL).await;
     }
