@@ -41,6 +41,14 @@ BEGIN
             inventory  integer NOT NULL,
             position   bigint  NOT NULL
         );
+
+        -- Changed Prices
+        CREATE TABLE changed_prices (
+            product_id uuid          PRIMARY KEY,
+            old_price  numeric(12,2) NOT NULL,
+            new_price  numeric(12,2) NOT NULL,
+            position   bigint        NOT NULL
+        );
     END LOOP;
     PERFORM set_config('search_path', before, true);
 END $$;

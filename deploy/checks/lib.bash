@@ -93,12 +93,13 @@ ask_both_listeners() {
     expect 200 "$shop" "/${id}a/cartitemsfromdb?min_position=$position"
     expect 200 "$internal" "/cartswithproducts/${id}c?min_position=$position"
     expect 200 "$internal" "/inventories/${id}c?min_position=$position"
+    expect 200 "$internal" "/changedprices/${id}c?min_position=$position"
     expect 200 "$shop" "/removeitem/${id}a" --json '{"cart_id":"'${id}a'","item_id":"'${id}b'"}'
     expect 409 "$shop" "/submitcart/${id}a" --json '{"cart_id":"'${id}a'"}'
     expect 200 "$shop" "/${id}a/submittedcart"
     for service in "${services[@]}"; do expect 200 "$internal" "/$service/openapi.json"; done
     for service in inventory-translator cart-projections publisher; do expect 200 "$internal" "/$service/lag"; done
-    for path in "/changeinventory/${id}c" "/changeprice/${id}c" "/cartswithproducts/${id}c" "/inventories/${id}c" /cart-projections/lag \
+    for path in "/changeinventory/${id}c" "/changeprice/${id}c" "/cartswithproducts/${id}c" "/inventories/${id}c" "/changedprices/${id}c" /cart-projections/lag \
         /cart-commands/openapi.json /metrics /healthcheck /lag /; do
         expect 404 "$shop" "$path"
     done

@@ -31,6 +31,8 @@ fn default_fingerprint() -> String {
 #[stream(PublicationStream, [CartSubmitted, CartPublished, CartPublicationFailed])]
 // The inventory of a product.
 #[stream(InventoryStream, [InventoryChanged])]
+// The price of a product.
+#[stream(PriceStream, [PriceChanged])]
 // The items in carts and the prices, for Archive Item.
 #[stream(ArchivingStream, [ItemAdded, ItemRemoved, CartCleared, ItemArchived, CartSubmitted, PriceChanged])]
 pub enum DomainEvent {

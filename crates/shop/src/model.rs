@@ -70,6 +70,8 @@ pub struct Model {
     pub inventory_at: BTreeMap<Uuid, i64>,
     /// The new prices of each product, in order.
     pub prices: BTreeMap<Uuid, Vec<String>>,
+    /// Each product's newest change of its price.
+    pub newest_change: BTreeMap<Uuid, PriceChange>,
     /// The items that a price change had to archive: cart, item, and the position of the change.
     pub to_archive: BTreeSet<(Uuid, Uuid, i64)>,
     /// The cart of each event that has one.
@@ -81,9 +83,19 @@ pub struct Model {
     published: BTreeSet<Uuid>,
     /// The items of each product in open carts.
     open: HashMap<Uuid, BTreeSet<(Uuid, Uuid)>>,
-    /// The product of each price change, and each product's newest one.
+    /// The product of each price change.
     changes: HashMap<i64, Uuid>,
-    newest_change: HashMap<Uuid, i64>,
+}
+
+/// A change of a product's price.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PriceChange {
+    /// The price before.
+    pub old_price: String,
+    /// The price since.
+    pub new_price: String,
+    /// The position of PriceChanged.
+    pub at: i64,
 }
 
 /// The submission of a cart, and the message that it must lead to.
@@ -142,6 +154,7 @@ struct Fields {
     ordered_products: Vec<Line>,
     total_price: String,
     inventory: u64,
+    old_price: String,
     new_price: String,
 }
 
@@ -168,7 +181,7 @@ impl Model {
         let mut unfinished = vec![];
         for (cart_id, cart) in &self.carts {
             for Item { id, product, added_at, .. } in &cart.items {
-                if let Some(changed_at) = self.newest_change.get(product)
+                if let Some(PriceChange { at: changed_at, .. }) = self.newest_change.get(product)
                     && cart.submitted_at.is_none()
                     && changed_at > added_at
                 {
@@ -210,9 +223,9 @@ impl Model {
     fn price_changed(&mut self, at: i64, fields: Fields) {
         let product = fields.product_id;
         self.changes.insert(at, product);
-        self.newest_change.insert(product, at);
         self.to_archive.extend(self.open.get(&product).into_iter().flatten().map(|(cart, item)| (*cart, *item, at)));
-        self.prices.entry(product).or_default().push(fields.new_price);
+        self.prices.entry(product).or_default().push(fields.new_price.clone());
+        self.newest_change.insert(product, PriceChange { old_price: fields.old_price, new_price: fields.new_price, at });
     }
 
     fn fold_cart(&mut self, event: &Event, fields: Fields) {
@@ -330,6 +343,7 @@ impl Default for Fields {
             ordered_products: vec![],
             total_price: String::new(),
             inventory: 0,
+            old_price: String::new(),
             new_price: String::new(),
         }
     }

@@ -325,7 +325,7 @@ mod specifications {
         log.project(CartItemsProjection, Settings::default()).await;
         let submitted = log.append([cart.removed(0), cart.submitted(1)]).await.0;
         let app = App::new().app_data(Data::new(log.store.clone())).app_data(Data::new(log.projections.clone()));
-        let app = test::init_service(app.service(live).service(projected).service(crate::submitted_cart::route)).await;
+        let app = test::init_service(app.service(live).service(projected).service(crate::submitted_cart_data::route)).await;
         let ask = async |form: &str, query: String| -> (u16, serde_json::Value) {
             let request = test::TestRequest::get().uri(&format!("/{}/{form}?{query}", cart.cart_id)).to_request();
             let answer = test::call_service(&app, request).await;

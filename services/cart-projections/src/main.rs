@@ -3,8 +3,9 @@
 mod archive_item;
 mod cart_items;
 mod carts_with_products;
+mod changed_prices;
 mod inventories;
-mod submitted_cart;
+mod submitted_cart_data;
 mod unknown_cart;
 
 use std::{process::ExitCode, time::Duration};
@@ -29,7 +30,8 @@ fn slices(slices: &mut Slices<'_, '_, DomainEvent>) {
     slices.read_model(CartItemsProjection).route(cart_items::live).route(cart_items::projected);
     slices.read_model(carts_with_products::CartsWithProducts).route(carts_with_products::route);
     slices.read_model(inventories::Inventories).route(inventories::route);
-    slices.route(submitted_cart::route);
+    slices.read_model(changed_prices::ChangedPrices).route(changed_prices::route);
+    slices.route(submitted_cart_data::route);
     slices.route(service::lag::route);
 }
 

@@ -214,6 +214,7 @@ mod tests {
         let open = rows([(&format!("{left}/{second}"), &format!("{product}|5"))]);
         let tables = [
             ("inventories", rows([(&product.to_string(), "3|1")])),
+            ("changed_prices", rows([(&product.to_string(), "1.50|2.00|4")])),
             ("cart_items_cart", rows([(&left.to_string(), ""), (&sold.to_string(), "")])),
             (
                 "cart_items_item",

@@ -12,7 +12,7 @@ use super::campaign::{Campaign, Disturbance, Trouble};
 use super::victim::Victim;
 
 /// Read models that can be rebuilt.
-const READ_MODELS: [&str; 3] = ["cart_items", "carts_with_products", "inventories"];
+const READ_MODELS: [&str; 4] = ["cart_items", "carts_with_products", "changed_prices", "inventories"];
 
 /// A step. With a table, the victim is caught in a transaction that writes the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

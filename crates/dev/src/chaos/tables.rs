@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use embedded::error::{Context, Error};
-use shop::model::{Item, Model};
+use shop::model::{Item, Model, PriceChange};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ pub(super) struct Source {
 
 const ITEM: &str = "concat(cart_id, '/', item_id)";
 
-pub(super) const TABLES: [Source; 6] = [
+pub(super) const TABLES: [Source; 7] = [
     Source { name: "cart_items_cart", projection: Some("cart_items"), key: "cart_id::text", rest: "''" },
     Source {
         name: "cart_items_item",
@@ -37,6 +37,12 @@ pub(super) const TABLES: [Source; 6] = [
         rest: "concat_ws('|', product_id, position)",
     },
     Source { name: "inventories", projection: Some("inventories"), key: "product_id::text", rest: "concat_ws('|', inventory, position)" },
+    Source {
+        name: "changed_prices",
+        projection: Some("changed_prices"),
+        key: "product_id::text",
+        rest: "concat_ws('|', old_price, new_price, position)",
+    },
     Source { name: "archive_item_open_item", projection: Some("archive_item"), key: ITEM, rest: "concat_ws('|', product_id, position)" },
     Source { name: "todo", projection: None, key: "concat(automation, ' ', key)", rest: "concat_ws('|', position, status)" },
 ];
@@ -71,6 +77,9 @@ pub(super) fn expected(model: &Model) -> BTreeMap<&'static str, Table> {
     for (product, inventories) in &model.inventories {
         let (newest, at) = (inventories.last().copied().unwrap_or_default(), model.inventory_at.get(product).copied().unwrap_or_default());
         row("inventories", product.to_string(), format!("{newest}|{at}"));
+    }
+    for (product, PriceChange { old_price, new_price, at }) in &model.newest_change {
+        row("changed_prices", product.to_string(), format!("{old_price}|{new_price}|{at}"));
     }
     for (cart_id, cart) in &model.carts {
         row("cart_items_cart", cart_id.to_string(), String::new());

@@ -5,7 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use shop::services::{COMMANDS, Kind, PROJECTIONS, PUBLISHER, TRANSLATOR};
 
 /// Tables that cart-projections writes. A victim is caught in a transaction on one of them.
-const OF_PROJECTIONS: &[&str] = &["cart_items_item", "carts_with_products", "inventories", "archive_item_open_item", "todo"];
+const OF_PROJECTIONS: &[&str] =
+    &["cart_items_item", "carts_with_products", "changed_prices", "inventories", "archive_item_open_item", "todo"];
 const OF_PUBLISHER: &[&str] = &["todo"];
 
 /// A replica of a service.

@@ -11,7 +11,7 @@ use crate::unknown_cart::unknown_cart;
 
 /// Answers the ordered products and the total of a submitted cart, or null before it is submitted.
 #[utoipa::path(
-    operation_id = "submitted_cart",
+    operation_id = "submitted_cart_data",
     tag = "public",
     params(("cart_id" = CartId, Path), At, MinPosition),
     responses(
@@ -27,7 +27,7 @@ pub(crate) async fn route(
     min: MinPosition,
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<web::Json<Option<SubmittedCart>>, HttpError> {
-    let submission = min.live(&log, "submitted_cart", Submission { cart_id, exists: false, submitted: None }, at).await?;
+    let submission = min.live(&log, "submitted_cart_data", Submission { cart_id, exists: false, submitted: None }, at).await?;
     submission.exists.then_some(web::Json(submission.submitted)).ok_or_else(|| unknown_cart(cart_id, at))
 }
 
