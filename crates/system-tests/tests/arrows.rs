@@ -94,6 +94,7 @@ fn crates_without_carts_depend_on_none_with_carts() {
     assert!(needs("cart-events").is_empty());
     assert!(needs("version").is_empty());
     assert!(needs("embedded").is_empty());
+    assert!(needs("event-model").is_empty());
     let known = [
         ("kafka", &["event-store"] as &[_]),
         ("migrate", &["event-store"]),

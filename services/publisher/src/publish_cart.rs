@@ -54,7 +54,7 @@ impl Projection for PublishCartAutomation {
             .iter()
             .map(|event| {
                 let SubmittedStream::CartSubmitted { cart_id, ordered_products, total_price } = event.event.clone();
-                let message = Message { cart_id, ordered_product: ordered_products, total_price };
+                let message = CartMessage { cart_id, ordered_product: ordered_products, total_price };
                 NewTodo {
                     key: cart_id.to_string(),
                     position: event.position,
@@ -73,7 +73,7 @@ impl Projection for PublishCartAutomation {
 
 /// The message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Message {
+struct CartMessage {
     cart_id: CartId,
     /// In the order they were added.
     ordered_product: Vec<OrderedProduct>,
@@ -83,7 +83,7 @@ struct Message {
 /// The payload of a to-do.
 #[derive(Debug, Serialize, Deserialize)]
 struct Submitted {
-    message: Message,
+    message: CartMessage,
     /// When the cart was submitted, in seconds since 1970.
     at: i64,
     /// The milliseconds of that second.
@@ -298,7 +298,7 @@ mod specifications {
         let cart = Shopping::new();
         let DomainEvent::CartSubmitted { cart_id, ordered_products, total_price } = cart.submitted(2) else { unreachable!() };
         assert_eq!(
-            serde_json::json!(Message { cart_id, ordered_product: ordered_products, total_price }),
+            serde_json::json!(CartMessage { cart_id, ordered_product: ordered_products, total_price }),
             serde_json::json!({
                 "cart_id": cart.cart_id,
                 "ordered_product": [

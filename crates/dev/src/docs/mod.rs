@@ -1,4 +1,4 @@
-//! `cargo dev docs`: the tables in the documentation that repeat the code, written from the code.
+//! `cargo dev docs`: the tables in the documentation that repeat the code, written from the code, and the drawing of `event-model.json`.
 
 mod bench;
 mod cartctl;
@@ -16,10 +16,14 @@ use embedded::error::{Context, Error};
 use embedded::files;
 use embedded::layout::Layout;
 use embedded::report::Report;
+use event_model::EventModel;
 
 use crate::cargo;
 
-/// Writes every generated table into the Markdown files that have its markers. With `check`, only says which files would change.
+use sources::unreadable;
+
+/// Writes every generated table into the Markdown files that have its markers, and draws the event model. With `check`, only says which files
+/// would change.
 ///
 /// # Errors
 /// cartctl does not compile, a source cannot be read, or a marker names no table. With `check`, also if a file would change.
@@ -28,11 +32,14 @@ pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Er
     let programs = cargo::build(layout, &["cartctl"], false).await?;
     let checkout = layout.checkout();
     let tables = tables(checkout, &programs.join("cartctl"))?;
-    let mut changed = vec![];
+    let mut generated = vec![(checkout.join("docs/event-model.svg"), drawing(checkout)?)];
     for path in markdown(&checkout.join("docs"))? {
-        let old = sources::text(&path)?;
-        let new = markers::filled(&old, &tables).map_err(|reason| Error::Unreadable { path: path.clone(), reason })?;
-        if new != old {
+        let new = markers::filled(&sources::text(&path)?, &tables).map_err(|reason| unreadable(&path, reason))?;
+        generated.push((path, new));
+    }
+    let mut changed = vec![];
+    for (path, new) in generated {
+        if std::fs::read_to_string(&path).ok().as_ref() != Some(&new) {
             if !check {
                 files::write_atomically(&path, new.as_bytes())?;
             }
@@ -40,11 +47,11 @@ pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Er
         }
     }
     match (changed.is_empty(), check) {
-        (true, _) => report.say("the generated tables are up to date"),
+        (true, _) => report.say("the generated tables and the drawing are up to date"),
         (false, false) => report.say(format!("wrote {}", changed.join(", "))),
         (false, true) => {
             let files = changed.join(", ");
-            return Err(Error::Refused(format!("generated tables differ from the code in {files}: run `cargo dev docs`")));
+            return Err(Error::Refused(format!("generated text differs from the code in {files}: run `cargo dev docs`")));
         }
     }
     Ok(())
@@ -59,6 +66,13 @@ fn tables(checkout: &Path, cartctl: &Path) -> Result<BTreeMap<&'static str, Stri
         ("metrics", metrics::table(checkout)?),
         ("bench", bench::table(checkout)?),
     ]))
+}
+
+/// The board, drawn from `event-model.json`.
+fn drawing(checkout: &Path) -> Result<String, Error> {
+    let path = checkout.join("event-model.json");
+    let model = EventModel::parse(&sources::text(&path)?).map_err(|error| unreadable(&path, error.to_string()))?;
+    Ok(event_model::svg(&model))
 }
 
 /// Every Markdown file below a folder.
