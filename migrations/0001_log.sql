@@ -55,18 +55,21 @@ CREATE TABLE source_offset (
     PRIMARY KEY (consumer, topic, partition)
 );
 
--- Answers the identity of the log: cluster, timeline, database, the id above, and when the server started. A failover or a restore to a point
--- in time starts a new timeline, and a data directory is put back while the server is stopped. A process that sees another identity drops every
--- state and position it has in memory.
+-- Answers the identity of the log: cluster, timeline, database, the id above, when the server started, and when it last recovered from a
+-- crash. A failover or a restore to a point in time starts a new timeline, and a data directory is put back while the server is stopped. If a
+-- backend crashes, the server recovers without a new start and may lose what was committed without a flush; it then resets its statistics. A
+-- process that sees another identity drops every state and position it has in memory.
 CREATE FUNCTION log_identity() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER
+BEGIN ATOMIC
+    -- No SET search_path, which costs more than the rest: the names of such a body are bound when the function is created.
     SELECT concat_ws(':',
         (SELECT system_identifier FROM pg_control_system()),
         CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
         (SELECT oid FROM pg_database WHERE datname = current_database()),
         (SELECT id FROM public.event_log),
-        extract(epoch FROM pg_postmaster_start_time()))
-$$;
+        concat(extract(epoch FROM pg_postmaster_start_time()), '/', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())));
+END;
 
 -- disintegrate-postgres asks this function how far it may read. Position order is commit order here, so the answer is the newest position.
 -- STABLE: the function sees the snapshot of the statement that calls it.

@@ -7,7 +7,7 @@ pub(crate) struct LogIdentity {
     log: [String; 3],
     /// Grows with each failover, and with each restore to a point in time.
     timeline: u32,
-    /// When the server started. A data directory is put back only while its server is stopped.
+    /// When the server started, and when it last recovered from a crash. A data directory is put back only while its server is stopped.
     started: String,
 }
 

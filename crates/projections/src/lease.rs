@@ -147,6 +147,9 @@ impl Leases<'_> {
     /// Moves the checkpoints of segments that are at one position, in the transaction that writes their rows. Also sets search_path and
     /// the settings that `key_in_scope` reads.
     ///
+    /// The commit is not flushed, because commands would wait behind the flush. If a crash of the server loses it, rows and checkpoints are
+    /// lost together, the log has another identity, and the batch is applied again.
+    ///
     /// The stored position may be at most `from`: if an earlier commit succeeded without an answer, its batch is not applied again. It may
     /// be lower, if the events in between are none of the projection's. The server must have the log up to `to`: on one that is behind, rows
     /// that are missing are not yet there.
@@ -173,7 +176,8 @@ impl Leases<'_> {
                    SELECT array_agg(key) AS keys FROM parked_key WHERE name = $1 AND build = $2
                ), set AS (
                    SELECT keys, set_config('search_path', $7, true), set_config('projection.segments', $8, true),
-                          set_config('projection.parked', coalesce(array_to_string(keys, ','), ''), true)
+                          set_config('projection.parked', coalesce(array_to_string(keys, ','), ''), true),
+                          set_config('synchronous_commit', 'off', true)
                    FROM parked
                )
                SELECT (SELECT current FROM server) AS "current!", (SELECT count(*) FROM moved) AS "moved!", keys FROM set"#,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -11,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, examples::Shopping};
+use embedded::{database, distribution, layout::Layout, postgres::Postgres, report::Report};
 use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
 use projections::{
     Kind, Projection, Projections, Wait,
@@ -117,6 +119,55 @@ async fn batch_is_not_applied_from_a_server_that_is_behind() {
     eventually("it works again", || async { projections.working("positions").ok() }).await;
     stop.cancel();
     running.await.unwrap().unwrap();
+}
+
+/// Batches are committed without a flush. If a backend is killed, the server recovers without a new start, and has lost the last ones.
+#[tokio::test]
+#[ignore = "starts PostgreSQL: cargo dev test"]
+async fn batch_that_a_crash_loses_is_applied_again() {
+    let layout = Layout::discover().unwrap();
+    let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
+    let scratch = layout.scratch("projections-crash").unwrap();
+    let mut server = Postgres::start_on_free_port(&layout, &distribution, &scratch).await.unwrap();
+    database::create(&server.url("postgres", "postgres"), database::NAME).await.unwrap();
+    let url = |role| server.url(role, database::NAME);
+    database::migrate(&url("postgres")).await.unwrap();
+    let pool = database::connect(&url("postgres")).await.unwrap();
+    // The server flushes only what asks for it.
+    for sql in ["ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()"] {
+        execute(&pool, sql).await;
+    }
+    for build in ["projection_a", "projection_b"] {
+        let create =
+            format!("CREATE TABLE {build}.positions (position bigint PRIMARY KEY); GRANT ALL ON {build}.positions TO cartlog_projections");
+        execute(&pool, &create).await;
+    }
+    let owner = EventStore::<DomainEvent>::new(url("postgres").parse().unwrap(), StoreSettings::default());
+    let append = async |from: i64| {
+        let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
+        let events: Vec<_> = Shopping::new().with_items(3).map(|event| (event, Metadata::default())).collect();
+        owner.append_from(source, (from > 0).then_some(from), from + 1, &events).await.unwrap()
+    };
+    append(0).await;
+    // Heartbeats flush, too, so they are rare.
+    let settings = projections::Settings { lease: Duration::from_secs(15), ..quick() };
+    let process = Process::connected(url("cartlog_projections").parse().unwrap(), StoreSettings::default(), Positions, settings);
+    let applied = || async {
+        let rows = "SELECT position FROM projection_a.positions UNION ALL SELECT position FROM projection_b.positions ORDER BY position";
+        let rows: Vec<i64> = sqlx::query_scalar(rows).fetch_all(&pool).await.ok()?;
+        let taken = "SELECT event_id FROM event WHERE cart_id IS NOT NULL ORDER BY event_id";
+        (rows == sqlx::query_scalar::<_, i64>(taken).fetch_all(&pool).await.ok()?).then_some(())
+    };
+    eventually("the first batch is applied", applied).await;
+    execute(&pool, "CHECKPOINT").await;
+    append(1).await;
+    eventually("the second batch is applied", applied).await;
+    let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await.unwrap();
+    assert!(Command::new("kill").args(["-KILL", &backend.to_string()]).status().unwrap().success());
+    // No event comes that would show the loss.
+    eventually("the lost batch is applied again", applied).await;
+    process.stop().await;
+    server.stop().await.unwrap();
 }
 
 #[tokio::test]
