@@ -213,9 +213,12 @@ pub(crate) async fn work_with<F, W>(
     let deleting = AbortOnDropHandle::new(tokio::spawn(delete_done(todos.clone())));
     let mut leases = Leases::default();
     let mut warned = false;
+    let (mut may_be_due, mut is_backlogged) = (true, false);
     while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
-        let claimed = if room == 0 { Ok(vec![]) } else { todos.claim(room, &mut leases).await };
+        // With a backlog, half of the attempts end before the next claim. So one statement claims many.
+        let claims = if is_backlogged { 2 * room >= todos.settings.concurrency } else { may_be_due && room > 0 };
+        let claimed = if claims { todos.claim(room, &mut leases).await } else { Ok(vec![]) };
         let found = match claimed {
             Ok(claimed) => {
                 warned = false;
@@ -242,15 +245,18 @@ pub(crate) async fn work_with<F, W>(
                 0
             }
         };
-        // A full claim: there may be more.
-        if found > 0 && found == room {
-            continue;
+        if claims {
+            (may_be_due, is_backlogged) = (false, found == room);
+            if is_backlogged {
+                continue;
+            }
         }
         tokio::select! {
             Some(ended) = working.join_next(), if !working.is_empty() => report_panic(automation, ended),
-            _ = wake.changed() => {}
+            _ = wake.changed() => may_be_due = true,
             () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(todos.settings.poll_interval) => {}
+            // Attempts that take long must not keep the others' places.
+            () = tokio::time::sleep(todos.settings.poll_interval) => (may_be_due, is_backlogged) = (true, false),
         }
         while let Some(ended) = working.try_join_next() {
             report_panic(automation, ended);
@@ -429,8 +435,11 @@ impl Todos {
         let lease = Uuid::now_v7();
         let (rows, epoch) = with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
+            // Not flushed: if a crash of the server loses a lease, the to-do is attempted twice, as after the death of its worker.
             let rows = sqlx::query!(
-                r#"WITH due AS (
+                r#"WITH unflushed AS (
+                   SELECT set_config('synchronous_commit', 'off', true)
+               ), due AS (
                    SELECT automation, key FROM todo
                    WHERE automation = $1 AND status = 'open' AND next_attempt_at <= statement_timestamp()
                      AND (lease IS NULL OR lease = ANY ($5))
@@ -439,7 +448,7 @@ impl Todos {
                    ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
                )
                UPDATE todo t SET lease = $3, lease_for = $4, attempts = t.attempts + 1
-               FROM due WHERE t.automation = due.automation AND t.key = due.key
+               FROM unflushed, due WHERE t.automation = due.automation AND t.key = due.key
                RETURNING t.key, t.position, t.payload::text AS "payload!", t.metadata AS "metadata: Json<Metadata>", t.attempts,
                          extract(epoch FROM t.tried_for)::float8 AS "trying_for!""#,
                 self.automation,
