@@ -29,6 +29,9 @@ use crate::{
 const BESIDE_COMMANDS: i64 = 500;
 /// Beside commands, a batch with this many events is followed by a sleep as long as its write took.
 const MANY: usize = 16;
+/// The shortest time between two batches that reach the head. Announcements of the head come no faster, but a process also learns of it from
+/// its own reads.
+const PACE: Duration = Duration::from_millis(5);
 /// The longest such sleep.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 
@@ -57,6 +60,7 @@ pub(crate) async fn work<P: Projection>(
         blocked: BTreeMap::new(),
         retry_asked: false,
         written: false,
+        stepped: Instant::now(),
         poll_at: None,
     };
     loop {
@@ -117,6 +121,8 @@ struct Worker<'a, P: Projection> {
     retry_asked: bool,
     /// Whether something was written since the last error.
     written: bool,
+    /// When the last batch began.
+    stepped: Instant,
     /// When to request a heartbeat before the next regular one.
     poll_at: Option<Instant>,
 }
@@ -164,6 +170,13 @@ impl<P: Projection> Worker<'_, P> {
                 self.lost_ownership();
             }
             if let Some(range) = self.next(head) {
+                // What comes within this time shares a batch.
+                let due = self.stepped + PACE;
+                if *range.end() == head && due > Instant::now() {
+                    sleep_until(due).await;
+                    continue;
+                }
+                self.stepped = Instant::now();
                 self.step(range, head).await?;
                 if self.next(head).is_none() && !self.owned.serving && !std::mem::replace(&mut self.caught_up, true) {
                     // The build may be ready to serve.
