@@ -90,9 +90,10 @@ async fn listen_until_lost(connector: &Connector, poll: Duration) -> Result<(), 
         }
         connector.head_watcher().seen(head, listener.session.epoch);
         let next_poll = (Instant::now() + poll).min(listener.begun + RENEWAL);
-        // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log.
+        // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log. If nobody in this process
+        // waits for the head, the regular poll suffices.
         while let Ok(announced) = tokio::time::timeout_at(next_poll, listener.next()).await {
-            if announced? > connector.head_watcher().newest() {
+            if announced? > connector.head_watcher().newest() && connector.head_watcher().has_subscribers() {
                 break;
             }
         }

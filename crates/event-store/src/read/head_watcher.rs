@@ -66,6 +66,11 @@ impl HeadWatcher {
         self.0.newest.subscribe()
     }
 
+    /// Returns whether anybody waits for newer positions.
+    pub(crate) fn has_subscribers(&self) -> bool {
+        self.0.newest.receiver_count() > 0
+    }
+
     /// Returns whether the head moved within the last second.
     pub fn grows(&self) -> bool {
         self.0.grew.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|grew| grew.elapsed() < Duration::from_secs(1))

@@ -98,6 +98,8 @@ impl Reader {
     /// Returns what the lookups find, and the head of that snapshot. The snapshot is no older than this call.
     pub(crate) async fn find(&self, lookups: Vec<Lookup>) -> Result<Answer, StoreError> {
         let (ticket, mut answer) = self.0.waiting.push(lookups);
+        // Callers that became ready together all ask first, so that one statement reads for all of them.
+        tokio::task::yield_now().await;
         loop {
             let permit = tokio::select! {
                 biased;
