@@ -32,7 +32,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use dev::bench::{Arguments, Subject};
 use embedded::{files, report::answer, signals::Signals};
 
@@ -119,7 +119,7 @@ async fn run() -> Result<()> {
 }
 
 async fn measure_all(bench: &Bench, subjects: &[Subject], report: &mut Report) -> Result<()> {
-    let subjects = if subjects.is_empty() { Subject::value_variants() } else { subjects };
+    let subjects = if subjects.is_empty() { &Subject::WHOLE } else { subjects };
     for subject in subjects {
         match subject {
             Subject::Log => log::run(bench, report).await?,
@@ -131,6 +131,7 @@ async fn measure_all(bench: &Bench, subjects: &[Subject], report: &mut Report) -
                 projections::run(bench, report).await?;
                 latency::run(bench, report).await?;
             }
+            Subject::Catchup => projections::catch_up(bench, report).await?,
         }
     }
     Ok(())

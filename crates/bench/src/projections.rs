@@ -24,13 +24,14 @@ use crate::{
     measure::{Load, Sample},
     place::{cartlog, rotated},
     report::{Contender, Key, Report},
-    scenarios::{ALONE, BESIDE, CAUGHT_UP, FOLLOWING, OFFERED, OFFERED_ALONE, OFFERED_BESIDE, thousands},
+    scenarios::{ALONE, BESIDE, CAUGHT_UP, FOLLOWING, OFFERED, OFFERED_ALONE, OFFERED_BESIDE, caught_up_with, thousands},
     work::Work,
 };
 
 /// The default of `projection_batch`. A read model that is further behind is catching up, not following.
 const BATCH: i64 = 10_000;
-const DEADLINE: Duration = Duration::from_secs(600);
+/// How long a read model may stand still.
+const DEADLINE: Duration = Duration::from_secs(120);
 /// Long enough that the first second, in which the read models start, weighs little.
 const BESIDE_FOR: Duration = Duration::from_secs(10);
 /// How much longer disintegrate's measurement takes than another. It need not reach the end.
@@ -40,7 +41,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     for round in 0..bench.sizes.rounds {
         bench.say(format!("projections: round {} of {}, {} events", round + 1, bench.sizes.rounds, thousands(bench.sizes.events)));
         for contender in rotated(&[Contender::Cartlog, Contender::Disintegrate], round) {
-            let sample = if *contender == Contender::Cartlog { ours(bench).await? } else { theirs(bench).await? };
+            let sample = if *contender == Contender::Cartlog { ours(bench, bench.sizes.events).await? } else { theirs(bench).await? };
             report.add(Key::new("projections", CAUGHT_UP, 1, *contender), sample);
         }
         let loud = Load::Tasks(bench.sizes.loud());
@@ -57,9 +58,21 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Compares logs of several sizes. Each log is dropped after its measurement, because a large one fills a disk.
+pub(crate) async fn catch_up(bench: &Bench, report: &mut Report) -> Result<()> {
+    for round in 0..bench.sizes.rounds {
+        for events in rotated(&bench.sizes.before, round) {
+            bench.say(format!("catchup: round {} of {}, {} events", round + 1, bench.sizes.rounds, thousands(*events)));
+            report.add(Key::new("catchup", caught_up_with(*events), 1, Contender::Cartlog), ours(bench, *events).await?);
+            bench.server.drop_all().await?;
+        }
+    }
+    Ok(())
+}
+
 /// Measures from the start of the process until its checkpoint is at the head. Its other read models are built at the same time.
-async fn ours(bench: &Bench) -> Result<Sample> {
-    let carts = bench.sizes.events / 2;
+async fn ours(bench: &Bench, events: u64) -> Result<Sample> {
+    let carts = events / 2;
     let database = bench.server.log().await?;
     let pool = &database.pool;
     LOG.add_carts(pool, carts, Products::Many(1_000)).await?;
@@ -80,7 +93,7 @@ const CART_ITEMS: &str = "cart_items";
 
 /// Waits until the serving builds of the named projections have reached a position.
 async fn reached(pool: &PgPool, name: &str, head: i64) -> Result<()> {
-    let started = Instant::now();
+    let mut last = (-1, Instant::now());
     let reached = "SELECT coalesce(min(position), 0) FROM checkpoint JOIN projection USING (name, build)
                    WHERE name LIKE $1 AND status = 'serving'";
     loop {
@@ -88,8 +101,10 @@ async fn reached(pool: &PgPool, name: &str, head: i64) -> Result<()> {
         if position >= head {
             return Ok(());
         }
-        if started.elapsed() > DEADLINE {
-            bail!("after {} s, {name} was at position {position} of {head}", DEADLINE.as_secs());
+        if position > last.0 {
+            last = (position, Instant::now());
+        } else if last.1.elapsed() > DEADLINE {
+            bail!("{name} stands still at position {position} of {head} for {} s", DEADLINE.as_secs());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -37,6 +37,9 @@ pub(crate) fn commands_after(carts: u64) -> String {
 pub(crate) const KAFKA_IN: &str = "inventory messages in from Kafka";
 
 pub(crate) const CAUGHT_UP: &str = "Cart Items, caught up";
+pub(crate) fn caught_up_with(events: u64) -> String {
+    format!("Cart Items, caught up with {} events", thousands(events))
+}
 /// Add Item alone, and while read models are built from the same log.
 pub(crate) const ALONE: &str = "Add Item on a log that nobody projects";
 pub(crate) const BESIDE: &str = "Add Item while the read models catch up with the log";

@@ -153,13 +153,20 @@ async fn published(system: &System, sizes: &Sizes) -> Result<Sample> {
         add_items(&mut *commands.of(0).await, *cart, 1).await.map_err(|error| anyhow!(error))?;
     }
     let consumer = system.consumer()?;
+    let next_key = async || {
+        let message = timeout(DEADLINE, consumer.recv()).await.context("no message came")??;
+        anyhow::Ok(message.key().map(String::from_utf8_lossy).unwrap_or_default().into_owned())
+    };
+    // A consumer needs half a second until its first message.
+    let first = CartId::new();
+    add_items(&mut *commands.of(0).await, first, 1).await.map_err(|error| anyhow!(error))?;
+    submit(&mut *commands.of(0).await, first).await.map_err(|error| anyhow!(error))?;
+    while next_key().await? != first.to_string() {}
     let mut missing: BTreeMap<String, usize> = carts.iter().enumerate().map(|(number, cart)| (cart.to_string(), number)).collect();
     let receiving = async {
         let mut received = vec![None; carts.len()];
         while !missing.is_empty() {
-            let message = timeout(DEADLINE, consumer.recv()).await.context("no message came")??;
-            let key = message.key().map(String::from_utf8_lossy).unwrap_or_default();
-            if let Some(number) = missing.remove(key.as_ref()) {
+            if let Some(number) = missing.remove(&next_key().await?) {
                 received[number] = Some(Instant::now());
             }
         }

@@ -7,6 +7,11 @@ use serde_json::Value;
 
 /// Runs one part, and returns its report and its chart.
 fn quick(subject: &str) -> (Value, String) {
+    quick_with(subject, &[])
+}
+
+/// Runs one part with more arguments.
+fn quick_with(subject: &str, arguments: &[&str]) -> (Value, String) {
     let from = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo dev test`, which sets it"));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{subject}"));
     // An earlier run may have left files.
@@ -14,6 +19,7 @@ fn quick(subject: &str) -> (Value, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args([subject, "--quick", "--out"])
         .arg(&out)
+        .args(arguments)
         .args(["--database-url", &from("CARTLOG_TEST_DATABASE_URL")])
         .args(["--kafka", &from("CARTLOG_TEST_KAFKA_BOOTSTRAP_SERVERS")])
         .args(["--programs", &from("CARTLOG_TEST_BIN_DIR")])
@@ -149,4 +155,13 @@ fn projections() {
     assert_eq!(measured(&report), 8);
     // The lag at the end of each.
     assert_eq!(report["values"].as_array().unwrap().len(), 3 + 1);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
+fn catchup() {
+    let (report, _) = quick_with("catchup", &["--before", "1k,2k"]);
+    let of = |events: &str| (format!("Cart Items, caught up with {events} events"), 1, "cartlog".to_owned());
+    assert_eq!(figures(&report), ["1,000", "2,000"].map(of));
+    assert_eq!(measured(&report), 1);
 }
