@@ -148,6 +148,6 @@ pub use migrate::{MIGRATOR, MigrateError, migrate};
 pub use password::read_password;
 pub use position::Position;
 pub use query::state_query::{Query, QueryError};
-pub use read::{head_watcher::HeadWatcher, reader::Wait};
+pub use read::{head_watcher::HeadWatcher, reader::Wait, touched::Touched};
 pub use settings::{SessionTimeouts, StoreSettings};
 pub use store::EventStore;

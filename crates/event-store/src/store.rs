@@ -28,6 +28,7 @@ use crate::{
         head_listener,
         head_watcher::HeadWatcher,
         reader::{Reader, Wait},
+        touched::{self, Touched},
     },
     readiness,
     settings::StoreSettings,
@@ -193,6 +194,14 @@ impl<E: LogEvent> EventStore<E> {
     /// If the log cannot be read.
     pub async fn wait(&self, query: &'static str, position: Position, timeout: Duration) -> Result<Wait, StoreError> {
         self.shared.reader.wait(query, position, timeout).await
+    }
+
+    /// Reads which ids the events after a position carry, of at most 10,000 events. With it, many readers learn by one question what changed.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub async fn touched(&self, after: Position) -> Result<Touched, StoreError> {
+        touched::touched(&self.shared.pool, &self.shared.ids, after).await
     }
 
     /// Folds states from the log as it is now. Returns also the position up to which they are complete.

@@ -85,7 +85,7 @@ impl<E: LogEvent> Projections<E> {
     }
 
     /// Waits as [`wait`](Self::wait) does and then reads as [`read`](Self::read) does. The rows include the log up to the position, whichever
-    /// server answers.
+    /// server answers. Returns also the position up to which they are known to include it.
     ///
     /// # Errors
     /// As [`read`](Self::read), and [`ProjectionError::Behind`] if the position is not reached in time.
@@ -96,7 +96,7 @@ impl<E: LogEvent> Projections<E> {
         min: Position,
         timeout: Duration,
         query: &Query,
-    ) -> Result<Vec<R>, ProjectionError> {
+    ) -> Result<(Vec<R>, Position), ProjectionError> {
         read::read_from(&self.store, &self.replicas, name, key, min, timeout, query).await
     }
 

@@ -134,9 +134,9 @@ pub(crate) async fn read_from<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
     min: Position,
     timeout: Duration,
     query: &Query,
-) -> Result<Vec<R>, ProjectionError> {
+) -> Result<(Vec<R>, Position), ProjectionError> {
     if min == Position::START {
-        return Ok(read(store, replicas, name, key, query).await?.0);
+        return read(store, replicas, name, key, query).await;
     }
     let until = Instant::now() + timeout;
     loop {
@@ -149,7 +149,7 @@ pub(crate) async fn read_from<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
         let (rows, at) = read(store, replicas, name, key, query).await?;
         // A server that is behind answers less than was waited for.
         if at >= stored {
-            return Ok(rows);
+            return Ok((rows, at.max(min)));
         }
         if Instant::now() >= until {
             return Err(ProjectionError::Behind(at));

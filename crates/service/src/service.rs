@@ -24,6 +24,7 @@ use crate::{
     http::{
         common::{Operations, Routes},
         lag,
+        live::Changes,
         position::Draining,
         server,
     },
@@ -121,8 +122,7 @@ impl Service {
     }
 
     /// Opens the log that the settings name. `/ready` waits for the log, and warns of what differs from what the migrations left.
-    /// Handlers get the log as [`Data`]. A connection is made when it is
-    /// first needed.
+    /// Handlers get the log as [`Data`], and streams of read models follow it. A connection is made when it is first needed.
     ///
     /// # Errors
     /// If the URL cannot be read; the settings have checked it.
@@ -157,6 +157,7 @@ impl Service {
         );
         let service = self
             .data(log.clone())
+            .data(Changes::of(&log))
             .ready_when("log", move || {
                 let log = ready.clone();
                 async move { log.ready().await }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{get, web};
+use actix_web::{get, middleware::from_fn, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, Description, DomainEvent, Image, ItemId, Price, ProductId, Total};
 use disintegrate::StateQuery;
@@ -22,12 +22,12 @@ use crate::unknown_cart::unknown_cart;
     tag = "public",
     params(("cart_id" = CartId, Path), At, MinPosition),
     responses(
-        (status = 200, body = CartItems),
+        (status = 200, content((CartItems = "application/json"), (CartItems = "text/event-stream"))),
         (status = 404, description = "unknown_cart", body = ErrorBody),
         (status = 503, description = "behind", body = ErrorBody)
     )
 )]
-#[get("/{cart_id}/cartitems")]
+#[get("/{cart_id}/cartitems", wrap = "from_fn(service::live)")]
 pub(crate) async fn live(
     PathValue(cart_id): PathValue<CartId>,
     at: At,
@@ -44,12 +44,12 @@ pub(crate) async fn live(
     tag = "public",
     params(("cart_id" = CartId, Path), MinPosition),
     responses(
-        (status = 200, body = CartItems),
+        (status = 200, content((CartItems = "application/json"), (CartItems = "text/event-stream"))),
         (status = 404, description = "unknown_cart", body = ErrorBody),
         (status = 503, description = "behind, parked", body = ErrorBody)
     )
 )]
-#[get("/{cart_id}/cartitemsfromdb")]
+#[get("/{cart_id}/cartitemsfromdb", wrap = "from_fn(service::live)")]
 pub(crate) async fn projected(
     PathValue(cart_id): PathValue<CartId>,
     min: MinPosition,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{HttpResponse, get, web};
+use actix_web::{HttpResponse, get, middleware::from_fn, web};
 use async_trait::async_trait;
 use cart_events::{CartId, CartStream, DomainEvent, ItemId, ProductId};
 use event_store::{Position, Recorded};
@@ -18,12 +18,12 @@ use uuid::Uuid;
     tag = "internal",
     params(("product_id" = ProductId, Path), Page, MinPosition),
     responses(
-        (status = 200, description = "A page.", body = [CartWithProduct],
+        (status = 200, description = "A page.", content(([CartWithProduct] = "application/json"), ([CartWithProduct] = "text/event-stream")),
             headers(("Link" = Option<String>, description = "The next page, if there is one: `</cartswithproducts/…?after=…>; rel=\"next\"`."))),
         (status = 503, description = "behind, parked", body = ErrorBody)
     )
 )]
-#[get("/cartswithproducts/{product_id}")]
+#[get("/cartswithproducts/{product_id}", wrap = "from_fn(service::live)")]
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     page: Page,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{get, web};
+use actix_web::{get, middleware::from_fn, web};
 use async_trait::async_trait;
 use cart_events::{DomainEvent, Price, PriceStream, ProductId};
 use event_store::Recorded;
@@ -17,9 +17,9 @@ use uuid::Uuid;
     operation_id = "changed_prices",
     tag = "internal",
     params(("product_id" = ProductId, Path), MinPosition),
-    responses((status = 200, body = Option<ChangedPrice>), (status = 503, description = "behind, parked", body = ErrorBody))
+    responses((status = 200, content((Option<ChangedPrice> = "application/json"), (Option<ChangedPrice> = "text/event-stream"))), (status = 503, description = "behind, parked", body = ErrorBody))
 )]
-#[get("/changedprices/{product_id}")]
+#[get("/changedprices/{product_id}", wrap = "from_fn(service::live)")]
 pub(crate) async fn route(
     PathValue(product_id): PathValue<ProductId>,
     min: MinPosition,

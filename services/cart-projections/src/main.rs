@@ -171,4 +171,111 @@ mod tests {
             assert!(growth < 30.0, "{name}: {growth:.0} times as long");
         }
     }
+
+    /// A stream of a route, as a client reads it.
+    struct Events {
+        body: std::pin::Pin<Box<actix_web::body::BoxBody>>,
+        text: String,
+    }
+
+    impl Events {
+        /// Waits until the newest answer is as wanted. Returns how many answers came before it.
+        async fn until(&mut self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> usize {
+            use actix_web::body::MessageBody as _;
+            let reading = async {
+                let mut before = 0;
+                loop {
+                    while let Some((event, rest)) = self.text.split_once("\n\n") {
+                        let data =
+                            event.lines().find_map(|line| line.strip_prefix("data: ")).map(|data| serde_json::from_str(data).unwrap());
+                        self.text = rest.to_owned();
+                        if let Some(data) = data {
+                            if wanted(&data) {
+                                return before;
+                            }
+                            before += 1;
+                        }
+                    }
+                    let chunk = std::future::poll_fn(|context| self.body.as_mut().poll_next(context)).await;
+                    self.text.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), reading).await.unwrap_or_else(|_| panic!("never: {what}"))
+        }
+    }
+
+    #[actix_web::test]
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn read_models_push_each_change() {
+        use actix_web::{App, test, web::Data};
+        use projections::Settings;
+
+        let log = TestLog::<DomainEvent>::create().await;
+        let cart = Shopping::new();
+        let other = cart.other_cart();
+        log.append(cart.with_items(1)).await;
+        let stop = service::CancellationToken::new();
+        let running = [
+            tokio::spawn(log.projections.run(CartItemsProjection, Settings::default(), stop.clone())),
+            tokio::spawn(log.projections.run(carts_with_products::CartsWithProducts, Settings::default(), stop.clone())),
+            tokio::spawn(log.projections.run(inventories::Inventories, Settings::default(), stop.clone())),
+            tokio::spawn(log.projections.run(changed_prices::ChangedPrices, Settings::default(), stop.clone())),
+        ];
+        let app = App::new()
+            .app_data(Data::new(log.store.clone()))
+            .app_data(Data::new(log.projections.clone()))
+            .app_data(Data::new(service::Changes::of(&log.store)))
+            .service(cart_items::live)
+            .service(cart_items::projected)
+            .service(submitted_cart_data::route)
+            .service(carts_with_products::route)
+            .service(inventories::route)
+            .service(changed_prices::route);
+        let app = test::init_service(app).await;
+        let head = log.store.head().await.unwrap();
+        let open = async |path: String| {
+            let request = test::TestRequest::get().uri(&format!("{path}?min_position={head}&timeout=20"));
+            let answer = test::call_service(&app, request.insert_header(("accept", "text/event-stream")).to_request()).await;
+            assert_eq!(answer.status(), 200, "{path}");
+            Events { body: Box::pin(answer.into_body()), text: String::new() }
+        };
+        let (id, product) = (cart.cart_id, cart.product(0));
+        let mut live = open(format!("/{id}/cartitems")).await;
+        let mut projected = open(format!("/{id}/cartitemsfromdb")).await;
+        let mut submitted = open(format!("/{id}/submittedcart")).await;
+        let mut with_product = open(format!("/cartswithproducts/{product}")).await;
+        let mut inventory = open(format!("/inventories/{product}")).await;
+        let mut price = open(format!("/changedprices/{product}")).await;
+        let items = |wanted: usize| move |answer: &serde_json::Value| answer["data"].as_array().unwrap().len() == wanted;
+        let carts = |wanted: usize| move |answer: &serde_json::Value| answer.as_array().unwrap().len() == wanted;
+        assert_eq!(live.until("the first answer", items(1)).await, 0);
+        assert_eq!(projected.until("the first answer", items(1)).await, 0);
+        assert_eq!(submitted.until("the first answer", serde_json::Value::is_null).await, 0);
+        assert_eq!(with_product.until("the first answer", carts(1)).await, 0);
+        inventory.until("the first answer", serde_json::Value::is_null).await;
+        price.until("the first answer", serde_json::Value::is_null).await;
+
+        log.append([cart.added(1), cart.inventory(0, 3), cart.price_changed(0)]).await;
+        live.until("two items", items(2)).await;
+        projected.until("two items", items(2)).await;
+        inventory.until("an inventory", |answer| answer["inventory"] == 3).await;
+        price.until("a price", |answer| answer["new_price"] == "8.00").await;
+        // Another cart gets the product, and leaves again: the last event names the cart only.
+        log.append(other.with_items(1)).await;
+        with_product.until("two carts", carts(2)).await;
+        log.append([other.cleared()]).await;
+        with_product.until("one cart", carts(1)).await;
+        log.append([cart.submitted(2)]).await;
+        submitted.until("the submission", |answer| answer["total_price"] == "21.20").await;
+        with_product.until("no cart", carts(0)).await;
+
+        let request = test::TestRequest::get().uri(&format!("/{}/cartitems", other.other_cart().cart_id));
+        let answer = test::call_service(&app, request.insert_header(("accept", "text/event-stream")).to_request()).await;
+        assert_eq!(answer.status(), 404);
+        drop((live, projected, submitted, with_product, inventory, price));
+        stop.cancel();
+        for task in running {
+            task.await.unwrap().unwrap();
+        }
+    }
 }

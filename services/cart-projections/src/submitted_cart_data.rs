@@ -1,6 +1,6 @@
 //! Submitted Cart Data: the ordered products and the total, folded from the log when they are requested.
 
-use actix_web::{get, web};
+use actix_web::{get, middleware::from_fn, web};
 use cart_events::{CartId, DomainEvent, OrderedProduct, SubmissionStream, Total};
 use disintegrate::StateQuery;
 use event_store::{EventStore, Position, State};
@@ -15,12 +15,12 @@ use crate::unknown_cart::unknown_cart;
     tag = "public",
     params(("cart_id" = CartId, Path), At, MinPosition),
     responses(
-        (status = 200, body = Option<SubmittedCart>),
+        (status = 200, content((Option<SubmittedCart> = "application/json"), (Option<SubmittedCart> = "text/event-stream"))),
         (status = 404, description = "unknown_cart", body = ErrorBody),
         (status = 503, description = "behind", body = ErrorBody)
     )
 )]
-#[get("/{cart_id}/submittedcart")]
+#[get("/{cart_id}/submittedcart", wrap = "from_fn(service::live)")]
 pub(crate) async fn route(
     PathValue(cart_id): PathValue<CartId>,
     at: At,

@@ -6,3 +6,4 @@ pub(crate) mod head_watcher;
 pub(crate) mod read_queue;
 pub(crate) mod reader;
 pub(crate) mod statement;
+pub(crate) mod touched;

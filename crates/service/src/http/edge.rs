@@ -161,6 +161,8 @@ pub(crate) async fn answer_head_as_get(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     if request.method() == Method::HEAD {
         request.head_mut().method = Method::GET;
+        // A stream has no end to wait for.
+        request.headers_mut().remove(header::ACCEPT);
     }
     Ok(next.call(request).await?.map_into_boxed_body())
 }

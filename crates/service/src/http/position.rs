@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, web::Data};
 use event_store::{EventStore, LogEvent, Position, States, Wait};
 use projections::{ProjectionError, Projections, Query};
 use sqlx::{FromRow, postgres::PgRow};
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use super::{error::HttpError, error_code::ErrorCode, query::number};
+use super::{error::HttpError, error_code::ErrorCode, query::number, streamed::Streamed};
 
 /// How long a query waits unless it says otherwise, in seconds.
 const DEFAULT_TIMEOUT: i64 = 5;
@@ -38,6 +38,9 @@ pub struct MinPosition {
     timeout: Duration,
     #[param(ignore)]
     draining: Draining,
+    /// None if the answer is no stream.
+    #[param(ignore)]
+    streamed: Option<Streamed>,
 }
 
 impl fmt::Debug for MinPosition {
@@ -61,6 +64,11 @@ impl Draining {
 
     pub(crate) fn begin(&self) {
         self.begun.cancel();
+    }
+
+    /// Completes when the process is stopping.
+    pub(crate) async fn begun(&self) {
+        self.begun.cancelled().await;
     }
 
     /// Completes when queries must not wait any longer.
@@ -94,7 +102,11 @@ impl MinPosition {
         let read = async |timeout| projections.read_from(name, key, self.min_position, timeout, &query).await;
         match self.wait(read).await {
             Err(ProjectionError::Behind(position)) => Err(self.behind(name, position, self.min_position)),
-            read => Ok(read?),
+            read => {
+                let (rows, complete_to) = read?;
+                self.answered(complete_to, key.is_none());
+                Ok(rows)
+            }
         }
     }
 
@@ -124,7 +136,14 @@ impl MinPosition {
         if complete_to < at.at.unwrap_or(wanted) {
             return Err(self.behind("the log", complete_to, wanted));
         }
+        self.answered(complete_to, false);
         Ok(view)
+    }
+
+    fn answered(&self, complete_to: Position, of_every_key: bool) {
+        if let Some(streamed) = &self.streamed {
+            streamed.answered(complete_to, of_every_key);
+        }
     }
 
     /// Waits as long as the client allows and the process runs.
@@ -151,10 +170,12 @@ impl FromRequest for MinPosition {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let read = || {
-            let min_position = position(request, "min_position")?.unwrap_or_default();
+            let streamed = request.extensions().get::<Streamed>().cloned();
+            let least = streamed.as_ref().map(|streamed| streamed.least).unwrap_or_default();
+            let min_position = position(request, "min_position")?.unwrap_or_default().max(least);
             let timeout = number(request, "timeout", 0, MAX_TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
             let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
-            Ok(Self { min_position, timeout: Duration::from_secs(timeout.unsigned_abs()), draining })
+            Ok(Self { min_position, timeout: Duration::from_secs(timeout.unsigned_abs()), draining, streamed })
         };
         ready(read())
     }

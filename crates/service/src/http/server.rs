@@ -28,6 +28,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may continue to send after it was answered.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a client may leave data unread before it is dropped.
+const STUCK: Duration = Duration::from_secs(30);
+
 /// Starts serving on `listener`.
 ///
 /// # Errors
@@ -76,6 +79,13 @@ where
         .keep_alive(KEEP_ALIVE)
         .client_request_timeout(KEEP_ALIVE)
         .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+        // A client that does not read its stream is dropped. Otherwise the kernel would wait for it for ever.
+        .on_connect(|connection, _| {
+            if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+                // It fails only for a connection that has ended.
+                let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(STUCK));
+            }
+        })
         // Answers are small and written at once, so waiting for more to send only delays them.
         .tcp_nodelay(true);
     if settings.http_workers.get() > 0 {

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod limits;
+mod live;
 mod properties;
 mod refusals;
 
