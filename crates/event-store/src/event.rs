@@ -23,7 +23,7 @@ pub struct Metadata {
     /// The W3C trace context of the event's cause. One trace then leads from the request to the published message.
     #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// An id that the caller gives to events that belong together.
+    /// An id that everything has that one request or message leads to.
     #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
     /// The event's direct cause: a position, or a message's topic, partition and offset.
@@ -37,9 +37,10 @@ fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> 
 }
 
 impl Metadata {
-    /// Creates metadata with the current span's trace context.
+    /// Creates metadata with the current span's trace context and the current correlation id.
     pub fn current() -> Self {
-        Self { traceparent: crate::trace::current_traceparent(), ..Self::default() }
+        let correlation_id = crate::correlation::current();
+        Self { traceparent: crate::trace::current_traceparent(), correlation_id, ..Self::default() }
     }
 
     /// Returns the stored JSON. The append's id lets recovery find the append again if its answer is lost.

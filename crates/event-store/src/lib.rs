@@ -113,6 +113,7 @@
 mod append;
 mod backoff;
 pub mod connection;
+pub mod correlation;
 mod decide;
 mod error;
 mod event;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use event_store::trace;
+use event_store::{correlation, trace};
 use opentelemetry::{KeyValue, global, metrics::Histogram};
 use rdkafka::{
     ClientConfig,
@@ -79,6 +79,8 @@ pub struct CloudEvent<'a> {
     pub time: Option<OffsetDateTime>,
     /// The W3C trace context of the event's cause. The current span takes precedence.
     pub traceparent: Option<&'a str>,
+    /// The event's position in the log.
+    pub causation_id: Option<&'a str>,
     /// The data, as JSON.
     pub json: &'a [u8],
 }
@@ -195,6 +197,7 @@ fn record(topic: &str, happened: OffsetDateTime, outcome: &Result<(), SendError>
 
 fn headers(event: &CloudEvent<'_>) -> OwnedHeaders {
     let time = event.time.and_then(|time| time.format(&Rfc3339).ok());
+    let correlation_id = correlation::current();
     [
         ("ce_specversion", Some("1.0")),
         ("ce_id", Some(event.id)),
@@ -203,6 +206,8 @@ fn headers(event: &CloudEvent<'_>) -> OwnedHeaders {
         ("ce_time", time.as_deref()),
         ("content-type", Some("application/json")),
         (traceparent::HEADER, event.traceparent),
+        (correlation::HEADER, correlation_id.as_deref()),
+        ("x-causation-id", event.causation_id),
     ]
     .into_iter()
     .filter(|(_, value)| value.is_some())
@@ -224,6 +229,7 @@ mod tests {
             event_type: "CartSubmitted",
             time: Some(OffsetDateTime::UNIX_EPOCH),
             traceparent: None,
+            causation_id: Some("7"),
             json: b"{}",
         };
         let headers = headers(&event);
@@ -236,6 +242,7 @@ mod tests {
             ("ce_type", "CartSubmitted"),
             ("ce_time", "1970-01-01T00:00:00Z"),
             ("content-type", "application/json"),
+            ("x-causation-id", "7"),
         ];
         assert_eq!(written, expected.map(|(key, value)| (key, value.into())));
     }

@@ -8,7 +8,16 @@ use uuid::Uuid;
 
 fn event(json: &[u8]) -> CloudEvent<'_> {
     let traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-    CloudEvent { key: "a cart", id: "42", source: "/cartlog", event_type: "CartSubmitted", time: None, traceparent, json }
+    CloudEvent {
+        key: "a cart",
+        id: "42",
+        source: "/cartlog",
+        event_type: "CartSubmitted",
+        time: None,
+        traceparent,
+        causation_id: None,
+        json,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

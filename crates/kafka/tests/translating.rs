@@ -355,7 +355,7 @@ async fn client_that_forgot_its_brokers_is_replaced() {
     let publisher = kafka::Publisher::new(&kafka::PublisherSettings::new(brokers.clone())).expect("a producer");
     let value = message(Uuid::now_v7(), 2);
     let (key, source, event_type, traceparent, time) = ("cart", "/test", "test", None, None);
-    let event = kafka::CloudEvent { key, id: "1", source, event_type, time, traceparent, json: value.as_bytes() };
+    let event = kafka::CloudEvent { key, id: "1", source, event_type, time, traceparent, causation_id: None, json: value.as_bytes() };
     topic.count(0, 1).await;
     let translator = Running::start_with(TranslatorSettings::new(brokers, &group), store(&log.database), &[&topic]);
     log.until_counts(&[1]).await;

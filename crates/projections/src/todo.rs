@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use event_store::{
     Backoff, Metadata, Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout},
-    trace,
+    correlation, trace,
 };
 use opentelemetry::KeyValue;
 use serde::{Serialize, Serializer};
@@ -227,7 +227,8 @@ pub(crate) async fn work_with<F, W>(
                 for todo in claimed {
                     let span = tracing::info_span!("todo", otel.name = automation, key = todo.key, attempt = todo.attempts);
                     trace::set_parent(&span, todo.metadata.traceparent.as_deref());
-                    let (settling, outcome, begun) = (settling.clone(), attempt(todo.clone()), Instant::now());
+                    let outcome = correlation::scope(todo.metadata.correlation_id.clone(), attempt(todo.clone()));
+                    let (settling, begun) = (settling.clone(), Instant::now());
                     let attempting = async move {
                         let outcome = outcome.await;
                         // Closed if the settler panicked. Then the lease expires.

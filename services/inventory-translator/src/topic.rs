@@ -38,8 +38,16 @@ impl Topic {
     /// Sends a message with the product as its key.
     pub(crate) async fn send(&self, product: ProductId, value: &str) {
         let key = product.to_string();
-        let message =
-            CloudEvent { key: &key, id: "1", source: "/test", event_type: "test", time: None, traceparent: None, json: value.as_bytes() };
+        let message = CloudEvent {
+            key: &key,
+            id: "1",
+            source: "/test",
+            event_type: "test",
+            time: None,
+            traceparent: None,
+            causation_id: None,
+            json: value.as_bytes(),
+        };
         self.publisher.send(&self.name, &message).await.unwrap();
     }
 

@@ -152,7 +152,7 @@ impl PublishCartAutomation {
     /// Sends the message, unless the broker has acknowledged it in an earlier attempt of this process. The append's id identifies it: a
     /// restore gives positions out again.
     async fn send(&self, todo: &Todo, submitted: &Submitted, ce_id: &str) -> Result<(), kafka::SendError> {
-        let json = serde_json::json!(submitted.message).to_string();
+        let (json, position) = (serde_json::json!(submitted.message).to_string(), todo.position.to_string());
         let event = CloudEvent {
             key: &todo.key,
             id: ce_id,
@@ -160,6 +160,7 @@ impl PublishCartAutomation {
             event_type: "cartlog.CartSubmitted",
             time: submitted.at(),
             traceparent: todo.metadata.traceparent.as_deref(),
+            causation_id: Some(&position),
             json: json.as_bytes(),
         };
         self.publisher.send_once(&self.topic, &event).await

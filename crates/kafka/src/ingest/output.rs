@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use event_store::{Backoff, EventStore, LogEvent, Metadata, NextOffset, SourceMessage, SourcePartition, StoreError, Translated};
+use event_store::{
+    Backoff, EventStore, LogEvent, Metadata, NextOffset, SourceMessage, SourcePartition, StoreError, Translated, correlation,
+};
 use futures::future::join_all;
 use opentelemetry::KeyValue;
 use tokio_util::sync::CancellationToken;
@@ -282,10 +284,13 @@ impl<E: LogEvent> Worker<E> {
     }
 }
 
-/// Answers the trace of the message's sender, or of this batch, and the message as the cause.
+/// Answers the trace of the message's sender, or of this batch; its correlation id, or a new one; and the message as the cause.
 fn metadata(message: &Received) -> Metadata {
     Metadata {
         traceparent: traceparent::of(&message.headers).map(str::to_owned).or_else(event_store::trace::current_traceparent),
+        correlation_id: Some(
+            message.headers.last(correlation::HEADER).and_then(correlation::valid).map_or_else(correlation::new, str::to_owned),
+        ),
         causation_id: Some(format!("{}/{}", message.source, message.offset)),
         ..Metadata::default()
     }

@@ -10,6 +10,7 @@ use actix_web::{
     middleware::Next,
     web,
 };
+use event_store::correlation;
 use opentelemetry::{KeyValue, global, metrics::Histogram, propagation::Extractor};
 use tracing::{Span, field::Empty};
 use tracing_actix_web::RootSpanBuilder;
@@ -77,6 +78,33 @@ impl Extractor for Headers<'_> {
     fn keys(&self) -> Vec<&str> {
         self.0.headers().keys().map(header::HeaderName::as_str).collect()
     }
+}
+
+/// Takes the request's correlation id, or makes one. Events that the request leads to carry it, and so does the answer.
+pub(crate) async fn correlate(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
+    let given = request.headers().get(correlation::HEADER).map(|value| correlation::valid(value.as_bytes()));
+    let id = match given {
+        Some(None) => {
+            let message = "the header x-correlation-id must have 1 to 128 visible characters of ASCII";
+            return Ok(request.error_response(HttpError::new(ErrorCode::MalformedRequest, message)));
+        }
+        Some(Some(id)) => id.to_owned(),
+        None => in_baggage(request.headers()).map_or_else(correlation::new, str::to_owned),
+    };
+    let value = header::HeaderValue::from_str(&id);
+    let mut response = correlation::scope(Some(id), next.call(request)).await?;
+    if let Ok(value) = value {
+        response.headers_mut().insert(header::HeaderName::from_static(correlation::HEADER), value);
+    }
+    Ok(response)
+}
+
+/// The member `correlation-id` of the W3C baggage.
+fn in_baggage(headers: &header::HeaderMap) -> Option<&str> {
+    let members = headers.get_all("baggage").filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let mut members = members.filter_map(|member| member.split(';').next()?.split_once('='));
+    let (_, id) = members.find(|(key, _)| key.trim() == "correlation-id")?;
+    correlation::valid(id.trim().as_bytes())
 }
 
 /// Measures and logs a request. Faults are logged here and nowhere else.

@@ -69,6 +69,7 @@ where
             .wrap(cors::allow(&origins))
             .wrap(from_fn(edge::answer_errors_in_json))
             .wrap(from_fn(edge::observe))
+            .wrap(from_fn(edge::correlate))
             .wrap(TracingLogger::<RequestSpan>::new())
     };
     let mut server = HttpServer::new(app)

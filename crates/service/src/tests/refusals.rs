@@ -308,3 +308,37 @@ async fn cors_is_off_unless_settings_name_origins() {
     assert_eq!(foreign.header("access-control-allow-origin"), None);
     on.stop().await.unwrap();
 }
+
+#[utoipa::path(get, path = "/correlation")]
+#[get("/correlation")]
+async fn correlation() -> String {
+    event_store::Metadata::current().correlation_id.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn answers_carry_the_correlation_id() {
+    let running = serve(service(settings(&[])), |app| {
+        app.service(correlation);
+    });
+    let send = async |headers: &str| running.exchange(format!("GET /correlation HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
+    for (headers, id) in [
+        ("X-Correlation-Id: order-7\r\n", "order-7"),
+        ("Baggage: a=b, correlation-id=order-8;secret, c=d\r\n", "order-8"),
+        ("X-Correlation-Id: order-7\r\nBaggage: correlation-id=order-8\r\n", "order-7"),
+    ] {
+        let answer = send(headers).await;
+        assert_eq!((answer.body.as_str(), answer.header("x-correlation-id")), (id, Some(id)), "{headers}");
+    }
+    for headers in ["", "Baggage: correlation-id=two words\r\n", "Baggage: correlation-id\r\n"] {
+        let (one, two) = (send(headers).await, send(headers).await);
+        assert!(uuid::Uuid::parse_str(&one.body).is_ok() && one.body != two.body, "{headers}: {one:?}");
+        assert_eq!(one.header("x-correlation-id"), Some(one.body.as_str()));
+    }
+    for wrong in ["two words", "", "\u{e9}", &*"x".repeat(129)] {
+        let refused = send(&format!("X-Correlation-Id: {wrong}\r\n")).await.error();
+        assert_eq!((refused.0, refused.1.as_str()), (400, "malformed_request"), "{wrong}");
+    }
+    let unknown = running.get("/nowhere").await;
+    assert!(unknown.status == 404 && unknown.header("x-correlation-id").is_some(), "{unknown:?}");
+    running.stop().await.unwrap();
+}
