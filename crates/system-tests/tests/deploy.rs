@@ -308,7 +308,7 @@ fn proxy_routes_what_the_openapi_documents_have() {
     let mut found = BTreeSet::new();
     let mut section = String::new();
     for line in text(file).lines() {
-        if !line.starts_with([' ', '#']) && !line.is_empty() {
+        if !line.starts_with([' ', '#', '.']) && !line.is_empty() {
             section = line.split(' ').nth(1).unwrap_or_default().to_owned();
         }
         let Some((service, condition)) = line.trim().strip_prefix("use_backend ").and_then(|rule| rule.split_once(" if { ")) else {
