@@ -49,10 +49,12 @@ async fn cart_goes_from_first_item_to_message_in_one_trace() {
     let answer = client
         .post(format!("{}/submitcart/{cart}", shop.url(COMMANDS)))
         .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"))
+        .header("x-correlation-id", "order-7")
         .json(&json!({"cart_id": cart}))
         .send()
         .await
         .unwrap();
+    assert_eq!(answer.headers()["x-correlation-id"], "order-7");
     let (id, position): (Uuid, i64) = answer.json().await.unwrap();
     assert_eq!(id, cart);
     let [message] = shop.published(1).await.try_into().unwrap();
@@ -67,7 +69,19 @@ async fn cart_goes_from_first_item_to_message_in_one_trace() {
     assert_eq!(message.headers["ce_id"], append);
     assert_eq!(message.headers["ce_specversion"], "1.0");
     assert!(message.headers["traceparent"].contains(trace), "{:?}", message.headers);
+    assert_eq!((&*message.headers["x-correlation-id"], &message.headers["x-causation-id"]), ("order-7", &position.to_string()));
     shop.until_count("CartPublished", 1).await;
+    let caused = async |event_type: &str| -> (i64, Option<String>, Option<String>) {
+        let sql = "SELECT event_id, metadata->>'correlation_id', metadata->>'causation_id' FROM event WHERE event_type = $1";
+        sqlx::query_as(sql).bind(event_type).fetch_one(&shop.pool).await.unwrap()
+    };
+    let (_, correlation, cause) = caused("CartPublished").await;
+    assert_eq!((correlation.as_deref(), cause), (Some("order-7"), Some(position.to_string())));
+    // The message of the price had no correlation id.
+    let (changed_at, made, _) = caused("PriceChanged").await;
+    assert!(made.as_deref().is_some_and(|id| Uuid::parse_str(id).is_ok()), "{made:?}");
+    let (_, correlation, cause) = caused("ItemArchived").await;
+    assert_eq!((correlation, cause), (made, Some(changed_at.to_string())));
     shop.stop().await;
 }
 
