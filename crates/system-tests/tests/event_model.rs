@@ -352,7 +352,7 @@ impl Operation {
     }
 }
 
-fn of_kind<'a>(model: &'a EventModel, kind: Kind) -> impl Iterator<Item = &'a Element> {
+fn of_kind(model: &EventModel, kind: Kind) -> impl Iterator<Item = &Element> {
     model.elements().filter(move |element| element.kind == kind)
 }
 
