@@ -133,7 +133,7 @@ fn fault_ends_with_exit_code_1() {
 
     let (code, stdout, stderr) = run(&[("CARTLOG_FAILING", "panic"), ("CARTLOG_PORT", &free_port())]);
     assert_eq!(code, Some(1));
-    assert!(stdout.contains("panic: out of cheese") && stderr.contains("out of cheese"), "{stdout} {stderr}");
+    assert!(stdout.contains("panicked") && stdout.contains("out of cheese") && stderr.contains("out of cheese"), "{stdout} {stderr}");
     assert!(stdout.lines().all(|line| line.starts_with('{')), "a panic is JSON too: {stdout}");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -107,7 +107,7 @@ impl Lag {
             self.projections.iter().flat_map(|(name, of)| [(name, of.blocked, "blocked segments"), (name, of.parked, "parked keys")]);
         let of_todos = self.todos.iter().map(|(name, of)| (name, of.failed, "failed to-dos"));
         let counted = of_projections.chain(of_todos).filter(|(_, number, _)| *number > 0);
-        counted.map(|(name, number, what)| format!("{name} has {number} {what}")).collect()
+        counted.map(|(name, number, what)| format!("{what} of {name}: {number}")).collect()
     }
 }
 
@@ -185,8 +185,8 @@ mod tests {
         let backlogs = [("carts", of(20, false, None)), ("archive", of(30, false, Some(waiting))), ("prices", of(900, true, None))];
         let lag = Lag::from(BTreeMap::from(backlogs.map(|(name, backlog)| (name.to_owned(), backlog))));
         assert_eq!((lag.lag, lag.lag_seconds), (30, 3.0));
-        let parked = ["archive", "carts", "prices"].map(|name| format!("{name} has 1 parked keys"));
-        assert_eq!(lag.warnings(), [&parked[..], &["archive has 1 failed to-dos".to_owned()]].concat());
+        let parked = ["archive", "carts", "prices"].map(|name| format!("parked keys of {name}: 1"));
+        assert_eq!(lag.warnings(), [&parked[..], &["failed to-dos of archive: 1".to_owned()]].concat());
         let json = serde_json::to_value(&lag).unwrap();
         assert_eq!(json["todos"], serde_json::json!({ "archive": { "open": 3, "due": 2, "failed": 1, "oldest_seconds": 7.5 } }));
         assert_eq!(json["projections"]["prices"]["lag"], 900);

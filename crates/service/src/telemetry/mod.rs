@@ -144,9 +144,9 @@ where
 /// Logs panics as log lines, so that the log stays JSON.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("(no message)");
+        let reason = panic.payload_as_str().unwrap_or("(no message)");
         let location = panic.location().map(ToString::to_string);
-        tracing::error!(location, "panic: {message}");
+        tracing::error!(location, reason, "panicked");
     }));
 }
 
