@@ -11,6 +11,9 @@ use uuid::{Uuid, Variant};
 #[error("must be a UUID of version 7, such as 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub struct IdError;
 
+/// The ids that [`parse`] accepts.
+const PATTERN: &str = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-7[0-9A-Fa-f]{3}-[89ABab][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}$";
+
 fn parse(text: &str) -> Result<Uuid, IdError> {
     // The hyphenated form only. `Uuid::parse_str` accepts URNs, braces and bare digits, too, which would give a cart several names.
     if text.len() != 36 {
@@ -93,6 +96,7 @@ macro_rules! id {
                     .schema_type(utoipa::openapi::schema::Type::String)
                     .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::Uuid)))
                     .description(Some("A UUID of version 7, made by the client."))
+                    .pattern(Some(PATTERN))
                     .into()
             }
         }

@@ -10,7 +10,10 @@ use utoipa_actix_web::{AppExt, OpenApiFactory};
 
 use crate::{
     fault::Fault,
-    http::common::{self, Routes},
+    http::{
+        common::{self, Routes},
+        contract,
+    },
     service::Service,
 };
 
@@ -93,7 +96,10 @@ impl<E: LogEvent> Program<E> {
         let info = InfoBuilder::new().title(self.name).description(Some(self.about)).version(env!("CARGO_PKG_VERSION"));
         let document = OpenApiBuilder::new().info(info.license(Some(license)).build()).build();
         let app = App::new().into_utoipa_app().openapi(document).configure(|app| projections = self.configure(app));
-        (app.configure(common::routes).split_for_parts().1, projections)
+        let mut document = app.configure(common::routes).split_for_parts().1;
+        let port = self.defaults.lines().find_map(|line| line.strip_prefix("port = ")).unwrap_or_default();
+        contract::complete(&mut document, port);
+        (document, projections)
     }
 }
 

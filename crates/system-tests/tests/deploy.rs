@@ -37,6 +37,60 @@ fn tagged_routes(service: Kind) -> Vec<(String, String)> {
     routes
 }
 
+/// What Redocly, Spectral and the generators of clients ask for, as far as it can be told without them.
+#[test]
+fn openapi_documents_are_complete() {
+    for service in ALL {
+        let file = format!("services/{}/openapi.json", service.name);
+        let document: Value = serde_json::from_str(&text(&file)).unwrap();
+        assert_eq!(document["servers"][0]["url"], format!("http://127.0.0.1:{}", service.default_port), "{file}");
+        assert_eq!(document["security"], json!([]), "{file}");
+        assert_references(&file, &document, &document);
+        let mut ids = BTreeSet::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let place = format!("{file}, {method} {path}");
+                assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{place}: the operationId is used twice");
+                if operation["tags"][0] == "operations" {
+                    continue;
+                }
+                let answers = operation["responses"].as_object().unwrap();
+                let errors: BTreeSet<_> = answers.keys().map(String::as_str).filter(|status| !status.starts_with('2')).collect();
+                let of_all = ["400", "408", "414", "429", "431", "500", "502", "503", "504"];
+                assert!(errors.is_superset(&BTreeSet::from(of_all)), "{place}: only {errors:?}");
+                for status in errors {
+                    let answer = resolve(&document, &answers[status]);
+                    let codes = answer["content"]["application/json"]["schema"]["properties"]["code"]["enum"].as_array();
+                    let codes = codes.unwrap_or_else(|| panic!("{place}: {status} has no codes"));
+                    let is_word = |code: &Value| code.as_str().unwrap().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                    assert!(!codes.is_empty() && codes.iter().all(is_word), "{place}: {status} has the codes {codes:?}");
+                }
+                if method == "post" {
+                    assert!(answers["200"]["headers"]["cartlog-position"].is_object(), "{place}");
+                    // Both forms of a pair, because many generators do not know the first.
+                    let pair = &answers["200"]["content"]["application/json"]["schema"];
+                    assert!(pair["prefixItems"][1]["type"] == "integer" && pair["items"]["oneOf"].is_array(), "{place}: {pair}");
+                }
+            }
+        }
+    }
+}
+
+fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    value["$ref"].as_str().map_or(value, |reference| document.pointer(reference.trim_start_matches('#')).unwrap_or(&Value::Null))
+}
+
+fn assert_references(file: &str, document: &Value, value: &Value) {
+    if let Some(reference) = value["$ref"].as_str() {
+        assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{file}: nothing at {reference}");
+    }
+    match value {
+        Value::Object(parts) => parts.values().for_each(|part| assert_references(file, document, part)),
+        Value::Array(parts) => parts.iter().for_each(|part| assert_references(file, document, part)),
+        _ => {}
+    }
+}
+
 #[test]
 fn images_check_readiness_at_the_services_ports() {
     let dockerfile = text("deploy/Dockerfile");
@@ -308,6 +362,7 @@ fn proxy_routes_what_the_openapi_documents_have() {
     let mut found = BTreeSet::new();
     let mut section = String::new();
     for line in text(file).lines() {
+        // A line that begins with a dot is a condition, within a section too.
         if !line.starts_with([' ', '#', '.']) && !line.is_empty() {
             section = line.split(' ').nth(1).unwrap_or_default().to_owned();
         }

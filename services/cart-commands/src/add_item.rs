@@ -33,7 +33,7 @@ pub(crate) async fn route(
 ) -> Result<Answer<CartId>, HttpError> {
     ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
     let command = AddItem { max_changes: **max_changes, ..command };
-    Ok(web::Json((command.cart_id, service::command("add_item", log.decide(&command)).await?)))
+    Ok(Answer(command.cart_id, service::command("add_item", log.decide(&command)).await?))
 }
 
 /// The command.

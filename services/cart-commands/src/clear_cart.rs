@@ -27,7 +27,7 @@ pub(crate) async fn route(
     max_changes: web::Data<MaxChanges>,
 ) -> Result<Answer<CartId>, HttpError> {
     let command = ClearCart { cart_id, max_changes: **max_changes };
-    Ok(web::Json((command.cart_id, service::command("clear_cart", log.decide(&command)).await?)))
+    Ok(Answer(command.cart_id, service::command("clear_cart", log.decide(&command)).await?))
 }
 
 /// The command.

@@ -28,7 +28,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<CartId>, HttpError> {
     ensure_path_matches_body("cart_id", &cart_id, &command.cart_id)?;
-    Ok(web::Json((command.cart_id, service::command("submit_cart", log.decide(&command)).await?)))
+    Ok(Answer(command.cart_id, service::command("submit_cart", log.decide(&command)).await?))
 }
 
 /// The command.

@@ -35,7 +35,7 @@ pub(crate) async fn route(
     log: web::Data<EventStore<DomainEvent>>,
 ) -> Result<Answer<ProductId>, HttpError> {
     ensure_path_matches_body("product_id", &product_id, &command.product_id)?;
-    Ok(web::Json((command.product_id, service::command("change_inventory", log.decide(&command)).await?)))
+    Ok(Answer(command.product_id, service::command("change_inventory", log.decide(&command)).await?))
 }
 
 /// The command.

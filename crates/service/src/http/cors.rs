@@ -6,6 +6,7 @@ use actix_web::{
     middleware::Condition,
 };
 
+use super::refusal::POSITION;
 use crate::settings::Origin;
 
 /// Allows pages of these origins to call the service. Without origins it does nothing, and browsers refuse.
@@ -15,7 +16,7 @@ pub(crate) fn allow(origins: &[Origin]) -> Condition<Cors> {
     let cors = cors
         .allowed_methods([Method::GET, Method::POST])
         .allowed_headers([header::CONTENT_TYPE, header::HeaderName::from_static("traceparent"), correlated.clone()])
-        .expose_headers([header::LINK, header::RETRY_AFTER, correlated])
+        .expose_headers([header::LINK, header::RETRY_AFTER, header::HeaderName::from_static(POSITION), correlated])
         // Other clients send an Origin, too. Only browsers enforce the rule.
         .block_on_origin_mismatch(false)
         .max_age(3600);

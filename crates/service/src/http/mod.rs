@@ -3,6 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod command;
 pub(crate) mod common;
+pub(crate) mod contract;
 mod cors;
 mod edge;
 pub(crate) mod error;

@@ -2,15 +2,29 @@
 
 use std::fmt::Display;
 
-use actix_web::{http::StatusCode, web};
+use actix_web::{HttpRequest, HttpResponse, Responder, body::BoxBody, http::StatusCode};
 use event_store::{DecideError, Position, StoreError};
 use projections::ProjectionError;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{error::HttpError, error_code::ErrorCode};
 
-/// The answer to a command: the id of its subject and the position of its last event in the log.
-pub type Answer<Id> = web::Json<(Id, Position)>;
+/// The header with the position of a command's last event.
+pub(crate) const POSITION: &str = "cartlog-position";
+
+/// The answer to a command: the id of its subject and the position of its last event in the log. The header `Cartlog-Position` repeats the
+/// position.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Answer<Id>(pub Id, pub Position);
+
+impl<Id: Serialize> Responder for Answer<Id> {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        HttpResponse::Ok().insert_header((POSITION, self.1.0)).json(&self)
+    }
+}
 
 /// A refusal by the rules of the domain, as an HTTP answer. Its `Display` is the message.
 pub trait Refusal: Display {
@@ -73,5 +87,19 @@ impl HttpError {
     pub(crate) fn parked(projection: &str, key: Uuid) -> Self {
         let message = format!("{projection} could not apply an event of {key}; an operator must retry or skip it");
         Self::new(ErrorCode::Parked, message).retry_after(PARKED_RETRY_AFTER_SECONDS).expected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{body::to_bytes, test::TestRequest};
+
+    use super::*;
+
+    #[actix_web::test]
+    async fn answer_is_a_pair_and_repeats_the_position_in_a_header() {
+        let answer = Answer("some id", Position(42)).respond_to(&TestRequest::default().to_http_request());
+        assert_eq!(answer.headers().get(POSITION).unwrap(), "42");
+        assert_eq!(to_bytes(answer.into_body()).await.unwrap(), r#"["some id",42]"#);
     }
 }
