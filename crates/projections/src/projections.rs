@@ -74,7 +74,8 @@ impl<E: LogEvent> Projections<E> {
     /// query is about, or `None` if it is about all keys.
     ///
     /// # Errors
-    /// The key, or any key if `None`, is parked. The projection never ran. The database is unreachable, busy or does not answer.
+    /// The key, or any key if `None`, is parked. The projection never ran, or is an automation. The database is unreachable, busy or does not
+    /// answer.
     pub async fn read<R: for<'r> FromRow<'r, PgRow>>(
         &self,
         name: &'static str,
@@ -121,7 +122,7 @@ impl<E: LogEvent> Projections<E> {
     /// An event that cannot be applied is no failure of a task.
     ///
     /// # Errors
-    /// What is wrong, in words for an operator.
+    /// Says what is wrong, in words for an operator.
     pub fn working(&self, name: &str) -> Result<(), String> {
         self.replicas.working(name)
     }

@@ -104,10 +104,14 @@ pub(crate) async fn read<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
         };
         let get = |error: sqlx::Error| ProjectionError::from(StoreError::from(error));
         let serving: String = first.try_get("serving build").map_err(get)?;
-        if serving != build {
-            // Another build serves since. An automation's state has one build, and is not read.
-            serves_b.store(serving == "projection_b", Ordering::Relaxed);
-            continue;
+        match serving.as_str() {
+            serving if serving == build => {}
+            // Another build serves since.
+            "projection_a" | "projection_b" => {
+                serves_b.store(serving == "projection_b", Ordering::Relaxed);
+                continue;
+            }
+            _ => return Err(StoreError::Schema(format!("{name} is an automation, and only read models can be read")).into()),
         }
         if let Some(key) = first.try_get("parked key").map_err(get)? {
             METRICS.parked_queries.add(1, &[KeyValue::new("query", name)]);
