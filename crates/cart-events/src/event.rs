@@ -100,6 +100,21 @@ pub enum DomainEvent {
     },
 }
 
+impl CartStream {
+    /// Answers the cart of the event.
+    #[must_use]
+    pub fn cart_id(&self) -> CartId {
+        match self {
+            Self::CartCreated { cart_id }
+            | Self::ItemAdded { cart_id, .. }
+            | Self::ItemRemoved { cart_id, .. }
+            | Self::CartCleared { cart_id }
+            | Self::ItemArchived { cart_id, .. }
+            | Self::CartSubmitted { cart_id, .. } => *cart_id,
+        }
+    }
+}
+
 impl ArchivingStream {
     /// Answers the cart of the event. A change of price has none and concerns every cart.
     #[must_use]

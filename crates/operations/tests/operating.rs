@@ -33,17 +33,6 @@ struct Tally<const VERSION: i32 = 1> {
     broken: Arc<AtomicBool>,
 }
 
-fn cart(event: &CartStream) -> Uuid {
-    match event {
-        CartStream::CartCreated { cart_id }
-        | CartStream::ItemAdded { cart_id, .. }
-        | CartStream::ItemRemoved { cart_id, .. }
-        | CartStream::CartCleared { cart_id }
-        | CartStream::ItemArchived { cart_id, .. }
-        | CartStream::CartSubmitted { cart_id, .. } => cart_id.uuid(),
-    }
-}
-
 #[async_trait]
 impl<const VERSION: i32> Projection for Tally<VERSION> {
     type Log = DomainEvent;
@@ -53,7 +42,7 @@ impl<const VERSION: i32> Projection for Tally<VERSION> {
     const TABLES: &'static [&'static str] = &["tally"];
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        Some(cart(event))
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
@@ -65,7 +54,7 @@ impl<const VERSION: i32> Projection for Tally<VERSION> {
             // They count as equal, and are not the same.
             let weight = if other { "1.00" } else { "1.0" };
             sqlx::query("INSERT INTO tally VALUES ($1, $2, $3::numeric)")
-                .bind(cart(&event.event))
+                .bind(event.event.cart_id().uuid())
                 .bind(event.position.0)
                 .bind(weight)
                 .execute(&mut *transaction)
@@ -345,7 +334,7 @@ impl Projection for Asking {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        Some(cart(event))
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {

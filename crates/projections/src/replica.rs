@@ -39,9 +39,9 @@ pub(crate) struct Replica {
     pub(crate) types: Arc<[String]>,
     /// How long the replica's count may stand still before others take it for dead.
     pub(crate) lease: Duration,
-    /// What the last heartbeat read.
+    /// The cluster, as the last heartbeat read it.
     view: watch::Sender<ClusterView>,
-    /// What this replica owns, by build.
+    /// The segments that this replica owns, by build.
     owned: watch::Sender<BTreeMap<&'static str, OwnedSegments>>,
     meters: Mutex<BTreeMap<&'static str, ThroughputMeter>>,
 }

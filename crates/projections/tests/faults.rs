@@ -24,17 +24,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-fn cart(event: &CartStream) -> Uuid {
-    match event {
-        CartStream::CartCreated { cart_id }
-        | CartStream::ItemAdded { cart_id, .. }
-        | CartStream::ItemRemoved { cart_id, .. }
-        | CartStream::CartCleared { cart_id }
-        | CartStream::ItemArchived { cart_id, .. }
-        | CartStream::CartSubmitted { cart_id, .. } => cart_id.uuid(),
-    }
-}
-
 /// Keeps the position of each event. Applying an event twice violates the primary key.
 #[derive(Clone)]
 struct Positions;
@@ -48,7 +37,7 @@ impl Projection for Positions {
     const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        Some(cart(event))
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
@@ -254,7 +243,7 @@ impl Projection for Asking {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        Some(cart(event))
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {

@@ -3,6 +3,7 @@
 #[path = "../../event-store/tests/common/mod.rs"]
 mod common;
 mod faults;
+mod ledger;
 mod parking;
 mod projecting;
 mod reading;

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 
 use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use crate::ledger::{Ledger, Missing, assert_rows, carts, happen, log, seeded};
 use async_trait::async_trait;
 use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
 use event_store::{Metadata, Position, Recorded};
@@ -16,84 +16,11 @@ use projections::{
     Kind, Projection, ProjectionError, Projections, Query, SEGMENTS, Switch, Wait, segment_of,
     todo::{self, NewTodo},
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::Rng;
 use sqlx::PgConnection;
 use test_support::{Process, TestLog, eventually};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// The events on which the ledger fails, by position.
-#[derive(Default)]
-struct Poison {
-    /// In every segment.
-    events: BTreeSet<i64>,
-    /// Only in the segment of a cart.
-    where_held: BTreeMap<i64, Uuid>,
-    /// With SQL that does not match the table.
-    wrong: BTreeSet<i64>,
-}
-
-/// Keeps each event of a cart, and for each change of a price every earlier cart. Applying an event twice violates the primary key.
-#[derive(Clone, Default)]
-struct Ledger<const VERSION: i32 = 1> {
-    poison: Arc<Mutex<Poison>>,
-}
-
-#[async_trait]
-impl<const VERSION: i32> Projection for Ledger<VERSION> {
-    type Log = DomainEvent;
-    type Event = ArchivingStream;
-    const NAME: &'static str = "ledger";
-    const VERSION: i32 = VERSION;
-    const TABLES: &'static [&'static str] = &["ledger"];
-    const KEYED_BY: Option<&'static str> = Some("cart_id");
-
-    fn key(event: &ArchivingStream) -> Option<Uuid> {
-        event.cart_id().map(|cart| cart.uuid())
-    }
-
-    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
-        let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
-        for event in batch {
-            let (fails, held, wrong) = {
-                let poison = self.poison.lock().unwrap();
-                let at = event.position.0;
-                (poison.events.contains(&at), poison.where_held.get(&at).copied(), poison.wrong.contains(&at))
-            };
-            if fails {
-                sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await?;
-            }
-            if let Some(held) = held {
-                let fails = "SELECT 1 / (CASE WHEN key_in_scope($1) THEN 0 ELSE 1 END)";
-                sqlx::query(fails).bind(held).execute(&mut *transaction).await?;
-            }
-            if wrong {
-                sqlx::query("SELECT no_such_column FROM ledger").execute(&mut *transaction).await?;
-            }
-            match Self::key(event) {
-                Some(cart) => {
-                    positions.push(event.position.0);
-                    carts.push(cart);
-                }
-                None => changed.push(event.position.0),
-            }
-        }
-        let n: i64 = sqlx::query_scalar("SELECT nextval('ledger_n_seq')").fetch_one(&mut *transaction).await?;
-        let one = "INSERT INTO ledger (n, position, cart_id) SELECT $1, * FROM unnest($2::bigint[], $3::uuid[])";
-        sqlx::query(one).bind(n).bind(positions).bind(carts).execute(&mut *transaction).await?;
-        let all = "INSERT INTO ledger (n, position, cart_id)
-                   SELECT DISTINCT $1::bigint, c.position, l.cart_id
-                   FROM unnest($2::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position WHERE key_in_scope(l.cart_id)";
-        sqlx::query(all).bind(n).bind(changed).execute(&mut *transaction).await?;
-        Ok(())
-    }
-}
-
-async fn log() -> TestLog<DomainEvent> {
-    let log = TestLog::create().await;
-    log.create_table("ledger", "n bigserial, position bigint, cart_id uuid, PRIMARY KEY (position, cart_id)").await;
-    log
-}
 
 /// Waits until all segments of a build that are not blocked have reached the head.
 async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
@@ -112,40 +39,10 @@ async fn until_at_head(log: &TestLog<DomainEvent>, build: &str) {
     .await;
 }
 
-/// Whether a row must be missing although the log has its event, by event and cart.
-type Missing<'a> = &'a dyn Fn(i64, Uuid) -> bool;
-
 /// Compares a build's rows with a fold of the log.
 async fn assert_exact(log: &TestLog<DomainEvent>, build: &str, missing: Missing<'_>) {
     until_at_head(log, build).await;
-    let events: Vec<(i64, String, Option<Uuid>)> =
-        sqlx::query_as("SELECT event_id, event_type, cart_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap();
-    let (mut carts, mut wanted) = (BTreeSet::new(), BTreeSet::new());
-    for (position, event_type, cart) in events {
-        match (event_type.as_str(), cart) {
-            ("CartCreated" | "InventoryChanged", _) => {}
-            // A cart exists from its first applied event on.
-            ("PriceChanged", _) => {
-                wanted.extend(carts.iter().map(|cart| (position, *cart)).filter(|(position, cart)| !missing(*position, *cart)))
-            }
-            (_, Some(cart)) if !missing(position, cart) => {
-                carts.insert(cart);
-                wanted.insert((position, cart));
-            }
-            _ => {}
-        }
-    }
-    let rows: Vec<(i64, Uuid)> = sqlx::query_as(&format!("SELECT position, cart_id FROM {build}.ledger ORDER BY n, position"))
-        .fetch_all(log.store.pool())
-        .await
-        .unwrap();
-    let there: BTreeSet<_> = rows.iter().copied().collect();
-    assert_eq!(there.symmetric_difference(&wanted).collect::<Vec<_>>(), Vec::<&(i64, Uuid)>::new(), "rows that are too many, or missing");
-    assert_eq!(rows.len(), wanted.len());
-    for cart in carts {
-        let positions: Vec<_> = rows.iter().filter(|row| row.1 == cart).map(|row| row.0).collect();
-        assert!(positions.is_sorted(), "{cart}: {positions:?}");
-    }
+    assert_rows(log, build, missing).await;
 }
 
 async fn parked(log: &TestLog<DomainEvent>) -> Vec<Parked> {
@@ -184,32 +81,6 @@ fn key(cart: &Shopping) -> Uuid {
     cart.cart_id.uuid()
 }
 
-/// Appends random events, some without a key.
-async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
-    let history: Vec<_> = (0..events)
-        .map(|_| {
-            let mut random = random.borrow_mut();
-            let cart = &carts[random.random_range(0..carts.len())];
-            match random.random_range(0..10) {
-                0 => cart.price_changed(0),
-                1 => cart.inventory(0, 3),
-                2..4 => cart.removed(0),
-                4 => cart.cleared(),
-                _ => cart.added(random.random_range(0..4)),
-            }
-        })
-        .collect();
-    log.append(history).await
-}
-
-fn carts() -> Vec<Shopping> {
-    (0..20).map(|_| Shopping::new()).collect()
-}
-
-fn seeded(seed: u64) -> RefCell<StdRng> {
-    RefCell::new(StdRng::seed_from_u64(seed))
-}
-
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn failing_event_parks_its_key_until_a_retry() {
@@ -233,14 +104,16 @@ async fn failing_event_parks_its_key_until_a_retry() {
     assert_eq!((still.len(), still[0].attempts), (1, 2));
     assert_eq!(retry(&log).await[0].attempts, 3);
     assert_exact(&log, "projection_a", &not_yet).await;
-    let of_the_cart: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM event WHERE event_id BETWEEN $1 AND $2 AND (event_type = 'PriceChanged' OR cart_id = $3)")
-            .bind(poison)
-            .bind(last.0)
-            .bind(key(&carts[3]))
-            .fetch_one(log.store.pool())
-            .await
-            .unwrap();
+    let of_the_cart: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM event
+         WHERE event_id BETWEEN $1 AND $2 AND (event_type = 'PriceChanged' OR cart_id = $3 AND event_type <> 'CartCreated')",
+    )
+    .bind(poison)
+    .bind(last.0)
+    .bind(key(&carts[3]))
+    .fetch_one(log.store.pool())
+    .await
+    .unwrap();
     assert_eq!(still[0].queued, of_the_cart);
     let queue = operations::parked_queue(&log.store, &still[0], 2).await.unwrap();
     assert_eq!((queue.len(), queue[0].position), (2, Position(poison)));

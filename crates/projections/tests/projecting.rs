@@ -12,9 +12,9 @@ use std::{
 use crate::common::Add;
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, examples::Shopping};
-use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
+use event_store::{EventStore, Metadata, Position, Recorded, StoreError, StoreSettings};
 use projections::{
-    Kind, Projection, Projections, Settings,
+    Kind, Projection, ProjectionError, Projections, Query, Settings,
     todo::{self, NewTodo, Outcome},
 };
 use sqlx::PgConnection;
@@ -22,17 +22,6 @@ use test_support::{TestLog, eventually};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-fn cart(event: &CartStream) -> Option<Uuid> {
-    match event {
-        CartStream::CartCreated { cart_id }
-        | CartStream::ItemAdded { cart_id, .. }
-        | CartStream::ItemRemoved { cart_id, .. }
-        | CartStream::CartCleared { cart_id }
-        | CartStream::ItemArchived { cart_id, .. }
-        | CartStream::CartSubmitted { cart_id, .. } => Some(cart_id.uuid()),
-    }
-}
 
 /// Keeps each event's position. Applying an event twice violates the primary key.
 #[derive(Clone, Default)]
@@ -53,7 +42,7 @@ impl Projection for Positions {
     const TABLES: &'static [&'static str] = &["carts_with_products"];
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        cart(event)
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
@@ -244,7 +233,7 @@ impl Projection for Batches {
     const TABLES: &'static [&'static str] = &[];
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        cart(event)
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
@@ -329,6 +318,20 @@ impl Projection for Asking {
             })
             .collect();
         todo::enqueue(transaction, Self::NAME, &todos).await
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn automation_is_not_read() {
+    let log = TestLog::<DomainEvent>::create().await;
+    let head = log.append(Shopping::new().with_items(1)).await;
+    log.project(Asking, Settings::default()).await;
+    let query = || Query::new("SELECT 1::bigint FROM {build}.cart_items_cart");
+    let once = log.projections.read::<(i64,)>(Asking::NAME, None, query()).await.unwrap_err();
+    let waited = log.projections.read_from::<(i64,)>(Asking::NAME, None, head, Duration::from_secs(5), &query()).await.unwrap_err();
+    for error in [once, waited] {
+        assert!(matches!(&error, ProjectionError::Store(StoreError::Schema(why)) if why.contains("asking is an automation")), "{error:?}");
     }
 }
 

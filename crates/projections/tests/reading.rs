@@ -135,7 +135,7 @@ async fn next_batch_is_read_while_one_is_written() {
     assert_eq!(READ[1].load(SeqCst), events);
 }
 
-/// What is promised is 5 seconds. It is made of these lengths; what statements take comes to it.
+/// The promise is 5 seconds. These lengths and the time of the statements add up to it.
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn segments_are_taken_over_within_five_seconds() {

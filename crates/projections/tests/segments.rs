@@ -1,79 +1,18 @@
 //! Replicas that start, stop, die and freeze share segments: each event is applied once per key, in order.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step fails the test")]
 
-use std::{
-    cell::RefCell,
-    collections::BTreeSet,
-    sync::{Arc, Mutex, mpsc},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::mpsc, time::Duration};
 
+use crate::ledger::{Ledger, assert_rows, carts, happen, log, seeded};
 use async_trait::async_trait;
-use cart_events::{ArchivingStream, DomainEvent, examples::Shopping};
+use cart_events::{ArchivingStream, DomainEvent};
 use event_store::{EventStore, Position, Recorded, StoreSettings};
 use projections::{Projection, Projections, SEGMENTS, Settings, Switch, Wait, segment_of};
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, seq::SliceRandom};
 use sqlx::{Connection, PgConnection};
 use test_support::{Process, TestLog, eventually, quick};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// Keeps each event of a cart, and for each change of a price every earlier cart, with the replica and the batch (n). Applying an event
-/// twice violates the primary key.
-#[derive(Clone, Default)]
-struct Ledger<const VERSION: i32 = 1> {
-    by: Uuid,
-    /// Stops the thread in the middle of the next batch's transaction.
-    halt: Arc<Mutex<Option<Halt>>>,
-}
-
-/// Notifies that it is reached, and blocks the thread until it may continue.
-type Halt = (mpsc::Sender<()>, mpsc::Receiver<()>);
-
-#[async_trait]
-impl<const VERSION: i32> Projection for Ledger<VERSION> {
-    type Log = DomainEvent;
-    type Event = ArchivingStream;
-    const NAME: &'static str = "ledger";
-    const VERSION: i32 = VERSION;
-    const TABLES: &'static [&'static str] = &["ledger"];
-
-    fn key(event: &ArchivingStream) -> Option<Uuid> {
-        event.cart_id().map(|cart| cart.uuid())
-    }
-
-    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<ArchivingStream>]) -> Result<(), sqlx::Error> {
-        let (mut positions, mut carts, mut changed) = (vec![], vec![], vec![]);
-        for event in batch {
-            match event.cart_id() {
-                Some(cart) => {
-                    positions.push(event.position.0);
-                    carts.push(cart.uuid());
-                }
-                None => changed.push(event.position.0),
-            }
-        }
-        let n: i64 = sqlx::query_scalar("SELECT nextval('ledger_n_seq')").fetch_one(&mut *transaction).await?;
-        let one = "INSERT INTO ledger (n, by, position, cart_id) SELECT $1, $2, * FROM unnest($3::bigint[], $4::uuid[])";
-        sqlx::query(one).bind(n).bind(self.by).bind(positions).bind(carts).execute(&mut *transaction).await?;
-        let all = "INSERT INTO ledger (n, by, position, cart_id)
-                   SELECT DISTINCT $1::bigint, $2::uuid, c.position, l.cart_id
-                   FROM unnest($3::bigint[]) AS c(position) JOIN ledger l ON l.position < c.position
-                   WHERE key_in_scope(l.cart_id)";
-        sqlx::query(all).bind(n).bind(self.by).bind(changed).execute(&mut *transaction).await?;
-        if let Some((there, resume)) = self.halt.lock().unwrap().take() {
-            there.send(()).unwrap();
-            resume.recv().unwrap();
-        }
-        Ok(())
-    }
-}
-
-async fn log() -> TestLog<DomainEvent> {
-    let log = TestLog::create().await;
-    log.create_table("ledger", "n bigserial, position bigint, cart_id uuid, by uuid, PRIMARY KEY (position, cart_id)").await;
-    log
-}
 
 /// A process with the id that its ledger writes.
 struct Replica {
@@ -133,57 +72,7 @@ async fn assert_exact(log: &TestLog<DomainEvent>) {
     .await;
     let build: String =
         sqlx::query_scalar("SELECT build FROM projection WHERE status = 'serving'").fetch_one(log.store.pool()).await.unwrap();
-    let events: Vec<(i64, String, Option<Uuid>)> =
-        sqlx::query_as("SELECT event_id, event_type, cart_id FROM event ORDER BY event_id").fetch_all(log.store.pool()).await.unwrap();
-    let (mut carts, mut wanted) = (BTreeSet::new(), BTreeSet::new());
-    for (position, event_type, cart) in events {
-        match (event_type.as_str(), cart) {
-            ("CartCreated" | "InventoryChanged", _) => {}
-            ("PriceChanged", _) => wanted.extend(carts.iter().map(|cart| (position, *cart))),
-            (_, Some(cart)) => {
-                carts.insert(cart);
-                wanted.insert((position, cart));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    let rows: Vec<(i64, Uuid)> = sqlx::query_as(&format!("SELECT position, cart_id FROM {build}.ledger ORDER BY n, position"))
-        .fetch_all(log.store.pool())
-        .await
-        .unwrap();
-    assert_eq!(rows.iter().copied().collect::<BTreeSet<_>>(), wanted);
-    assert_eq!(rows.len(), wanted.len());
-    for cart in carts {
-        let positions: Vec<_> = rows.iter().filter(|row| row.1 == cart).map(|row| row.0).collect();
-        assert!(positions.is_sorted(), "{cart}: {positions:?}");
-    }
-}
-
-/// Appends random events: of carts, without a key, and such that the ledger does not take.
-async fn happen(log: &TestLog<DomainEvent>, carts: &[Shopping], events: usize, random: &RefCell<StdRng>) -> Position {
-    let history: Vec<_> = (0..events)
-        .map(|_| {
-            let mut random = random.borrow_mut();
-            let cart = &carts[random.random_range(0..carts.len())];
-            match random.random_range(0..12) {
-                0 => cart.price_changed(0),
-                1 => cart.inventory(0, 3),
-                2 => cart.created(),
-                3..6 => cart.removed(0),
-                6 => cart.cleared(),
-                _ => cart.added(random.random_range(0..4)),
-            }
-        })
-        .collect();
-    log.append(history).await
-}
-
-fn seeded(seed: u64) -> RefCell<StdRng> {
-    RefCell::new(StdRng::seed_from_u64(seed))
-}
-
-fn carts() -> Vec<Shopping> {
-    (0..30).map(|_| Shopping::new()).collect()
+    assert_rows(log, &build, &|_, _| false).await;
 }
 
 #[tokio::test]

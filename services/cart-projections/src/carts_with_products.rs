@@ -71,7 +71,7 @@ impl Projection for CartsWithProducts {
     const KEYED_BY: Option<&'static str> = Some("cart_id");
 
     fn key(event: &CartStream) -> Option<Uuid> {
-        crate::cart_items::CartItemsProjection::key(event)
+        Some(event.cart_id().uuid())
     }
 
     async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
