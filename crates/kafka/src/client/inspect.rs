@@ -144,6 +144,8 @@ pub(crate) fn topic_exists<C: ClientContext>(
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::error::RDKafkaErrorCode;
+
     use super::*;
 
     #[tokio::test]
@@ -152,5 +154,23 @@ mod tests {
         let client = async |inspector: &Inspector| inspector.ask(|consumer| Ok(consumer.client().native_ptr() as usize)).await.unwrap();
         let first = client(&inspector).await;
         assert_eq!(client(&inspector.clone()).await, first);
+    }
+
+    #[tokio::test]
+    async fn client_without_answers_is_replaced() {
+        let brokers = Brokers { replace_after: Duration::from_millis(300), ..Brokers::new("127.0.0.1:9", "test") };
+        let inspector = Inspector::new(&brokers).unwrap();
+        let client = async || {
+            let (send, asked) = std::sync::mpsc::channel();
+            let question = move |consumer: &BaseConsumer<ClientLog>| {
+                let _ = send.send(consumer.client().native_ptr() as usize);
+                Err::<(), _>(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure))
+            };
+            inspector.ask(question).await.unwrap_err();
+            asked.recv().unwrap()
+        };
+        let first = client().await;
+        assert_eq!(client().await, first, "an error is no reason");
+        test_support::eventually("it is replaced", || async { (client().await != first).then_some(()) }).await;
     }
 }

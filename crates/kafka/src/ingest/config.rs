@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 
 use crate::client::brokers::Brokers;
 
@@ -44,7 +44,10 @@ impl TranslatorSettings {
             // A broker answers as soon as it has a message. This bounds how long a new partition waits for an idle fetch.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "200")
-            .set("statistics.interval.ms", "1000");
+            .set("statistics.interval.ms", "1000")
+            // Only librdkafka's debug log says that a topic was created again.
+            .set("debug", "metadata")
+            .set_log_level(RDKafkaLogLevel::Debug);
         config
     }
 

@@ -17,17 +17,36 @@ use crate::client::{
     metrics::{connection, is_connected},
 };
 
-/// A decision of the consumer group.
-pub(crate) enum Rebalance {
+/// A change of the consumer's partitions.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
     /// The consumer has these partitions. It reads them when the stored offsets are in its assignment.
     Assigned(Vec<Source>),
     /// The consumer has no partition.
     Revoked,
+    /// A topic was deleted and created again.
+    Recreated {
+        /// The topic.
+        topic: String,
+    },
+}
+
+impl Change {
+    /// Reads a line of librdkafka's log. librdkafka continues with the new topic at the old one's offset, and tells it in no other way. It
+    /// logs the line before it fetches from the new topic.
+    fn read_log(line: &str) -> Option<Self> {
+        let (topic, ids) = line.split_once(" changed id from ")?;
+        let (_, topic) = topic.split_once("Topic ")?;
+        let (before, _) = ids.split_once(" to ")?;
+        // The id of a topic that was not known before is zero, in Base64.
+        let is_known = before.contains(|digit| digit != 'A');
+        is_known.then(|| Self::Recreated { topic: topic.to_owned() })
+    }
 }
 
 /// Takes what librdkafka reports.
 pub(crate) struct Group {
-    pub(crate) rebalances: mpsc::UnboundedSender<Rebalance>,
+    pub(crate) changes: mpsc::UnboundedSender<Change>,
     pub(crate) status: Arc<Status>,
 }
 
@@ -35,18 +54,18 @@ impl ConsumerContext for Group {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         // The offsets are in the database, which may be away: too long a wait for a callback. The assignment is empty until the translator
         // has the offsets.
-        let (rebalance, done) = match err {
+        let (change, done) = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let sources = partitions.elements().iter().map(|element| Source::new(element.topic(), element.partition())).collect();
-                (Rebalance::Assigned(sources), consumer.assign(&TopicPartitionList::new()))
+                (Change::Assigned(sources), consumer.assign(&TopicPartitionList::new()))
             }
-            _ => (Rebalance::Revoked, consumer.unassign()),
+            _ => (Change::Revoked, consumer.unassign()),
         };
         if let Err(error) = done {
             tracing::warn!(%error, "assignment refused");
         }
         // The receiver is dropped only when the translator stops.
-        let _ = self.rebalances.send(rebalance);
+        let _ = self.changes.send(change);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
@@ -61,6 +80,10 @@ impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         context::log(level, facility, message);
         self.status.read_log(message);
+        if let Some(change) = Change::read_log(message) {
+            // As in a rebalance.
+            let _ = self.changes.send(change);
+        }
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -80,5 +103,22 @@ impl ClientContext for Group {
     fn error(&self, error: KafkaError, reason: &str) {
         // The stream of messages yields each error, too, and the translator handles it there.
         self.status.read_error(&error, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recreated_topic_is_read_from_the_log() {
+        let line = "[thrd:main]: Topic counts changed id from pzVJ0hrDRDOCJt5mnHyAAA to 6JwdG3wOQ8GwX0XlNTcaBg";
+        assert_eq!(Change::read_log(line), Some(Change::Recreated { topic: "counts".into() }));
+        for other in [
+            "[thrd:main]: Topic counts changed id from AAAAAAAAAAAAAAAAAAAAAA to pzVJ0hrDRDOCJt5mnHyAAA",
+            "[thrd:main]: Topic counts partition 0 Leader 1 epoch 0",
+        ] {
+            assert_eq!(Change::read_log(other), None);
+        }
     }
 }

@@ -24,7 +24,7 @@ use super::{
     blocked::Blocked,
     config::TranslatorSettings,
     error::TranslatorError,
-    input::{Group, Rebalance},
+    input::{Change, Group},
     metrics::METRICS,
     output::{Gap, Outcome, Worker},
     partition::{Partition, share},
@@ -58,15 +58,15 @@ pub(crate) async fn run<E: LogEvent>(
     let topics: Vec<_> = worker.translations.keys().map(String::as_str).collect();
     tracing::info!(group = settings.group, ?topics, "translator started");
     loop {
-        let (sender, mut rebalances) = mpsc::unbounded_channel();
-        let group = Group { rebalances: sender, status: worker.status.clone() };
+        let (sender, mut changes) = mpsc::unbounded_channel();
+        let group = Group { changes: sender, status: worker.status.clone() };
         worker.status.created();
         let consumer: Consumer = StreamConsumer::from_config_and_context(&settings.consumer(), group).map_err(TranslatorError::Consumer)?;
         consumer.subscribe(&topics).map_err(TranslatorError::Consumer)?;
 
         let consumer = Arc::new(consumer);
         let mut running = Running::new(consumer.clone(), worker.clone(), inspector.clone(), settings.brokers.replace_after);
-        let outcome = running.until(&shutdown, &consumer, &mut rebalances).await;
+        let outcome = running.until(&shutdown, &consumer, &mut changes).await;
         running.finish().await;
         drop(running);
         leave(consumer).await;
@@ -175,7 +175,7 @@ impl<E: LogEvent> Running<E> {
         &mut self,
         shutdown: &CancellationToken,
         consumer: &Consumer,
-        rebalances: &mut mpsc::UnboundedReceiver<Rebalance>,
+        changes: &mut mpsc::UnboundedReceiver<Change>,
     ) -> Result<Ended, TranslatorError> {
         let mut messages = consumer.stream();
         let mut tick = tokio::time::interval(TICK);
@@ -185,7 +185,7 @@ impl<E: LogEvent> Running<E> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
-                Some(rebalance) = rebalances.recv() => self.rebalanced(rebalance),
+                Some(change) = changes.recv() => self.changed(change),
                 Some(done) = self.tasks.join_next() => self.done(done?),
                 _ = tick.tick() => {
                     if self.worker.status.lost_for() >= self.replace_after {
@@ -193,7 +193,13 @@ impl<E: LogEvent> Running<E> {
                     }
                     self.tick();
                 }
-                Some(message) = messages.next() => self.read(message)?,
+                Some(message) = messages.next() => {
+                    // A change since the poll above came before the message, too.
+                    while let Ok(change) = changes.try_recv() {
+                        self.changed(change);
+                    }
+                    self.read(message)?;
+                }
             }
         }
     }
@@ -218,7 +224,27 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    fn rebalanced(&mut self, rebalance: Rebalance) {
+    fn changed(&mut self, change: Change) {
+        let sources = match change {
+            Change::Assigned(sources) => Some(sources),
+            Change::Revoked => {
+                tracing::debug!("partitions revoked");
+                self.worker.status.revoked();
+                None
+            }
+            Change::Recreated { topic } => {
+                tracing::warn!(topic, "topic was created again");
+                // Partitions that are not read yet are compared before they are.
+                if self.partitions.is_empty() {
+                    return;
+                }
+                if let Err(error) = self.consumer.assign(&TopicPartitionList::new()) {
+                    tracing::warn!(%error, "assignment refused");
+                }
+                // As if they were assigned now: the messages that were read last are compared with the new topic.
+                Some(self.partitions.keys().cloned().collect())
+            }
+        };
         self.assignment += 1;
         self.revoked.cancel();
         self.revoked = CancellationToken::new();
@@ -226,14 +252,7 @@ impl<E: LogEvent> Running<E> {
         self.resume(self.partitions.iter().filter(|(_, partition)| partition.is_paused).map(|(source, _)| source));
         self.partitions.clear();
         (self.reassign, self.failed, self.surveying) = (false, false, false);
-        self.awaiting_offsets = match rebalance {
-            Rebalance::Assigned(sources) => Some(sources),
-            Rebalance::Revoked => {
-                tracing::debug!("partitions revoked");
-                self.worker.status.revoked();
-                None
-            }
-        };
+        self.awaiting_offsets = sources;
         self.load_offsets();
     }
 
@@ -495,7 +514,7 @@ impl<E: LogEvent> Running<E> {
                 stored: partition.stored(),
                 anchor: partition.anchor().filter(|_| partition.blocked.is_none() && (compare || !partition.is_compared())).cloned(),
                 last: partition.last().cloned(),
-                wants_ends: because_of_error || partition.blocked.is_some(),
+                wants_ends: because_of_error || partition.blocked.is_some() || !partition.is_compared(),
                 wants_gap: (is_resting || may_be_stuck) && partition.may_be_read(),
             }
         };
@@ -530,6 +549,10 @@ impl<E: LogEvent> Running<E> {
                     partition.blocked = None;
                     self.worker.status.block(&source, None);
                     self.rewind(&source, stored);
+                } else if let (Blocked::OutOfRange { .. }, Some(found)) = (blocked, found) {
+                    // The partition may have grown.
+                    self.worker.status.block(&source, Some(found.message(&self.worker.group, &source)));
+                    partition.blocked = Some(found);
                 }
                 continue;
             }
@@ -552,7 +575,7 @@ impl<E: LogEvent> Running<E> {
             if !partition.is_idle() || partition.next_to_read() != next || partition.stored() != stored_before {
                 continue;
             }
-            if let Some(found) = found.filter(|_| because_of_error) {
+            if let Some(found) = found {
                 self.block(&source, found);
             } else if stored.as_ref().map(|stored| stored.offset) != stored_before {
                 tracing::info!(%source, before = stored_before, offset = stored.as_ref().map(|stored| stored.offset), "stored offset was set");

@@ -114,8 +114,10 @@ fn compare(
             Ok((low, high)) if (low..high).contains(&message.offset) => {
                 by_topic.entry(source.topic.to_string()).or_default().insert(source.partition, message);
             }
-            // Retention may have deleted the message. Then there is nothing to compare with.
-            Ok(_) => drop(compared.insert(source, Compared::Same)),
+            // Retention has deleted the message. There is nothing to compare with.
+            Ok((low, _)) if low > message.offset => drop(compared.insert(source, Compared::Same)),
+            // The partition ends before the message, so the stored offset is out of range.
+            Ok(_) => {}
             Err(error) => {
                 tracing::debug!(%source, %error, "partition not surveyed");
                 *failure = Some(error);
