@@ -11,6 +11,7 @@ pub(crate) const BOOTSTRAP_SERVERS: &str = "127.0.0.1:9092";
 
 /// Options of every command.
 #[derive(Args)]
+#[command(next_help_heading = "Connection and output")]
 pub(crate) struct Common {
     /// The database, e.g. postgres://cartlog_operator:password@host:5432/cartlog
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]

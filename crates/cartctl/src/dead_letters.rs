@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::{
     arguments::{Common, Confirmed},
     error::Error,
-    output::{Output, bytes, clean, hex, moment},
+    output::{Output, bytes, hex, moment},
 };
 
 /// The number of newest messages of a topic that a list reads.
@@ -128,8 +128,7 @@ impl Shown {
 }
 
 fn short(text: &str) -> String {
-    let text = text.replace('\n', " ");
-    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
+    if text.chars().count() <= SHOWN { text.to_owned() } else { text.chars().take(SHOWN).chain(['…']).collect() }
 }
 
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
@@ -217,7 +216,7 @@ fn show(shown: &Shown, value: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>
         lines.push(format!("stub:     {why}"));
     }
     lines.push(format!("value:    {}", value.map_or_else(none, bytes)));
-    output.text(&lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n"))
+    output.lines(lines)
 }
 
 /// Answers the places that an operator means.
@@ -252,7 +251,7 @@ async fn replay(kafka: &Operator, which: Which, topic: Option<&str>, confirmed: 
         if output.json {
             output.document(&json!({ "place": place.to_string(), "sent_to": letter.letter.source.map(|source| format!("{}/{}", source.topic, source.partition)) }))?;
         } else {
-            output.text(&format!("Replayed {place}"))?;
+            output.line(&format!("Replayed {place}"))?;
         }
     }
     Ok(())
@@ -273,7 +272,7 @@ async fn dismiss(
         if output.json {
             output.document(&json!({ "place": place.to_string(), "dismissed": reason }))?;
         } else {
-            output.text(&format!("Dismissed {place}"))?;
+            output.line(&format!("Dismissed {place}"))?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     error::Error,
     follow::{Until, follow},
-    output::{Output, clean, table},
+    output::{Output, table},
 };
 
 /// The longest time to hold both builds until their segments are at one position.
@@ -97,15 +97,17 @@ fn show(difference: &Difference, output: &Output) -> Result<(), Error> {
             [table.table.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
         });
         let heads = ["table", "rows serving", "rows other", "only serving", "only other"];
-        let mut text = format!("{name} at position {position}: {serving}, serving (-), and {other} (+)\n\n{}", self::table(&heads, rows));
+        output.line(&format!("{name} at position {position}: {serving}, serving (-), and {other} (+)"))?;
+        output.line("")?;
+        output.lines(table(&heads, rows))?;
         for table in tables.iter().filter(|table| !table.samples.is_empty()) {
-            text = format!("{text}\n\n{}:", table.table);
-            for sample in &table.samples {
+            output.line("")?;
+            output.line(&format!("{}:", table.table))?;
+            output.lines(table.samples.iter().map(|sample| {
                 let times = if sample.times == 1 { String::new() } else { format!(" ({} times)", sample.times) };
-                text = format!("{text}\n{} {}{times}", if sample.serving { '-' } else { '+' }, clean(sample.row.get()));
-            }
+                format!("{} {}{times}", if sample.serving { '-' } else { '+' }, sample.row.get())
+            }))?;
         }
-        output.text(&text)?;
     }
     if difference.is_none() {
         return Ok(());

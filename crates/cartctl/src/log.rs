@@ -8,20 +8,27 @@ use event_store::{EventStore, Position};
 use operations::{Entry, Which};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
 
 use crate::{
     arguments::Common,
     error::Error,
-    output::{Output, clean, moment},
+    output::{Output, moment},
 };
 
 /// The number of events per read while following.
 const PAGE: i64 = 1_000;
 
+/// The number of newest events that are searched for a type, unless --since says how many.
+const SEARCHED: i64 = 1_000_000;
+
 #[derive(Subcommand)]
 pub(crate) enum Task {
     /// Show the newest events, and with --follow the next ones as they come
     Tail {
+        #[command(flatten)]
+        which: Matching,
         #[command(flatten)]
         newest: Newest,
         /// Show new events until Ctrl-C
@@ -45,6 +52,22 @@ pub(crate) struct Newest {
 }
 
 #[derive(Args)]
+pub(crate) struct Matching {
+    /// Only events of this type, e.g. ItemAdded; can be repeated
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+    /// Only events since then: a span such as 90s, 15m, 2h or 3d, or a time such as 2026-11-30T22:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<OffsetDateTime>,
+    /// Only events of this cart
+    #[arg(long, conflicts_with = "product")]
+    cart: Option<CartId>,
+    /// Only events of this product
+    #[arg(long)]
+    product: Option<ProductId>,
+}
+
+#[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Of {
     /// The id of a cart
@@ -58,6 +81,28 @@ pub(crate) struct Of {
     position: Option<i64>,
 }
 
+/// Reads a time, or the span since then.
+fn since(text: &str) -> Result<OffsetDateTime, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time);
+    }
+    let wrong = || "must be a span such as 90s, 15m, 2h or 3d, or a time such as 2026-11-30T22:00:00Z".to_owned();
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number = text.strip_suffix(unit).and_then(|number| number.parse::<u32>().ok()).ok_or_else(wrong)?;
+    OffsetDateTime::now_utc().checked_sub(time::Duration::seconds(i64::from(number) * seconds)).ok_or_else(wrong)
+}
+
+fn id(cart: Option<CartId>, product: Option<ProductId>) -> Option<(&'static str, Uuid)> {
+    cart.map(|cart| ("cart_id", cart.uuid())).or(product.map(|product| ("product_id", product.uuid())))
+}
+
 /// An event in the output.
 #[derive(Serialize)]
 pub(crate) struct Event<'a> {
@@ -65,7 +110,7 @@ pub(crate) struct Event<'a> {
     recorded_at: String,
     #[serde(rename = "type")]
     event_type: &'a str,
-    /// Its fields, upcast to the current version.
+    /// Its fields, upcast to the current version if this release knows the event.
     data: Option<Value>,
     /// Why the event cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,7 +122,8 @@ impl<'a> Event<'a> {
     pub(crate) fn of(entry: &'a Entry<DomainEvent>) -> Self {
         let (data, error) = match &entry.event {
             Ok(event) => (serde_json::to_value(event).ok().map(fields), None),
-            Err(error) => (None, Some(error.to_string())),
+            // As it is stored.
+            Err(error) => (serde_json::from_slice(&entry.payload).ok().map(fields), Some(error.to_string())),
         };
         Self {
             position: entry.position,
@@ -115,37 +161,51 @@ fn fields(event: Value) -> Value {
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
     let log = common.log().await?;
     match task {
-        Task::Tail { newest: Newest { last }, follow } => {
+        Task::Tail { which: Matching { types, since, cart, product }, newest: Newest { last }, follow } => {
             // Subscribe before reading, so that no event in between is missed.
             let heads = log.head_watcher().subscribe();
             let head = log.head().await?;
-            let events = operations::newest(&log, Which::All, last).await?;
+            let after = match since {
+                Some(since) => operations::before(&log, since).await?,
+                None => Position::START,
+            };
+            let mut which = Which { id: id(cart, product), types: &types, after };
+            // No index has the types of all events.
+            let is_cut = which.id.is_none() && since.is_none() && !types.is_empty() && head.0 > SEARCHED;
+            if is_cut {
+                which.after = Position(head.0 - SEARCHED);
+            }
+            let events = operations::newest(&log, which, last).await?;
+            if is_cut && i64::try_from(events.len()).is_ok_and(|found| found < last) {
+                output.note(&format!("Only the newest {SEARCHED} events were searched. Use --since, --cart or --product to search others"));
+            }
             print(&events, false, output)?;
-            let from = events.last().map_or(head, |event| event.position);
+            which.after = events.last().map_or(head, |event| event.position.max(head));
             if !follow {
                 return Ok(());
             }
             tokio::select! {
-                ended = print_new(&log, heads, from, output) => ended,
+                ended = print_new(&log, heads, which, output) => ended,
                 _ = tokio::signal::ctrl_c() => Ok(()),
             }
         }
-        Task::Show { of, newest: Newest { last } } => {
-            let (which, named) = match of {
-                Of { cart: Some(cart), .. } => (Which::Of { id: "cart_id", value: cart.uuid() }, format!("the cart {cart}")),
-                Of { product: Some(product), .. } => {
-                    (Which::Of { id: "product_id", value: product.uuid() }, format!("the product {product}"))
+        Task::Show { of: Of { cart, product, position }, newest: Newest { last } } => {
+            let (mut events, named) = match position.map(Position) {
+                Some(position) => {
+                    let which = Which { after: Position(position.0 - 1), ..Which::default() };
+                    (operations::up_to(&log, which, position, 1).await?, format!("the position {position}"))
                 }
-                Of { position, .. } => {
-                    let position = position.unwrap_or_default();
-                    (Which::At(Position(position)), format!("the position {position}"))
+                None => {
+                    let which = Which { id: id(cart, product), ..Which::default() };
+                    let events = operations::newest(&log, which, last.saturating_add(1)).await?;
+                    let named = cart.map(|cart| format!("the cart {cart}")).or(product.map(|product| format!("the product {product}")));
+                    (events, named.unwrap_or_default())
                 }
             };
-            let mut events = operations::newest(&log, which, last.saturating_add(1)).await?;
             if events.is_empty() {
                 return Err(Error::Nothing(format!("The log has no event of {named}. Its head is {}", log.head().await?)));
             }
-            if i64::try_from(events.len()).is_ok_and(|found| found > last) {
+            if position.is_none() && i64::try_from(events.len()).is_ok_and(|found| found > last) {
                 events.remove(0);
                 output.note(&format!("Only the newest {last} events are shown. Use --last to show more"));
             }
@@ -160,10 +220,14 @@ fn print(events: &[Entry<DomainEvent>], metadata: bool, output: &Output) -> Resu
             output.document(&event)?;
             continue;
         }
-        output.text(&clean(&event.line()))?;
+        output.line(&event.line())?;
         if metadata {
-            output.text(&clean(&format!("          metadata={}", event.metadata)))?;
+            output.line(&format!("          metadata={}", event.metadata))?;
         }
+    }
+    let unknown = events.iter().filter(|event| event.event.is_err()).count();
+    if unknown > 0 {
+        output.note(&format!("{unknown} events cannot be read by this release of cartctl. They are shown as they are stored"));
     }
     Ok(())
 }
@@ -171,18 +235,20 @@ fn print(events: &[Entry<DomainEvent>], metadata: bool, output: &Output) -> Resu
 async fn print_new(
     log: &EventStore<DomainEvent>,
     mut heads: tokio::sync::watch::Receiver<Position>,
-    mut from: Position,
+    mut which: Which<'_>,
     output: &Output,
 ) -> Result<(), Error> {
     loop {
         heads.borrow_and_update();
-        match page(log, from).await {
-            Ok(events) if !events.is_empty() => {
+        match page(log, which).await {
+            Ok((events, head)) => {
                 print(&events, false, output)?;
-                from = events.last().map_or(from, |event| event.position);
-                continue;
+                let is_full = i64::try_from(events.len()).is_ok_and(|found| found == PAGE);
+                which.after = events.last().filter(|_| is_full).map_or(head, |event| event.position);
+                if is_full {
+                    continue;
+                }
             }
-            Ok(_) => {}
             // Retry: no event is lost while the database is away.
             Err(Error::Store(error)) if error.is_unavailable() => {
                 output.note(&format!("Waiting for the log: {error}"));
@@ -197,14 +263,30 @@ async fn print_new(
     }
 }
 
-/// Reads the next page. Fails if the log was restored to an older position.
-async fn page(log: &EventStore<DomainEvent>, from: Position) -> Result<Vec<Entry<DomainEvent>>, Error> {
-    let events = operations::after(log, from, PAGE).await?;
-    if events.is_empty() {
-        let head = log.head().await?;
-        if head < from {
-            return Err(Error::Refused(format!("The log was reset or restored: its head is {head}, but event {from} was shown")));
-        }
+/// Reads the next page, and the head up to which it was searched. Fails if the log was restored to an older position.
+async fn page(log: &EventStore<DomainEvent>, which: Which<'_>) -> Result<(Vec<Entry<DomainEvent>>, Position), Error> {
+    let head = log.head().await?;
+    if head < which.after {
+        return Err(Error::Refused(format!("The log was reset or restored: its head is {head}, but event {} was shown", which.after)));
     }
-    Ok(events)
+    Ok((operations::up_to(log, which, head, PAGE).await?, head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_time_or_a_span() {
+        assert_eq!(since("2026-11-30T22:00:00Z").unwrap().unix_timestamp(), 1_796_076_000);
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("2h", 7_200), ("3d", 259_200)] {
+            let age = OffsetDateTime::now_utc() - since(text).unwrap();
+            assert!((age.whole_seconds() - seconds).abs() <= 1, "{text}: {age}");
+        }
+        for wrong in ["", "h", "2", "-2h", "2 h", "2w", "4294967296d", "2026-11-30", "2€"] {
+            assert!(since(wrong).is_err(), "{wrong}");
+        }
+        // Longer ago than a time can say.
+        assert!(since("4294967295d").is_err());
+    }
 }

@@ -119,3 +119,42 @@ async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    /// Returns the names of all commands and options.
+    fn words(command: &clap::Command, words: &mut Vec<String>) {
+        words.push(command.get_name().to_owned());
+        words.extend(command.get_arguments().filter_map(|argument| argument.get_long()).map(|long| format!("--{long}")));
+        command.get_subcommands().for_each(|command| self::words(command, words));
+    }
+
+    fn any_argument() -> impl Strategy<Value = String> {
+        let mut known = vec![];
+        words(&Arguments::command(), &mut known);
+        let place = ".{0,12}/-?[0-9]{0,12}/-?[0-9]{0,25}";
+        let id = select(vec!["01890a5d-ac96-774b-bcce-b302099a8057".to_owned(), "0".to_owned()]);
+        prop_oneof![4 => select(known), 1 => ".{0,20}", 1 => place, 1 => "-?[0-9]{1,25}[smhd]?", 1 => id]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_arguments_are_read_or_refused(arguments in vec(any_argument(), 0..8)) {
+            let arguments = ["cartctl".to_owned()].into_iter().chain(arguments);
+            if let Err(error) = Arguments::try_parse_from(arguments) {
+                prop_assert!(!error.render().to_string().is_empty());
+            }
+        }
+    }
+}

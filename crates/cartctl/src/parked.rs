@@ -13,7 +13,7 @@ use crate::{
     arguments::{Common, Confirmed},
     error::Error,
     log::Event,
-    output::{Output, clean, span},
+    output::{Output, span, table},
     projections::note_if_nobody_runs,
 };
 
@@ -117,11 +117,9 @@ async fn show(log: &EventStore<DomainEvent>, projection: &str, key: Uuid, limit:
             output.document(&json!({ "parked": parked, "queue": events }))?;
             continue;
         }
-        output.text(&crate::output::table(&HEADS, [row(&parked)]))?;
-        output.text("\nqueue:")?;
-        for event in &events {
-            output.text(&clean(&event.line()))?;
-        }
+        output.lines(table(&HEADS, [row(&parked)]))?;
+        output.lines(["", "queue:"])?;
+        output.lines(events.iter().map(Event::line))?;
         if i64::try_from(events.len()).is_ok_and(|shown| shown < parked.queued) {
             output.note(&format!("Only the first {} of {} events are shown. Use --limit to show more", events.len(), parked.queued));
         }
@@ -150,7 +148,7 @@ async fn retry(log: &EventStore<DomainEvent>, which: &Which, wait: Duration, out
     if output.json {
         output.document(&json!({ "applied": applied, "still_parked": failed, "waiting": waiting }))?;
     } else if applied > 0 {
-        output.text(&format!("Applied {applied} parked keys with their queues"))?;
+        output.line(&format!("Applied {applied} parked keys with their queues"))?;
     }
     if let Some(first) = failed.first() {
         let key = first.key.unwrap_or_default();
@@ -197,7 +195,7 @@ async fn skip_one(log: &EventStore<DomainEvent>, skip: Skip<'_>, confirmed: &Con
     if output.json {
         return output.document(&json!({ "projection": projection, "key": key, "position": position, "builds": builds }));
     }
-    output.text(&format!("Skipped event {position}; later events are retried. See `cartctl parked list --skipped`"))
+    output.line(&format!("Skipped event {position}; later events are retried. See `cartctl parked list --skipped`"))
 }
 
 fn not_parked(projection: &str, key: Uuid) -> Error {

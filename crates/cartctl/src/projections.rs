@@ -100,7 +100,7 @@ async fn pause(log: &EventStore<DomainEvent>, serving: &Build, paused: bool, out
     if output.json {
         return output.document(&json!({ "name": name, "paused": paused, "changed": changed }));
     }
-    output.text(&match (paused, changed) {
+    output.line(&match (paused, changed) {
         (true, true) => format!("{name} is paused. Its replicas stop after the batch in progress, within about a second"),
         (true, false) => format!("{name} is already paused. Resume it with `cartctl projections resume {name}`"),
         (false, true) => format!("{name} is resumed. Watch it with `cartctl status --watch`"),
@@ -148,7 +148,7 @@ async fn rebuild(
         if output.json {
             return output.document(&json!({ "name": name, "started": started }));
         }
-        return output.text(&format!("Started the rebuild of {name}. {then}. Watch it with `cartctl status --watch`"));
+        return output.line(&format!("Started the rebuild of {name}. {then}. Watch it with `cartctl status --watch`"));
     }
     let began = Instant::now();
     let new = follow(log, name, other_build(serving), if held { Until::CaughtUp } else { Until::Serving }, output).await?;
@@ -160,7 +160,7 @@ async fn rebuild(
         );
     }
     let took = span(seconds);
-    output.text(&if in_service {
+    output.line(&if in_service {
         format!("Rebuilt {name} in {took}; the new build serves. Drop the old one with `cartctl projections drop {name}`")
     } else {
         format!("Rebuilt {name} in {took}; the new build has caught up. Compare it with `cartctl projections diff {name}`. {then}")
@@ -196,7 +196,7 @@ async fn rebuild_automation(
         if output.json {
             return output.document(&json!({ "name": name, "started": true }));
         }
-        return output.text(&format!("Started the rebuild of {name}. Watch it with `cartctl status --watch`"));
+        return output.line(&format!("Started the rebuild of {name}. Watch it with `cartctl status --watch`"));
     }
     let rebuilt = follow(log, name, &serving.build, Until::AtHead, output).await?;
     let seconds = began.elapsed().as_secs_f64();
@@ -204,7 +204,7 @@ async fn rebuild_automation(
         let Build { build, position, .. } = rebuilt;
         return output.document(&json!({ "name": name, "started": true, "build": build, "position": position, "seconds": seconds }));
     }
-    output.text(&format!("Rebuilt {name} in {}. Its to-dos are attempted again; see them with `cartctl todos list`", span(seconds)))
+    output.line(&format!("Rebuilt {name} in {}. Its to-dos are attempted again; see them with `cartctl todos list`", span(seconds)))
 }
 
 async fn switch(
@@ -242,13 +242,13 @@ async fn switch(
             return output.document(&json!({ "name": name, "in_service": false }));
         }
         return output
-            .text(&format!("{name} switches to the {which} build as soon as that has caught up. Watch it with `cartctl status --watch`"));
+            .line(&format!("{name} switches to the {which} build as soon as that has caught up. Watch it with `cartctl status --watch`"));
     }
     let new = follow(log, name, other_build(serving), Until::Serving, output).await?;
     if output.json {
         return output.document(&json!({ "name": name, "in_service": true, "build": new.build, "position": new.position }));
     }
-    output.text(&format!("{name} has switched to the {which} build. Drop the other one with `cartctl projections drop {name}`"))
+    output.line(&format!("{name} has switched to the {which} build. Drop the other one with `cartctl projections drop {name}`"))
 }
 
 /// Revives the retired build, if a running process has its version.
@@ -315,7 +315,7 @@ async fn drop_build(
     if output.json {
         return output.document(&json!({ "name": name, "dropped": build, "version": version, "status": status }));
     }
-    output.text(&format!("Dropped {build} of {name}. {} serves as before", serving.build))
+    output.line(&format!("Dropped {build} of {name}. {} serves as before", serving.build))
 }
 
 /// Finds the serving build.

@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 use cart_events::DomainEvent;
 use clap::Args;
 use event_store::{EventStore, Finding, Position};
-use operations::{Build, Parked, Replica, TodoCounts};
-use operations::{NewestLetters, OperateError, Operator};
+use operations::{Build, NewestLetters, OperateError, Operator, Parked, Replica, StoredOffset, TodoCounts};
 use serde::Serialize;
 
 use crate::{
@@ -18,6 +17,9 @@ use crate::{
     translations::{self, Translation},
 };
 
+/// A read model that lags for longer needs attention, in seconds. A rebuild or a burst takes less to catch up with most logs.
+const LAG_SECONDS: f64 = 60.0;
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Show the status every so many seconds, until Ctrl-C
@@ -28,6 +30,8 @@ pub(crate) struct Arguments {
 /// The status.
 #[derive(Serialize)]
 struct Status {
+    /// Everything that needs a hand; empty if all is well.
+    attention: Vec<Attention>,
     /// The newest position in the log.
     head: Position,
     /// Builds that serve or are being rebuilt.
@@ -38,12 +42,20 @@ struct Status {
     parked: Vec<Parked>,
     todos: Vec<TodoCounts>,
     translations: Vec<Translation>,
-    /// What is wrong with the database's roles, grants and settings, and who stops all appends.
+    /// Faults of the database's roles, grants and settings, and the session that stops all appends.
     findings: Vec<Finding>,
     /// The dead letters that were neither replayed nor dismissed, by topic; null if the broker does not answer.
     dead_letters: Option<Vec<DeadLetters>>,
     /// Why the broker does not answer.
     broker_error: Option<String>,
+}
+
+/// Something that needs a hand.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Attention {
+    what: String,
+    /// The command that shows more or helps.
+    command: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -97,7 +109,77 @@ async fn read(log: &EventStore<DomainEvent>, kafka: &Operator, counted: &mut Cou
         Ok(waiting) => (Some(waiting), None),
         Err(error) => (None, Some(Error::from(error).in_one_line())),
     };
-    Ok(Status { head, projections: builds, replicas, parked, todos, translations, findings, dead_letters, broker_error })
+    let mut status = Status {
+        attention: vec![],
+        head,
+        projections: builds,
+        replicas,
+        parked,
+        todos,
+        translations,
+        findings,
+        dead_letters,
+        broker_error,
+    };
+    status.attention = attention(&status);
+    Ok(status)
+}
+
+/// Lists what needs a hand.
+fn attention(status: &Status) -> Vec<Attention> {
+    let mut all = vec![];
+    let mut add = |what: String, command: Option<String>| all.push(Attention { what, command });
+    for finding in &status.findings {
+        add(finding.to_string(), None);
+    }
+    if let Some(error) = &status.broker_error {
+        add(format!("the broker does not answer: {error}"), None);
+    }
+    for build in &status.projections {
+        let Build { name, build: schema, .. } = build;
+        if build.ahead_of.is_some() {
+            add(format!("{schema} of {name} is ahead of the log, which was restored"), Some(format!("cartctl projections rebuild {name}")));
+        }
+        if build.paused && build.status == "serving" {
+            add(format!("{name} is paused"), Some(format!("cartctl projections resume {name}")));
+        }
+        if !status.replicas.iter().any(|replica| replica.name == *name && replica.version == build.version) {
+            add(format!("no process runs version {} of {name}: start the service", build.version), None);
+        } else if build.status == "serving" && build.lag_seconds > LAG_SECONDS && build.parked == 0 {
+            add(format!("{name} is {} behind: see the logs of its service", span(build.lag_seconds)), None);
+        }
+    }
+    let mut parked: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for one in &status.parked {
+        let (keys, segments) = parked.entry(&one.projection).or_default();
+        *keys += usize::from(one.key.is_some());
+        *segments += one.segments.as_ref().map_or(0, Vec::len);
+    }
+    for (name, (keys, segments)) in parked {
+        let command = || Some(format!("cartctl parked list --projection {name}"));
+        if keys > 0 {
+            add(format!("parked keys in {name}: {keys}"), command());
+        }
+        if segments > 0 {
+            add(format!("blocked segments of {name}: {segments}"), command());
+        }
+    }
+    for todos in status.todos.iter().filter(|todos| todos.failed > 0) {
+        let TodoCounts { automation, failed, .. } = todos;
+        add(format!("failed to-dos of {automation}: {failed}"), Some(format!("cartctl todos list --automation {automation}")));
+    }
+    for translation in status.translations.iter().filter(|translation| translation.blocked().is_some()) {
+        let StoredOffset { topic, partition, group, .. } = &translation.stored;
+        add(
+            format!("{topic}/{partition} is blocked: its stored offset is outside of the partition"),
+            Some(format!("cartctl translations seek {topic} {partition} --group {group} --beginning")),
+        );
+    }
+    for letters in status.dead_letters.iter().flatten().filter(|letters| letters.waiting > 0) {
+        let DeadLetters { topic, waiting, .. } = letters;
+        add(format!("dead letters that wait in {topic}: {waiting}"), Some(format!("cartctl dead-letters list --topic {topic}")));
+    }
+    all
 }
 
 /// The count of a topic, and its offsets at that time.
@@ -121,14 +203,27 @@ async fn waiting(kafka: &Operator, counted: &mut Counted) -> Result<Vec<DeadLett
     Ok(counts)
 }
 
+/// Says in a line whether all is well, and then what is not.
+fn verdict(attention: &[Attention]) -> Vec<String> {
+    let first = match attention.len() {
+        0 => "All is well".to_owned(),
+        1 => "1 thing needs attention:".to_owned(),
+        many => format!("{many} things need attention:"),
+    };
+    let line = |Attention { what, command }: &Attention| match command {
+        Some(command) => format!("- {what}; run `{command}`"),
+        None => format!("- {what}"),
+    };
+    [first].into_iter().chain(attention.iter().map(line)).collect()
+}
+
 fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
     if output.json {
         return output.document(status);
     }
-    let mut parts = vec![format!("The head of the log is {}", status.head)];
-    parts.extend(status.findings.iter().map(|finding| format!("Warning: {finding}")));
+    let mut parts = vec![verdict(&status.attention), vec![format!("The head of the log is {}", status.head)]];
     if status.projections.is_empty() {
-        parts.push("No projections yet. The services register them at their first start".to_owned());
+        parts.push(vec!["No projections yet. The services register them at their first start".to_owned()]);
     } else {
         parts.push(table(&projections::HEADS, status.projections.iter().map(projections::row)));
     }
@@ -150,12 +245,36 @@ fn print(status: &Status, output: &Output, clear: bool) -> Result<(), Error> {
         let rows = topics.iter().map(|topic| vec![topic.topic.clone(), topic.waiting.to_string(), topic.unread.to_string()]);
         parts.push(table(&["dead letters in", "waiting", "older messages, not counted"], rows));
     }
-    if let Some(error) = &status.broker_error {
-        parts.push(format!("The broker does not answer: {error}"));
-    }
-    let text = parts.join("\n\n");
     if clear {
         output.raw(b"\x1b[H\x1b[2J")?;
     }
-    output.text(&text)
+    output.lines(parts.join(&String::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_well_if_nothing_needs_attention() {
+        let mut status = Status {
+            attention: vec![],
+            head: Position(7),
+            projections: vec![],
+            replicas: vec![],
+            parked: vec![],
+            todos: vec![],
+            translations: vec![],
+            findings: vec![],
+            dead_letters: Some(vec![DeadLetters { topic: "stock.dead-letters".into(), waiting: 0, unread: 0 }]),
+            broker_error: None,
+        };
+        assert_eq!(verdict(&attention(&status)), ["All is well"]);
+        status.dead_letters = Some(vec![DeadLetters { topic: "stock.dead-letters".into(), waiting: 3, unread: 0 }]);
+        let expected = [
+            "1 thing needs attention:",
+            "- dead letters that wait in stock.dead-letters: 3; run `cartctl dead-letters list --topic stock.dead-letters`",
+        ];
+        assert_eq!(verdict(&attention(&status)), expected);
+    }
 }

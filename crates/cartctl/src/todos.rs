@@ -127,7 +127,7 @@ async fn retry(automation: &str, which: &Which, common: &Common, output: &Output
     if output.json {
         output.document(&json!({ "automation": automation, "retried": retried, "not_failed": not_failed }))?;
     } else if !retried.is_empty() {
-        output.text(&format!("Reopened {} to-dos of {automation}. The service attempts them within a second", retried.len()))?;
+        output.line(&format!("Reopened {} to-dos of {automation}. The service attempts them within a second", retried.len()))?;
     }
     if let Some(key) = not_failed.first() {
         let others = if not_failed.len() > 1 { format!(", nor {} others", not_failed.len() - 1) } else { String::new() };

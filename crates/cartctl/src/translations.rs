@@ -68,13 +68,17 @@ impl Translation {
         Self { stored, begins_at: ends.map(|(low, _)| low), ends_at: ends.map(|(_, high)| high), lag }
     }
 
+    /// Says why the partition is blocked, if its stored offset is outside of it.
+    pub(crate) fn blocked(&self) -> Option<&'static str> {
+        match (self.begins_at, self.ends_at) {
+            (Some(low), _) if self.stored.next_offset < low => Some("before the beginning: blocked"),
+            (_, Some(high)) if self.stored.next_offset > high => Some("after the end: blocked"),
+            _ => None,
+        }
+    }
+
     pub(crate) fn row(&self) -> Vec<String> {
         let or_unknown = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
-        let problem = match (self.begins_at, self.ends_at) {
-            (Some(low), _) if self.stored.next_offset < low => "before the beginning: blocked",
-            (_, Some(high)) if self.stored.next_offset > high => "after the end: blocked",
-            _ => "",
-        };
         vec![
             self.stored.group.clone(),
             self.stored.topic.clone(),
@@ -84,7 +88,7 @@ impl Translation {
             or_unknown(self.ends_at),
             or_unknown(self.lag),
             format!("{} ago", span(self.stored.age_seconds)),
-            problem.to_owned(),
+            self.blocked().unwrap_or_default().to_owned(),
         ]
     }
 }
@@ -161,7 +165,7 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
                     &json!({ "group": found.group, "topic": topic, "partition": partition, "before": before, "next_offset": offset }),
                 );
             }
-            output.text(&format!(
+            output.line(&format!(
                 "Set the stored offset of {topic}/{partition} from {before} to {offset}. A running translator picks it up within \
                  seconds"
             ))

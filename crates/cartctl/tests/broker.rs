@@ -59,13 +59,17 @@ impl Shop {
     }
 
     async fn send(&self, partition: i32, value: &[u8]) {
+        self.send_with(partition, value, "tea", Header { key: "shop", value: Some("Lübeck") }).await;
+    }
+
+    async fn send_with(&self, partition: i32, value: &[u8], key: &str, header: Header<'_, &str>) {
         let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", kafka_bootstrap_servers()).create().unwrap();
-        let headers = OwnedHeaders::new().insert(Header { key: "shop", value: Some("Lübeck") });
+        let headers = OwnedHeaders::new().insert(header);
         let record = FutureRecord {
             topic: &self.topic,
             partition: Some(partition),
             payload: Some(value),
-            key: Some(b"tea".as_slice()),
+            key: Some(key.as_bytes()),
             timestamp: None,
             headers: Some(headers),
         };
@@ -161,6 +165,24 @@ async fn dead_letters_are_listed_shown_and_replayed() {
     let status = shop.run(&["status", "--json"]).document();
     let waiting = status["dead_letters"].as_array().unwrap().iter().find(|topic| topic["topic"] == shop.letters()).unwrap();
     assert_eq!(waiting["waiting"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn hidden_characters_of_a_dead_letter_are_visible() {
+    let shop = Shop::create().await;
+    shop.send_with(0, b"plain", "plain", Header { key: "plain", value: Some("plain") }).await;
+    shop.send_with(0, HIDDEN.as_bytes(), HIDDEN, Header { key: HIDDEN, value: Some(HIDDEN) }).await;
+    shop.translate(refuses, [2, 0]).await;
+    let list = |more: &[&str]| shop.run(&[&["dead-letters", "list", "--topic", &shop.topic], more].concat());
+    assert_eq!(list(&[]).lines_without_hidden_characters(), 3);
+    assert_eq!(list(&["--json"]).lines_without_hidden_characters(), 2);
+    let show = |offset: usize, more: &[&str]| {
+        let place = format!("{}/0/{offset}", shop.letters());
+        shop.run(&[&["dead-letters", "show", &place], more].concat()).lines_without_hidden_characters()
+    };
+    assert_eq!(show(1, &[]), show(0, &[]));
+    assert_eq!(show(1, &["--json"]), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ async fn status_names_what_a_restore_lost() {
     let lost = format!("GRANT TEMPORARY ON DATABASE {database} TO PUBLIC");
     sqlx::query(&lost).execute(log.store.pool()).await.unwrap();
     let text = over(&log.database, &["status"]).stdout;
-    assert!(text.contains(&format!("Warning: {lost} is not allowed: run cartlog-migrate")), "{text}");
+    assert!(text.contains(&format!("- {lost} is not allowed: run cartlog-migrate")), "{text}");
 }
 
 #[tokio::test]
@@ -129,6 +129,43 @@ async fn status_works_without_a_broker() {
     for word in ["The head of the log is 5", "inventories", "publish_cart", "history", "KAFKA_BOOTSTRAP_SERVERS"] {
         assert!(text.stdout.contains(word), "{word}: {}", text.stdout);
     }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn status_begins_with_a_verdict() {
+    let cart = Shopping::new();
+    let log = shop(&cart).await;
+    let verdict = || {
+        let text = over(&log.database, &["status"]).stdout;
+        let mut lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::to_owned).collect();
+        let first = lines.remove(0);
+        // Here no broker answers and no process runs the projections.
+        lines.retain(|line| !line.starts_with("- the broker does not answer: ") && !line.starts_with("- no process runs version 1 of "));
+        (first, lines)
+    };
+    assert_eq!(verdict(), ("3 things need attention:".to_owned(), vec![]));
+    fail_todos(log.store.pool()).await;
+    execute(
+        &log,
+        "INSERT INTO parked_key (name, build, key, position, error) VALUES ('inventories', 'projection_a', uuidv7(), 2, 'plain');
+         UPDATE checkpoint SET blocked_at = position + 1, blocked_error = 'plain', blocked_attempts = 1, blocked_since = now()
+         WHERE name = 'inventories' AND segment < 2;
+         UPDATE projection SET ahead_of = 1 WHERE name = 'inventories';
+         UPDATE projection SET paused = true WHERE name = 'publish_cart'",
+    )
+    .await;
+    let expected = [
+        "- projection_a of inventories is ahead of the log, which was restored; run `cartctl projections rebuild inventories`",
+        "- publish_cart is paused; run `cartctl projections resume publish_cart`",
+        "- parked keys in inventories: 1; run `cartctl parked list --projection inventories`",
+        "- blocked segments of inventories: 2; run `cartctl parked list --projection inventories`",
+        "- failed to-dos of publish_cart: 1; run `cartctl todos list --automation publish_cart`",
+    ];
+    assert_eq!(verdict(), ("8 things need attention:".to_owned(), expected.map(str::to_owned).to_vec()));
+    let attention = over(&log.database, &["status", "--json"]).document()["attention"].clone();
+    let paused = json!({ "what": "publish_cart is paused", "command": "cartctl projections resume publish_cart" });
+    assert!(attention.as_array().unwrap().contains(&paused), "{attention}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -442,6 +479,16 @@ async fn log_shows_decoded_events() {
     assert!(cut.stderr.contains("Use --last to show more"), "{cut:?}");
     assert_eq!(positions(&show(&["tail", "--last", "3"])), [5, 6, 7]);
     assert!(over(&log.database, &["log", "tail"]).stdout.contains("InventoryChanged  inventory=7  product_id="));
+    let (cart_id, product_id) = (cart.cart_id.to_string(), cart.product(1).to_string());
+    assert_eq!(positions(&show(&["tail", "--type", "ItemAdded", "--type", "PriceChanged", "--last", "2"])), [4, 6]);
+    assert_eq!(positions(&show(&["tail", "--cart", &cart_id, "--type", "ItemAdded"])), [3, 4]);
+    assert_eq!(positions(&show(&["tail", "--product", &product_id])), [4, 5]);
+    assert_eq!(positions(&show(&["tail", "--since", "1h"])).len(), 7);
+    assert!(show(&["tail", "--since", "2100-01-01T00:00:00Z"]).is_empty());
+    // The first four were recorded before, and an unknown type finds nothing.
+    execute(&log, "UPDATE event SET inserted_at = inserted_at - interval '2 hours' WHERE event_id <= 4").await;
+    assert_eq!(positions(&show(&["tail", "--since", "1h"])), [5, 6, 7]);
+    assert!(show(&["tail", "--type", "ItemAdded", "--since", "1h"]).is_empty());
 
     over(&log.database, &["log", "show", "--position", "8"]).failed(3, "Its head is 7");
     over(&log.database, &["log", "show", "--cart", &Shopping::new().cart_id.to_string()]).failed(3, "Its head is 7");
@@ -460,7 +507,7 @@ async fn log_shows_an_undecodable_event_with_its_error() {
         .await
         .unwrap();
     let events = over(&log.database, &["log", "tail", "--json"]).documents(0);
-    assert_eq!(events[0]["data"], Value::Null);
+    assert_eq!(events[0]["data"], json!({}), "as it is stored");
     assert!(events[0]["error"].as_str().unwrap().contains("cart_id"), "{}", events[0]);
     assert_eq!(events[1]["data"]["description"], "Item 0");
 }
@@ -471,7 +518,7 @@ async fn log_tail_follows_new_events() {
     let cart = Shopping::new();
     let log = TestLog::create().await;
     log.append([cart.created()]).await;
-    let mut child = command(&["log", "tail", "--follow", "--json"])
+    let mut child = command(&["log", "tail", "--follow", "--type", "CartCreated", "--type", "ItemAdded", "--json"])
         .env("DATABASE_URL", log.database.url_as("postgres"))
         .stdout(Stdio::piped())
         .spawn()
@@ -484,9 +531,12 @@ async fn log_tail_follows_new_events() {
         serde_json::from_str::<Value>(&line).unwrap()
     };
     assert_eq!(next().await["position"], 1);
-    log.append([cart.added(0), cart.added(1)]).await;
+    log.append([cart.added(0), cart.removed(0), cart.added(1)]).await;
     assert_eq!(next().await["data"]["description"], "Item 0");
-    assert_eq!(next().await["position"], 3);
+    assert_eq!(next().await["position"], 4);
+    log.append([cart.cleared()]).await;
+    log.append([cart.cleared(), cart.added(2)]).await;
+    assert_eq!(next().await["position"], 7);
     child.kill().unwrap();
     child.wait().unwrap();
     drop(reading.join());
@@ -505,11 +555,113 @@ fn errors_say_what_to_do() {
     cartctl(&["projections", "explode"]).failed(2, "explode");
 }
 
-#[test]
-fn closed_standard_error_is_no_fault() {
+/// Runs a command with redirections, as a shell writes both, and returns its exit code.
+fn redirected(url: Option<&str>, arguments: &str) -> i32 {
     let mut shell = Command::new("sh");
-    shell.args(["-c", "exec \"$0\" status 2>&-", env!("CARGO_BIN_EXE_cartctl")]).env_remove("DATABASE_URL");
-    assert_eq!(shell.status().unwrap().code(), Some(2));
+    shell.args(["-c", &format!("exec \"$0\" {arguments}"), env!("CARGO_BIN_EXE_cartctl")]).stdout(Stdio::null());
+    shell.env_remove("DATABASE_URL").env("KAFKA_BOOTSTRAP_SERVERS", NOWHERE);
+    if let Some(url) = url {
+        shell.env("DATABASE_URL", url);
+    }
+    shell.status().unwrap().code().unwrap()
+}
+
+#[test]
+fn closed_or_full_output_is_no_panic() {
+    for (arguments, code) in [
+        ("status 2>&-", 2),
+        ("status 2>/dev/full", 2),
+        ("status >&- 2>&-", 2),
+        ("nonsense 2>/dev/full", 2),
+        ("nonsense >&- 2>&-", 2),
+        ("completions bash >&-", 0),
+        ("completions bash >/dev/full", 1),
+        ("completions bash >/dev/full 2>/dev/full", 1),
+        ("--help >&-", 0),
+        ("--help >/dev/full", 0),
+        ("--version >/dev/full 2>&-", 0),
+    ] {
+        assert_eq!(redirected(None, arguments), code, "{arguments}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn answer_that_cannot_be_written_is_an_error() {
+    let log = shop(&Shopping::new()).await;
+    let url = log.database.url_as("cartlog_operator");
+    for command in ["status", "projections list", "log tail", "todos list --status open", "translations show"] {
+        for json in ["", " --json"] {
+            assert_eq!(redirected(Some(&url), &format!("{command}{json} >/dev/full 2>/dev/full")), 1, "{command}{json}");
+            assert_eq!(redirected(Some(&url), &format!("{command}{json} >&- 2>&-")), 0, "{command}{json}");
+        }
+    }
+    // The reader has seen enough.
+    assert_eq!(redirected(Some(&url), "log tail | head -c 1"), 0);
+}
+
+/// Runs commands with text and with JSON as output. Returns how many lines each writes.
+fn listed(log: &TestLog<DomainEvent>, commands: &[&str]) -> Vec<usize> {
+    let run = |command: &str, json: &[&'static str]| {
+        let arguments: Vec<_> = command.split(' ').chain(json.iter().copied()).collect();
+        over(&log.database, &arguments)
+    };
+    let lines = |command: &&str| {
+        let json = run(command, &["--json"]);
+        json.documents(0);
+        [run(command, &[]).lines_without_hidden_characters(), json.lines_without_hidden_characters()]
+    };
+    commands.iter().flat_map(lines).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn hidden_characters_are_visible_in_every_list() {
+    let cart = Shopping::new();
+    let log = shop(&cart).await;
+    fail_todos(log.store.pool()).await;
+    execute(
+        &log,
+        &format!(
+            "INSERT INTO parked_key (name, build, key, position, error) VALUES ('inventories', 'projection_a', '{0}', 2, 'plain');
+             INSERT INTO skipped_event (name, build, started_at, key, position, error, attempts, reason, skipped_by)
+             SELECT name, build, started_at, '{0}', 2, 'plain', 1, 'plain', 'plain' FROM projection WHERE name = 'inventories'",
+            cart.cart_id
+        ),
+    )
+    .await;
+    let (of_cart, at) = (format!("log show --cart {}", cart.cart_id), "log show --position 2");
+    let commands = [
+        "status",
+        "projections list",
+        "parked list",
+        "parked list --skipped",
+        "todos list --status all",
+        "publications list",
+        "translations show",
+        "log tail",
+        &of_cart,
+        at,
+    ];
+    let before = listed(&log, &commands);
+    // Only the owner can write all of this.
+    let mut connection = log.store.pool().begin().await.unwrap();
+    for update in [
+        "UPDATE todo SET key = $1, last_error = $1",
+        "UPDATE parked_key SET error = $1",
+        "UPDATE skipped_event SET error = $1, reason = $1, skipped_by = $1",
+        "UPDATE source_offset SET consumer = $1, topic = $1",
+        "UPDATE event SET metadata = metadata || jsonb_build_object('actor', $1::text)",
+        // An event that this release does not know, and a description.
+        "UPDATE event SET event_type = $1, payload = convert_to(json_build_object($1::text, json_build_object($1::text, $1::text))::text, 'UTF8')
+         WHERE event_id > 2",
+        "UPDATE event SET payload = convert_to(replace(convert_from(payload, 'UTF8'), 'Item 0', trim('\"' FROM to_json($1::text)::text)), 'UTF8')
+         WHERE event_id = 2",
+    ] {
+        sqlx::query(update).bind(HIDDEN).execute(&mut *connection).await.unwrap();
+    }
+    connection.commit().await.unwrap();
+    assert_eq!(listed(&log, &commands), before);
 }
 
 #[tokio::test]

@@ -296,10 +296,11 @@ async fn no_plan_depends_on_when_the_log_was_analysed() {
 async fn ask_as_the_operator(database: &Database) {
     let store = EventStore::<DomainEvent>::new(database.options_as("cartlog_operator"), StoreSettings::default());
     let uuid = |id: &str| id.parse::<Uuid>().unwrap();
-    let of = |id, value: &str| Which::Of { id, value: uuid(value) };
+    let of = |id, value: &str| Which { id: Some((id, uuid(value))), ..Which::default() };
+    let types = ["PriceChanged".to_owned()];
     let whichs = [
-        Which::All,
-        Which::At(Position(EVENTS / 2)),
+        Which::default(),
+        Which { types: &types, ..of("product_id", CHANGING) },
         of("product_id", CHANGING),
         of("product_id", NEW),
         of("cart_id", NEW),
@@ -308,7 +309,9 @@ async fn ask_as_the_operator(database: &Database) {
     for which in whichs {
         operations::newest(&store, which, 10).await.unwrap();
     }
-    operations::after(&store, Position(EVENTS / 2), 10).await.unwrap();
+    let after = Which { after: Position(EVENTS / 2), ..Which::default() };
+    operations::up_to(&store, after, Position(EVENTS), 10).await.unwrap();
+    operations::before(&store, time::OffsetDateTime::now_utc()).await.unwrap();
     store.head().await.unwrap();
     drop(store);
 }

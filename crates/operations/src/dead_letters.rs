@@ -18,7 +18,7 @@ use kafka::{
     dead_letter::{BYTES, DISMISSAL, DISMISSED, OFFSET, PARTITION, REASON, REPLAYED, SHA256, STUB, SUFFIX, TOPIC, is_reserved, topic_of},
 };
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
     message::BorrowedMessage,
@@ -279,7 +279,7 @@ struct Marks {
 
 impl Marks {
     /// Takes a message if it is a mark. A dead letter is none, whatever headers its sender gave it: it has a reason.
-    fn take(&mut self, message: &BorrowedMessage<'_>, headers: &Headers) -> bool {
+    fn take(&mut self, message: &impl Message, headers: &Headers) -> bool {
         if message.key().is_some() || message.payload().is_some() || headers.last(REASON).is_some() {
             return false;
         }
@@ -357,7 +357,7 @@ fn mark(place: &Place) -> String {
     format!("{}/{}", place.partition, place.offset)
 }
 
-fn letter(message: &BorrowedMessage<'_>, headers: &Headers) -> DeadLetter {
+fn letter(message: &impl Message, headers: &Headers) -> DeadLetter {
     let source = || {
         Some(Place {
             topic: headers.text(TOPIC)?,
@@ -370,7 +370,7 @@ fn letter(message: &BorrowedMessage<'_>, headers: &Headers) -> DeadLetter {
         source: source(),
         reason: headers.text(REASON).unwrap_or_default(),
         key: message.key().map(<[u8]>::to_vec),
-        bytes: headers.text(BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or_else(|| message.payload_len()),
+        bytes: headers.text(BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or_else(|| message.payload().map_or(0, <[u8]>::len)),
         written_at: message.timestamp().to_millis(),
         stub: headers.text(STUB),
         replayed: false,
@@ -388,11 +388,41 @@ fn hash(value: Option<&[u8]>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use proptest::{collection::vec, option, prelude::*, sample::select};
+    use rdkafka::{Timestamp, message::OwnedMessage};
 
     use super::*;
 
+    fn any_header() -> impl Strategy<Value = (String, Option<Vec<u8>>)> {
+        let ours = select(vec![TOPIC, PARTITION, OFFSET, REASON, STUB, BYTES, SHA256, REPLAYED, DISMISSED, DISMISSAL]);
+        let name = prop_oneof![4 => ours.prop_map(str::to_owned), 1 => "[^\0]{0,20}"];
+        let value = prop_oneof![vec(any::<u8>(), 0..40), "-?[0-9]{1,25}(/[0-9]{1,25})?".prop_map(String::into_bytes)];
+        (name, option::weighted(0.9, value))
+    }
+
     proptest! {
+        #[test]
+        fn any_message_is_a_letter_or_a_mark(
+            headers in vec(any_header(), 0..12),
+            key in option::weighted(0.3, vec(any::<u8>(), 0..20)),
+            value in option::weighted(0.3, vec(any::<u8>(), 0..20)),
+            (offset, time) in any::<(i64, i64)>(),
+        ) {
+            let sent = to_send(headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())));
+            let topic = "counts.dead-letters".to_owned();
+            let message = OwnedMessage::new(value.clone(), key.clone(), topic, Timestamp::CreateTime(time), 3, offset, Some(sent));
+            let (headers, mut marks) = (Headers::of(&message, MAX_HEADER_BYTES), Marks::default());
+            if marks.take(&message, &headers) {
+                prop_assert!(key.is_none() && value.is_none() && headers.last(REASON).is_none());
+                prop_assert_eq!(marks.replayed.len() + marks.dismissed.len(), 1);
+            } else {
+                let one = super::letter(&message, &headers);
+                prop_assert_eq!((one.place.offset, &one.key, one.is_waiting()), (offset, &key, true));
+                // Its own headers do not settle it.
+                prop_assert_eq!(marks.settle(vec![one.clone()]), vec![one]);
+            }
+        }
+
         #[test]
         fn any_text_is_a_place_or_refused(text in ".{0,40}", topic in "[a-z.-]{1,20}", partition in 0..i32::MAX, offset in 0..i64::MAX) {
             if let Ok(place) = text.parse::<Place>() {

@@ -14,7 +14,7 @@ mod todos;
 pub use builds::{CompareError, Difference, Row, TableDifference, compare, drop_build, pause, release_hold, retire, revive};
 pub use dead_letters::{DeadLetter, Letter, NewestLetters, OperateError, Operator, Place};
 pub use event_store::{StoredOffset, stored_offsets};
-pub use log::{Entry, Which, after, newest};
+pub use log::{Entry, Which, before, newest, up_to};
 pub use offsets::seek;
 pub use parked::{Parked, Retried, Skip, Skipped, parked, parked_queue, retry_parked, skip, skipped, wait_for_retry};
 pub use projections::{Switch, rebuild_automation, rebuild_named, switch_when_ready, switch_with_parked};

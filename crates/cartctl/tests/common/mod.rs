@@ -10,6 +10,9 @@ use test_support::Database;
 /// Nothing listens on this port.
 pub const NOWHERE: &str = "127.0.0.1:9";
 
+/// Text that must not reach a terminal as it is: a forged line, control characters, directions, and what is invisible.
+pub const HIDDEN: &str = "x\n\r\u{1b}[2J\u{7f}\u{9b}31m\u{202e}\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}";
+
 /// The outcome of a command.
 #[derive(Debug)]
 pub struct Outcome {
@@ -35,6 +38,15 @@ impl Outcome {
         let mut documents = self.documents(0);
         assert_eq!(documents.len(), 1, "{self:?}");
         documents.remove(0)
+    }
+
+    /// Checks that a successful command has written nothing hidden. Returns its number of lines.
+    pub fn lines_without_hidden_characters(&self) -> usize {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        for hidden in HIDDEN.chars().filter(|hidden| !hidden.is_ascii_graphic() && *hidden != '\n') {
+            assert!(!self.stdout.contains(hidden) && !self.stderr.contains(hidden), "{hidden:?} in {self:?}");
+        }
+        self.stdout.lines().count()
     }
 
     /// Checks the exit code and the message of a failure.
