@@ -186,10 +186,13 @@ impl State for Cart {
 
 #[cfg(test)]
 mod specifications {
-    use std::sync::Arc;
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
 
     use event_store::{DecideError, StoreSettings};
-    use test_support::{Meanwhile, TestLog, blocking, given};
+    use test_support::{Meanwhile, TestLog, blocking, eventually, given};
 
     use super::*;
     use cart_events::examples::Shopping;
@@ -293,6 +296,60 @@ mod specifications {
         given(changes(999)).when(&add_item(&cart, 1)).then([cart.added(1)]);
         given(changes(1_000)).when(&add_item(&cart, 1)).then_refused(Refused::CartExhausted);
         given(cart.with_items(3)).when(&AddItem { max_changes: MaxChanges(4), ..add_item(&cart, 3) }).then_refused(Refused::CartExhausted);
+    }
+
+    /// A cart with so many changes, as a log may have it from before the limit.
+    async fn old_cart(changes: usize) -> (TestLog<DomainEvent>, Shopping) {
+        let (log, cart) = (TestLog::<DomainEvent>::create().await, Shopping::new());
+        let history = (0..changes / 2).flat_map(|_| {
+            let item = Shopping { cart_id: cart.cart_id, ..Shopping::new() };
+            [item.added(0), item.removed(0)]
+        });
+        let history: Vec<_> = history.collect();
+        for part in history.chunks(1_000) {
+            log.append(part.to_vec()).await;
+        }
+        (log, cart)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs PostgreSQL: cargo dev test"]
+    async fn refusal_of_an_old_cart_grows_with_its_changes_only() {
+        let mut cost = vec![];
+        for changes in [1_000, 10_000] {
+            let (log, cart) = old_cart(changes).await;
+            let mut fastest = Duration::MAX;
+            for _ in 0..3 {
+                let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+                store.ready().await.unwrap();
+                let started = Instant::now();
+                let refused = store.decide(&add_item(&cart, 0)).await.unwrap_err();
+                fastest = fastest.min(started.elapsed());
+                assert!(matches!(refused, DecideError::Refused(Refused::CartExhausted)), "{refused:?}");
+            }
+            // A session reports its counts at its end.
+            let pool = log.store.pool();
+            let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'cartlog_commands' AND datname = current_database()";
+            eventually("the stores are gone", || async {
+                (sqlx::query_scalar::<_, i64>(sessions).fetch_one(pool).await.unwrap() == 0).then_some(())
+            })
+            .await;
+            let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'event_cart_id'";
+            let read: i64 = sqlx::query_scalar(read).fetch_one(pool).await.unwrap();
+
+            // Once it is known, no old event is read again: none can be decoded any more.
+            let store = EventStore::<DomainEvent>::new(log.database.options_as("cartlog_commands"), StoreSettings::default());
+            store.decide(&add_item(&cart, 0)).await.unwrap_err();
+            sqlx::query("UPDATE event SET payload = ''").execute(pool).await.unwrap();
+            let refused = store.decide(&add_item(&cart, 1)).await.unwrap_err();
+            assert!(matches!(refused, DecideError::Refused(Refused::CartExhausted)), "{refused:?}");
+            cost.push((read, fastest));
+        }
+        let ((few, fast), (many, slow)) = (cost[0], cost[1]);
+        println!("1,000 changes: {few} entries, {fast:?}; 10,000: {many} entries, {slow:?}");
+        assert!(many <= 11 * few, "entries of the index: {few}, {many}");
+        // A hundred times, if each change cost as much as there are changes.
+        assert!(slow < 40 * fast, "{fast:?}, {slow:?}");
     }
 
     #[test]
