@@ -24,7 +24,8 @@ pub enum MigrateError {
 /// Settings that the migrations depend on, whatever was set on the database, the role or the server.
 ///
 /// A migration that waits for a lock makes every later statement on that table wait too, so it gives up after a while.
-const SESSION: &str = "SET search_path = public; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; \
+const SESSION: &str = "SET search_path = public; SET default_transaction_isolation = 'read committed'; SET row_security = on; \
+     SET standard_conforming_strings = on; SET quote_all_identifiers = off; SET check_function_bodies = on; SET statement_timeout = 0; \
      SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; SET client_min_messages = error";
 
 /// Applies the missing migrations, each in its own transaction, and makes roles, grants, settings and owners what the migrations say: a

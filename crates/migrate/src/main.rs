@@ -9,12 +9,11 @@
 //! - 2: `DATABASE_URL` is missing or malformed, or a file with a password cannot be read.
 //! - 3: the database is not encoded in UTF8, or it has migrations that this build does not have, or has with other content. Use another
 //!   database, or run another build.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command reports on its standard output")]
 
 mod failure;
 mod passwords;
 
-use std::{env, error::Error, path::PathBuf, process::ExitCode, time::Duration};
+use std::{env, error::Error, io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use event_store::MIGRATOR;
 use sqlx::{
@@ -23,6 +22,11 @@ use sqlx::{
 };
 
 use failure::Failure;
+
+/// Reports a line. A full device or a closed pipe must not end a migration, so the line is lost then.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
 
 /// The longest wait for a connection. The migrations themselves have no time limit.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,13 +44,13 @@ async fn main() -> ExitCode {
     match migrate().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprint!("cartlog-migrate: {failure}");
+            let mut line = format!("cartlog-migrate: {failure}");
             let mut cause = failure.source();
             while let Some(error) = cause {
-                eprint!(": {error}");
+                line += &format!(": {error}");
                 cause = error.source();
             }
-            eprintln!();
+            let _ = writeln!(std::io::stderr(), "{line}");
             failure.exit_code()
         }
     }
@@ -71,13 +75,13 @@ async fn migrate() -> Result<(), Failure> {
         Some(directory) => passwords::statements(&PathBuf::from(directory))?,
         None => vec![],
     };
-    println!(
+    say(&format!(
         "applying the migrations to {} at {}:{} as {}",
         options.get_database().unwrap_or("the user's database"),
         options.get_host(),
         options.get_port(),
         options.get_username(),
-    );
+    ));
     // A pool retries until its timeout and hides the cause. A single connection reports the cause at once.
     let first = tokio::time::timeout(CONNECT_DEADLINE, options.connect()).await;
     let first = first.map_err(|_| Failure::NoAnswer(CONNECT_DEADLINE.as_secs()))?;
@@ -92,15 +96,15 @@ async fn migrate() -> Result<(), Failure> {
     let repaired = event_store::migrate(&pool).await?;
     for migration in MIGRATOR.iter() {
         let word = if before.contains(&migration.version) { "was already applied" } else { "applied" };
-        println!("{:04} {} {word}", migration.version, migration.description);
+        say(&format!("{:04} {} {word}", migration.version, migration.description));
     }
     // A restore loses some of it. Nobody needs to read what a migration itself left to do.
     if !before.is_empty() {
-        repaired.iter().for_each(|statement| println!("repaired: {statement}"));
+        repaired.iter().for_each(|statement| say(&format!("repaired: {statement}")));
     }
     passwords::set(&pool, &passwords).await?;
     if !passwords.is_empty() {
-        println!("set the passwords of the roles");
+        say("set the passwords of the roles");
     }
     pool.close().await;
     Ok(())
@@ -109,7 +113,7 @@ async fn migrate() -> Result<(), Failure> {
 /// Returns the versions that are already applied. Empty if the database was never migrated.
 async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
     const UNDEFINED_TABLE: &str = "42P01";
-    match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await {
+    match sqlx::query_scalar("SELECT version FROM public._sqlx_migrations WHERE success").fetch_all(pool).await {
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => Ok(vec![]),
         applied => applied,
     }

@@ -145,6 +145,27 @@ async fn migrate_sets_passwords_that_the_server_accepts() {
     assert_eq!(outcomes, [None, None, Some("28P01".to_owned())]);
 }
 
+/// A full device or a closed pipe takes the report, not the work, and leaves the exit code.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn migrate_works_on_a_full_device() {
+    for output in [">/dev/full 2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"] {
+        let database = Database::create_empty().await;
+        let run = |arguments: &str, url: &str| {
+            let program = format!("exec '{}' {arguments} {output}", env!("CARGO_BIN_EXE_cartlog-migrate"));
+            Command::new("sh").args(["-c", &program]).env("DATABASE_URL", url).status().unwrap().code()
+        };
+        assert_eq!(run("", &database.url_as("postgres")), Some(0), "{output}");
+        let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations").fetch_one(&database.pool().await).await.unwrap();
+        assert!(applied >= 4, "{output}: {applied}");
+        // Nothing listens on port 9.
+        assert_eq!(run("", "postgres://owner@127.0.0.1:9/cartlog"), Some(1), "{output}");
+        assert_eq!(run("", "nonsense"), Some(2), "{output}");
+        assert_eq!(run("--unknown", "nonsense"), Some(2), "{output}");
+        assert_eq!(run("--version", "nonsense"), Some(0), "{output}");
+    }
+}
+
 #[test]
 fn migrate_names_an_unreadable_password_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cartlog-migrate"));
