@@ -4,6 +4,7 @@ use std::ops::Deref;
 
 use disintegrate::{Event, IdentifierValue};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{error::StoreError, position::Position};
@@ -31,9 +32,9 @@ pub struct Metadata {
     pub causation_id: Option<String>,
 }
 
-/// Reads a value, or `None` if it has another shape.
+/// Reads a value, or `None` if it has another shape, such as arrays that are nested too deep to be read.
 fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
-    serde_json::Value::deserialize(deserializer).map(|value| serde_json::from_value(value).ok())
+    Box::<RawValue>::deserialize(deserializer).map(|value| serde_json::from_str(value.get()).ok())
 }
 
 impl Metadata {
@@ -115,6 +116,9 @@ mod tests {
         let stored = r#"{"append_id":7,"traceparent":["00-"],"correlation_id":"order 1","causation_id":null,"more":{}}"#;
         let read: Metadata = serde_json::from_str(stored).unwrap();
         assert_eq!(read, Metadata { correlation_id: Some("order 1".to_owned()), ..Metadata::default() });
+        let deep = format!(r#"{{"traceparent":{}{},"correlation_id":"order 1","more":1e999999}}"#, "[".repeat(4_000), "]".repeat(4_000));
+        assert_eq!(serde_json::from_str::<Metadata>(&deep).unwrap(), read);
+        assert_eq!(serde_json::from_value::<Metadata>(serde_json::json!({"traceparent": {}, "correlation_id": "order 1"})).unwrap(), read);
     }
 
     #[test]

@@ -51,10 +51,12 @@ async fn written_since(
     // standby is missing: the server that ended the append's process left the events in the log, the standby does not have them, and they
     // would be lost with the primary. A standby, which may not have all of the log yet, refuses to write.
     let appends: Vec<_> = appends.iter().map(Uuid::to_string).collect();
+    //
+    // Ids are compared as text: an id of another shape in the log must not fail the look-up.
     let sql = format!(
         "DO $$ BEGIN PERFORM lock_log(), pg_logical_emit_message(true, 'cartlog', ''); END $$; \
          SELECT (metadata->>'append_id')::uuid, max(event_id) FROM event \
-         WHERE event_id > {known} AND (metadata->>'append_id')::uuid = ANY('{{{}}}') GROUP BY 1",
+         WHERE event_id > {known} AND metadata->>'append_id' = ANY('{{{}}}') GROUP BY metadata->>'append_id'",
         appends.join(",")
     );
     let rows = connection.fetch_all(sql.as_str()).await?;
