@@ -1,10 +1,10 @@
 //! Connections: lost in silence, too few, and with settings of a session that others chose.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cart_events::{DomainEvent, examples::Shopping};
-use event_store::{EventStore, Position, StoreSettings, connection::with_timeout_of};
+use event_store::{EventStore, Pool, PooledConnection, Position, SessionTimeouts, StoreError, StoreSettings, connection::with_timeout_of};
 use futures::future::join_all;
 use sqlx::{Executor, Row, postgres::PgConnectOptions};
 use test_support::{Database, Proxy, TestLog, eventually};
@@ -26,10 +26,10 @@ async fn take_all(log: &Log) -> Vec<event_store::PooledConnection> {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn connections_lost_in_silence_cost_none_of_the_pool() {
     const LOSSES: usize = 15;
-    let limit = Duration::from_millis(500);
+    let limit = Duration::from_millis(300);
     let database = Database::create().await;
     let proxy = Proxy::before(&database.options()).await;
-    let settings = StoreSettings { connect_timeout: limit, poll_interval: Duration::from_millis(50), ..StoreSettings::default() };
+    let settings = StoreSettings { poll_interval: Duration::from_millis(50), ..StoreSettings::default() };
     let log = Log::new(through(&proxy, &database), settings);
     log.ready().await.unwrap();
     for loss in 0..LOSSES {
@@ -71,8 +71,7 @@ async fn connections_lost_in_silence_cost_none_of_the_pool() {
 async fn a_listener_lost_in_silence_listens_again() {
     let database = Database::create().await;
     let proxy = Proxy::before(&database.options()).await;
-    let settings =
-        StoreSettings { connect_timeout: Duration::from_millis(500), poll_interval: Duration::from_secs(3600), ..StoreSettings::default() };
+    let settings = StoreSettings { poll_interval: Duration::from_secs(3600), ..StoreSettings::default() };
     let log = Log::new(through(&proxy, &database), settings);
     let direct = Log::new(database.options(), StoreSettings::default());
     for _ in 0..3 {
@@ -143,5 +142,47 @@ async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {
     ] {
         let row = connection.fetch_one(format!("SHOW {setting}").as_str()).await.unwrap();
         assert_eq!(row.get::<String, _>(0), value, "{setting}");
+    }
+}
+
+/// Statements that an operator's tool runs on a pool, with a server that takes them and never answers.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_silent_peer_is_given_up_by_every_statement_of_a_pool() {
+    let database = Database::create().await;
+    let proxy = Proxy::before(&database.options()).await;
+    let (statement, connect) = (Duration::from_millis(500), Duration::from_secs(2));
+    let timeouts = SessionTimeouts { statement: Some(statement), ..SessionTimeouts::default() };
+    let settings = StoreSettings { connect_timeout: connect, timeouts, ..StoreSettings::default() };
+    let open = || Pool::open(through(&proxy, &database), &settings);
+    // A server that answers late is not given up: it ends the statement itself, and says so.
+    let ended = sqlx::query("SELECT pg_sleep(60)").execute(&open()).await.unwrap_err();
+    assert_eq!(ended.as_database_error().and_then(|error| error.code()).as_deref(), Some("57014"));
+    for what in ["execute", "fetch", "fetch all", "prepare", "describe", "begin", "commit"] {
+        loop {
+            let pool = open();
+            let transaction = pool.begin().await.unwrap();
+            let kept = join_all((0..4).map(|_| PooledConnection::from(&pool))).await;
+            kept.into_iter().for_each(|connection| connection.unwrap().done());
+            proxy.fall_silent();
+            let asked = Instant::now();
+            let outcome = match what {
+                "execute" => sqlx::query("SELECT 1").execute(&pool).await.map(drop),
+                "fetch" => sqlx::query("SELECT 1").fetch_optional(&pool).await.map(drop),
+                "fetch all" => sqlx::query("SELECT 1").fetch_all(&pool).await.map(drop),
+                "prepare" => pool.prepare("SELECT 1").await.map(drop),
+                "describe" => pool.describe("SELECT 1").await.map(drop),
+                "begin" => pool.begin().await.map(drop),
+                _ => transaction.commit().await,
+            };
+            let took = asked.elapsed();
+            assert!(took < statement + connect + Duration::from_secs(5), "{what}: {took:?}");
+            match outcome.map_err(StoreError::from) {
+                Err(StoreError::NoAnswer(_)) => break,
+                // A second had passed, on a busy machine. Then the pool itself found the connection silent, and opened another one.
+                Ok(()) => {}
+                Err(error) => panic!("{what}: {error:?}"),
+            }
+        }
     }
 }

@@ -2,11 +2,7 @@
 //! old server stay open, or its state is remembered, and neither is used again.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use cart_events::{DomainEvent, examples::Shopping};
 use embedded::{backup, database, distribution, layout::Layout, postgres::Postgres, report::Report, standby};
@@ -99,12 +95,10 @@ async fn connections_to_a_replaced_primary_are_never_used_again() {
     eventually("the new primary takes writes", || async { direct.ready().await.ok() }).await;
     filled().await;
     proxy.move_to(&options(&standby, "postgres"));
-    let moved = Instant::now();
 
     // Nobody asks for anything: the process learns of the new primary by itself.
     let epoch = log.head_watcher().epoch();
     eventually("the process learns of the new primary", || async { (log.head_watcher().epoch() > epoch).then_some(()) }).await;
-    assert!(moved.elapsed() < Duration::from_secs(5), "{:?}", moved.elapsed());
     let before = head(&old).await;
     let log = Arc::new(log);
     let working = (0..40).map(|n| {

@@ -298,9 +298,11 @@ async fn readiness_says_where_the_database_is_and_what_to_do() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn an_append_without_an_answer_has_an_unknown_outcome() {
     let log = TestLog::<DomainEvent>::create().await;
-    let settings = StoreSettings { command_timeout: Duration::from_millis(200), ..StoreSettings::default() };
+    let settings = StoreSettings { command_timeout: Duration::from_secs(1), ..StoreSettings::default() };
     let store = EventStore::<DomainEvent>::new(log.database.options(), settings);
     let pool = log.database.pool().await;
+    // Without a connection, an append is not sent in time.
+    eventually("the appender has connected", || async { store.decide(&Add(Shopping::new().added(0))).await.ok() }).await;
     let mut holding = pool.begin().await.unwrap();
     sqlx::query("SELECT lock_log()").execute(&mut *holding).await.unwrap();
     let cart = Shopping::new();

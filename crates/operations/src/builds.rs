@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use event_store::{
     Pool, Position, StoreError,
-    connection::{PooledConnection, with_timeout},
+    connection::{PooledConnection, with_timeout, with_timeout_of},
 };
 use projections::{Switch, build_tables};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Pauses or resumes all builds of a projection. While paused, its replicas keep their segments and apply nothing, and an automation attempts
 /// no to-do. A batch or attempt in progress is finished. Returns whether this changed anything.
@@ -56,11 +56,18 @@ pub async fn retire(pool: &Pool, name: &str, build: &str) -> Result<(), StoreErr
     Ok(())
 }
 
+/// How long work that locks tables may take. A session of `cartctl` waits 5 seconds for each lock.
+const LOCKING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Drops a build that does not serve, with its rows. Its replicas lose their segments. Returns whether there was such a build.
 ///
 /// # Errors
 /// The database failed, a migration is missing, or a query reads the tables for longer than this session may wait.
 pub async fn drop_build(pool: &Pool, name: &str, build: &str) -> Result<bool, StoreError> {
+    with_timeout_of(LOCKING_TIMEOUT, drop_now(pool, name, build)).await
+}
+
+async fn drop_now(pool: &Pool, name: &str, build: &str) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     // The checkpoints first, in the order of a batch. The other order could deadlock with a batch.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
@@ -162,7 +169,9 @@ impl From<sqlx::Error> for CompareError {
 /// The pause between two polls of the segments' positions.
 const POLL: Duration = Duration::from_millis(50);
 /// The longest time to compare a table.
-const TABLE_SECONDS: u64 = 3_600;
+const TABLE_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// How much longer the answer may take.
+const SLACK: Duration = Duration::from_secs(5);
 
 /// Compares the serving build of a projection with the other one, row by row, at one position of the log. Returns up to `samples` differing rows
 /// per table.
@@ -182,10 +191,12 @@ pub async fn compare(pool: &Pool, name: &str, samples: i64, patience: Duration) 
     released?;
     let mut differences = vec![];
     for table in tables {
-        differences.push(differ(&mut connection, &serving, &other, table, samples).await?);
+        // The server ends the statement first, and says so.
+        let comparing = timeout(TABLE_TIMEOUT + SLACK, differ(&mut connection, &serving, &other, table, samples)).await;
+        differences.push(comparing.unwrap_or(Err(StoreError::NoAnswer(TABLE_TIMEOUT).into()))?);
     }
-    sqlx::query("ROLLBACK").execute(&mut *connection).await?;
-    connection.done();
+    // A snapshot only reads, so its connection can be closed instead of rolled back.
+    drop(connection);
     Ok(Difference { name: name.to_owned(), position, serving, other, tables: differences })
 }
 
@@ -270,6 +281,10 @@ async fn wait_for_snapshot(pool: &Pool, name: &str, patience: Duration) -> Resul
 
 /// Begins a transaction that sees both builds. `None` if their segments are not at one position in it.
 async fn snapshot(pool: &Pool, name: &str) -> Result<Option<Snapshot>, CompareError> {
+    timeout(LOCKING_TIMEOUT, snapshot_now(pool, name)).await.unwrap_or(Err(StoreError::NoAnswer(LOCKING_TIMEOUT).into()))
+}
+
+async fn snapshot_now(pool: &Pool, name: &str) -> Result<Option<Snapshot>, CompareError> {
     let builds = sqlx::query!(
         "SELECT build, tables FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY status = 'serving' DESC",
         name
@@ -330,7 +345,10 @@ async fn differ(
         return Err(CompareError::Columns(table));
     }
     // The session may have a short timeout, but a large table takes long.
-    sqlx::query("SELECT set_config('statement_timeout', $1, true)").bind(format!("{TABLE_SECONDS}s")).execute(&mut *connection).await?;
+    sqlx::query("SELECT set_config('statement_timeout', $1, true)")
+        .bind(format!("{}s", TABLE_TIMEOUT.as_secs()))
+        .execute(&mut *connection)
+        .await?;
     // Compares rows as text: so 1.0 differs from 1.00, and types without equality work too. Counts duplicates.
     let sql = format!(
         "WITH difference AS MATERIALIZED (

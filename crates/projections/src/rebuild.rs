@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use event_store::{Pool, StoreError};
+use event_store::{Pool, StoreError, connection::with_timeout_of};
 use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::{projection::Projection, segment::SEGMENTS};
+use crate::{projection::Projection, segment::SEGMENTS, settings::RARE_TIMEOUT};
+
+/// How long emptying an automation may take, with the to-dos of years.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// When a new build starts to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,10 @@ pub async fn rebuild_named(pool: &Pool, name: &str, switch: Switch) -> Result<()
 }
 
 async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), StoreError> {
+    with_timeout_of(RARE_TIMEOUT, start_now(pool, name, release, switch)).await
+}
+
+async fn start_now(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let Some(serving) = sqlx::query!(
         "SELECT build, version, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR NO KEY UPDATE",
@@ -47,7 +54,7 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
         return Ok(()); // The projection never ran, so its first build has yet to begin.
     };
     if serving.build == "automation" {
-        return Err(StoreError::Schema(format!("{name} is an automation, which has one build. Use rebuild_automation")));
+        return Err(StoreError::Schema(format!("{name} is an automation, which has one build. Use rebuild_automation")).into());
     }
     let (version, tables) = release.unwrap_or((serving.version, serving.tables));
     let other = if serving.build == "projection_a" { "projection_b" } else { "projection_a" };
@@ -105,6 +112,12 @@ pub async fn rebuild_automation(pool: &Pool, name: &str) -> Result<(), StoreErro
     .await?;
     let Some(was_paused) = before else { return Err(StoreError::Schema(format!("{name} is no automation"))) };
     wait_for_attempts(pool, name).await?;
+    with_timeout_of(DELETE_TIMEOUT, begin_automation_again(pool, name, was_paused)).await?;
+    tracing::info!(projection = name, "started the rebuild of an automation");
+    Ok(())
+}
+
+async fn begin_automation_again(pool: &Pool, name: &str, was_paused: bool) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin().await?;
     // Deleting the to-dos of years takes longer than a session may usually wait.
     sqlx::query!("SELECT set_config('statement_timeout', '0', true)").fetch_one(&mut *transaction).await?;
@@ -119,9 +132,7 @@ pub async fn rebuild_automation(pool: &Pool, name: &str) -> Result<(), StoreErro
     begin_again(&mut transaction, name, "automation").await?;
     sqlx::query!("DELETE FROM todo WHERE automation = $1 AND status <> 'failed'", name).execute(&mut *transaction).await?;
     empty(&mut transaction, "automation", &tables).await?;
-    transaction.commit().await?;
-    tracing::info!(projection = name, "started the rebuild of an automation");
-    Ok(())
+    transaction.commit().await
 }
 
 /// Waits until the leases of a paused automation's to-dos are gone, or as old as they may become: then their workers are dead.
@@ -161,9 +172,7 @@ pub async fn build_tables(connection: &mut PgConnection, build: &str, tables: &[
 /// Sets the checkpoints of a build to the log's start, without owners and parked keys.
 async fn begin_again(transaction: &mut PgConnection, name: &str, build: &str) -> Result<(), sqlx::Error> {
     // New rows instead of updated ones: a replica that waits to acquire an old row finds it gone.
-    sqlx::query!("DELETE FROM checkpoint WHERE name = $1 AND build = $2", name, build).execute(&mut *transaction).await?;
-    // After the checkpoints, because their owner may have parked a key until then.
-    sqlx::query!("DELETE FROM parked_key WHERE name = $1 AND build = $2", name, build).execute(&mut *transaction).await?;
+    sqlx::query!("SELECT delete_progress($1, $2)", name, build).fetch_one(&mut *transaction).await?;
     sqlx::query!(
         "INSERT INTO checkpoint (name, build, segment) SELECT $1, $2, s FROM generate_series(0, $3::integer - 1) AS s",
         name,

@@ -12,7 +12,7 @@ use deadpool::{
     managed::{self, Manager, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts},
 };
 use futures::{
-    FutureExt as _, StreamExt as _, TryStreamExt as _,
+    FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _,
     future::BoxFuture,
     stream::{self, BoxStream},
 };
@@ -34,6 +34,9 @@ use crate::{
 /// A connection that was used within this time is taken as alive. A ping would double the cost of a read.
 const ALIVE: Duration = Duration::from_secs(1);
 
+/// How long a statement may go unanswered if the session has no timeout of its own.
+const NO_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A store's connections for reading and projecting, and the permits to read with them. Clones share them.
 ///
 /// A connection of an earlier [epoch](crate::HeadWatcher::epoch) is never handed out.
@@ -44,6 +47,8 @@ pub struct Pool {
     /// Commands and queries queue here for as long as they may wait. The pool's own timeout is short.
     reads: Arc<Semaphore>,
     command_timeout: Duration,
+    /// How long a statement may go unanswered. After this the server counts as frozen or gone.
+    answer_timeout: Duration,
 }
 
 /// Opens the pool's connections and checks them before they are used again.
@@ -82,7 +87,9 @@ impl Pool {
         #[allow(clippy::expect_used, reason = "building fails only for timeouts without a runtime")]
         let connections = building.build().expect("the runtime is set");
         // The announcer uses one connection from time to time.
-        Self { connections, connector, reads: Arc::new(Semaphore::new(size - 1)), command_timeout: settings.command_timeout }
+        let reads = Arc::new(Semaphore::new(size - 1));
+        let answer_timeout = answer_timeout(settings);
+        Self { connections, connector, reads, command_timeout: settings.command_timeout, answer_timeout }
     }
 
     pub(crate) fn connector(&self) -> &Connector {
@@ -118,9 +125,12 @@ impl Pool {
     /// # Errors
     /// As [`PooledConnection::from`], or if the server does not answer.
     pub async fn begin(&self) -> Result<PooledTransaction, sqlx::Error> {
-        let mut connection = PooledConnection::from(self).await?;
-        connection.execute("BEGIN").await?;
-        Ok(PooledTransaction(connection))
+        let beginning = async {
+            let mut connection = PooledConnection::from(self).await?;
+            connection.execute("BEGIN").await?;
+            Ok(PooledTransaction { connection, answer_timeout: self.answer_timeout })
+        };
+        within(self.answer_timeout, beginning).await
     }
 
     /// Returns whether the pool is closed.
@@ -166,9 +176,11 @@ impl PooledConnection {
         }
     }
 
-    /// Returns the connection to the pool.
+    /// Returns the connection to the pool. Closes it instead if another server serves the log by now.
     pub fn done(mut self) {
-        drop(self.0.take());
+        if self.is_current() {
+            drop(self.0.take());
+        }
     }
 
     /// Returns the epoch that the connection belongs to. See [`LogConnection::epoch`].
@@ -224,8 +236,24 @@ impl fmt::Debug for PooledConnection {
     }
 }
 
+/// Returns how long a statement may go unanswered: a server that lives ends it at its own timeout, and says so at once.
+fn answer_timeout(settings: &StoreSettings) -> Duration {
+    let limits = [settings.timeouts.statement, settings.timeouts.transaction];
+    limits.into_iter().flatten().min().unwrap_or(NO_TIMEOUT) + settings.connect_timeout
+}
+
+/// Runs database work with a timeout. Keeps its error as it is, which [`with_timeout_of`](crate::connection::with_timeout_of) does not.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(StoreError::NoAnswer(limit).into()))
+}
+
 /// A transaction on a connection of the pool. If it is dropped, the connection is closed, and the server rolls back.
-pub struct PooledTransaction(PooledConnection);
+///
+/// Beginning and ending it have a timeout. Its statements have none, because only the caller knows how long they may take.
+pub struct PooledTransaction {
+    connection: PooledConnection,
+    answer_timeout: Duration,
+}
 
 impl PooledTransaction {
     /// Commits, and returns the connection to the pool.
@@ -245,8 +273,8 @@ impl PooledTransaction {
     }
 
     async fn end(mut self, how: &str) -> Result<(), sqlx::Error> {
-        self.0.execute(how).await?;
-        self.0.done();
+        within(self.answer_timeout, self.connection.execute(how)).await?;
+        self.connection.done();
         Ok(())
     }
 }
@@ -254,17 +282,31 @@ impl PooledTransaction {
 impl Deref for PooledTransaction {
     type Target = PgConnection;
     fn deref(&self) -> &PgConnection {
-        &self.0
+        &self.connection
     }
 }
 
 impl DerefMut for PooledTransaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+        &mut self.connection
     }
 }
 
-/// Runs a statement on a connection of its own. The whole answer is read before the first row is returned.
+impl Pool {
+    /// Runs a statement on a connection of its own, for as long as the server may take to answer.
+    async fn run<T>(&self, statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        let running = async {
+            let mut connection = PooledConnection::from(self).await?;
+            let answer = statement(&mut connection).await?;
+            connection.done();
+            Ok(answer)
+        };
+        within(self.answer_timeout, running).await
+    }
+}
+
+/// Runs a statement on a connection of its own. The whole answer is read before the first row is returned. A server that does not answer
+/// for longer than the session's timeouts allow counts as gone.
 impl<'p> Executor<'p> for &'p Pool {
     type Database = Postgres;
 
@@ -273,12 +315,8 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let answer = async move {
-            let mut connection = PooledConnection::from(self).await?;
-            let answer: Vec<_> = connection.fetch_many(query).try_collect().await?;
-            connection.done();
-            Ok::<_, sqlx::Error>(stream::iter(answer.into_iter().map(Ok)))
-        };
+        let answer = self.run(async move |connection| connection.fetch_many(query).try_collect::<Vec<_>>().await);
+        let answer = answer.map_ok(|answer| stream::iter(answer.into_iter().map(Ok)));
         stream::once(answer).try_flatten().boxed()
     }
 
@@ -287,38 +325,20 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        async move {
-            let mut connection = PooledConnection::from(self).await?;
-            let row = connection.fetch_optional(query).await?;
-            connection.done();
-            Ok(row)
-        }
-        .boxed()
+        self.run(async move |connection| connection.fetch_optional(query).await).boxed()
     }
 
     fn prepare_with<'e, 'q: 'e>(self, sql: &'q str, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement<'q>, sqlx::Error>>
     where
         'p: 'e,
     {
-        async move {
-            let mut connection = PooledConnection::from(self).await?;
-            let statement = connection.prepare_with(sql, parameters).await?;
-            connection.done();
-            Ok(statement)
-        }
-        .boxed()
+        self.run(async move |connection| connection.prepare_with(sql, parameters).await).boxed()
     }
 
     fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
     where
         'p: 'e,
     {
-        async move {
-            let mut connection = PooledConnection::from(self).await?;
-            let described = connection.describe(sql).await?;
-            connection.done();
-            Ok(described)
-        }
-        .boxed()
+        self.run(async move |connection| connection.describe(sql).await).boxed()
     }
 }
