@@ -1,4 +1,5 @@
-//! Steps of the database's clock. No lease and no deadline depends on that clock, but ages in metrics and lists do.
+//! Steps of the database's clock. No lease and no deadline depends on that clock. Ages in metrics and lists do, and pauses between attempts at
+//! a to-do, holds of comparisons and the retention of done to-dos.
 
 use std::time::Duration;
 

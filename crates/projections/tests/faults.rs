@@ -15,7 +15,7 @@ use cart_events::{CartStream, DomainEvent, examples::Shopping};
 use embedded::{database, distribution, layout::Layout, postgres::Postgres, report::Report};
 use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
 use projections::{
-    Kind, Projection, Projections, Wait,
+    Kind, Projection, ProjectionError, Projections, Query, Wait,
     todo::{self, NewTodo, Outcome},
 };
 use sqlx::{PgConnection, PgPool};
@@ -157,6 +157,34 @@ async fn batch_that_a_crash_loses_is_applied_again() {
     eventually("the lost batch is applied again", applied).await;
     process.stop().await;
     server.stop().await.unwrap();
+}
+
+/// The process knows the positions of its own segments, and a connection that it kept leads to a server that has not come as far.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn read_with_min_position_never_gets_older_rows() {
+    let log = log().await;
+    let head = log.append(Shopping::new().with_items(3)).await;
+    let pool = log.database.pool().await;
+    let process = Process::start(&log, Positions);
+    let reading = &process.projections;
+    let wait = reading.wait("positions", None, head, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(wait, Wait::Reached);
+    let query = || Query::new("SELECT position FROM {build}.positions ORDER BY position");
+    let read = async |within| reading.read_from::<(i64,)>("positions", None, head, Duration::from_millis(within), &query()).await;
+    assert_eq!(read(0).await.unwrap().0.len(), 4);
+
+    let older = "BEGIN; CREATE TABLE newer AS SELECT * FROM projection_a.positions WHERE position > 2;
+                 DELETE FROM projection_a.positions WHERE position > 2; UPDATE checkpoint SET position = 2; COMMIT";
+    sqlx::raw_sql(older).execute(&pool).await.unwrap();
+    assert_eq!(reading.read::<(i64,)>("positions", None, query()).await.unwrap().len(), 2, "the server is behind");
+    let behind = read(300).await;
+    assert!(matches!(behind, Err(ProjectionError::Behind(Position(2)))), "{behind:?}");
+    let newer = format!("BEGIN; INSERT INTO projection_a.positions SELECT * FROM newer; UPDATE checkpoint SET position = {head}; COMMIT");
+    let (rows, became) = tokio::join!(read(30_000), sqlx::raw_sql(&newer).execute(&pool));
+    became.unwrap();
+    assert_eq!(rows.unwrap().0.len(), 4, "the answer waited for a server that has come as far");
+    process.stop().await;
 }
 
 #[tokio::test]
