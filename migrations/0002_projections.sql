@@ -1,7 +1,7 @@
--- What the projection runtime stores about read models and automations.
+-- The tables in which the projection runtime stores the state of read models and automations.
 
 -- The tables of a read model exist in both projection schemas: a rebuild fills one while the other serves. The state of an automation has
--- one build, in its own schema, and is never rebuilt. The runtime sets search_path, so slices name their tables without a schema.
+-- one build, in its own schema. The runtime sets search_path, so slices name their tables without a schema.
 CREATE SCHEMA projection_a;
 CREATE SCHEMA projection_b;
 CREATE SCHEMA automation;

@@ -19,7 +19,7 @@ pub(crate) struct Metrics {
     pub(crate) state_cache_evictions: Counter<u64>,
     pub(crate) unknown_outcomes: Counter<u64>,
     pub(crate) head: Gauge<i64>,
-    pub(crate) append_lock_wait: Gauge<f64>,
+    pub(crate) lock_wait: Gauge<f64>,
     query_waits: Histogram<f64>,
 }
 
@@ -79,10 +79,12 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .with_description("Calls whose connection was lost before their answer. Their outcomes are looked up.")
             .build(),
         head: meter.i64_gauge("log.head").with_description("The newest position that this process has seen.").build(),
-        append_lock_wait: meter
-            .f64_gauge("log.append.lock.wait")
+        lock_wait: meter
+            .f64_gauge("log.lock.wait")
             .with_unit("s")
-            .with_description("Time for which appends have waited for the append lock, by the role that holds it. 0 below 3 seconds.")
+            .with_description(
+                "Longest wait for a lock in the database, by the role that holds it and lock: append or other. 0 below 1 second for append, and below 3 for other.",
+            )
             .build(),
         query_waits: meter
             .f64_histogram("query.wait.duration")

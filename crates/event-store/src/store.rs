@@ -149,8 +149,8 @@ impl<E: LogEvent> EventStore<E> {
         readiness::ready(&self.shared.pool).await
     }
 
-    /// Returns what is wrong with the database's roles, grants and settings, and who stops all appends. Takes some milliseconds, so do not ask
-    /// more often than every few seconds.
+    /// Returns what is wrong with the database's roles, grants and settings, and who keeps others waiting for a lock. Takes tens of
+    /// milliseconds, so do not ask more often than every few seconds.
     ///
     /// # Errors
     /// If the database is unreachable or not migrated.
@@ -172,7 +172,7 @@ impl<E: LogEvent> EventStore<E> {
         readiness::wait_ready(&self.shared.pool, cancelled).await
     }
 
-    /// Takes no more appends, waits for those in flight, and closes the connections.
+    /// Takes no more appends, and sends those that wait. Closes the connections, each one when its work is done.
     pub async fn close(&self) {
         self.shared.closed.cancel();
         self.pool().close();

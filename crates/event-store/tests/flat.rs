@@ -84,10 +84,11 @@ fn other_query_items(product: &str, after: i64, more: &[(&'static str, &'static 
 }
 
 fn appended(product: &str, items: &str) -> String {
-    // All items belong to one append; surplus numbers belong to none.
+    // All items belong to one append. The types come first, each in quotes.
+    let count = items.split(']').next().unwrap_or_default().matches('\'').count() / 2;
     format!(
         "SELECT a.* FROM (SELECT uuidv7() AS cart_id, uuidv7() AS item_id OFFSET 0) n, LATERAL append_events(
-            array_fill(0, ARRAY[10]), {items}, ARRAY[0], ARRAY['ItemAdded'],
+            array_fill(0, ARRAY[{count}]), {items}, ARRAY[0], ARRAY['ItemAdded'],
             ARRAY[convert_to(format('{{\"ItemAdded\":{{\"cart_id\":\"%s\",\"item_id\":\"%s\",\"product_id\":\"%s\"}}}}', n.cart_id, n.item_id,
                                     '{product}'), 'UTF8')],
             ARRAY['{{\"append_id\":\"{NEW}\"}}'], ARRAY[n.cart_id], ARRAY[n.item_id], ARRAY['{product}'::uuid]) a"

@@ -11,4 +11,5 @@ mod histories;
 mod log;
 mod matching;
 mod outcomes;
+mod refused_appends;
 mod roles;

@@ -48,7 +48,7 @@ impl Build {
         if all == 0 { 1.0 } else { applied as f64 / all as f64 }
     }
 
-    /// Returns whether it belongs to an automation, which is never rebuilt.
+    /// Returns whether it belongs to an automation, which has no second build.
     pub fn is_automation(&self) -> bool {
         self.build == "automation"
     }

@@ -302,24 +302,7 @@ impl<P: Projection> Parking<'_, P> {
                 }
                 None => {}
             }
-            sqlx::query!(
-                "DELETE FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 AND position <= $4",
-                leases.name,
-                leases.build,
-                key,
-                last
-            )
-            .execute(&mut *transaction)
-            .await?;
-            sqlx::query!(
-                "DELETE FROM parked_key k WHERE name = $1 AND build = $2 AND key = $3 AND NOT EXISTS (
-                     SELECT FROM parked_event q WHERE q.name = k.name AND q.build = k.build AND q.key = k.key)",
-                leases.name,
-                leases.build,
-                key
-            )
-            .execute(&mut *transaction)
-            .await?;
+            sqlx::query!("SELECT delete_parked($1, $2, $3, $4)", leases.name, leases.build, key, last).fetch_one(&mut *transaction).await?;
             let next = sqlx::query_scalar!(
                 r#"SELECT min(position) AS "next!" FROM parked_event WHERE name = $1 AND build = $2 AND key = $3 HAVING count(*) > 0"#,
                 leases.name,

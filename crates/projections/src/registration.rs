@@ -44,7 +44,7 @@ pub(crate) async fn register<P: Projection>(pool: &Pool, replica: &Replica) -> R
     )
     .execute(&mut *transaction)
     .await?;
-    // An automation is never rebuilt: the newer release continues with its state.
+    // The newer release of an automation continues with its state.
     if P::KIND == Kind::Automation {
         sqlx::query!("UPDATE projection SET version = $2 WHERE name = $1 AND version < $2", P::NAME, P::VERSION)
             .execute(&mut *transaction)

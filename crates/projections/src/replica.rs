@@ -384,13 +384,10 @@ impl Session {
                  SELECT name, id, version, $6, make_interval(secs => lease), throughput FROM running
                  ON CONFLICT (name, id) DO UPDATE SET beats = excluded.beats, lease = excluded.lease, beaten_at = excluded.beaten_at,
                                                       throughput = excluded.throughput
-             ), dead AS (
-                 DELETE FROM replica r USING unnest($7::text[], $8::uuid[], $9::bigint[]) AS d(name, id, beats)
-                 WHERE r.name = d.name AND r.id = d.id AND r.beats = d.beats
              ), log AS (
                  SELECT coalesce(max(event_id), 0) AS head FROM event
              ), owned AS (
-                 SELECT r.name, o.* FROM unnest($10::uuid[], $11::text[], $12::integer[], $13::bigint[], $14::bigint[])
+                 SELECT r.name, o.* FROM unnest($7::uuid[], $8::text[], $9::integer[], $10::bigint[], $11::bigint[])
                      AS o(id, build, segment, stored, position) JOIN running r USING (id)
              ), further AS (
                  -- A batch that locks the row at this moment moves it itself.
@@ -413,9 +410,6 @@ impl Session {
             &leases,
             &throughputs,
             beats,
-            &dead_names,
-            &dead_ids,
-            &dead_beats,
             &owners,
             &builds,
             &segments,
@@ -424,6 +418,12 @@ impl Session {
         )
         .execute(&mut *self.connection)
         .await?;
+        // Afterwards, because a late heartbeat may find its own replica among those that did not beat.
+        if !dead_ids.is_empty() {
+            sqlx::query!("SELECT delete_replicas($1, $2, $3)", &dead_names, &dead_ids, &dead_beats)
+                .fetch_one(&mut *self.connection)
+                .await?;
+        }
         Ok(())
     }
 

@@ -50,7 +50,9 @@ pub(crate) async fn run<P: Projection>(
     let _ = timeout(RARE_TIMEOUT, heartbeat.end()).await;
     let _ = with_timeout(async {
         let mut connection = running.store.connection().await?;
-        sqlx::query!("DELETE FROM replica WHERE name = $1 AND id = $2", P::NAME, running.replica.id).execute(&mut *connection).await?;
+        sqlx::query!("SELECT delete_replicas(ARRAY[$1::text], ARRAY[$2::uuid], '{NULL}')", P::NAME, running.replica.id)
+            .fetch_one(&mut *connection)
+            .await?;
         connection.done();
         Ok(())
     })

@@ -2,7 +2,7 @@
 //!
 //! A to-do is leased to one worker at a time. If the worker dies, another worker that has seen the lease for its whole length attempts the
 //! to-do again, so its command must tolerate running twice. No time is taken from the database's clock, which may step, except the pauses
-//! between attempts. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
+//! between attempts and the retention. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
 //! them again.
 
 use std::{sync::Arc, time::Duration};
@@ -317,7 +317,7 @@ async fn delete_done(todos: Arc<Todos>) {
         ticks.tick().await;
         loop {
             match todos.delete_done().await {
-                Ok(deleted) if deleted >= DELETE_BATCH.unsigned_abs() => {}
+                Ok(deleted) if deleted >= DELETE_BATCH => {}
                 Ok(_) => break,
                 Err(error) => {
                     tracing::warn!(automation = todos.automation, error = &error as &dyn std::error::Error, "cannot delete done to-dos");
@@ -377,21 +377,19 @@ impl Todos {
     }
 
     /// Deletes a batch of done to-dos that are older than the retention time. Returns their number.
-    async fn delete_done(&self) -> Result<u64, StoreError> {
+    async fn delete_done(&self) -> Result<i64, StoreError> {
         with_timeout(async {
             let mut connection = PooledConnection::from(&self.pool).await?;
-            let deleted = sqlx::query!(
-                "DELETE FROM todo WHERE automation = $1 AND key = ANY (ARRAY(
-                     SELECT key FROM todo WHERE automation = $1 AND status = 'done' AND finished_at < clock_timestamp() - $2::interval
-                     ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED))",
+            let deleted = sqlx::query_scalar!(
+                r#"SELECT delete_done_todos($1, $2, $3) AS "deleted!""#,
                 self.automation,
                 interval(self.settings.retention),
                 DELETE_BATCH
             )
-            .execute(&mut *connection)
+            .fetch_one(&mut *connection)
             .await?;
             connection.done();
-            Ok(deleted.rows_affected())
+            Ok(deleted)
         })
         .await
     }

@@ -142,6 +142,8 @@ fn begin(timeouts: &SessionTimeouts) -> String {
         // append_events must see what was committed before it had the lock.
         "default_transaction_isolation = 'read committed'",
         "search_path = public",
+        // Off, a table with policies refuses every statement.
+        "row_security = on",
         // The server ends the session of a client that is gone, within seconds.
         "tcp_keepalives_idle = 2",
         "tcp_keepalives_interval = 1",
