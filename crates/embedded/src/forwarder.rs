@@ -1,7 +1,9 @@
-//! A TCP address on 127.0.0.1 in front of a server. It behaves as networks do: its connections break, fall silent, or are slow, and its
-//! server is replaced by another one.
+//! A TCP address on 127.0.0.1 in front of a server. It behaves as networks do: its connections break, fall silent, or are slow, answers are
+//! lost, and its server is replaced by another one.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -29,6 +31,8 @@ pub enum Network {
 pub struct Forwarder {
     port: u16,
     state: watch::Sender<State>,
+    /// Each connection that its client has not closed holds one more.
+    open: Arc<()>,
     accepting: AbortHandle,
 }
 
@@ -41,6 +45,8 @@ struct State {
     resets: u64,
     /// How often the network lost its connections. An older connection stays silent for ever.
     losses: u64,
+    /// How often the network lost answers. An older connection is reset instead of its next answer.
+    lost_answers: u64,
 }
 
 impl Forwarder {
@@ -52,9 +58,10 @@ impl Forwarder {
         let failed = || "listen on a port of 127.0.0.1".to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context(failed)?;
         let port = listener.local_addr().context(failed)?.port();
-        let (state, receiver) = watch::channel(State { server, network: Network::Whole, resets: 0, losses: 0 });
-        let accepting = tokio::spawn(accept(listener, receiver)).abort_handle();
-        Ok(Self { port, state, accepting })
+        let (state, receiver) = watch::channel(State { server, network: Network::Whole, resets: 0, losses: 0, lost_answers: 0 });
+        let open = Arc::new(());
+        let accepting = tokio::spawn(accept(listener, receiver, open.clone())).abort_handle();
+        Ok(Self { port, state, open, accepting })
     }
 
     /// The port on 127.0.0.1 that clients connect to.
@@ -83,6 +90,18 @@ impl Forwarder {
             state.losses += 1;
         });
     }
+
+    /// Resets each connection that is open now when the server answers on it next. The server has done what was asked.
+    pub fn lose_answers(&self) {
+        self.state.send_modify(|state| state.lost_answers += 1);
+    }
+
+    /// How many connections clients hold open, silent ones among them.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        // This one and the listener's hold it, too.
+        Arc::strong_count(&self.open).saturating_sub(2)
+    }
 }
 
 impl Drop for Forwarder {
@@ -91,21 +110,23 @@ impl Drop for Forwarder {
     }
 }
 
-async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
+async fn accept(listener: TcpListener, state: watch::Receiver<State>, open: Arc<()>) {
     // Dropped with this task, and the connections with it.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            Ok((client, _)) = listener.accept() => drop(connections.spawn(serve(client, state.clone()))),
+            Ok((client, _)) = listener.accept() => drop(connections.spawn(serve(client, state.clone(), open.clone()))),
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
-async fn serve(mut client: TcpStream, state: watch::Receiver<State>) {
-    let born = *state.borrow();
+async fn serve(mut client: TcpStream, state: watch::Receiver<State>, open: Arc<()>) {
+    let (born, mut open) = (*state.borrow(), Some(open));
     let connected = async {
-        pass(&mut state.clone(), born).await?;
+        if !passes(&mut state.clone(), born).await {
+            forget(&mut client, open.take()).await;
+        }
         // Read only now, because the server may have been replaced while the network was silent.
         let server = state.borrow().server;
         TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await
@@ -120,8 +141,9 @@ async fn serve(mut client: TcpStream, state: watch::Receiver<State>) {
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         let both = async {
-            let (questions, answers) = (state.clone(), state.clone());
-            tokio::try_join!(forward(from_client, to_server, questions, born), forward(from_server, to_client, answers, born)).is_ok()
+            let questions = forward(from_client, to_server, state.clone(), born, open.take());
+            let answers = forward(from_server, to_client, state.clone(), born, None);
+            tokio::try_join!(questions, answers).is_ok()
         };
         tokio::select! {
             ended = both => if ended { return },
@@ -132,40 +154,56 @@ async fn serve(mut client: TcpStream, state: watch::Receiver<State>) {
     let _ = client.set_zero_linger();
 }
 
-/// Copies bytes until their end, which is passed on, too.
+/// Copies bytes until their end, which is passed on, too. A client's `open` is dropped when the client closes its side. Without it, the bytes
+/// are a server's answers.
 async fn forward(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<State>,
     born: State,
+    open: Option<Arc<()>>,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await;
-        pass(&mut state, born).await?;
+        if !passes(&mut state, born).await {
+            forget(from, open).await;
+        }
         match read? {
             0 => return to.shutdown().await,
+            _ if open.is_none() && state.borrow().lost_answers > born.lost_answers => return Err(ErrorKind::ConnectionReset.into()),
             read => to.write_all(buffer.get(..read).unwrap_or_default()).await?,
         }
     }
 }
 
-/// Waits until bytes may pass.
-async fn pass(state: &mut watch::Receiver<State>, born: State) -> std::io::Result<()> {
+/// Waits until bytes may pass. Answers whether they ever may.
+async fn passes(state: &mut watch::Receiver<State>, born: State) -> bool {
     loop {
         let now = *state.borrow_and_update();
-        if now.losses == born.losses {
-            match now.network {
-                Network::Whole | Network::Refusing => return Ok(()),
-                Network::Slow(delay) => {
-                    tokio::time::sleep(delay).await;
-                    return Ok(());
-                }
-                Network::Silent => {}
-            }
+        if now.losses > born.losses {
+            return false;
         }
-        state.changed().await.map_err(std::io::Error::other)?;
+        match now.network {
+            Network::Whole | Network::Refusing => return true,
+            Network::Slow(delay) => {
+                tokio::time::sleep(delay).await;
+                return true;
+            }
+            Network::Silent => {}
+        }
+        if state.changed().await.is_err() {
+            return false;
+        }
     }
+}
+
+/// Passes nothing on and closes nothing. Drops `open` when the sender closes its side.
+async fn forget(mut from: impl AsyncRead + Unpin, open: Option<Arc<()>>) -> ! {
+    let mut buffer = vec![0; 64 * 1024];
+    while from.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+    drop(open);
+    std::future::pending().await
 }
 
 #[cfg(test)]
@@ -247,6 +285,38 @@ mod tests {
         forwarder.lose_connections();
         assert_eq!(ask(&mut open(&forwarder).await, LONG).await.unwrap().unwrap(), 1);
         assert!(ask(&mut old, SHORT).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn lost_connection_counts_until_its_client_closes_it() {
+        let forwarder = Forwarder::before(server(1).await).await.unwrap();
+        let mut old = open(&forwarder).await;
+        assert_eq!(ask(&mut old, LONG).await.unwrap().unwrap(), 1);
+        forwarder.set(Network::Silent);
+        let mut new = open(&forwarder).await;
+        assert!(ask(&mut new, SHORT).await.is_none());
+        forwarder.lose_connections();
+        assert!(ask(&mut old, SHORT).await.is_none() && ask(&mut new, SHORT).await.is_none());
+        for (client, left) in [(old, 1), (new, 0)] {
+            drop(client);
+            let closed = async {
+                while forwarder.open_connections() > left {
+                    tokio::task::yield_now().await
+                }
+            };
+            tokio::time::timeout(LONG, closed).await.unwrap();
+            assert_eq!(forwarder.open_connections(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn lost_answer_resets_the_connection() {
+        let forwarder = Forwarder::before(server(1).await).await.unwrap();
+        let mut old = open(&forwarder).await;
+        assert_eq!(ask(&mut old, LONG).await.unwrap().unwrap(), 1);
+        forwarder.lose_answers();
+        assert!(ask(&mut old, LONG).await.unwrap().is_err());
+        assert_eq!(ask(&mut open(&forwarder).await, LONG).await.unwrap().unwrap(), 1);
     }
 
     #[tokio::test]

@@ -4,17 +4,18 @@
 use std::time::{Duration, Instant};
 
 use cart_events::{DomainEvent, examples::Shopping};
+use embedded::forwarder::Forwarder;
 use event_store::{EventStore, Pool, PooledConnection, Position, SessionTimeouts, StoreError, StoreSettings, connection::with_timeout_of};
 use futures::future::join_all;
 use sqlx::{Executor, Row, postgres::PgConnectOptions};
-use test_support::{Database, Proxy, TestLog, eventually};
+use test_support::{Database, TestLog, eventually};
 
 use crate::common::Add;
 
 type Log = EventStore<DomainEvent>;
 
-fn through(proxy: &Proxy, database: &Database) -> PgConnectOptions {
-    database.options().host("127.0.0.1").port(proxy.port())
+fn through(forwarder: &Forwarder, database: &Database) -> PgConnectOptions {
+    database.options().host("127.0.0.1").port(forwarder.port())
 }
 
 /// Takes every connection of the pool at once.
@@ -28,14 +29,14 @@ async fn connections_lost_in_silence_cost_none_of_the_pool() {
     const LOSSES: usize = 15;
     let limit = Duration::from_millis(300);
     let database = Database::create().await;
-    let proxy = Proxy::before(&database.options()).await;
+    let forwarder = Forwarder::before(database.options().get_port()).await.unwrap();
     let settings = StoreSettings { poll_interval: Duration::from_millis(50), ..StoreSettings::default() };
-    let log = Log::new(through(&proxy, &database), settings);
+    let log = Log::new(through(&forwarder, &database), settings);
     log.ready().await.unwrap();
     for loss in 0..LOSSES {
         let taken = take_all(&log).await;
-        eventually("the listener has connected", || async { (proxy.open_connections() > 10).then_some(()) }).await;
-        proxy.fall_silent();
+        eventually("the listener has connected", || async { (forwarder.open_connections() > 10).then_some(()) }).await;
+        forwarder.lose_connections();
         // Half of them return to the pool, as if the loss came a moment later. The others wait for an answer in vain.
         for (n, mut connection) in taken.into_iter().enumerate() {
             if n % 2 == 0 {
@@ -59,7 +60,7 @@ async fn connections_lost_in_silence_cost_none_of_the_pool() {
     }
     log.decide(&Add::to(&Shopping::new())).await.unwrap();
     // The pool's, the appender's and the listener's, which may be renewed at this moment. The silent ones are closed.
-    eventually("the silent connections are closed", || async { (proxy.open_connections() <= 14).then_some(()) }).await;
+    eventually("the silent connections are closed", || async { (forwarder.open_connections() <= 14).then_some(()) }).await;
     let announced = log.head_watcher().subscribe();
     let direct = Log::new(database.options(), StoreSettings::default());
     let position = direct.decide(&Add::to(&Shopping::new())).await.unwrap();
@@ -70,14 +71,14 @@ async fn connections_lost_in_silence_cost_none_of_the_pool() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_listener_lost_in_silence_listens_again() {
     let database = Database::create().await;
-    let proxy = Proxy::before(&database.options()).await;
+    let forwarder = Forwarder::before(database.options().get_port()).await.unwrap();
     let settings = StoreSettings { poll_interval: Duration::from_secs(3600), ..StoreSettings::default() };
-    let log = Log::new(through(&proxy, &database), settings);
+    let log = Log::new(through(&forwarder, &database), settings);
     let direct = Log::new(database.options(), StoreSettings::default());
     for _ in 0..3 {
         let position = direct.decide(&Add::to(&Shopping::new())).await.unwrap();
         eventually("the position is heard of", || async { (log.head_watcher().newest() >= position).then_some(()) }).await;
-        proxy.fall_silent();
+        forwarder.lose_connections();
     }
 }
 
@@ -150,11 +151,11 @@ async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn a_silent_peer_is_given_up_by_every_statement_of_a_pool() {
     let database = Database::create().await;
-    let proxy = Proxy::before(&database.options()).await;
+    let forwarder = Forwarder::before(database.options().get_port()).await.unwrap();
     let (statement, connect) = (Duration::from_millis(500), Duration::from_secs(2));
     let timeouts = SessionTimeouts { statement: Some(statement), ..SessionTimeouts::default() };
     let settings = StoreSettings { connect_timeout: connect, timeouts, ..StoreSettings::default() };
-    let open = || Pool::open(through(&proxy, &database), &settings);
+    let open = || Pool::open(through(&forwarder, &database), &settings);
     // A server that answers late is not given up: it ends the statement itself, and says so.
     let ended = sqlx::query("SELECT pg_sleep(60)").execute(&open()).await.unwrap_err();
     assert_eq!(ended.as_database_error().and_then(|error| error.code()).as_deref(), Some("57014"));
@@ -164,7 +165,7 @@ async fn a_silent_peer_is_given_up_by_every_statement_of_a_pool() {
             let transaction = pool.begin().await.unwrap();
             let kept = join_all((0..4).map(|_| PooledConnection::from(&pool))).await;
             kept.into_iter().for_each(|connection| connection.unwrap().done());
-            proxy.fall_silent();
+            forwarder.lose_connections();
             let asked = Instant::now();
             let outcome = match what {
                 "execute" => sqlx::query("SELECT 1").execute(&pool).await.map(drop),

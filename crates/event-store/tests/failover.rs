@@ -5,11 +5,11 @@
 use std::{path::PathBuf, sync::Arc};
 
 use cart_events::{DomainEvent, examples::Shopping};
-use embedded::{backup, database, distribution, layout::Layout, postgres::Postgres, report::Report, standby};
+use embedded::{backup, database, distribution, forwarder::Forwarder, layout::Layout, postgres::Postgres, report::Report, standby};
 use event_store::{DecideError, EventStore, Position, StoreError, StoreSettings};
 use futures::future::join_all;
 use sqlx::{PgPool, postgres::PgConnectOptions};
-use test_support::{Proxy, eventually};
+use test_support::eventually;
 
 use crate::common::{Add, Items};
 
@@ -46,8 +46,8 @@ async fn owner(server: &Postgres) -> PgPool {
     database::connect(&server.url("postgres", database::NAME)).await.unwrap()
 }
 
-fn open(proxy: &Proxy) -> Log {
-    let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(proxy.port()).username("cartlog_commands");
+fn open(forwarder: &Forwarder) -> Log {
+    let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(forwarder.port()).username("cartlog_commands");
     EventStore::new(options.database(database::NAME), StoreSettings::default())
 }
 
@@ -74,8 +74,8 @@ async fn open_all(log: &Log) {
 async fn connections_to_a_replaced_primary_are_never_used_again() {
     let mut primary = Server::start("replaced-primary").await;
     let mut standby = primary.standby().await;
-    let proxy = Proxy::before(&options(&primary.postgres, "postgres")).await;
-    let log = open(&proxy);
+    let forwarder = Forwarder::before(primary.postgres.port()).await.unwrap();
+    let log = open(&forwarder);
     let cart = Shopping::new();
     log.decide(&Add::to(&cart)).await.unwrap();
     open_all(&log).await;
@@ -94,7 +94,7 @@ async fn connections_to_a_replaced_primary_are_never_used_again() {
     };
     eventually("the new primary takes writes", || async { direct.ready().await.ok() }).await;
     filled().await;
-    proxy.move_to(&options(&standby, "postgres"));
+    forwarder.move_to(standby.port());
 
     // Nobody asks for anything: the process learns of the new primary by itself.
     let epoch = log.head_watcher().epoch();
@@ -126,7 +126,7 @@ async fn connections_to_a_replaced_primary_are_never_used_again() {
     .await;
 
     // The address leads to the old primary once more, as after a mistake.
-    proxy.move_to(&options(&primary.postgres, "postgres"));
+    forwarder.move_to(primary.postgres.port());
     let refused = log.pool().connect().await.err();
     assert!(matches!(refused, Some(StoreError::NotCurrent(_))), "{refused:?}");
     standby.stop().await.unwrap();
@@ -137,9 +137,8 @@ async fn connections_to_a_replaced_primary_are_never_used_again() {
 #[ignore = "starts PostgreSQL: cargo dev test"]
 async fn a_volume_put_back_under_a_process_is_noticed_though_its_log_grew() {
     let mut server = Server::start("volume-put-back").await;
-    let address = options(&server.postgres, "postgres");
-    let proxy = Proxy::before(&address).await;
-    let log = open(&proxy);
+    let forwarder = Forwarder::before(server.postgres.port()).await.unwrap();
+    let log = open(&forwarder);
     let cart = Shopping::new();
     log.decide(&Add::to(&cart)).await.unwrap();
     let copy = server.scratch.join("copy");
@@ -153,7 +152,7 @@ async fn a_volume_put_back_under_a_process_is_noticed_though_its_log_grew() {
     assert!(matches!(full, Err(DecideError::Refused(3))), "{full:?}");
 
     // While the process cannot connect, others write to the restored log: it is longer than the one that the process knows.
-    proxy.move_to(&PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1));
+    forwarder.move_to(1);
     server.postgres.stop().await.unwrap();
     backup::put_back(&server.postgres, &copy).await.unwrap();
     server.postgres.restart().await.unwrap();
@@ -161,7 +160,7 @@ async fn a_volume_put_back_under_a_process_is_noticed_though_its_log_grew() {
     for _ in 0..5 {
         direct.decide(&Add::to(&Shopping::new())).await.unwrap();
     }
-    proxy.move_to(&address);
+    forwarder.move_to(server.postgres.port());
     let added = eventually("a command is answered", || async {
         match log.decide(&Add::to(&cart)).await {
             Err(DecideError::Store(error)) if error.is_unavailable() => None,

@@ -14,11 +14,12 @@ use std::{
 
 use cart_events::{CartId, CartStream, DomainEvent, Inventory, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::StateQuery;
+use embedded::forwarder::Forwarder;
 use event_store::{Decided, Decision, Dependent, EventStore, Position, State, StoreSettings};
 use futures::TryStreamExt;
 use sqlx::{Connection, PgPool};
 use test_support::{
-    Database, Proxy, TestLog, blocking, eventually,
+    Database, TestLog, blocking, eventually,
     histories::{CommandId, Happened, Outcome, Setup, Spec, Summary, Workers, read_log, seeds, settings, translate},
 };
 use tokio::task::JoinHandle;
@@ -181,14 +182,14 @@ async fn an_answer_lost_after_the_commit_is_recovered() {
         let database = Database::create_for_any_event().await;
         let pool = database.pool().await;
         let order = CommitOrder::watch(pool.clone());
-        let proxy = Proxy::before(&database.options()).await;
+        let forwarder = Forwarder::before(database.options().get_port()).await.unwrap();
         let port = |port: u16| format!(":{port}/");
-        let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(proxy.port()));
+        let database_url = database.url_as("cartlog_commands").replace(&port(database.options().get_port()), &port(forwarder.port()));
         let mut workers = workers_on(database_url, seed, CACHE_BYTES[2], tasks);
         let all = workers.running();
         for _ in 0..15 {
             workers.until_answered(8, &all).await;
-            proxy.lose_answers();
+            forwarder.lose_answers();
         }
         until_each_answered(&mut workers, tasks).await;
         order.held().await;

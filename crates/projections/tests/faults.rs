@@ -12,14 +12,14 @@ use std::{
 
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, examples::Shopping};
-use embedded::{database, distribution, layout::Layout, postgres::Postgres, report::Report};
+use embedded::{database, distribution, forwarder::Forwarder, layout::Layout, postgres::Postgres, report::Report};
 use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
 use projections::{
     Kind, Projection, ProjectionError, Projections, Query, Wait,
     todo::{self, NewTodo, Outcome},
 };
 use sqlx::{PgConnection, PgPool};
-use test_support::{Process, Proxy, TestLog, eventually, quick};
+use test_support::{Process, TestLog, eventually, quick};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -360,13 +360,13 @@ async fn until_working(process: &Process<DomainEvent>) {
 async fn heartbeat_survives_a_half_open_connection() {
     let log = log().await;
     let pool = log.database.pool().await;
-    let proxy = Proxy::before(&log.database.options()).await;
-    let options = log.database.options_as("cartlog_projections").host("127.0.0.1").port(proxy.port());
+    let forwarder = Forwarder::before(log.database.options().get_port()).await.unwrap();
+    let options = log.database.options_as("cartlog_projections").host("127.0.0.1").port(forwarder.port());
     let process = Process::connected(options, StoreSettings::default(), Positions, quick());
     until_working(&process).await;
     let beats = async || -> i64 { sqlx::query_scalar("SELECT max(beats) FROM replica").fetch_one(&pool).await.unwrap() };
     for _ in 0..2 {
-        proxy.fall_silent();
+        forwarder.lose_connections();
         let before = beats().await;
         eventually("heartbeats come again", || async { (beats().await > before + 1).then_some(()) }).await;
     }

@@ -7,7 +7,6 @@ pub mod histories;
 mod log;
 mod meanwhile;
 mod process;
-mod proxy;
 mod specification;
 
 pub use database::{ANY_EVENT, Backup, Database, kafka_bootstrap_servers};
@@ -15,5 +14,4 @@ pub use eventually::eventually;
 pub use log::TestLog;
 pub use meanwhile::{Meanwhile, blocking};
 pub use process::{Process, quick};
-pub use proxy::Proxy;
 pub use specification::{Given, Then, given};
