@@ -35,6 +35,9 @@ impl TranslatorSettings {
             .set("partition.assignment.strategy", "range")
             .set("session.timeout.ms", self.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", (self.session_timeout / 4).as_millis().to_string())
+            // librdkafka waits this long for the answer to a JoinGroup, whatever the socket's timeout is. If that connection falls silent, the
+            // member does nothing until then. The default is five minutes.
+            .set("max.poll.interval.ms", (self.session_timeout * 2).as_millis().to_string())
             // The log stores the offsets. Those committed to Kafka are for lag tools only.
             .set("enable.auto.commit", "true")
             .set("auto.commit.interval.ms", "1000")
