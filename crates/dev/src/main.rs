@@ -99,6 +99,9 @@ enum Task {
         /// The seed of a schedule to repeat [default: a random one, which is printed]
         #[arg(long)]
         seed: Option<u64>,
+        /// Disturb optimised services
+        #[arg(long)]
+        release: bool,
     },
     /// The background process of `up --detach`
     #[command(hide = true)]
@@ -154,9 +157,9 @@ async fn run(task: Task) -> Result<ExitCode, Error> {
         }
         Task::Queries { check } => queries::run(&layout, check, &report).await?,
         Task::Docs { check } => docs::run(&layout, check, &report).await?,
-        Task::Chaos { campaign, minutes, replicas, seed } => {
+        Task::Chaos { campaign, minutes, replicas, seed, release } => {
             let (seed, length) = (seed.unwrap_or_else(rand::random), Duration::from_secs_f64(minutes * 60.0));
-            chaos::run(&layout, chaos::Plan { campaign, seed, length, replicas: replicas.into() }, &report).await?;
+            chaos::run(&layout, chaos::Plan { campaign, seed, length, replicas: replicas.into() }, release, &report).await?;
         }
         Task::Migrate => migrate(&layout, &report).await?,
         Task::Bench { arguments } => return Ok(code(bench::run(&layout, &arguments, &report).await?)),

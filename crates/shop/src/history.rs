@@ -1,6 +1,6 @@
 //! One history of the clients: what each of them asked, when, and what it was answered. A checker compares it with the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -63,6 +63,9 @@ pub struct Sent<T> {
     pub value: T,
     /// Whether the broker acknowledged it. Otherwise it may be on the topic or not.
     pub acknowledged: bool,
+    /// A number if its topic had just been created again under running translators. Those may have translated a part of the messages with
+    /// this number before an operator let them translate all.
+    pub remade: Option<u32>,
 }
 
 /// An item that was not shown.
@@ -89,12 +92,17 @@ impl History {
         self.lock().commands.iter().filter(|command| matches!(command.answer, Answer::Done(_))).count()
     }
 
-    /// The number of messages that a broker acknowledged.
+    /// Counts the messages that a broker acknowledged and that nobody heard. `heard` is how often each product's values were.
     #[must_use]
-    pub fn acknowledged(&self) -> usize {
+    pub fn unheard(&self, heard: &HashMap<(Uuid, String), usize>) -> usize {
+        let mut acknowledged: HashMap<(Uuid, String), usize> = HashMap::new();
         let entries = self.lock();
-        let inventories = entries.inventories.values().flatten().filter(|sent| sent.acknowledged).count();
-        inventories + entries.prices.values().flatten().filter(|sent| sent.acknowledged).count()
+        let inventories = entries.inventories.iter().flat_map(|(product, sent)| sent.iter().map(move |sent| (product, text(sent))));
+        let prices = entries.prices.iter().flat_map(|(product, sent)| sent.iter().map(move |sent| (product, text(sent))));
+        for (product, value) in inventories.chain(prices).filter_map(|(product, value)| Some((*product, value?))) {
+            *acknowledged.entry((product, value)).or_default() += 1;
+        }
+        acknowledged.iter().map(|(message, count)| count.saturating_sub(heard.get(message).copied().unwrap_or_default())).sum()
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -124,4 +132,8 @@ impl History {
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn text(sent: &Sent<impl Display>) -> Option<String> {
+    sent.acknowledged.then(|| sent.value.to_string())
 }

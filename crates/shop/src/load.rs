@@ -88,9 +88,10 @@ impl Load {
         self.until(|what| !what.sending).await;
     }
 
-    /// Sends this many inventories without a pause between them, and waits until the last one is sent or given up.
-    pub async fn send_inventories(&self, count: usize) {
-        self.inventories.send_modify(|what| what.at_once = count);
+    /// Sends this many inventories without a pause between them, and waits until the last one is sent or given up. `remade` is that of
+    /// [`Sent`](crate::history::Sent::remade).
+    pub async fn send_inventories(&self, count: usize, remade: Option<u32>) {
+        self.inventories.send_modify(|what| (what.at_once, what.remade) = (count, remade));
         self.until(|what| what.at_once == 0 && !what.sending).await;
     }
 

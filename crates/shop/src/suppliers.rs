@@ -33,6 +33,8 @@ pub(crate) struct Orders {
     pub(crate) sending: bool,
     /// The number of messages to send without a pause between them, even while it is paused.
     pub(crate) at_once: usize,
+    /// See [`Sent::remade`].
+    pub(crate) remade: Option<u32>,
 }
 
 /// Sends inventories or price changes, one after the other.
@@ -62,7 +64,7 @@ impl Supplier {
     pub(crate) async fn supply(mut self, mut stopped: watch::Receiver<bool>, what: watch::Sender<Orders>) -> Result<(), Error> {
         let mut changes = what.subscribe();
         while !*stopped.borrow() {
-            let Orders { paused, at_once, .. } = *changes.borrow_and_update();
+            let Orders { paused, at_once, remade, .. } = *changes.borrow_and_update();
             if paused && at_once == 0 {
                 tokio::select! {
                     _ = changes.changed() => {}
@@ -71,7 +73,7 @@ impl Supplier {
                 continue;
             }
             what.send_modify(|what| what.sending = true);
-            let sent = self.send().await;
+            let sent = self.send(remade.filter(|_| at_once > 0)).await;
             what.send_modify(|what| {
                 what.sending = false;
                 what.at_once = what.at_once.saturating_sub(1);
@@ -88,7 +90,7 @@ impl Supplier {
         Ok(())
     }
 
-    async fn send(&mut self) -> Result<(), Error> {
+    async fn send(&mut self, remade: Option<u32>) -> Result<(), Error> {
         self.number += 1;
         let product = self.products.choose(&mut self.random).copied().unwrap_or_default();
         // Sometimes out of stock, until the next message.
@@ -102,8 +104,8 @@ impl Supplier {
         let record = FutureRecord::to(&self.topic).key(&key).payload(&payload);
         let acknowledged = self.producer.send(record, SEND_DEADLINE).await.is_ok();
         match self.kind {
-            Kind::Inventory => self.history.inventory(product, Sent { value: inventory, acknowledged }),
-            Kind::Price => self.history.price(product, Sent { value: price(self.number), acknowledged }),
+            Kind::Inventory => self.history.inventory(product, Sent { value: inventory, acknowledged, remade }),
+            Kind::Price => self.history.price(product, Sent { value: price(self.number), acknowledged, remade }),
         }
         if !acknowledged {
             // A client that has lost its brokers does not find them again (librdkafka issue 5301).

@@ -9,7 +9,6 @@ use sqlx::{PgPool, Postgres as Sql, Transaction};
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::commands::Loss;
 use super::disk::Disk;
 use super::schedule::{Link, Server, Step};
 use super::tables::{Source, TABLES};
@@ -18,7 +17,9 @@ use super::{Chaos, POLL};
 
 /// The time to wait until a victim is in a transaction.
 const CAUGHT: Duration = Duration::from_secs(3);
-/// The time in which translators must have read a topic that is about to be deleted.
+/// The number of messages that a topic which is created again has more than the deleted one.
+const MORE: usize = 60;
+/// The time in which translators must have read a topic that is about to be deleted, or was created again.
 const READ: Duration = Duration::from_secs(60);
 
 impl Chaos {
@@ -74,24 +75,24 @@ impl Chaos {
             of_server => {
                 self.journal.note(of_server);
                 let began = Instant::now();
-                self.act_on_server(of_server, began).await?;
+                self.act_on_server(of_server).await?;
                 self.journal.note(format!("{of_server}: done after {:.1} s", began.elapsed().as_secs_f64()));
             }
         }
         Ok(())
     }
 
-    async fn act_on_server(&mut self, step: Step, now: Instant) -> Result<(), Error> {
+    async fn act_on_server(&mut self, step: Step) -> Result<(), Error> {
         match step {
             Step::StopPostgres { crash } => self.cluster.stop_primary(crash).await?,
             Step::StartPostgres => self.cluster.start_primary().await?,
             Step::FreezePrimary => self.cluster.freeze_primary().await?,
             Step::HoldReplication => self.cluster.hold_replication().await?,
             Step::Promote => {
-                let (was_held, kept) = (self.cluster.is_held(), self.cluster.promote().await?);
-                self.journal.note(format!("the log's head is {kept}"));
+                let (was_held, loss) = (self.cluster.is_held(), self.cluster.promote().await?);
+                self.journal.note(format!("the log's head is {}", loss.kept));
                 if was_held {
-                    self.losses.push(Loss { at: now.into_std(), kept });
+                    self.losses.push(loss);
                 }
                 self.pool = self.cluster.connect().await?;
             }
@@ -100,16 +101,22 @@ impl Chaos {
             Step::AddStandby => self.cluster.add_standby().await?,
             Step::CopyVolume => self.cluster.copy_volume().await?,
             Step::PutVolumeBack => {
-                let kept = self.cluster.put_volume_back().await?;
-                self.journal.note(format!("the log's head is {kept}"));
-                // Until then the old data were served.
-                self.losses.push(Loss { at: std::time::Instant::now(), kept });
+                let loss = self.cluster.put_volume_back().await?;
+                self.journal.note(format!("the log's head is {}", loss.kept));
+                self.losses.push(loss);
+                self.cluster.add_standby().await?;
             }
             Step::FreezeKafka => self.broker.own()?.0.process().freeze()?,
             Step::ThawKafka => self.broker.own()?.0.process().thaw()?,
             Step::KillKafka => self.broker.own()?.0.kill().await?,
             Step::StartKafka => self.broker.own()?.0.restart().await?,
-            Step::RemakeTopic => self.remake_topic().await?,
+            Step::RemakeTopic { translated } => self.remake_topic(translated).await?,
+            Step::ReadOnly { on } => {
+                self.cluster.set_read_only(on).await?;
+                // A session of that phase would stay read-only.
+                self.pool = self.cluster.connect().await?;
+            }
+            Step::LimitConnections { of, to } => self.cluster.limit_connections(of.role, to).await?,
             Step::FillDisk { of } => self.disk(of)?.fill()?,
             Step::FreeDisk { of } => {
                 self.disk(of)?.free()?;
@@ -138,41 +145,52 @@ impl Chaos {
         })
     }
 
-    /// As an operator would: no producer writes, and every message has been read. But the new topic has more messages than the old one had
-    /// before a translator sees it, so that the stored offsets exist in it.
-    async fn remake_topic(&mut self) -> Result<(), Error> {
+    /// As an operator would: no producer writes, and every message has been read. But the new topic has more messages than the old one had,
+    /// so that the stored offsets exist in it. If translators are stopped meanwhile, they cannot see the topic grow.
+    async fn remake_topic(&mut self, translated: bool) -> Result<(), Error> {
         let Some(load) = self.load.take() else { return Ok(()) };
         load.pause_inventories().await;
-        let until = Instant::now() + READ;
-        let is_read = loop {
-            let unread = self.unread_messages().await;
-            if matches!(unread, Ok(None)) || Instant::now() >= until {
-                break unread;
-            }
-            tokio::time::sleep(POLL).await;
-        };
-        if let Ok(None) = is_read {
-            let translators: Vec<Victim> = self.victims.iter().copied().filter(|victim| victim.kind == TRANSLATOR).collect();
-            let mut running = vec![];
-            for victim in translators {
-                // One that another step has stopped or frozen is started or thawed by that step's end.
-                if self.actor(victim).is_well()? {
-                    self.stop(victim).await?;
-                    running.push(victim);
+        match self.until_read().await {
+            Ok(None) => {
+                let mut stopped = vec![];
+                for victim in self.victims.clone().into_iter().filter(|victim| !translated && victim.kind == TRANSLATOR) {
+                    // One that another step has stopped or frozen is started or thawed by that step's end.
+                    if self.actor(victim).is_well()? {
+                        self.stop(victim).await?;
+                        stopped.push(victim);
+                    }
+                }
+                self.broker.remake_inventories().await?;
+                let sent: usize = self.history.entries().inventories.values().map(Vec::len).sum();
+                let remade = u32::try_from(self.steps).ok().filter(|_| translated);
+                load.send_inventories(sent - self.sent_to_older_topics + MORE, remade).await;
+                self.sent_to_older_topics = sent;
+                for victim in stopped {
+                    self.actor(victim).start()?;
+                }
+                // The next messages may be read once only.
+                if translated && let Ok(Some(unread)) = self.until_read().await {
+                    self.find(format!("{} s after the topic was created again, {unread}", READ.as_secs()));
                 }
             }
-            self.broker.remake_inventories().await?;
-            let before: usize = self.history.entries().inventories.values().map(Vec::len).sum();
-            load.send_inventories(before + 60).await;
-            for victim in running {
-                self.actor(victim).start()?;
-            }
-        } else {
-            self.journal.note(format!("the topic stays: after {} s {is_read:?}", READ.as_secs()));
+            unread => self.journal.note(format!("the topic stays: after {} s {unread:?}", READ.as_secs())),
         }
         load.resume_inventories();
         self.load = Some(load);
         Ok(())
+    }
+
+    /// Waits until every message has been read, and continues blocked partitions. Answers what is unread at the end of its patience.
+    async fn until_read(&mut self) -> Result<Option<String>, Error> {
+        let until = Instant::now() + READ;
+        loop {
+            let unread = self.unread_messages().await;
+            if matches!(unread, Ok(None)) || Instant::now() >= until {
+                return unread;
+            }
+            self.continue_blocked_partitions().await?;
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     async fn stop(&mut self, victim: Victim) -> Result<(), Error> {

@@ -11,7 +11,7 @@ pub enum Campaign {
     Processes,
     /// PostgreSQL's primary: frozen, replaced by its synchronous standby, thawed and killed
     Failover,
-    /// Connections to PostgreSQL and Kafka: reset, silent, lost for ever, slow
+    /// Connections to PostgreSQL and Kafka: reset, silent, lost for ever, slow, too few; a database that is read-only
     Network,
     /// PostgreSQL's data: an earlier copy is put back, or an asynchronous standby takes over. Newest events are lost
     Restore,
@@ -47,6 +47,11 @@ pub(super) enum Trouble {
     KafkaFrozen,
     KafkaKilled,
     TopicRemade,
+    TopicRemadeUnderTranslators,
+    /// The database takes no writes.
+    ReadOnly,
+    /// A service's role gets few connections, or none.
+    ConnectionsLimited,
     PostgresDiskFull,
     KafkaDiskFull,
     ClockStepped,
@@ -96,9 +101,11 @@ const NETWORK: &[Trouble] = &[
     Trouble::NetworkToKafka(Silent),
     Trouble::NetworkToKafka(Lost),
     Trouble::NetworkToKafka(Slow),
+    Trouble::ConnectionsLimited,
+    Trouble::ReadOnly,
 ];
 const RESTORE: &[Trouble] = &[Trouble::VolumePutBack, Trouble::AsynchronousFailover];
-const KAFKA: &[Trouble] = &[Trouble::KafkaFrozen, Trouble::KafkaKilled, Trouble::TopicRemade];
+const KAFKA: &[Trouble] = &[Trouble::KafkaFrozen, Trouble::KafkaKilled, Trouble::TopicRemade, Trouble::TopicRemadeUnderTranslators];
 const DISK: &[Trouble] = &[Trouble::PostgresDiskFull, Trouble::KafkaDiskFull];
 /// Leases and deadlines must bear the steps, so processes die and the broker is away meanwhile.
 const CLOCK: &[Trouble] = &[Trouble::ClockStepped, Trouble::ClockStepped, Trouble::Killed, Trouble::FrozenLong, Trouble::KafkaKilled];

@@ -16,6 +16,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 
 use super::campaign::Standby;
+use super::commands::Loss;
 
 const POLL: Duration = Duration::from_millis(100);
 /// The time in which a standby must follow its primary.
@@ -126,14 +127,12 @@ impl Cluster {
         self.is_held
     }
 
-    /// Makes the standby the primary and leads new connections to it. Answers the log's head at that moment.
-    pub(super) async fn promote(&mut self) -> Result<i64, Error> {
+    /// Makes the standby the primary and leads new connections to it. Answers what was lost if the standby was held back.
+    pub(super) async fn promote(&mut self) -> Result<Loss, Error> {
         let Some((next, _)) = self.standby.take() else { return Err(Error::Refused("there is no standby".to_owned())) };
         standby::promote(&next).await?;
         self.old = Some(std::mem::replace(&mut self.primary, next));
-        let head = self.head().await?;
-        self.lead_to(self.primary.port());
-        Ok(head)
+        self.serve().await
     }
 
     pub(super) async fn thaw_old(&self) -> Result<(), Error> {
@@ -196,8 +195,8 @@ impl Cluster {
         self.start_primary().await
     }
 
-    /// Kills the primary, replaces its data by the copy, and starts it again. Answers the log's head at that moment.
-    pub(super) async fn put_volume_back(&mut self) -> Result<i64, Error> {
+    /// Kills the primary, replaces its data by the copy, and starts it again. Answers what was lost.
+    pub(super) async fn put_volume_back(&mut self) -> Result<Loss, Error> {
         // Nobody may append before the head is read.
         self.lead_to(0);
         self.primary.kill().await?;
@@ -206,11 +205,8 @@ impl Cluster {
         }
         backup::put_back(&self.primary, &self.copied()).await?;
         self.start_primary().await?;
-        let head = self.head().await?;
         self.wait_for_standby(false).await?;
-        self.lead_to(self.primary.port());
-        self.add_standby().await?;
-        Ok(head)
+        self.serve().await
     }
 
     /// Stops every server.
@@ -233,18 +229,50 @@ impl Cluster {
         }
     }
 
-    async fn head(&self) -> Result<i64, Error> {
+    /// Reads the log's head while nobody can append, and then leads the addresses to the primary.
+    async fn serve(&self) -> Result<Loss, Error> {
         let mut session = self.session().await?;
         let head = "SELECT coalesce(max(event_id), 0) FROM event";
-        sqlx::query_scalar(head).fetch_one(&mut session).await.context(|| "read the log's head".to_owned())
+        let kept = sqlx::query_scalar(head).fetch_one(&mut session).await.context(|| "read the log's head".to_owned())?;
+        let loss = Loss { at: std::time::Instant::now(), kept };
+        self.lead_to(self.primary.port());
+        Ok(loss)
     }
 
     /// Lets commands wait for the standby, or not.
     async fn wait_for_standby(&self, wait: bool) -> Result<(), Error> {
-        let mut session = self.session().await?;
         let names = if wait { NAME } else { "" };
-        for statement in [format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'"), "SELECT pg_reload_conf()".to_owned()] {
-            sqlx::raw_sql(&statement).execute(&mut session).await.context(|| "change synchronous_standby_names".to_owned())?;
+        self.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await?;
+        self.execute("SELECT pg_reload_conf()").await
+    }
+
+    /// Lets new sessions only read, and ends the services', or lets new sessions write again. Those of such a phase stay as they are.
+    pub(super) async fn set_read_only(&self, on: bool) -> Result<(), Error> {
+        let name = database::NAME;
+        if on {
+            self.execute(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await?;
+            self.end_sessions("cartlog\\_%").await
+        } else {
+            self.execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only")).await
+        }
+    }
+
+    /// Limits the connections of a role, and ends those it has; -1: no limit.
+    pub(super) async fn limit_connections(&self, role: &str, to: i32) -> Result<(), Error> {
+        self.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {to}")).await?;
+        if to < 0 { Ok(()) } else { self.end_sessions(role).await }
+    }
+
+    /// Ends the sessions of roles with a name like this.
+    async fn end_sessions(&self, roles: &str) -> Result<(), Error> {
+        self.execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE '{roles}'")).await
+    }
+
+    async fn execute(&self, statement: &str) -> Result<(), Error> {
+        let mut session = self.session().await?;
+        // New sessions may be read-only.
+        for statement in ["SET default_transaction_read_only = off", statement] {
+            sqlx::raw_sql(statement).execute(&mut session).await.context(|| statement.to_owned())?;
         }
         session.close().await.context(|| "close a connection".to_owned())
     }

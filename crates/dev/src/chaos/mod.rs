@@ -99,10 +99,10 @@ pub struct Place {
 ///
 /// # Errors
 /// Something does not start, or the result differs from the log. The message says how to repeat the schedule.
-pub async fn run(layout: &Layout, plan: Plan, report: &Report) -> Result<(), Error> {
+pub async fn run(layout: &Layout, plan: Plan, release: bool, report: &Report) -> Result<(), Error> {
     report.say(format!("seed {}: `{}` draws the same schedule", plan.seed, plan.command()));
     report.say("building the services");
-    let programs = cargo::build(layout, &PROGRAMS, false).await?;
+    let programs = cargo::build(layout, &PROGRAMS, release).await?;
     let place = Place { programs, directory: layout.scratch(&format!("chaos-{}", std::process::id()))?, kafka: None };
     let mut signals = Signals::listen()?;
     let outcome = tokio::select! {
@@ -188,9 +188,13 @@ pub struct Chaos {
     actors: Vec<Actor>,
     history: Arc<History>,
     load: Option<Load>,
+    /// The number of inventories that were sent to deleted topics.
+    sent_to_older_topics: usize,
     /// The times at which events were lost, and the last position that was not.
     losses: Vec<Loss>,
     steps: u64,
+    /// The steps that make trouble. The others end it.
+    faults: u64,
     /// How long the system needed for its work after the schedule.
     recovery: Duration,
     found: Vec<String>,
@@ -282,8 +286,10 @@ impl Chaos {
             actors,
             history: Arc::default(),
             load: None,
+            sent_to_older_topics: 0,
             losses: vec![],
             steps: 0,
+            faults: 0,
             recovery: Duration::ZERO,
             found: vec![],
         })
@@ -320,6 +326,7 @@ impl Chaos {
             }
             self.look_after_all()?;
             self.steps += 1;
+            self.faults += u64::from(step.is_fault());
             self.act(step).await?;
             began += began.elapsed().saturating_sub(at);
         }
@@ -377,12 +384,17 @@ impl Chaos {
         if !differences.is_empty() {
             self.keep(&evidence)?;
         }
-        let mut counts = vec![("steps of the schedule".to_owned(), self.steps)];
+        let requests = evidence.history.answers.values().sum();
+        let events = u64::try_from(evidence.log.len()).unwrap_or_default();
+        let totals =
+            [("steps of the schedule", self.steps), ("faults among them", self.faults), ("requests", requests), ("events", events)];
+        let mut counts: Vec<_> = totals.map(|(what, count)| (what.to_owned(), count)).into();
         counts.extend(model.events);
         counts.extend(evidence.history.answers.clone());
         counts.push(("messages sent again with the same ce_id".to_owned(), evidence.received.repeated));
         counts.push(("acknowledged commands that a restore lost".to_owned(), evidence.lost()));
-        counts.push(("seconds of recovery after the schedule".to_owned(), self.recovery.as_secs()));
+        let recovery = u64::try_from(self.recovery.as_millis()).unwrap_or(u64::MAX);
+        counts.push(("milliseconds of recovery after the schedule".to_owned(), recovery));
         Ok(Outcome { plan: self.plan, journal: self.journal.path().to_owned(), counts, differences })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use embedded::error::{Context, Error, chain};
 use shop::published;
-use shop::services::TRANSLATOR;
+use shop::services::{PROJECTIONS, PUBLISHER, TRANSLATOR};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -17,6 +17,10 @@ use super::{Chaos, POLL};
 const REST: Duration = Duration::from_secs(240);
 /// The time in which each pool must once have all its connections back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);
+/// The greatest age of a heartbeat. It beats every second.
+const YOUNG: Duration = Duration::from_secs(10);
+/// The time in which a translator must read a partition again whose offset the operator has set.
+const CONTINUED: Duration = Duration::from_secs(30);
 /// The time between two looks of the operator.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -56,7 +60,9 @@ impl Chaos {
         }
         self.recovery = began.elapsed();
         self.journal.note("the system has finished its work");
-        self.look_for_lost_connections().await
+        self.look_for_lost_connections().await?;
+        self.look_for_old_heartbeats().await;
+        Ok(())
     }
 
     /// Describes the unfinished work; none if there is none.
@@ -97,14 +103,35 @@ impl Chaos {
 
     /// Describes the messages that are not in the log; none if all are.
     pub(super) async fn unread_messages(&self) -> Result<Option<String>, Error> {
-        let heard = "SELECT count(*) FROM event WHERE event_type IN ('InventoryChanged', 'PriceChanged')";
-        let heard: i64 = sqlx::query_scalar(heard).fetch_one(&self.pool).await.context(|| "count the messages in the log".to_owned())?;
-        let sent = self.history.acknowledged();
-        Ok(usize::try_from(heard).is_ok_and(|heard| heard < sent).then(|| format!("{heard} of {sent} messages are in the log")))
+        let heard = "SELECT (fields ->> 'product_id')::uuid, coalesce(fields ->> 'inventory', fields ->> 'new_price'), count(*)
+             FROM (SELECT convert_from(payload, 'UTF8')::jsonb -> event_type AS fields FROM event
+                   WHERE event_type IN ('InventoryChanged', 'PriceChanged')) AS messages
+             GROUP BY 1, 2";
+        let heard: Vec<(Uuid, String, i64)> =
+            sqlx::query_as(heard).fetch_all(&self.pool).await.context(|| "count the messages in the log".to_owned())?;
+        let heard = heard.into_iter().map(|(product, value, count)| ((product, value), usize::try_from(count).unwrap_or_default()));
+        let unread = self.history.unheard(&heard.collect());
+        Ok((unread > 0).then(|| format!("{unread} acknowledged messages are not in the log")))
     }
 
     /// Does what the runbook says about a blocked partition after its topic was created anew.
-    async fn continue_blocked_partitions(&mut self) -> Result<(), Error> {
+    pub(super) async fn continue_blocked_partitions(&mut self) -> Result<(), Error> {
+        let blocked = self.blocked_partitions().await;
+        for (topic, partition) in &blocked {
+            let seek = ["translations", "seek", topic, partition, "--beginning", "--yes", "--group", &self.consumer_group];
+            let done = self.cartctl(&seek).await?;
+            self.journal.note(format!("partition {partition} of {topic} is blocked; the operator continues at its beginning: {done:?}"));
+        }
+        // To continue at the beginning once more would translate everything twice.
+        let until = Instant::now() + CONTINUED;
+        while Instant::now() < until && !self.blocked_partitions().await.is_disjoint(&blocked) {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The partitions that a translator does not read, by topic and number.
+    async fn blocked_partitions(&self) -> BTreeSet<(String, String)> {
         let mut blocked = BTreeSet::new();
         for (name, samples) in self.samples("translation_blocked").await {
             let is_translator = name.starts_with(TRANSLATOR.name);
@@ -112,12 +139,7 @@ impl Chaos {
                 |(labels, value): Sample| (value > 0.0).then(|| Some((labels.get("topic")?.clone(), labels.get("partition")?.clone())));
             blocked.extend(samples.into_iter().filter(|_| is_translator).filter_map(of_sample).flatten());
         }
-        for (topic, partition) in blocked {
-            let seek = ["translations", "seek", &topic, &partition, "--beginning", "--yes", "--group", &self.consumer_group];
-            let done = self.cartctl(&seek).await?;
-            self.journal.note(format!("partition {partition} of {topic} is blocked; the operator continues at its beginning: {done:?}"));
-        }
-        Ok(())
+        blocked
     }
 
     /// Finds pools that never have all their connections back. Undisturbed, a service uses its connections for moments only.
@@ -142,6 +164,19 @@ impl Chaos {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Finds processes whose projections have no young heartbeat.
+    async fn look_for_old_heartbeats(&mut self) {
+        let mut old = vec![];
+        for (name, samples) in self.samples("projection_heartbeat_age_seconds").await {
+            let has_projections = [PROJECTIONS, PUBLISHER].iter().any(|kind| name.starts_with(kind.name));
+            let age = samples.iter().map(|(_, age)| *age).reduce(f64::max);
+            if has_projections && age.is_none_or(|age| age > YOUNG.as_secs_f64()) {
+                old.push(format!("the heartbeat of {name} is {age:?} seconds old"));
+            }
+        }
+        old.into_iter().for_each(|old| self.find(old));
     }
 
     /// Reads a metric of every process that answers.

@@ -7,12 +7,16 @@ use embedded::forwarder::Network;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
+use shop::services::{self, Kind, TRANSLATOR};
 
 use super::campaign::{Campaign, Disturbance, Trouble};
 use super::victim::Victim;
 
 /// Read models that can be rebuilt.
 const READ_MODELS: [&str; 4] = ["cart_items", "carts_with_products", "changed_prices", "inventories"];
+
+/// No limit of a role's connections, as PostgreSQL calls it.
+const UNLIMITED: i32 = -1;
 
 /// A step. With a table, the victim is caught in a transaction that writes the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +87,19 @@ pub(super) enum Step {
     KillKafka,
     StartKafka,
     /// Delete the topic of inventories and create it again, with more messages than before.
-    RemakeTopic,
+    RemakeTopic {
+        /// Whether translators run meanwhile.
+        translated: bool,
+    },
+    /// Let new sessions of the database only read, or write again. Sessions of such a phase stay as they are.
+    ReadOnly {
+        on: bool,
+    },
+    /// Limit the connections of a service's role, or no longer.
+    LimitConnections {
+        of: Kind,
+        to: i32,
+    },
     FillDisk {
         of: Server,
     },
@@ -168,8 +184,10 @@ impl Drawing {
     fn well_from(&self, trouble: Trouble) -> Duration {
         let victims = || self.well.iter().map(|(_, from)| *from);
         match trouble {
-            Trouble::KafkaFrozen | Trouble::KafkaKilled | Trouble::TopicRemade | Trouble::KafkaDiskFull | Trouble::NetworkToKafka(_) => {
-                self.kafka_from
+            Trouble::KafkaFrozen | Trouble::KafkaKilled | Trouble::KafkaDiskFull | Trouble::NetworkToKafka(_) => self.kafka_from,
+            Trouble::TopicRemade | Trouble::TopicRemadeUnderTranslators => {
+                let translators = self.well.iter().filter(|(victim, _)| victim.kind == TRANSLATOR).map(|(_, from)| *from);
+                translators.fold(self.kafka_from.max(self.postgres_from), Duration::max)
             }
             Trouble::NetworkToDatabases(_) => victims().fold(self.postgres_from, Duration::max),
             Trouble::Killed | Trouble::Stopped | Trouble::Frozen | Trouble::FrozenLong | Trouble::NetworkToDatabase(_) => {
@@ -249,7 +267,21 @@ impl Drawing {
                 let seconds = [-3_600, -90, 90, 3_600].choose(&mut self.random).copied().unwrap_or_default();
                 self.postgres(at, &[(Duration::ZERO, Step::SetClock { seconds })])
             }
-            Trouble::TopicRemade => self.kafka(at, &[(Duration::ZERO, Step::RemakeTopic)]),
+            Trouble::TopicRemade | Trouble::TopicRemadeUnderTranslators => {
+                // Every message must have been read before, and a restore must not bring a deleted topic's offsets back.
+                let (translated, at) = (trouble == Trouble::TopicRemadeUnderTranslators, at.max(self.well_from(trouble)));
+                self.kafka(at, &[(Duration::ZERO, Step::RemakeTopic { translated })])
+            }
+            Trouble::ReadOnly => {
+                let lasts = self.between(2_000, 8_000);
+                self.postgres(at, &[(Duration::ZERO, Step::ReadOnly { on: true }), (lasts, Step::ReadOnly { on: false })])
+            }
+            Trouble::ConnectionsLimited => {
+                let of = services::ALL.choose(&mut self.random).copied().unwrap_or(TRANSLATOR);
+                let (to, lasts) = (self.random.random_range(0..=8), self.between(2_000, 10_000));
+                let steps = [(Duration::ZERO, Step::LimitConnections { of, to }), (lasts, Step::LimitConnections { of, to: UNLIMITED })];
+                self.postgres(at, &steps)
+            }
             Trouble::NetworkToKafka(how) => {
                 let (network, loses) = self.network(how);
                 let lasts = self.between(1_000, 9_000);
@@ -357,6 +389,45 @@ impl Drawing {
     }
 }
 
+impl Step {
+    /// Whether it makes trouble. Other steps prepare a fault or end one.
+    pub(super) fn is_fault(self) -> bool {
+        match self {
+            Self::Kill { .. }
+            | Self::Stop { .. }
+            | Self::Freeze { .. }
+            | Self::Cut { .. }
+            | Self::StopPostgres { .. }
+            | Self::FreezePrimary
+            | Self::HoldReplication
+            | Self::ThawOldPrimary
+            | Self::PutVolumeBack
+            | Self::Disturb { .. }
+            | Self::Heal { loses: true, .. }
+            | Self::FreezeKafka
+            | Self::KillKafka
+            | Self::RemakeTopic { .. }
+            | Self::ReadOnly { on: true }
+            | Self::FillDisk { .. }
+            | Self::SetClock { .. } => true,
+            Self::LimitConnections { to, .. } => to != UNLIMITED,
+            Self::Start { .. }
+            | Self::Thaw { .. }
+            | Self::Rebuild { .. }
+            | Self::StartPostgres
+            | Self::Promote
+            | Self::KillOldPrimary
+            | Self::AddStandby
+            | Self::CopyVolume
+            | Self::Heal { loses: false, .. }
+            | Self::ThawKafka
+            | Self::StartKafka
+            | Self::ReadOnly { on: false }
+            | Self::FreeDisk { .. } => false,
+        }
+    }
+}
+
 impl Display for Step {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (what, victim, table) = match self {
@@ -388,7 +459,14 @@ impl Display for Step {
             Self::FillDisk { of } => return write!(f, "fill the disk of {of:?}"),
             Self::FreeDisk { of } => return write!(f, "free the disk of {of:?}"),
             Self::SetClock { seconds } => return write!(f, "set the clock of PostgreSQL to {seconds:+} s"),
-            Self::RemakeTopic => return f.write_str("delete the topic of inventories, and create it with more messages"),
+            Self::RemakeTopic { translated } => {
+                let translators = if *translated { "run" } else { "are stopped" };
+                return write!(f, "delete the topic of inventories, and create it with more messages; translators {translators}");
+            }
+            Self::ReadOnly { on: true } => return f.write_str("make the database read-only, and end its sessions"),
+            Self::ReadOnly { on: false } => return f.write_str("let new sessions of the database write again"),
+            Self::LimitConnections { of, to: UNLIMITED } => return write!(f, "let {} have as many connections as it needs", of.name),
+            Self::LimitConnections { of, to } => return write!(f, "let {} have {to} connections, and end those it has", of.name),
         };
         write!(f, "{what} {victim}")?;
         match table {
@@ -438,6 +516,7 @@ mod tests {
         kafka: bool,
         standby: bool,
         copied: bool,
+        is_held: bool,
     }
 
     impl World {
@@ -459,8 +538,14 @@ mod tests {
                 Step::Rebuild { .. } => self.postgres,
                 Step::StopPostgres { .. } | Step::FreezePrimary => std::mem::replace(&mut self.postgres, false),
                 Step::StartPostgres => !std::mem::replace(&mut self.postgres, true),
-                Step::HoldReplication => self.postgres && self.standby,
-                Step::Promote => !std::mem::replace(&mut self.postgres, true) && std::mem::replace(&mut self.standby, false),
+                Step::HoldReplication => {
+                    self.is_held = true;
+                    self.postgres && self.standby
+                }
+                Step::Promote => {
+                    self.is_held = false;
+                    !std::mem::replace(&mut self.postgres, true) && std::mem::replace(&mut self.standby, false)
+                }
                 Step::ThawOldPrimary | Step::KillOldPrimary => self.postgres && !self.standby,
                 Step::AddStandby => self.postgres && !std::mem::replace(&mut self.standby, true),
                 Step::CopyVolume => {
@@ -474,7 +559,18 @@ mod tests {
                 Step::Heal { link, .. } => self.ends(link),
                 Step::FreezeKafka | Step::KillKafka => std::mem::replace(&mut self.kafka, false),
                 Step::ThawKafka | Step::StartKafka => !std::mem::replace(&mut self.kafka, true),
-                Step::RemakeTopic => self.kafka,
+                // Translators are among the victims, and restores are over.
+                Step::RemakeTopic { .. } => {
+                    self.kafka
+                        && self.postgres
+                        && !self.copied
+                        && !self.is_held
+                        && !self.ill.iter().any(|ill| ill.contains(TRANSLATOR.name))
+                }
+                Step::ReadOnly { on: true } => std::mem::replace(&mut self.postgres, false),
+                Step::ReadOnly { on: false } => !std::mem::replace(&mut self.postgres, true),
+                Step::LimitConnections { to: UNLIMITED, .. } => !std::mem::replace(&mut self.postgres, true),
+                Step::LimitConnections { .. } => std::mem::replace(&mut self.postgres, false),
                 Step::FillDisk { of: Server::Postgres } => std::mem::replace(&mut self.postgres, false),
                 Step::FreeDisk { of: Server::Postgres } => !std::mem::replace(&mut self.postgres, true),
                 Step::FillDisk { of: Server::Kafka } => std::mem::replace(&mut self.kafka, false),
@@ -488,7 +584,7 @@ mod tests {
     fn troubles_end_and_everything_has_one_at_a_time() {
         for campaign in Campaign::value_variants() {
             for seed in 0..100 {
-                let mut world = World { ill: BTreeSet::new(), postgres: true, kafka: true, standby: true, copied: false };
+                let mut world = World { ill: BTreeSet::new(), postgres: true, kafka: true, standby: true, copied: false, is_held: false };
                 for Timed { at, step } in draw(*campaign, REPLICAS, seed, MINUTE) {
                     // A trouble that waits for a victim may begin later, and then ends at once.
                     assert!(at <= MINUTE + Duration::from_secs(60), "{at:?} {step}");
@@ -517,14 +613,16 @@ mod tests {
     fn short_schedules_have_what_their_campaign_is_for() {
         for seed in 0..50 {
             let has = |campaign, of: fn(&Step) -> bool| {
-                let steps = steps(campaign, seed, Duration::from_secs(25));
+                let seconds = if campaign == Campaign::Kafka { 40 } else { 25 };
+                let steps = steps(campaign, seed, Duration::from_secs(seconds));
                 assert!(steps.iter().any(of), "{campaign:?}, seed {seed}: {steps:?}");
             };
             has(Campaign::Failover, |step| *step == Step::ThawOldPrimary);
             has(Campaign::Restore, |step| *step == Step::PutVolumeBack);
             has(Campaign::Restore, |step| *step == Step::HoldReplication);
             has(Campaign::Network, |step| matches!(step, Step::Heal { loses: true, .. }));
-            has(Campaign::Kafka, |step| *step == Step::RemakeTopic);
+            has(Campaign::Kafka, |step| matches!(step, Step::RemakeTopic { translated: true }));
+            has(Campaign::Kafka, |step| matches!(step, Step::RemakeTopic { translated: false }));
             has(Campaign::Kafka, |step| *step == Step::KillKafka);
             has(Campaign::Kafka, |step| *step == Step::FreezeKafka);
             has(Campaign::Processes, |step| matches!(step, Step::Kill { .. } | Step::Freeze { .. }));
