@@ -213,7 +213,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH deleted AS (
         DELETE FROM todo WHERE automation = of_automation AND key = ANY (ARRAY(
-            SELECT key FROM todo WHERE automation = of_automation AND status = 'done' AND finished_at < clock_timestamp() - retention
+            -- No clock_timestamp(): an index does not search by a volatile function, so every done to-do would be read.
+            SELECT key FROM todo WHERE automation = of_automation AND status = 'done' AND finished_at < statement_timestamp() - retention
                                    AND runs_projection(session_user, of_automation)
             ORDER BY finished_at LIMIT most FOR UPDATE SKIP LOCKED))
         RETURNING 1
