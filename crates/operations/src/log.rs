@@ -45,7 +45,9 @@ impl Which<'_> {
             },
         };
         let types = if self.types.is_empty() { "$2::text[] IS NOT NULL" } else { "event_type = ANY ($2)" };
-        Ok(format!("{id} AND {types} AND event_id > $3"))
+        // Of an id, by its index and never by position: the range of positions may be most of the log.
+        let after = if self.id.is_some() { "event_id + 0 > $3" } else { "event_id > $3" };
+        Ok(format!("{id} AND {types} AND {after}"))
     }
 }
 
