@@ -17,7 +17,8 @@ use crate::{
     translations::{self, Translation},
 };
 
-/// A read model that lags for longer needs attention, in seconds. A rebuild or a burst takes less to catch up with most logs.
+/// A read model that lags for longer needs attention, in seconds, and so does a to-do or a message that waits for longer. A rebuild or a
+/// burst takes less to catch up with most logs.
 const LAG_SECONDS: f64 = 60.0;
 
 #[derive(Args)]
@@ -145,7 +146,7 @@ fn attention(status: &Status) -> Vec<Attention> {
         }
         if !status.replicas.iter().any(|replica| replica.name == *name && replica.version == build.version) {
             add(format!("no process runs version {} of {name}: start the service", build.version), None);
-        } else if build.status == "serving" && build.lag_seconds > LAG_SECONDS && build.parked == 0 {
+        } else if build.status == "serving" && build.lag_seconds > LAG_SECONDS {
             add(format!("{name} is {} behind: see the logs of its service", span(build.lag_seconds)), None);
         }
     }
@@ -168,12 +169,29 @@ fn attention(status: &Status) -> Vec<Attention> {
         let TodoCounts { automation, failed, .. } = todos;
         add(format!("failed to-dos of {automation}: {failed}"), Some(format!("cartctl todos list --automation {automation}")));
     }
-    for translation in status.translations.iter().filter(|translation| translation.blocked().is_some()) {
-        let StoredOffset { topic, partition, group, .. } = &translation.stored;
-        add(
-            format!("{topic}/{partition} is blocked: its stored offset is outside of the partition"),
-            Some(format!("cartctl translations seek {topic} {partition} --group {group} --beginning")),
-        );
+    for TodoCounts { automation, oldest_open_seconds, .. } in &status.todos {
+        if let Some(age) = oldest_open_seconds.filter(|age| *age > LAG_SECONDS) {
+            add(
+                format!("a to-do of {automation} is open for {}", span(age)),
+                Some(format!("cartctl todos list --automation {automation}")),
+            );
+        }
+    }
+    for translation in &status.translations {
+        let StoredOffset { topic, partition, group, age_seconds, .. } = &translation.stored;
+        if translation.blocked().is_some() {
+            add(
+                format!("{topic}/{partition} is blocked: its stored offset is outside of the partition"),
+                Some(format!("cartctl translations seek {topic} {partition} --group {group} --beginning")),
+            );
+        } else if let Some(lag) = translation.lag.filter(|lag| *lag > 0 && *age_seconds > LAG_SECONDS) {
+            // Among others a topic that was created again: only the translator knows.
+            let moved = span(*age_seconds);
+            add(
+                format!("{topic}/{partition} is not translated: {lag} wait, the offset moved {moved} ago; see /ready of the translator"),
+                None,
+            );
+        }
     }
     for letters in status.dead_letters.iter().flatten().filter(|letters| letters.waiting > 0) {
         let DeadLetters { topic, waiting, .. } = letters;
@@ -276,5 +294,36 @@ mod tests {
             "- dead letters that wait in stock.dead-letters: 3; run `cartctl dead-letters list --topic stock.dead-letters`",
         ];
         assert_eq!(verdict(&attention(&status)), expected);
+    }
+
+    #[test]
+    fn what_waits_for_long_needs_attention() {
+        let stored = |age_seconds| StoredOffset { group: "g".into(), topic: "stock".into(), partition: 0, next_offset: 4, age_seconds };
+        let translation = |lag, age| Translation { stored: stored(age), begins_at: Some(0), ends_at: Some(4 + lag), lag: Some(lag) };
+        let todos = |age| TodoCounts {
+            automation: "archive_item".into(),
+            open: 1,
+            failed: 0,
+            oldest_open_seconds: Some(age),
+            oldest_failed_seconds: None,
+        };
+        let status = Status {
+            attention: vec![],
+            head: Position(7),
+            projections: vec![],
+            replicas: vec![],
+            parked: vec![],
+            todos: vec![todos(59.0), todos(125.0)],
+            translations: vec![translation(0, 3600.0), translation(2, 59.0), translation(2, 3600.0)],
+            findings: vec![],
+            dead_letters: None,
+            broker_error: None,
+        };
+        let what: Vec<_> = attention(&status).into_iter().map(|one| one.what).collect();
+        let expected = [
+            format!("a to-do of archive_item is open for {}", span(125.0)),
+            format!("stock/0 is not translated: 2 wait, the offset moved {} ago; see /ready of the translator", span(3600.0)),
+        ];
+        assert_eq!(what, expected);
     }
 }

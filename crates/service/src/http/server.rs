@@ -82,6 +82,7 @@ where
         .client_disconnect_timeout(DISCONNECT_TIMEOUT)
         // A client that does not read its stream is dropped. Otherwise the kernel would wait for it for ever.
         .on_connect(|connection, _| {
+            #[cfg(target_os = "linux")] // macOS has no such option.
             if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
                 // It fails only for a connection that has ended.
                 let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(STUCK));
