@@ -5,6 +5,7 @@ mod cartctl;
 mod error_codes;
 mod markers;
 mod metrics;
+mod named_tests;
 mod routes;
 mod settings;
 mod sources;
@@ -26,7 +27,8 @@ use sources::unreadable;
 /// would change.
 ///
 /// # Errors
-/// cartctl does not compile, a source cannot be read, or a marker names no table. With `check`, also if a file would change.
+/// cartctl does not compile, a source cannot be read, a marker names no table, an error code has no meaning, or a page names a test that is not
+/// there. With `check`, also if a file would change.
 pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Error> {
     report.say("building cartctl, whose --help is read");
     let programs = cargo::build(layout, &["cartctl"], false).await?;
@@ -37,6 +39,7 @@ pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Er
         let new = markers::filled(&sources::text(&path)?, &tables).map_err(|reason| unreadable(&path, reason))?;
         generated.push((path, new));
     }
+    named_tests::check(checkout, generated.iter().map(|(_, text)| text.as_str()))?;
     let mut changed = vec![];
     for (path, new) in generated {
         if std::fs::read_to_string(&path).ok().as_ref() != Some(&new) {

@@ -1,6 +1,5 @@
 //! Routes: from the committed OpenAPI documents.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -106,24 +105,6 @@ fn shape(document: &Value, schema: &Value) -> String {
         (Value::String(name), _) => name.clone(),
         _ => "JSON".to_owned(),
     }
-}
-
-/// The codes that each status answers with, over all documents.
-pub(super) fn refusals(checkout: &Path) -> Result<BTreeMap<String, u16>, Error> {
-    let none = serde_json::Map::new();
-    let mut codes = BTreeMap::new();
-    for service in services::ALL {
-        let document = document(checkout, service.name)?;
-        let operations =
-            document["paths"].as_object().unwrap_or(&none).values().flat_map(|methods| methods.as_object().into_iter().flatten());
-        for (status, response) in operations.flat_map(|(_, operation)| operation["responses"].as_object().into_iter().flatten()) {
-            let Ok(status) = status.parse::<u16>() else { continue };
-            for word in response["description"].as_str().unwrap_or_default().split([' ', ',']).filter(|word| word.contains('_')) {
-                codes.insert(word.to_owned(), status);
-            }
-        }
-    }
-    Ok(codes)
 }
 
 #[cfg(test)]
