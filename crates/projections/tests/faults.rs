@@ -355,6 +355,23 @@ async fn until_working(process: &Process<DomainEvent>) {
     eventually("the process says that it works", || async { process.projections.working("positions").ok() }).await;
 }
 
+/// For more rights than the migrations give, an administrator makes a role a member of the service's.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn member_of_the_services_role_runs_a_projection() {
+    let log = log().await;
+    let pool = log.database.pool().await;
+    let role = format!("member_{}", log.database.options().get_database().unwrap());
+    execute(&pool, &format!("CREATE ROLE {role} LOGIN IN ROLE cartlog_projections")).await;
+    let process = Process::connected(log.database.options_as(&role), StoreSettings::default(), Positions, quick());
+    until_working(&process).await;
+    log.append(Shopping::new().with_items(3)).await;
+    until_exact(&pool).await;
+    process.stop().await;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM replica").fetch_one(&pool).await.unwrap();
+    assert_eq!(left, 0, "it deletes its own replica");
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
 async fn heartbeat_survives_a_half_open_connection() {
