@@ -5,7 +5,7 @@
 //! between attempts and the retention. Done to-dos are deleted after a retention time; the automation's checkpoint keeps it from enqueuing
 //! them again.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use event_store::{
     Backoff, Metadata, Pool, Position, StoreError,
@@ -16,9 +16,9 @@ use opentelemetry::KeyValue;
 use serde::{Serialize, Serializer};
 use sqlx::{PgConnection, postgres::types::PgInterval, types::Json};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
@@ -205,7 +205,7 @@ pub(crate) async fn work_with<F, W>(
     W: Future<Output = Outcome> + Send + 'static,
 {
     let (settling, settled) = mpsc::channel(SETTLED_AT_ONCE);
-    let todos = Arc::new(Todos { pool, automation, settings, health });
+    let todos = Arc::new(Todos { pool, automation, settings, health, paused: Notify::new() });
     let settler = tokio::spawn(settle(todos.clone(), settled));
     // Each attempt is a task of its own: it proceeds while this loop waits for a connection.
     let mut working = JoinSet::new();
@@ -213,11 +213,13 @@ pub(crate) async fn work_with<F, W>(
     let deleting = AbortOnDropHandle::new(tokio::spawn(delete_done(todos.clone())));
     let mut leases = Leases::default();
     let mut warned = false;
-    let (mut may_be_due, mut is_backlogged) = (true, false);
+    let mut polls = tokio::time::interval(todos.settings.poll_interval);
+    polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut may_be_due, mut claim_at) = (false, Instant::now());
     while !shutdown.is_cancelled() {
         let room = todos.settings.concurrency.saturating_sub(working.len());
-        // With a backlog, half of the attempts end before the next claim. So one statement claims many.
-        let claims = if is_backlogged { 2 * room >= todos.settings.concurrency } else { may_be_due && room > 0 };
+        // One statement claims many: it waits until half of the places are free. Attempts that hang must not keep the others' places.
+        let claims = may_be_due && room > 0 && (2 * room >= todos.settings.concurrency || Instant::now() >= claim_at);
         let claimed = if claims { todos.claim(room, &mut leases).await } else { Ok(vec![]) };
         let found = match claimed {
             Ok(claimed) => {
@@ -247,17 +249,15 @@ pub(crate) async fn work_with<F, W>(
             }
         };
         if claims {
-            (may_be_due, is_backlogged) = (false, found == room);
-            if is_backlogged {
-                continue;
-            }
+            (may_be_due, claim_at) = (found == room, Instant::now() + GATHERING);
         }
         tokio::select! {
             Some(ended) = working.join_next(), if !working.is_empty() => report_panic(automation, ended),
-            _ = wake.changed() => may_be_due = true,
+            Ok(()) = wake.changed() => may_be_due = true,
+            () = todos.paused.notified() => may_be_due = true,
+            _ = polls.tick() => may_be_due = true,
+            () = sleep_until(claim_at), if may_be_due && working.len() < todos.settings.concurrency => {}
             () = shutdown.cancelled() => {}
-            // Attempts that take long must not keep the others' places.
-            () = tokio::time::sleep(todos.settings.poll_interval) => (may_be_due, is_backlogged) = (true, false),
         }
         while let Some(ended) = working.try_join_next() {
             report_panic(automation, ended);
@@ -272,6 +272,8 @@ pub(crate) async fn work_with<F, W>(
 
 /// The name of the work on to-dos, beside the builds of the projection.
 const TASK: &str = "to-dos";
+/// The longest time that a claim waits for more places after the one before.
+const GATHERING: Duration = Duration::from_millis(20);
 /// The most outcomes that one statement stores.
 const SETTLED_AT_ONCE: usize = 1_000;
 
@@ -282,13 +284,31 @@ struct Attempted {
     took: Duration,
 }
 
-/// Stores the outcomes of attempts: all that wait, in one statement.
+/// Stores the outcomes of attempts: all that wait, in one statement. Notifies when the pauses after them end.
 async fn settle(todos: Arc<Todos>, mut settled: mpsc::Receiver<Attempted>) {
-    let mut attempted = vec![];
-    while settled.recv_many(&mut attempted, SETTLED_AT_ONCE).await > 0 {
-        if let Err(error) = todos.settle(std::mem::take(&mut attempted)).await {
-            // The to-dos are attempted again when their leases expire.
-            tracing::warn!(automation = todos.automation, error = &error as &dyn std::error::Error, "cannot store outcomes of to-dos");
+    let (mut attempted, mut pauses) = (vec![], BinaryHeap::new());
+    loop {
+        let now = Instant::now();
+        let earliest = pauses.peek().map(|Reverse(end)| *end);
+        tokio::select! {
+            received = settled.recv_many(&mut attempted, SETTLED_AT_ONCE) => {
+                if received == 0 {
+                    return;
+                }
+                match todos.settle(std::mem::take(&mut attempted)).await {
+                    Ok(set) => pauses.extend(set.into_iter().map(|pause| Reverse(Instant::now() + pause))),
+                    // The to-dos are attempted again when their leases expire.
+                    Err(error) => {
+                        tracing::warn!(automation = todos.automation, error = &error as &dyn std::error::Error, "cannot store outcomes of to-dos");
+                    }
+                }
+            }
+            () = sleep_until(earliest.unwrap_or(now)), if earliest.is_some() => {
+                while pauses.peek().is_some_and(|Reverse(end)| *end <= Instant::now()) {
+                    pauses.pop();
+                }
+                todos.paused.notify_one();
+            }
         }
     }
 }
@@ -356,6 +376,8 @@ struct Todos {
     automation: &'static str,
     settings: Settings,
     health: Arc<Health>,
+    /// Notified when a pause that this worker has set ends. The poll finds those that other workers have set.
+    paused: Notify,
 }
 
 impl Todos {
@@ -478,13 +500,18 @@ impl Todos {
             .collect())
     }
 
-    /// Stores the outcomes of attempts, except of those whose lease expired and whose to-do another worker has.
-    async fn settle(&self, attempted: Vec<Attempted>) -> Result<(), StoreError> {
+    /// Stores the outcomes of attempts, except of those whose lease expired and whose to-do another worker has. Returns the pauses that it set.
+    async fn settle(&self, attempted: Vec<Attempted>) -> Result<Vec<Duration>, StoreError> {
+        let mut set = vec![];
         let (mut keys, mut leases, mut statuses, mut errors, mut lengths, mut pauses) = (vec![], vec![], vec![], vec![], vec![], vec![]);
         for Attempted { todo, outcome, took } in attempted {
             let (label, status, error, pause) = match outcome {
                 Outcome::Done => ("done", "done", None, Duration::ZERO),
-                Outcome::Retry { error } => ("retry", "open", Some(error), self.settings.pause(todo.attempts)),
+                Outcome::Retry { error } => {
+                    let pause = self.settings.pause(todo.attempts);
+                    set.push(pause);
+                    ("retry", "open", Some(error), pause)
+                }
                 Outcome::Failed { error } => ("failed", "failed", Some(error), Duration::ZERO),
             };
             METRICS.todos.add(1, &[KeyValue::new("automation", self.automation), KeyValue::new("outcome", label)]);
@@ -523,7 +550,7 @@ impl Todos {
             .execute(&mut *connection)
             .await?;
             connection.done();
-            Ok(())
+            Ok(set)
         })
         .await
     }

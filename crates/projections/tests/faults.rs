@@ -298,7 +298,15 @@ impl Worker {
         lease: Duration,
         attempt: impl Fn(todo::Todo) -> W + Send + Sync + 'static,
     ) -> Self {
-        let settings = todo::Settings { lease, concurrency: 1, poll_interval: Duration::from_millis(50), ..todo::Settings::default() };
+        let poll_interval = Duration::from_millis(50);
+        Self::with(log, todo::Settings { lease, concurrency: 1, poll_interval, ..todo::Settings::default() }, attempt)
+    }
+
+    fn with<W: Future<Output = Outcome> + Send + 'static>(
+        log: &TestLog<DomainEvent>,
+        settings: todo::Settings,
+        attempt: impl Fn(todo::Todo) -> W + Send + Sync + 'static,
+    ) -> Self {
         let (pool, stop) = (log.store.pool().clone(), CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
@@ -344,6 +352,39 @@ async fn to_do_waits_for_a_log_that_has_come_as_far() {
     execute(&pool, show).await;
     eventually("the second is done", || async { (statuses(&log).await[1] == status("done", 1)).then_some(()) }).await;
     worker.stop().await;
+}
+
+/// Four attempts at once, and a poll once an hour.
+fn seldom_polling() -> todo::Settings {
+    todo::Settings { concurrency: 4, poll_interval: Duration::from_secs(3_600), ..todo::Settings::default() }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn to_do_is_attempted_again_when_its_pause_ends() {
+    let log = log().await;
+    ask(&log, 2).await;
+    let worker = Worker::with(&log, seldom_polling(), |todo| async move {
+        if todo.attempts < 3 { Outcome::Retry { error: "not yet".to_owned() } } else { Outcome::Done }
+    });
+    eventually("the third attempts are made", || async { (statuses(&log).await == vec![status("done", 3); 2]).then_some(()) }).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn attempts_that_hang_do_not_keep_the_places_of_others() {
+    let log = log().await;
+    let keys = ask(&log, 20).await;
+    let hanging = keys[..3].to_vec();
+    let worker = Worker::with(&log, seldom_polling(), move |todo| {
+        let hangs = hanging.contains(&todo.key);
+        async move { if hangs { std::future::pending().await } else { Outcome::Done } }
+    });
+    let mut expected = vec![status("open", 1); 3];
+    expected.extend(vec![status("done", 1); 17]);
+    eventually("all others are done", || async { (statuses(&log).await == expected).then_some(()) }).await;
+    worker.task.abort();
 }
 
 /// Waits until a process has not worked for as long as it may, and returns why.
