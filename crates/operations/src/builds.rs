@@ -8,7 +8,7 @@ use event_store::{
     Pool, Position, StoreError,
     connection::{PooledConnection, with_timeout, with_timeout_of},
 };
-use projections::{Switch, build_tables};
+use projections::{Switch, build_tables, lock_builds};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
@@ -69,7 +69,8 @@ pub async fn drop_build(pool: &Pool, name: &str, build: &str) -> Result<bool, St
 
 async fn drop_now(pool: &Pool, name: &str, build: &str) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
-    // The checkpoints first, in the order of a batch. The other order could deadlock with a batch.
+    lock_builds(&mut transaction, name).await?;
+    // The checkpoints before the row is deleted, in the order of a batch. The other order could deadlock with a batch.
     sqlx::query_scalar!("SELECT position FROM checkpoint WHERE name = $1 AND build = $2 ORDER BY segment FOR UPDATE", name, build)
         .fetch_all(&mut *transaction)
         .await?;
@@ -204,7 +205,7 @@ pub async fn compare(pool: &Pool, name: &str, samples: i64, patience: Duration) 
 async fn hold(pool: &Pool, name: &str, patience: Duration) -> Result<(), CompareError> {
     let hold = sqlx::query!(
         r#"WITH builds AS (
-               SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') FOR UPDATE
+               SELECT build, hold_until FROM projection WHERE name = $1 AND status IN ('serving', 'building') ORDER BY build FOR UPDATE
            ), running AS (
                SELECT extract(epoch FROM max(hold_until) - clock_timestamp())::float8 AS seconds FROM builds
                WHERE is_held(hold_until)

@@ -123,7 +123,7 @@ pub use error::ProjectionError;
 pub use projection::{Kind, Projection};
 pub use projections::Projections;
 pub use read::Query;
-pub use rebuild::{Switch, build_tables, rebuild, rebuild_automation, rebuild_named, switch_when_ready, switch_with_parked};
+pub use rebuild::{Switch, build_tables, lock_builds, rebuild, rebuild_automation, rebuild_named, switch_when_ready, switch_with_parked};
 pub use segment::{SEGMENTS, segment_of};
 pub use settings::Settings;
 pub use wait::Wait;

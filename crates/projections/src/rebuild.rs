@@ -44,12 +44,10 @@ async fn start(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, swi
 
 async fn start_now(pool: &Pool, name: &str, release: Option<(i32, Vec<String>)>, switch: Switch) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin().await?;
-    let Some(serving) = sqlx::query!(
-        "SELECT build, version, tables, paused FROM projection WHERE name = $1 AND status = 'serving' FOR NO KEY UPDATE",
-        name
-    )
-    .fetch_optional(&mut *transaction)
-    .await?
+    lock_builds(&mut transaction, name).await?;
+    let Some(serving) = sqlx::query!("SELECT build, version, tables, paused FROM projection WHERE name = $1 AND status = 'serving'", name)
+        .fetch_optional(&mut *transaction)
+        .await?
     else {
         return Ok(()); // The projection never ran, so its first build has yet to begin.
     };
@@ -150,6 +148,17 @@ async fn wait_for_attempts(pool: &Pool, name: &str) -> Result<(), StoreError> {
         }
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Locks the builds of a projection until the transaction ends, so that none of them is created anew, dropped or switched meanwhile. Always in
+/// the same order, and before checkpoints: otherwise two of these transactions could deadlock.
+///
+/// # Errors
+/// The database failed, or a migration is missing.
+pub async fn lock_builds(transaction: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
+    // NO KEY: parking a key refers to these rows, while it locks checkpoints that this transaction waits for.
+    let lock = sqlx::query!("SELECT build FROM projection WHERE name = $1 ORDER BY build FOR NO KEY UPDATE", name);
+    lock.fetch_all(transaction).await.map(drop)
 }
 
 /// Empties the tables of a build. Waits for statements that read them.

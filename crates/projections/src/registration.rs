@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     projection::{Kind, Projection},
-    rebuild::rebuild,
+    rebuild::{lock_builds, rebuild},
     replica::Replica,
     segment::SEGMENTS,
 };
@@ -115,11 +115,11 @@ pub(crate) enum Switched {
 pub(crate) async fn switch(pool: &Pool, name: &str, version: i32, types: &[String]) -> Result<Switched, StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::query!("SELECT set_config('lock_timeout', '1s', true)").fetch_one(&mut *transaction).await?;
-    // NO KEY: parking a key refers to these rows, while it locks checkpoints that this transaction waits for.
+    lock_builds(&mut transaction, name).await?;
     let builds = sqlx::query!(
         r#"SELECT build, version, status, switch_when_ready, paused OR ahead_of IS NOT NULL AND status = 'building' OR is_held(hold_until) AS "held!",
                   ahead_of, (SELECT coalesce(max(event_id), 0) FROM event) AS "head!"
-           FROM projection WHERE name = $1 FOR NO KEY UPDATE"#,
+           FROM projection WHERE name = $1"#,
         name
     )
     .fetch_all(&mut *transaction)

@@ -387,6 +387,30 @@ async fn attempts_that_hang_do_not_keep_the_places_of_others() {
     worker.task.abort();
 }
 
+/// A switch locks the rows of both builds, too.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn rebuild_locks_both_builds_in_the_order_of_a_switch() {
+    let log = log().await;
+    let pool = log.database.pool().await;
+    let builds = "INSERT INTO projection (name, build, version, status) VALUES
+                  ('positions', 'projection_a', 1, 'retired'), ('positions', 'projection_b', 1, 'serving')";
+    execute(&pool, builds).await;
+    let mut switching = pool.begin().await.unwrap();
+    let lock = |build: &str| format!("SELECT FROM projection WHERE build = '{build}' FOR NO KEY UPDATE");
+    sqlx::query(&lock("projection_a")).execute(&mut *switching).await.unwrap();
+    let store = log.store.pool().clone();
+    let rebuilding = tokio::spawn(async move { projections::rebuild_named(&store, "positions", projections::Switch::WhenReady).await });
+    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+    eventually("the rebuild waits", || async { sqlx::query_scalar::<_, bool>(waiting).fetch_one(&pool).await.unwrap().then_some(()) })
+        .await;
+    sqlx::query(&lock("projection_b")).execute(&mut *switching).await.unwrap();
+    switching.commit().await.unwrap();
+    rebuilding.await.unwrap().unwrap();
+    let status: String = sqlx::query_scalar("SELECT status FROM projection WHERE build = 'projection_a'").fetch_one(&pool).await.unwrap();
+    assert_eq!(status, "building");
+}
+
 /// Waits until a process has not worked for as long as it may, and returns why.
 async fn until_not_working(process: &Process<DomainEvent>) -> String {
     eventually("the process says that it does not work", || async { process.projections.working("positions").err() }).await
