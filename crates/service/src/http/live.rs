@@ -1,15 +1,15 @@
 //! Read models that push: a query that accepts `text/event-stream` is answered with its answer now, and again whenever it changes.
 //!
-//! One task of the process asks the log, once a tick, which ids the newest events carry. It wakes only the answers that depend on such an id.
+//! While there are streams, one task of the process asks the log, once a tick, which ids the newest events carry. It wakes only the answers that
+//! depend on such an id.
 //! An answer is then read again with the query's own handler, once for all streams of a worker that show it. A stream keeps no queue: it sends
 //! the newest answer when the client takes it, so a slow client misses answers in between.
 
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
-    rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -19,14 +19,18 @@ use actix_web::{
     Error, HttpMessage, HttpRequest, HttpResponse,
     body::{BoxBody, MessageBody, to_bytes},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderMap},
+    http::{
+        StatusCode,
+        header::{self, HeaderMap},
+    },
     middleware::Next,
     web::{Bytes, Data},
 };
 use event_store::{EventStore, LogEvent, Position, StoreError, Touched};
 use futures::{FutureExt as _, future::BoxFuture, stream::unfold};
 use tokio::{
-    sync::{Semaphore, watch},
+    runtime::Handle,
+    sync::watch,
     time::{Instant, interval_at, sleep},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,19 +44,47 @@ const TICK: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// The time after which a comment keeps proxies from closing a silent stream.
 const KEEP_AWAKE: Duration = Duration::from_secs(15);
-/// How many answers a worker reads at once. The other permits to read are for clients that wait.
-const READS: usize = 8;
 
 /// The media type of a stream.
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// Knows which answers depend on which ids, and wakes them. Clones share it.
 #[derive(Clone)]
-pub struct Changes(Arc<Watched>);
+pub struct Changes(Arc<Followed>);
 
-struct Watched {
+/// A log that is followed while there are streams.
+struct Followed {
+    log: Box<dyn Log>,
+    runtime: Handle,
+    following: Mutex<Weak<Following>>,
+}
+
+/// What streams ask of a log.
+pub(crate) trait Log: Send + Sync + 'static {
+    fn head(&self) -> watch::Receiver<Position>;
+    fn epoch(&self) -> u64;
+    fn touched(&self, after: Position) -> BoxFuture<'static, Result<Touched, StoreError>>;
+}
+
+impl<E: LogEvent> Log for EventStore<E> {
+    fn head(&self) -> watch::Receiver<Position> {
+        self.head_watcher().subscribe()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.head_watcher().epoch()
+    }
+
+    fn touched(&self, after: Position) -> BoxFuture<'static, Result<Touched, StoreError>> {
+        let log = self.clone();
+        async move { log.touched(after).await }.boxed()
+    }
+}
+
+/// The answers that streams show, and the task that wakes them. It ends with the last of them.
+struct Following {
+    followed: Arc<Followed>,
     interests: Mutex<Interests>,
-    touched: Box<dyn Fn(Position) -> BoxFuture<'static, Result<Touched, StoreError>> + Send + Sync>,
     head: watch::Receiver<Position>,
     /// Wakes were sent for the events up to here.
     read_to: AtomicI64,
@@ -66,87 +98,89 @@ struct Interests {
 }
 
 /// The position of the newest event that an answer may depend on. In another epoch, positions before it say nothing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Wake {
     epoch: u64,
     position: Position,
 }
 
 impl Changes {
-    /// Follows a log until the last clone is dropped. Call it within a Tokio runtime.
+    /// Follows a log in this Tokio runtime while there are streams.
     pub fn of<E: LogEvent>(log: &EventStore<E>) -> Self {
-        let (watcher, reading) = (log.head_watcher().clone(), log.clone());
-        let touched = move |after| {
-            let log = reading.clone();
-            async move { log.touched(after).await }.boxed()
-        };
-        let head = watcher.subscribe();
-        Self::start(head, move || watcher.epoch(), touched)
+        Self::of_log(log.clone())
     }
 
-    pub(crate) fn start(
-        head: watch::Receiver<Position>,
-        epoch: impl Fn() -> u64 + Send + Sync + 'static,
-        touched: impl Fn(Position) -> BoxFuture<'static, Result<Touched, StoreError>> + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn of_log(log: impl Log) -> Self {
+        Self(Arc::new(Followed { log: Box::new(log), runtime: Handle::current(), following: Mutex::default() }))
+    }
+
+    fn following(&self) -> Arc<Following> {
+        let mut known = self.0.following.lock().unwrap_or_else(PoisonError::into_inner);
+        known.upgrade().unwrap_or_else(|| {
+            let following = Following::start(&self.0);
+            *known = Arc::downgrade(&following);
+            following
+        })
+    }
+}
+
+impl Following {
+    fn start(followed: &Arc<Followed>) -> Arc<Self> {
         let ended = CancellationToken::new();
-        let changes = Self(Arc::new(Watched {
+        // In this order: an epoch that begins in between is noticed.
+        let (epoch, mut head) = (followed.log.epoch(), followed.log.head());
+        let read_to = *head.borrow_and_update();
+        let following = Arc::new(Self {
+            followed: followed.clone(),
             interests: Mutex::default(),
-            touched: Box::new(touched),
             head: head.clone(),
-            read_to: AtomicI64::new(0),
+            read_to: AtomicI64::new(read_to.0),
             _ends: ended.clone().drop_guard(),
-        }));
-        let watched = Arc::downgrade(&changes.0);
-        tokio::spawn(async move {
-            let following = async {
-                let (mut head, mut current) = (head, epoch());
-                let mut read_to = *head.borrow();
-                while head.changed().await.is_ok() {
-                    let mut newest = *head.borrow_and_update();
-                    while let Some(changes) = watched.upgrade().map(Changes) {
-                        if epoch() != current || read_to == Position::START {
-                            // What was read may be of a log that was given up, or of one whose head was not known.
-                            (current, read_to) = (epoch(), newest);
-                            changes.0.read_to.store(newest.0, Ordering::SeqCst);
-                            changes.wake_all(Wake { epoch: current, position: newest });
-                        } else if changes.lock().by_id.is_empty() {
-                            read_to = newest;
+        });
+        let follow = Self::follow(Arc::downgrade(&following), epoch, head, read_to);
+        followed.runtime.spawn(async move { ended.run_until_cancelled(follow).await });
+        following
+    }
+
+    /// Wakes answers until the head is not known any more.
+    async fn follow(following: Weak<Self>, mut current: u64, mut head: watch::Receiver<Position>, mut read_to: Position) {
+        while head.changed().await.is_ok() {
+            let mut newest = *head.borrow_and_update();
+            while let Some(following) = following.upgrade() {
+                let log = &following.followed.log;
+                if log.epoch() != current || read_to == Position::START {
+                    // What was read may be of a log that was given up, or of one whose head was not known.
+                    (current, read_to) = (log.epoch(), newest);
+                    following.read_to.store(newest.0, Ordering::SeqCst);
+                    following.wake_all(Wake { epoch: current, position: newest });
+                }
+                if read_to >= newest {
+                    break;
+                }
+                match log.touched(read_to).await {
+                    Ok(touched) => {
+                        // In this order: an answer that registers an id in between asks for what it has missed.
+                        following.read_to.store(touched.up_to.0, Ordering::SeqCst);
+                        following.wake(&touched, current);
+                        // Without an event, another server has answered, which is behind.
+                        if touched.up_to == read_to {
+                            sleep(RETRY).await;
                         }
-                        if read_to >= newest {
-                            break;
-                        }
-                        match (changes.0.touched)(read_to).await {
-                            Ok(touched) => {
-                                // In this order: an answer that registers an id in between asks for what it has missed.
-                                changes.0.read_to.store(touched.up_to.0, Ordering::SeqCst);
-                                changes.wake(&touched, current);
-                                // Without an event, another server has answered, which is behind.
-                                if touched.up_to == read_to {
-                                    sleep(RETRY).await;
-                                }
-                                read_to = touched.up_to;
-                            }
-                            Err(error) => {
-                                tracing::debug!(%error, "streams wait for the log");
-                                sleep(RETRY).await;
-                            }
-                        }
-                        sleep(TICK).await;
-                        newest = *head.borrow_and_update();
+                        read_to = touched.up_to;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "streams wait for the log");
+                        sleep(RETRY).await;
                     }
                 }
-            };
-            tokio::select! {
-                () = ended.cancelled() => {}
-                () = following => {}
+                sleep(TICK).await;
+                newest = *head.borrow_and_update();
             }
-        });
-        changes
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Interests> {
-        self.0.interests.lock().unwrap_or_else(PoisonError::into_inner)
+        self.interests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake(&self, touched: &Touched, epoch: u64) {
@@ -172,23 +206,23 @@ impl Changes {
 
     /// The newest position known. An answer that has registered its ids, and then reads up to here, misses nothing.
     fn known(&self) -> Position {
-        Position(self.0.read_to.load(Ordering::SeqCst)).max(*self.0.head.borrow())
+        Position(self.read_to.load(Ordering::SeqCst)).max(*self.head.borrow())
     }
 
     /// Registers an answer. It is woken for what was appended after this.
-    fn interest(&self) -> Interest {
+    fn interest(self: Arc<Self>) -> Interest {
         let number = {
             let mut interests = self.lock();
             interests.next += 1;
             interests.next
         };
-        Interest { changes: self.clone(), number, ids: HashSet::new(), wake: watch::Sender::new(Wake::default()) }
+        Interest { following: self, number, ids: HashSet::new(), wake: watch::Sender::new(Wake::default()) }
     }
 }
 
 /// The ids that an answer depends on.
 struct Interest {
-    changes: Changes,
+    following: Arc<Following>,
     number: u64,
     ids: HashSet<Uuid>,
     wake: watch::Sender<Wake>,
@@ -196,7 +230,7 @@ struct Interest {
 
 impl Interest {
     fn set(&mut self, ids: HashSet<Uuid>) {
-        let mut interests = self.changes.lock();
+        let mut interests = self.following.lock();
         for id in ids.difference(&self.ids) {
             interests.by_id.entry(*id).or_default().insert(self.number, self.wake.clone());
         }
@@ -222,12 +256,19 @@ impl Drop for Interest {
 /// An answer of a query.
 #[derive(Debug, Clone)]
 struct Answer {
+    /// The epoch in which its read began.
+    epoch: u64,
     /// It is complete up to here.
     position: Position,
     json: Bytes,
 }
 
 impl Answer {
+    /// What it includes.
+    fn at(&self) -> Wake {
+        Wake { epoch: self.epoch, position: self.position }
+    }
+
     /// The answer as a server-sent event. JSON has no line breaks.
     fn event(&self) -> Bytes {
         [b"id: ".as_slice(), self.position.to_string().as_bytes(), b"\ndata: ", &self.json, b"\n\n"].concat().into()
@@ -239,7 +280,6 @@ type Shared = HashMap<(usize, String), watch::Sender<Answer>>;
 
 thread_local! {
     static SHARED: RefCell<Shared> = RefCell::default();
-    static PERMITS: Rc<Semaphore> = Rc::new(Semaphore::new(READS));
 }
 
 /// Answers a query as a stream if the client accepts one. A slice opts in by wrapping its route with it.
@@ -264,7 +304,7 @@ pub async fn live<B: MessageBody + 'static>(request: ServiceRequest, next: Next<
 
 /// Opens a stream, or answers what the query answers instead of a read model.
 async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B>, changes: Changes) -> Result<HttpResponse, Error> {
-    let last = last_event_id(request.headers())?;
+    let mut last = last_event_id(request.headers())?;
     if request.query_string().split('&').any(|pair| pair.split('=').next() == Some("at")) {
         return Err(HttpError::new(
             ErrorCode::InvalidQuery,
@@ -272,22 +312,30 @@ async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B
         )
         .into());
     }
-    let mut query = Query { request: request.request().clone(), next, in_path: ids_in_path(request.request()) };
+    let mut query =
+        Query { request: request.request().clone(), next, in_path: ids_in_path(request.request()), followed: changes.0.clone() };
     // Registered before the read: what is appended after it wakes the answer.
-    let mut interest = changes.interest();
+    let mut interest = changes.following().interest();
     interest.set(query.in_path.clone());
-    let (answer, ids) = match query.read(last.unwrap_or_default()).await? {
+    let mut read = query.read(Streamed::first(last.unwrap_or_default())).await?;
+    if last.is_some() && is_unavailable(&read) {
+        // The log may have been restored to an earlier position. A browser would not try again after an error.
+        last = None;
+        read = query.read(Streamed::again(Position::START)).await?;
+    }
+    let Read { answer, ids, is_of_every_key } = match read {
         Ok(read) => read,
         Err(refused) => return Ok(refused),
     };
     interest.set(ids);
-    let newest = changes.known();
+    let newest = interest.following.known();
     let known = match last {
-        Some(last) => {
-            let since = (changes.0.touched)(last).await.map_err(HttpError::from)?;
+        // An event that ended a part of the answer need not carry an id that the answer still has.
+        Some(last) if !is_of_every_key => {
+            let since = changes.0.log.touched(last).await.map_err(HttpError::from)?;
             since.up_to >= answer.position && since.ids.keys().all(|id| !interest.ids.contains(id))
         }
-        None => false,
+        _ => false,
     };
     let key = (Arc::as_ptr(&changes.0).addr(), request.uri().to_string());
     let shared = SHARED.with_borrow(|shared| shared.get(&key).map(watch::Sender::subscribe));
@@ -297,8 +345,7 @@ async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B
         actix_web::rt::spawn(keep_current(key, query, interest, sender, newest));
         receiver
     });
-    // The shared answer may be older than this one.
-    if answers.borrow().position > answer.position {
+    if answer.at() < answers.borrow().at() {
         answers.mark_changed();
     }
     let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
@@ -333,6 +380,10 @@ impl Stream {
                 changed = self.answers.changed() => {
                     changed.ok()?;
                     let answer = self.answers.borrow_and_update().clone();
+                    // The stream began with an answer of its own, and the shared one was read before that.
+                    if answer.at() < self.sent.at() {
+                        continue;
+                    }
                     let differs = answer.json != self.sent.json;
                     // Streams with the same answer share its bytes.
                     self.sent = answer;
@@ -352,13 +403,21 @@ struct Query<B> {
     request: HttpRequest,
     next: Next<B>,
     in_path: HashSet<Uuid>,
+    followed: Arc<Followed>,
+}
+
+/// What a query has read.
+struct Read {
+    answer: Answer,
+    /// The ids that the answer depends on.
+    ids: HashSet<Uuid>,
+    is_of_every_key: bool,
 }
 
 impl<B: MessageBody + 'static> Query<B> {
-    /// Runs the query's handler. The answer includes the log up to `least`. Returns also the ids that the answer depends on; or the answer that
-    /// is none of the read model.
-    async fn read(&mut self, least: Position) -> Result<Result<(Answer, HashSet<Uuid>), HttpResponse>, Error> {
-        let streamed = Streamed::asking(least);
+    /// Runs the query's handler. Returns what it has read, or the answer that is none of the read model.
+    async fn read(&mut self, streamed: Streamed) -> Result<Result<Read, HttpResponse>, Error> {
+        let epoch = self.followed.log.epoch();
         self.request.extensions_mut().insert(streamed.clone());
         let response = self.next.call(ServiceRequest::from_request(self.request.clone())).await?.map_into_boxed_body();
         if !response.status().is_success() {
@@ -366,11 +425,12 @@ impl<B: MessageBody + 'static> Query<B> {
         }
         let json = to_bytes(response.into_body()).await.map_err(|error| HttpError::fault(anyhow::anyhow!("{error}")))?;
         let mut ids = self.in_path.clone();
-        if streamed.is_of_every_key() {
+        let is_of_every_key = streamed.is_of_every_key();
+        if is_of_every_key {
             ids_in(&serde_json::from_slice(&json).map_err(HttpError::fault)?, &mut ids);
         }
-        let position = least.max(streamed.complete_to());
-        Ok(Ok((Answer { position, json }, ids)))
+        let position = streamed.least.max(streamed.complete_to());
+        Ok(Ok(Read { answer: Answer { epoch, position, json }, ids, is_of_every_key }))
     }
 }
 
@@ -382,59 +442,52 @@ async fn keep_current<B: MessageBody + 'static>(
     answers: watch::Sender<Answer>,
     newest: Position,
 ) {
-    let permits = PERMITS.with(Rc::clone);
     let mut woken = interest.wake.subscribe();
     // The projection may not have applied what was appended before.
-    let mut wanted = *woken.borrow_and_update();
-    wanted.position = wanted.position.max(newest);
-    let mut complete_to = answers.borrow().position;
-    loop {
-        while complete_to < wanted.position {
-            let read = {
-                let _permit = permits.acquire().await;
-                query.read(wanted.position).await
-            };
-            match read {
-                Ok(Ok((answer, ids))) => {
-                    // Wakes for the new ids begin now. What was appended in between is read at once.
-                    let has_new = !ids.is_subset(&interest.ids);
-                    interest.set(ids);
-                    complete_to = answer.position;
-                    if has_new {
-                        wanted.position = wanted.position.max(interest.changes.known());
-                    }
-                    answers.send_replace(answer);
-                }
-                Ok(Err(response)) if response.status().as_u16() == 503 => {
-                    tokio::select! {
-                        () = answers.closed() => break,
-                        () = sleep(RETRY) => {}
-                    }
-                }
-                Ok(Err(_)) | Err(_) => {
-                    // The client asks again, and is told why.
-                    SHARED.with_borrow_mut(|shared| shared.remove(&key));
-                    return;
-                }
+    let mut wanted = Wake { position: newest, ..answers.borrow().at() }.max(*woken.borrow_and_update());
+    // A stream that came since keeps the answer alive.
+    while answers.receiver_count() > 0 {
+        if answers.borrow().at() >= wanted {
+            tokio::select! {
+                () = answers.closed() => {}
+                _ = woken.changed() => wanted = *woken.borrow_and_update(),
             }
+            continue;
         }
-        tokio::select! {
-            () = answers.closed() => {}
-            changed = woken.changed() => if changed.is_ok() {
-                let wake = *woken.borrow_and_update();
-                if wake.epoch != wanted.epoch {
-                    complete_to = Position::START;
-                }
-                wanted = wake;
+        let epoch = wanted.epoch;
+        let read = tokio::select! {
+            () = answers.closed() => continue,
+            // The log may have been restored, and may never reach the position.
+            Ok(wake) = woken.wait_for(|wake| wake.epoch > epoch) => {
+                wanted = *wake;
                 continue;
+            }
+            read = query.read(Streamed::again(wanted.position)) => read,
+        };
+        match read {
+            Ok(Ok(Read { answer, ids, .. })) => {
+                // Wakes for the new ids begin now. What was appended in between is read at once.
+                let has_new = !ids.is_subset(&interest.ids);
+                interest.set(ids);
+                if has_new {
+                    wanted = wanted.max(Wake { epoch: answer.epoch, position: interest.following.known() });
+                }
+                answers.send_replace(answer);
+            }
+            Ok(read) if is_unavailable(&read) => tokio::select! {
+                () = answers.closed() => {}
+                () = sleep(RETRY) => {}
             },
-        }
-        // A stream that came since keeps the answer alive.
-        if answers.receiver_count() == 0 {
-            SHARED.with_borrow_mut(|shared| shared.remove(&key));
-            return;
+            // The client asks again, and is told why.
+            _ => break,
         }
     }
+    SHARED.with_borrow_mut(|shared| shared.remove(&key));
+}
+
+/// Whether a read may succeed later.
+fn is_unavailable(read: &Result<Read, HttpResponse>) -> bool {
+    read.as_ref().is_err_and(|answer| answer.status() == StatusCode::SERVICE_UNAVAILABLE)
 }
 
 fn accepts_stream(headers: &HeaderMap) -> bool {

@@ -171,9 +171,13 @@ impl FromRequest for MinPosition {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let read = || {
             let streamed = request.extensions().get::<Streamed>().cloned();
-            let least = streamed.as_ref().map(|streamed| streamed.least).unwrap_or_default();
-            let min_position = position(request, "min_position")?.unwrap_or_default().max(least);
+            let min_position = position(request, "min_position")?.unwrap_or_default();
             let timeout = number(request, "timeout", 0, MAX_TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
+            let (min_position, timeout) = match &streamed {
+                None => (min_position, timeout),
+                Some(streamed) if streamed.is_first => (min_position.max(streamed.least), timeout),
+                Some(streamed) => (streamed.least, MAX_TIMEOUT),
+            };
             let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
             Ok(Self { min_position, timeout: Duration::from_secs(timeout.unsigned_abs()), draining, streamed })
         };

@@ -12,13 +12,20 @@ use event_store::Position;
 pub(crate) struct Streamed {
     /// The answer includes the log up to here.
     pub(crate) least: Position,
+    /// What the client asked for counts for the first answer only.
+    pub(crate) is_first: bool,
     complete_to: Arc<AtomicI64>,
     of_every_key: Arc<AtomicBool>,
 }
 
 impl Streamed {
-    /// Asks for an answer that includes the log up to a position.
-    pub(crate) fn asking(least: Position) -> Self {
+    /// Asks for the first answer, which includes the log up to a position and all that the client asks for.
+    pub(crate) fn first(least: Position) -> Self {
+        Self { least, is_first: true, ..Self::default() }
+    }
+
+    /// Asks again, for an answer that includes the log up to a position.
+    pub(crate) fn again(least: Position) -> Self {
         Self { least, ..Self::default() }
     }
 

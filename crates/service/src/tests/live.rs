@@ -1,60 +1,99 @@
 //! Streams of read models.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use actix_web::{HttpMessage as _, HttpRequest, get, http::StatusCode, middleware::from_fn, web};
-use event_store::{Position, Touched};
-use futures::FutureExt as _;
+use event_store::{Position, StoreError, Touched};
+use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::watch,
+    sync::{oneshot, watch},
     time::timeout,
 };
 use uuid::Uuid;
 
 use super::{Running, serve, service, settings};
-use crate::{Changes, HttpError, http::streamed::Streamed, live};
+use crate::{
+    Changes, HttpError,
+    http::{error_code::ErrorCode, live::Log, streamed::Streamed},
+    live,
+};
 
 /// A log in memory. Each event sets the text of a note.
 #[derive(Clone)]
 struct Notes {
     events: Arc<Mutex<Vec<(Uuid, String)>>>,
     head: watch::Sender<Position>,
+    epoch: Arc<AtomicU64>,
+    /// The next read of such a note is answered when its sender is dropped.
+    held: Arc<Mutex<HashMap<Uuid, oneshot::Receiver<()>>>>,
     /// How often a note was read, and how often the log was asked what changed.
     reads: Arc<AtomicUsize>,
     asked: Arc<AtomicUsize>,
 }
 
+impl Log for Notes {
+    fn head(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    fn touched(&self, after: Position) -> BoxFuture<'static, Result<Touched, StoreError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let events = self.events.lock().unwrap();
+        let from = usize::try_from(after.0).unwrap();
+        let ids = (from..events.len()).map(|at| (events[at].0, Position(i64::try_from(at).unwrap() + 1))).collect();
+        let touched = Touched { ids, up_to: after.max(Position(i64::try_from(events.len()).unwrap())) };
+        async move { Ok(touched) }.boxed()
+    }
+}
+
 impl Notes {
     fn serve() -> (Self, Running) {
-        let notes =
-            Self { events: Arc::default(), head: watch::Sender::new(Position::START), reads: Arc::default(), asked: Arc::default() };
-        let log = notes.clone();
-        let changes = Changes::start(
-            notes.head.subscribe(),
-            || 0,
-            move |after| {
-                log.asked.fetch_add(1, Ordering::SeqCst);
-                let events = log.events.lock().unwrap();
-                let from = usize::try_from(after.0).unwrap();
-                let ids = (from..events.len()).map(|at| (events[at].0, Position(i64::try_from(at).unwrap() + 1))).collect();
-                let touched = Touched { ids, up_to: Position(i64::try_from(events.len()).unwrap()) };
-                async move { Ok(touched) }.boxed()
-            },
-        );
-        let service = service(settings(&[])).data(notes.clone()).data(changes);
+        let notes = Self {
+            events: Arc::default(),
+            head: watch::Sender::new(Position::START),
+            epoch: Arc::default(),
+            held: Arc::default(),
+            reads: Arc::default(),
+            asked: Arc::default(),
+        };
+        let service = service(settings(&[])).data(notes.clone()).data(Changes::of_log(notes.clone()));
         let running = serve(service, |app| {
-            app.service(note);
+            app.service(note).service(notes_with);
         });
         (notes, running)
+    }
+
+    /// Restores the log to an earlier position.
+    fn restore(&self, to: i64) {
+        self.events.lock().unwrap().truncate(usize::try_from(to).unwrap());
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.head.send_replace(Position(to));
+    }
+
+    /// Holds the next read of a note until the sender is dropped.
+    fn hold(&self, id: Uuid) -> oneshot::Sender<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.held.lock().unwrap().insert(id, receiver);
+        sender
+    }
+
+    /// Waits until at most so many reads are still to be held.
+    async fn held(&self, left: usize) {
+        eventually(|| self.held.lock().unwrap().len() <= left).await;
     }
 
     fn write(&self, id: Uuid, text: impl Into<String>) -> i64 {
@@ -74,12 +113,50 @@ impl Notes {
 #[get("/notes/{id}", wrap = "from_fn(live)")]
 async fn note(id: web::Path<Uuid>, request: HttpRequest, notes: web::Data<Notes>) -> Result<web::Json<Value>, HttpError> {
     notes.reads.fetch_add(1, Ordering::SeqCst);
-    let events = notes.events.lock().unwrap();
-    if let Some(streamed) = request.extensions().get::<Streamed>() {
-        streamed.answered(Position(i64::try_from(events.len()).unwrap()), false);
+    let events = notes.events.lock().unwrap().clone();
+    answered(&request, &events, false)?;
+    let held = notes.held.lock().unwrap().remove(&id);
+    if let Some(held) = held {
+        held.await.unwrap_err();
     }
     let text = events.iter().rev().find(|(of, _)| *of == *id).map(|(_, text)| web::Json(json!(text)));
     text.ok_or_else(|| HttpError::refusal(StatusCode::NOT_FOUND, "unknown_note", "there is no such note"))
+}
+
+/// The notes whose text is an id.
+#[utoipa::path(get, path = "/with/{id}")]
+#[get("/with/{id}", wrap = "from_fn(live)")]
+async fn notes_with(id: web::Path<Uuid>, request: HttpRequest, notes: web::Data<Notes>) -> Result<web::Json<Value>, HttpError> {
+    let events = notes.events.lock().unwrap().clone();
+    answered(&request, &events, true)?;
+    let newest: HashMap<_, _> = events.into_iter().collect();
+    let with: Vec<_> = newest.into_iter().filter(|(_, text)| *text == id.to_string()).map(|(of, _)| of).collect();
+    Ok(web::Json(json!(with)))
+}
+
+fn answered(request: &HttpRequest, events: &[(Uuid, String)], of_every_key: bool) -> Result<(), HttpError> {
+    let head = Position(i64::try_from(events.len()).unwrap());
+    if let Some(streamed) = request.extensions().get::<Streamed>() {
+        if streamed.least > head {
+            return Err(HttpError::new(ErrorCode::Behind, "the log is not there yet").expected());
+        }
+        streamed.answered(head, of_every_key);
+    }
+    Ok(())
+}
+
+/// The HTTP workers, among which connections are spread.
+fn workers() -> usize {
+    std::thread::available_parallelism().unwrap().get()
+}
+
+async fn eventually(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), waiting).await.unwrap();
 }
 
 /// A client of a stream.
@@ -200,8 +277,7 @@ async fn streams_of_one_answer_share_its_reads() {
     for client in &mut clients {
         assert_eq!(client.next().await.1, json!("after"));
     }
-    let workers = std::thread::available_parallelism().unwrap().get();
-    assert!(notes.reads() <= STREAMS + workers, "{} reads", notes.reads());
+    assert!(notes.reads() <= STREAMS + workers(), "{} reads", notes.reads());
     running.stop().await.unwrap();
 }
 
@@ -220,6 +296,125 @@ async fn stream_resumes_after_the_last_event_id() {
     assert_eq!(client.next().await, (3, json!("two")));
     let mut behind = Client::open(&running, &path, "Last-Event-ID: 2\r\n").await;
     assert_eq!(behind.next().await, (3, json!("two")));
+    running.stop().await.unwrap();
+}
+
+/// The event names the note only, and the answer does not have it any more.
+#[tokio::test]
+async fn stream_of_every_key_resumes_after_a_row_left() {
+    let (notes, running) = Notes::serve();
+    let (row, text) = (Uuid::now_v7(), Uuid::now_v7());
+    let path = format!("/with/{text}");
+    notes.write(row, text.to_string());
+    let mut client = Client::open(&running, &path, "").await;
+    assert_eq!(client.next().await, (1, json!([row])));
+    drop(client);
+    notes.write(row, "other");
+    let mut client = Client::open(&running, &path, "Last-Event-ID: 1\r\n").await;
+    assert_eq!(client.next().await, (2, json!([])));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn stream_goes_on_after_the_log_was_restored() {
+    let (notes, running) = Notes::serve();
+    let id = Uuid::now_v7();
+    let path = format!("/notes/{id}");
+    notes.write(id, "one");
+    notes.write(id, "two");
+    let mut open = Client::open(&running, &path, "").await;
+    assert_eq!(open.next().await, (2, json!("two")));
+    notes.restore(1);
+    assert_eq!(open.next().await, (1, json!("one")));
+    let mut again = Client::open(&running, &path, "Last-Event-ID: 2\r\n").await;
+    assert_eq!(again.next().await, (1, json!("one")));
+    notes.write(id, "other");
+    assert_eq!(open.next().await, (2, json!("other")));
+    assert_eq!(again.next().await, (2, json!("other")));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn stream_never_goes_back() {
+    let (notes, running) = Notes::serve();
+    let id = Uuid::now_v7();
+    let path = format!("/notes/{id}");
+    notes.write(id, "one");
+    let mut first = Client::open(&running, &path, "").await;
+    assert_eq!(first.next().await, (1, json!("one")));
+    let hold = notes.hold(id);
+    notes.write(id, "two");
+    notes.held(0).await;
+    notes.write(id, "three");
+    // At least one is in the same worker.
+    let mut later = vec![];
+    for _ in 0..2 * workers() {
+        let mut client = Client::open(&running, &path, "").await;
+        assert_eq!(client.next().await, (3, json!("three")));
+        later.push(client);
+    }
+    drop(hold);
+    assert_eq!(first.next().await, (2, json!("two")));
+    assert_eq!(first.next().await, (3, json!("three")));
+    notes.write(id, "four");
+    for client in &mut later {
+        assert_eq!(client.next().await, (4, json!("four")));
+    }
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn streams_of_a_read_model_that_is_behind_leave_others_alone() {
+    let (notes, running) = Notes::serve();
+    let healthy = Uuid::now_v7();
+    notes.write(healthy, "before");
+    let mut client = Client::open(&running, &format!("/notes/{healthy}"), "").await;
+    client.next().await;
+    let mut behind = vec![];
+    for _ in 0..12 * workers() {
+        let id = Uuid::now_v7();
+        notes.write(id, "before");
+        let mut stream = Client::open(&running, &format!("/notes/{id}"), "").await;
+        stream.next().await;
+        behind.push((id, stream));
+    }
+    let holds: Vec<_> = behind.iter().map(|(id, _)| notes.hold(*id)).collect();
+    for (id, _) in &behind {
+        notes.write(*id, "after");
+    }
+    notes.held(4 * workers()).await;
+    notes.write(healthy, "after");
+    assert_eq!(client.next().await.1, json!("after"));
+    drop(holds);
+    for (_, stream) in &mut behind {
+        assert_eq!(stream.next().await.1, json!("after"));
+    }
+    running.stop().await.unwrap();
+}
+
+/// Without anybody who waits for it, a process does not ask for the head at each announcement.
+#[tokio::test]
+async fn head_is_waited_for_only_while_there_are_streams() {
+    let (notes, running) = Notes::serve();
+    let id = Uuid::now_v7();
+    let path = format!("/notes/{id}");
+    for turn in 0..2 {
+        notes.write(id, format!("before {turn}"));
+        assert_eq!(running.get(&path).await.status, 200);
+        assert_eq!(notes.head.receiver_count(), 0);
+        let mut client = Client::open(&running, &path, "").await;
+        client.next().await;
+        assert!(notes.head.receiver_count() > 0);
+        notes.write(id, format!("after {turn}"));
+        assert_eq!(client.next().await.1, json!(format!("after {turn}")));
+        drop(client);
+        // The process notices that the client is gone when it sends to it.
+        eventually(|| {
+            notes.write(id, Uuid::now_v7().to_string());
+            notes.head.receiver_count() == 0
+        })
+        .await;
+    }
     running.stop().await.unwrap();
 }
 
@@ -269,13 +464,7 @@ async fn slow_reader_misses_answers_and_gets_the_last() {
     for number in 0..ANSWERS {
         let reads = notes.reads();
         notes.write(id, format!("{number} {}", "x".repeat(1 << 20)));
-        timeout(Duration::from_secs(20), async {
-            while notes.reads() == reads {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await
-        .unwrap();
+        eventually(|| notes.reads() > reads).await;
     }
     notes.write(id, "last");
     let mut events = 0;
