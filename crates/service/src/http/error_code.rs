@@ -52,7 +52,7 @@ error_codes! {
     BodyTooLarge = "body_too_large", 413, "The body is larger than 64 KiB.";
     UriTooLong = "uri_too_long", 414, "Path and query are longer than 8 KiB.";
     UnsupportedMediaType = "unsupported_media_type", 415, "The Content-Type is not application/json, or the body has a Content-Encoding.";
-    TooManyRequests = "too_many_requests", 429, "This client sends too many requests a second to the proxy.";
+    TooManyRequests = "too_many_requests", 429, "This client sends too many requests a second, or at once, to the proxy.";
     HeadersTooLarge = "headers_too_large", 431, "The headers are larger than 16 KiB together.";
     Fault = "fault", 500, "An internal fault. The logs say more under the trace id in the message.";
     NotReady = "not_ready", 503, "The service is starting, stopping, or waits for something that it needs. From the proxy: no process can take the request.";
