@@ -153,6 +153,8 @@ impl Selection {
         let mut has_library = false;
         for target in workspace.iter().filter(|package| self.packages.contains(&package.name)).flat_map(|package| &package.targets) {
             match target.kind.first().map(String::as_str) {
+                // Cargo builds the program of an example, which a test may run, only if no target is named.
+                Some("example") => return vec![run(&words(&["-p", CARRIER]))],
                 Some("bin") => targets.extend(["--bin".to_owned(), target.name.clone()]),
                 Some("test") => targets.extend(["--test".to_owned(), target.name.clone()]),
                 Some("lib") => has_library = true,
@@ -198,6 +200,7 @@ mod tests {
         let workspace = [
             package("event-store", &[("lib", "event_store"), ("test", "integration"), ("custom-build", "build-script-build")]),
             package("publisher", &[("bin", "publisher")]),
+            package("service", &[("lib", "service"), ("test", "process"), ("example", "minimal")]),
         ];
         Selection::of(&words(line)).runs(&words(line), &workspace).iter().map(|arguments| arguments.join(" ")).collect()
     }
@@ -219,6 +222,7 @@ mod tests {
                 "-p event-store a_test -p publisher --doc -- --include-ignored --nocapture"
             ]
         );
+        assert_eq!(runs("-p service"), ["-p service -p publisher -- --include-ignored"]);
         assert_eq!(runs("-p publisher"), ["-p publisher -p publisher --bin publisher -- --include-ignored"]);
     }
 
