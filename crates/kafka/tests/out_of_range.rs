@@ -171,6 +171,34 @@ async fn topic_created_again_with_more_messages_blocks_a_running_translator() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn topic_created_again_and_again_stays_blocked_when_it_grows() {
+    let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
+    topic.count(0, 0).await;
+    topic.count(0, 1).await;
+    let translator = Running::start(&log, &group, &[&topic]);
+    log.until_stored(&group, &topic.name, 0, 2).await;
+    let mut translated = vec![0, 1];
+    for (before, messages) in [(2, 20), (20, 40), (40, 60)] {
+        // The partition ends before the stored offset, and grows past it.
+        create_again(&topic, 1).await;
+        translator.until_waiting_for("ends at 1").await;
+        let again = Topic::named(&topic.name);
+        for count in 1..messages {
+            again.count(0, 100 + count).await;
+        }
+        translator.until_waiting_for(&format!("the message at offset {} is not the one that was read there", before - 1)).await;
+        assert_eq!(log.counts().await, translated, "no message of the new topic is translated before");
+        seek(&log, &group, 0, 0).await;
+        log.until_stored(&group, &topic.name, 0, messages).await;
+        translator.until_ready().await;
+        translated.extend(100..100 + messages);
+        assert_eq!(log.counts().await, translated);
+    }
+    translator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
 async fn offset_of_a_quiet_partition_is_picked_up() {
     let (log, topic, group) = (Log::create().await, Topic::create(2).await, group());
     for count in 0..3 {

@@ -63,6 +63,12 @@ async fn restores_leave_no_difference_beyond_the_lost_events() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
+async fn disturbed_brokers_leave_no_difference() {
+    campaign(Campaign::Kafka, 20_260_707, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn everything_at_once_leaves_no_difference() {
     campaign(Campaign::Everything, 20_260_707, 25).await;
 }

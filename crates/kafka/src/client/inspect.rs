@@ -95,7 +95,8 @@ impl Inspector {
         answer
     }
 
-    fn replace(&self) {
+    /// Asks with a new client from now on.
+    pub(crate) fn replace(&self) {
         match create(&self.config, &self.brokers) {
             Ok(new) => {
                 self.answered.now();

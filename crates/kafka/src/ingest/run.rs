@@ -75,6 +75,7 @@ pub(crate) async fn run<E: LogEvent>(
             Ended::NoBroker => {
                 tracing::warn!(seconds = settings.brokers.replace_after.as_secs(), "no broker for too long; consumer replaced")
             }
+            Ended::Recreated => inspector.replace(),
         }
     }
 }
@@ -85,6 +86,9 @@ enum Ended {
     Shutdown,
     /// It has had no broker for too long. A new one may find one.
     NoBroker,
+    /// A topic was created again. librdkafka may fetch nothing of the new topic with a client that knew the old one. A new client compares
+    /// the messages that were read last with the new topic, as after a restart.
+    Recreated,
 }
 
 type Consumer = StreamConsumer<Group>;
@@ -185,7 +189,9 @@ impl<E: LogEvent> Running<E> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
-                Some(change) = changes.recv() => self.changed(change),
+                Some(change) = changes.recv() => if let Some(ended) = self.changed(change) {
+                    return Ok(ended);
+                },
                 Some(done) = self.tasks.join_next() => self.done(done?),
                 _ = tick.tick() => {
                     if self.worker.status.lost_for() >= self.replace_after {
@@ -196,7 +202,9 @@ impl<E: LogEvent> Running<E> {
                 Some(message) = messages.next() => {
                     // A change since the poll above came before the message, too.
                     while let Ok(change) = changes.try_recv() {
-                        self.changed(change);
+                        if let Some(ended) = self.changed(change) {
+                            return Ok(ended);
+                        }
                     }
                     self.read(message)?;
                 }
@@ -224,7 +232,8 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    fn changed(&mut self, change: Change) {
+    /// Answers whether the consumer is no longer used.
+    fn changed(&mut self, change: Change) -> Option<Ended> {
         let sources = match change {
             Change::Assigned(sources) => Some(sources),
             Change::Revoked => {
@@ -233,16 +242,8 @@ impl<E: LogEvent> Running<E> {
                 None
             }
             Change::Recreated { topic } => {
-                tracing::warn!(topic, "topic was created again");
-                // Partitions that are not read yet are compared before they are.
-                if self.partitions.is_empty() {
-                    return;
-                }
-                if let Err(error) = self.consumer.assign(&TopicPartitionList::new()) {
-                    tracing::warn!(%error, "assignment refused");
-                }
-                // As if they were assigned now: the messages that were read last are compared with the new topic.
-                Some(self.partitions.keys().cloned().collect())
+                tracing::warn!(topic, "topic was created again; consumer replaced");
+                return Some(Ended::Recreated);
             }
         };
         self.assignment += 1;
@@ -254,6 +255,7 @@ impl<E: LogEvent> Running<E> {
         (self.reassign, self.failed, self.surveying) = (false, false, false);
         self.awaiting_offsets = sources;
         self.load_offsets();
+        None
     }
 
     /// Reads the stored offsets after the running batches have moved them.
