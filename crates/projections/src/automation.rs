@@ -1,6 +1,6 @@
 //! Automations: a projection that enqueues to-dos, and the command that each to-do runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 
@@ -70,8 +70,16 @@ pub(crate) async fn run_automation<A: Automation>(
     let attempt = move |todo: Todo| {
         // Its command is decided on a server that has come as far.
         log.saw(todo.position, todo.epoch);
-        let automation = attempting.clone();
-        async move { automation.attempt(todo).await }
+        let (automation, heads, epoch) = (attempting.clone(), log.head_watcher().clone(), todo.epoch);
+        async move {
+            let mut attempt = pin!(automation.attempt(todo));
+            // A restored log may lack what the to-do follows from, and a command that was not written would be decided again there.
+            poll_fn(move |context| match heads.epoch() == epoch {
+                true => attempt.as_mut().poll(context),
+                false => Poll::Ready(Outcome::Retry { error: "the log has another server than the to-do was read from".to_owned() }),
+            })
+            .await
+        }
     };
     let (ran, ()) = tokio::join!(
         run(store, replicas, automation, settings, applied, shutdown.clone()),

@@ -15,7 +15,7 @@ use cart_events::{CartStream, DomainEvent, examples::Shopping};
 use embedded::{database, distribution, forwarder::Forwarder, layout::Layout, postgres::Postgres, report::Report};
 use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
 use projections::{
-    Kind, Projection, ProjectionError, Projections, Query, Wait,
+    Automation, Kind, Projection, ProjectionError, Projections, Query, Wait,
     todo::{self, NewTodo, Outcome},
 };
 use sqlx::{PgConnection, PgPool};
@@ -284,6 +284,84 @@ impl Projection for Asking {
         };
         todo::enqueue(transaction, Self::NAME, &created.map(todo).collect::<Vec<_>>()).await
     }
+}
+
+/// Adds an item to a cart of its own for each to-do, once the test lets it.
+struct Adding {
+    begun: watch::Sender<usize>,
+    may_add: watch::Sender<bool>,
+    added: Arc<Mutex<Vec<Position>>>,
+}
+
+#[async_trait]
+impl Projection for Adding {
+    type Log = DomainEvent;
+    type Event = CartStream;
+    const NAME: &'static str = Asking::NAME;
+    const KIND: Kind = Kind::Automation;
+    const TABLES: &'static [&'static str] = &[];
+
+    fn key(event: &CartStream) -> Option<Uuid> {
+        Asking::key(event)
+    }
+
+    async fn apply(&self, transaction: &mut PgConnection, batch: &[Recorded<CartStream>]) -> Result<(), sqlx::Error> {
+        Asking.apply(transaction, batch).await
+    }
+}
+
+#[async_trait]
+impl Automation for Adding {
+    fn longest_attempt(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn attempt(&self, todo: todo::Todo) -> Outcome {
+        self.begun.send_modify(|begun| *begun += 1);
+        self.may_add.subscribe().wait_for(|may| *may).await.unwrap();
+        self.added.lock().unwrap().push(todo.position);
+        Outcome::Done
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn attempt_of_a_lost_log_ends_with_it() {
+    let log = TestLog::<DomainEvent>::create().await;
+    log.project(Asking, quick()).await;
+    let options = log.database.options();
+    let process = EventStore::<DomainEvent>::new(options.clone(), StoreSettings::default());
+    let owner = EventStore::<DomainEvent>::new(options.clone(), StoreSettings::default());
+    log.store.close().await;
+    let backup = log.database.back_up().await;
+    let append = async |store: &EventStore<DomainEvent>, offset| {
+        let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
+        let events: Vec<_> = Shopping::new().with_items(3).map(|event| (event, Metadata::default())).collect();
+        // A partition that was never read has no offset.
+        store.append_from(source, (offset > 0).then_some(offset), offset + 1, &events).await.unwrap()
+    };
+    append(&owner, 0).await;
+    let (begun, may_add, added) = (watch::Sender::new(0), watch::Sender::new(false), Arc::default());
+    let automation = Adding { begun: begun.clone(), may_add: may_add.clone(), added: Arc::clone(&added) };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Projections::new(process.clone()).run_automation(automation, quick(), stop.clone()));
+    eventually("an attempt begins", || async { (*begun.borrow() == 1).then_some(()) }).await;
+    let epoch = process.head_watcher().epoch();
+    owner.close().await;
+    backup.restore().await;
+
+    eventually("the process knows the restored log", || async { (process.head_watcher().epoch() != epoch).then_some(()) }).await;
+    may_add.send_replace(true);
+    let restored = EventStore::<DomainEvent>::new(options, StoreSettings::default());
+    for offset in 0..3 {
+        append(&restored, offset).await;
+    }
+    eventually("the restored log's to-dos are done", || async { (added.lock().unwrap().len() >= 3).then_some(()) }).await;
+    let mut added = added.lock().unwrap().clone();
+    added.sort_unstable();
+    assert_eq!(added, [1, 5, 9].map(Position), "the lost log had a to-do at position 1, too");
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 /// A worker that counts the attempts at each to-do.
