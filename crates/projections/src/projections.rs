@@ -107,7 +107,7 @@ impl<E: LogEvent> Projections<E> {
     /// # Errors
     /// The database is unreachable or busy.
     pub async fn wait(&self, name: &'static str, key: Option<Uuid>, position: Position, timeout: Duration) -> Result<Wait, StoreError> {
-        wait(&self.store, &self.replicas, name, key, position, timeout).await
+        Ok(wait(&self.store, &self.replicas, name, key, position, timeout).await?.0)
     }
 
     /// Reads the backlog of the projections that this process runs, by name, with one statement. It covers all processes.

@@ -145,7 +145,7 @@ pub(crate) async fn read_from<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
     let until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let stored = match wait::wait_stored(store, replicas, name, key, min, left).await? {
+        let stored = match wait::wait(store, replicas, name, key, min, left).await? {
             (Wait::Reached, stored) => stored,
             (Wait::TimedOut(position), _) => return Err(ProjectionError::Behind(position)),
             (Wait::Parked(key), _) => return Err(ProjectionError::Parked { projection: name.to_owned(), key }),

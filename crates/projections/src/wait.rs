@@ -19,20 +19,9 @@ pub enum Wait {
     Parked(Uuid),
 }
 
-/// See [`Projections::wait`](crate::Projections::wait).
+/// Waits as [`Projections::wait`](crate::Projections::wait) does. Returns also the checkpoint on which the outcome rests: a server whose
+/// checkpoint is lower is behind.
 pub(crate) async fn wait<E: LogEvent>(
-    store: &EventStore<E>,
-    replicas: &Replicas,
-    name: &'static str,
-    key: Option<Uuid>,
-    position: Position,
-    timeout: Duration,
-) -> Result<Wait, StoreError> {
-    Ok(wait_stored(store, replicas, name, key, position, timeout).await?.0)
-}
-
-/// Waits as [`wait`] does. Returns also the checkpoint on which the outcome rests: a server whose checkpoint is lower is behind.
-pub(crate) async fn wait_stored<E: LogEvent>(
     store: &EventStore<E>,
     replicas: &Replicas,
     name: &'static str,
