@@ -59,7 +59,7 @@ struct Followed {
     following: Mutex<Weak<Following>>,
 }
 
-/// What streams ask of a log.
+/// Tells streams the head, the epoch and the touched ids of a log.
 pub(crate) trait Log: Send + Sync + 'static {
     fn head(&self) -> watch::Receiver<Position>;
     fn epoch(&self) -> u64;
@@ -148,8 +148,9 @@ impl Following {
             let mut newest = *head.borrow_and_update();
             while let Some(following) = following.upgrade() {
                 let log = &following.followed.log;
-                if log.epoch() != current || read_to == Position::START {
-                    // What was read may be of a log that was given up, or of one whose head was not known.
+                if log.epoch() != current || read_to == Position::START || newest < read_to {
+                    // The positions that were read may belong to a lost log, or the head was not yet known. An epoch begins before its head
+                    // is known.
                     (current, read_to) = (log.epoch(), newest);
                     following.read_to.store(newest.0, Ordering::SeqCst);
                     following.wake_all(Wake { epoch: current, position: newest });
@@ -264,7 +265,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// What it includes.
+    /// Returns the epoch and position that the answer includes.
     fn at(&self) -> Wake {
         Wake { epoch: self.epoch, position: self.position }
     }
@@ -304,7 +305,7 @@ pub async fn live<B: MessageBody + 'static>(request: ServiceRequest, next: Next<
 
 /// Opens a stream, or answers what the query answers instead of a read model.
 async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B>, changes: Changes) -> Result<HttpResponse, Error> {
-    let mut last = last_event_id(request.headers())?;
+    let last = last_event_id(request.headers())?;
     if request.query_string().split('&').any(|pair| pair.split('=').next() == Some("at")) {
         return Err(HttpError::new(
             ErrorCode::InvalidQuery,
@@ -320,23 +321,14 @@ async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B
     let mut read = query.read(Streamed::first(last.unwrap_or_default())).await?;
     if last.is_some() && is_unavailable(&read) {
         // The log may have been restored to an earlier position. A browser would not try again after an error.
-        last = None;
         read = query.read(Streamed::again(Position::START)).await?;
     }
-    let Read { answer, ids, is_of_every_key } = match read {
+    let Read { answer, ids } = match read {
         Ok(read) => read,
         Err(refused) => return Ok(refused),
     };
     interest.set(ids);
     let newest = interest.following.known();
-    let known = match last {
-        // An event that ended a part of the answer need not carry an id that the answer still has.
-        Some(last) if !is_of_every_key => {
-            let since = changes.0.log.touched(last).await.map_err(HttpError::from)?;
-            since.up_to >= answer.position && since.ids.keys().all(|id| !interest.ids.contains(id))
-        }
-        _ => false,
-    };
     let key = (Arc::as_ptr(&changes.0).addr(), request.uri().to_string());
     let shared = SHARED.with_borrow(|shared| shared.get(&key).map(watch::Sender::subscribe));
     let mut answers = shared.unwrap_or_else(|| {
@@ -349,8 +341,8 @@ async fn stream<B: MessageBody + 'static>(request: &ServiceRequest, next: Next<B
         answers.mark_changed();
     }
     let draining = request.app_data::<Data<Draining>>().map(|draining| Draining::clone(draining)).unwrap_or_default();
-    let first = if known { Bytes::from_static(b":\n\n") } else { answer.event() };
-    let state = Stream { answers, sent: answer, draining, awake: interval_at(Instant::now() + KEEP_AWAKE, KEEP_AWAKE), first: Some(first) };
+    let first = Some(answer.event());
+    let state = Stream { answers, sent: answer, draining, awake: interval_at(Instant::now() + KEEP_AWAKE, KEEP_AWAKE), first };
     let events = unfold(state, |mut state| async move { state.next().await.map(|event| (Ok::<_, Error>(event), state)) });
     Ok(HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, EVENT_STREAM))
@@ -406,12 +398,11 @@ struct Query<B> {
     followed: Arc<Followed>,
 }
 
-/// What a query has read.
+/// The result of a query.
 struct Read {
     answer: Answer,
     /// The ids that the answer depends on.
     ids: HashSet<Uuid>,
-    is_of_every_key: bool,
 }
 
 impl<B: MessageBody + 'static> Query<B> {
@@ -425,12 +416,11 @@ impl<B: MessageBody + 'static> Query<B> {
         }
         let json = to_bytes(response.into_body()).await.map_err(|error| HttpError::fault(anyhow::anyhow!("{error}")))?;
         let mut ids = self.in_path.clone();
-        let is_of_every_key = streamed.is_of_every_key();
-        if is_of_every_key {
+        if streamed.is_of_every_key() {
             ids_in(&serde_json::from_slice(&json).map_err(HttpError::fault)?, &mut ids);
         }
         let position = streamed.least.max(streamed.complete_to());
-        Ok(Ok(Read { answer: Answer { epoch, position, json }, ids, is_of_every_key }))
+        Ok(Ok(Read { answer: Answer { epoch, position, json }, ids }))
     }
 }
 
@@ -465,7 +455,7 @@ async fn keep_current<B: MessageBody + 'static>(
             read = query.read(Streamed::again(wanted.position)) => read,
         };
         match read {
-            Ok(Ok(Read { answer, ids, .. })) => {
+            Ok(Ok(Read { answer, ids })) => {
                 // Wakes for the new ids begin now. What was appended in between is read at once.
                 let has_new = !ids.is_subset(&interest.ids);
                 interest.set(ids);

@@ -1,4 +1,4 @@
-//! What a stream and its query tell each other.
+//! The exchange between a stream and its query.
 
 use std::sync::{
     Arc,
@@ -7,12 +7,12 @@ use std::sync::{
 
 use event_store::Position;
 
-/// What a stream asks of its query, and what the query tells about its answer. The request's extensions carry it to `MinPosition`.
+/// Carries the questions of a stream to its query, and facts about the answer back. The request's extensions carry it to `MinPosition`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Streamed {
     /// The answer includes the log up to here.
     pub(crate) least: Position,
-    /// What the client asked for counts for the first answer only.
+    /// Whether this is the first answer. Only the first one heeds the client's `min_position` and `timeout`.
     pub(crate) is_first: bool,
     complete_to: Arc<AtomicI64>,
     of_every_key: Arc<AtomicBool>,
