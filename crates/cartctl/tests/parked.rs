@@ -88,7 +88,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
     assert_eq!((&status["projections"][0]["parked"], &status["projections"][0]["lag_events"]), (&json!(2), &json!(0)));
     assert!(over(&log.database, &["status"]).stdout.contains(&two));
 
-    // What still fails is said, with exit code 1; and what does not is parked no more.
+    // The command names the keys that still fail, with exit code 1. The other keys are no longer parked.
     model.0.lock().unwrap().remove(&1);
     let outcome = over(&log.database, &["parked", "retry", "--all", "--json"]);
     outcome.failed(1, &format!("{two} stays parked in inventories at event 2"));

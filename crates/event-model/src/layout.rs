@@ -1,4 +1,4 @@
-//! Where each element and arrow of the board lies. Units are those of the SVG's `viewBox`.
+//! Places each element and arrow of the board. Units are those of the SVG's `viewBox`.
 
 use std::collections::BTreeMap;
 

@@ -45,7 +45,7 @@ impl Which<'_> {
             },
         };
         let types = if self.types.is_empty() { "$2::text[] IS NOT NULL" } else { "event_type = ANY ($2)" };
-        // Of an id, by its index and never by position: the range of positions may be most of the log.
+        // `+ 0` keeps PostgreSQL from reading by position: that range may be most of the log. The id has an index.
         let after = if self.id.is_some() { "event_id + 0 > $3" } else { "event_id > $3" };
         Ok(format!("{id} AND {types} AND {after}"))
     }

@@ -136,7 +136,7 @@ async fn paused_projection_applies_nothing_until_resumed() {
     assert_eq!(rows(&log, "projection_a").await, 4);
     let waited = process.projections.wait("tally", None, head, Duration::ZERO).await.unwrap();
     assert_eq!(waited, Wait::TimedOut(before));
-    // What is begun while it rests, rests.
+    // A rebuild that begins during the pause waits, too.
     projections::rebuild_named(log.store.pool(), "tally", Switch::WhenReady).await.unwrap();
     process.stop().await;
     let process = Process::start(&log, Tally::<1>::default());

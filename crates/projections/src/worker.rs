@@ -170,7 +170,7 @@ impl<P: Projection> Worker<'_, P> {
                 self.lost_ownership();
             }
             if let Some(range) = self.next(head) {
-                // What comes within this time shares a batch.
+                // Events that are appended within this time share a batch.
                 let due = self.stepped + PACE;
                 if *range.end() == head && due > Instant::now() {
                     sleep_until(due).await;

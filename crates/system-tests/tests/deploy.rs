@@ -37,7 +37,7 @@ fn tagged_routes(service: Kind) -> Vec<(String, String)> {
     routes
 }
 
-/// What Redocly, Spectral and the generators of clients ask for, as far as it can be told without them.
+/// Holds, without these tools, the rules of Redocly, Spectral and the generators of clients.
 #[test]
 fn openapi_documents_are_complete() {
     for service in ALL {

@@ -29,7 +29,7 @@ fn snake(title: &str) -> String {
     title.replace(' ', "_").to_lowercase()
 }
 
-/// What differs between the model and the code, in words.
+/// Collects the differences between the model and the code, in words.
 #[derive(Default)]
 struct Differences(Vec<String>);
 

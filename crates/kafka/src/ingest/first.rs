@@ -75,7 +75,7 @@ fn read(consumer: &BaseConsumer<ClientLog>, topic: &str, from: &BTreeMap<i32, i6
     for (partition, offset) in from {
         assignment.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
     }
-    // What the reading before left behind.
+    // The reading before may have left messages behind.
     while consumer.poll(Duration::ZERO).is_some() {}
     consumer.assign(&assignment)?;
     let (mut unread, started) = (from.clone(), Instant::now());
