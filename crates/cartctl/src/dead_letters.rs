@@ -1,7 +1,7 @@
 //! `cartctl dead-letters`.
 
 use clap::{Args, Subcommand};
-use operations::{DeadLetter, Letter, NewestLetters, Operator, Place};
+use operations::{DeadLetter, Letter, NEWEST_LETTERS as NEWEST, NewestLetters, Operator, Place};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -12,8 +12,6 @@ use crate::{
     output::{Output, bytes, hex, moment},
 };
 
-/// The number of newest messages of a topic that a list reads.
-pub(crate) const NEWEST: i64 = 10_000;
 /// The number of characters of a key or a reason in a table.
 const SHOWN: usize = 80;
 

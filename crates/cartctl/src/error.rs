@@ -1,6 +1,6 @@
 //! The errors that end a command, and their exit codes.
 
-use std::{error::Error as _, process::ExitCode};
+use std::process::ExitCode;
 
 use event_store::StoreError;
 use kafka::StartError;
@@ -73,15 +73,6 @@ impl Error {
 
     /// Formats the error and its causes on one line, each once.
     pub(crate) fn in_one_line(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let words = error.to_string();
-            if !text.contains(&words) {
-                text = format!("{text}: {words}");
-            }
-            cause = error.source();
-        }
-        text
+        operations::text::causes(self)
     }
 }

@@ -5,10 +5,10 @@ use std::{fmt::Write as _, time::Duration};
 use cart_events::{CartId, DomainEvent, ProductId};
 use clap::{Args, Subcommand};
 use event_store::{EventStore, Position};
-use operations::{Entry, Which};
+use operations::{Entry, Step, Which};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
@@ -42,6 +42,12 @@ pub(crate) enum Task {
         #[command(flatten)]
         newest: Newest,
     },
+    /// Show everything that one request or message led to, as a tree: the events with the same correlation id
+    Flow {
+        /// The position of one of its events
+        #[arg(value_parser = clap::value_parser!(i64).range(1..))]
+        position: i64,
+    },
 }
 
 #[derive(Args)]
@@ -57,7 +63,7 @@ pub(crate) struct Matching {
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
     /// Only events since then: a span such as 90s, 15m, 2h or 3d, or a time such as 2026-11-30T22:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = operations::text::since)]
     since: Option<OffsetDateTime>,
     /// Only events of this cart
     #[arg(long, conflicts_with = "product")]
@@ -79,24 +85,6 @@ pub(crate) struct Of {
     /// The position of an event
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     position: Option<i64>,
-}
-
-/// Reads a time, or the span since then.
-fn since(text: &str) -> Result<OffsetDateTime, String> {
-    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        return Ok(time);
-    }
-    let wrong = || "must be a span such as 90s, 15m, 2h or 3d, or a time such as 2026-11-30T22:00:00Z".to_owned();
-    let unit = text.chars().next_back().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number = text.strip_suffix(unit).and_then(|number| number.parse::<u32>().ok()).ok_or_else(wrong)?;
-    OffsetDateTime::now_utc().checked_sub(time::Duration::seconds(i64::from(number) * seconds)).ok_or_else(wrong)
 }
 
 fn id(cart: Option<CartId>, product: Option<ProductId>) -> Option<(&'static str, Uuid)> {
@@ -211,7 +199,35 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
             }
             print(&events, true, output)
         }
+        Task::Flow { position } => {
+            let Some(flow) = operations::flow(&log, Position(position)).await? else {
+                return Err(Error::Nothing(format!("The log has no event of the position {position}. Its head is {}", log.head().await?)));
+            };
+            for Step { depth, cause, event } in &flow.steps {
+                let event = Event::of(event);
+                if output.json {
+                    output.document(&Caused { depth: *depth, cause: cause.as_deref(), event })?;
+                } else {
+                    output.line(&format!("{}{}", "    ".repeat(*depth), event.line()))?;
+                }
+            }
+            output.note(&match &flow.correlation_id {
+                Some(id) => format!("Everything with the correlation id {id} is shown, up to position {}", flow.searched_to),
+                None => format!("It has no correlation id: only its own effects are shown, up to position {}", flow.searched_to),
+            });
+            Ok(())
+        }
     }
+}
+
+/// An event of a flow in the output.
+#[derive(Serialize)]
+struct Caused<'a> {
+    depth: usize,
+    /// A position, or a message's topic, partition and offset.
+    cause: Option<&'a str>,
+    #[serde(flatten)]
+    event: Event<'a>,
 }
 
 fn print(events: &[Entry<DomainEvent>], metadata: bool, output: &Output) -> Result<(), Error> {
@@ -270,23 +286,4 @@ async fn page(log: &EventStore<DomainEvent>, which: Which<'_>) -> Result<(Vec<En
         return Err(Error::Refused(format!("The log was reset or restored: its head is {head}, but event {} was shown", which.after)));
     }
     Ok((operations::up_to(log, which, head, PAGE).await?, head))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn since_is_a_time_or_a_span() {
-        assert_eq!(since("2026-11-30T22:00:00Z").unwrap().unix_timestamp(), 1_796_076_000);
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("2h", 7_200), ("3d", 259_200)] {
-            let age = OffsetDateTime::now_utc() - since(text).unwrap();
-            assert!((age.whole_seconds() - seconds).abs() <= 1, "{text}: {age}");
-        }
-        for wrong in ["", "h", "2", "-2h", "2 h", "2w", "4294967296d", "2026-11-30", "2€"] {
-            assert!(since(wrong).is_err(), "{wrong}");
-        }
-        // Longer ago than a time can say.
-        assert!(since("4294967295d").is_err());
-    }
 }

@@ -1,14 +1,15 @@
 //! Prints answers to standard output, as tables or JSON, and everything else to standard error.
 
 use std::{
-    borrow::Cow,
     fmt::Write as _,
     io::{self, BufRead as _, IsTerminal as _, Write as _},
 };
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use operations::text::escaped;
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+pub(crate) use operations::text::{bytes, clean, hex, moment, span};
 
 use crate::error::Error;
 
@@ -98,85 +99,14 @@ pub(crate) fn table(heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>)
     table.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
-/// Makes a line's hidden characters visible, line breaks too, so that stored text cannot control the terminal or forge a line.
-pub(crate) fn clean(line: &str) -> Cow<'_, str> {
-    escaped(line, |cleaned, unit| match u8::try_from(unit) {
-        Ok(byte @ (b'\n' | b'\r' | b'\t')) => write!(cleaned, "{}", byte.escape_ascii()),
-        _ => write!(cleaned, "\\u{{{unit:x}}}"),
-    })
-}
-
-/// Escapes each UTF-16 unit of hidden characters.
-fn escaped(text: &str, escape: impl Fn(&mut String, u16) -> std::fmt::Result) -> Cow<'_, str> {
-    if !text.contains(is_hidden) {
-        return Cow::Borrowed(text);
-    }
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_hidden(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                // Writing to a string never fails.
-                let _ = escape(&mut visible, *unit);
-            }
-        } else {
-            visible.push(c);
-        }
-    }
-    Cow::Owned(visible)
-}
-
-/// Returns whether a terminal shows something else than the character: controls (C0, C1), directions, line breaks, and Unicode's default
-/// ignorable characters. Variation selectors count as visible, because emoji have them.
-fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-                       | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}'
-                       | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
-}
-
-/// Formats bytes as text if they are UTF-8, otherwise as hexadecimal digits after 0x.
-pub(crate) fn bytes(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => hex(bytes),
-    }
-}
-
-/// Formats bytes as hexadecimal digits after 0x.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::from("0x"), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Formats a time as RFC 3339.
-pub(crate) fn moment(at: OffsetDateTime) -> String {
-    at.format(&Rfc3339).unwrap_or_default()
-}
-
-/// Formats seconds in the largest unit that fits.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a span of time that is shown")]
-pub(crate) fn span(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
-    match whole {
-        _ if seconds < 10.0 => format!("{:.1} s", seconds.max(0.0)),
-        0..120 => format!("{whole} s"),
-        120..7_200 => format!("{} min", whole / 60),
-        7_200..172_800 => format!("{} h", whole / 3_600),
-        _ => format!("{} days", whole / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use operations::text::is_hidden;
+
     use super::*;
 
     #[test]
-    fn clean_makes_hidden_characters_visible() {
-        assert_eq!(clean("a\u{1b}[2Jb\u{9b}c\nd"), "a\\u{1b}[2Jb\\u{9b}c\\nd");
-        assert_eq!(clean("\u{202e}gnp.\u{200b}\u{feff}\u{2066}\u{e0041}"), "\\u{202e}gnp.\\u{200b}\\u{feff}\\u{2066}\\u{db40}\\u{dc41}");
-        assert_eq!(clean("Größe 価格 🛒"), "Größe 価格 🛒");
+    fn table_makes_hidden_characters_visible() {
         let forged = table(&["key", "status"], [vec!["a\nb".to_owned(), "\u{1b}]0;x".to_owned()]]);
         assert!(forged.len() == 2 && !forged[1].contains(is_hidden), "{forged:?}");
     }
@@ -188,13 +118,5 @@ mod tests {
         let line = escaped(&json, |line, unit| write!(line, "\\u{unit:04x}"));
         assert!(!line.contains(is_hidden), "{line}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
-    }
-
-    #[test]
-    fn span_picks_a_unit() {
-        for (seconds, text) in [(-1.0, "0.0 s"), (0.25, "0.2 s"), (59.9, "59 s"), (150.0, "2 min"), (7_300.0, "2 h"), (200_000.0, "2 days")]
-        {
-            assert_eq!(span(seconds), text);
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use cart_events::DomainEvent;
 use clap::Subcommand;
 use event_store::{EventStore, Position};
-use operations::{Build, Switch};
+use operations::{Build, NoWayBack, Switch};
 use serde_json::json;
 
 use crate::{
@@ -253,25 +253,15 @@ async fn switch(
 
 /// Revives the retired build, if a running process has its version.
 async fn revive(log: &EventStore<DomainEvent>, builds: &[Build], name: &str) -> Result<(), Error> {
-    let none = || Error::Nothing(format!("{name} has no retired build. See `cartctl projections list`"));
-    let other = builds.iter().find(|build| build.name == name && build.status != "serving").ok_or_else(none)?;
-    if other.status != "retired" {
-        return Err(Error::Refused(format!(
-            "A rebuild of {name} has replaced the retired build. Switch to the new one with `cartctl projections switch {name}`"
-        )));
-    }
-    if !operations::replicas(log.pool()).await?.iter().any(|replica| replica.name == name && replica.version == other.version) {
-        return Err(Error::Refused(format!(
-            "The retired build of {name} has version {}, which no running process has. Start the release that has it",
-            other.version
-        )));
-    }
-    if other.ahead_of.is_some() {
-        return Err(Error::Refused(format!(
-            "The retired build of {name} is ahead of the log, which was restored without it. Start a new one with `cartctl projections rebuild {name}`"
-        )));
-    }
-    if operations::revive(log.pool(), name, Switch::WhenReady).await? { Ok(()) } else { Err(none()) }
+    let refused = |reason: NoWayBack| match reason {
+        NoWayBack::NoBuild(_) => Error::Nothing(format!("{reason}. See `cartctl projections list`")),
+        NoWayBack::Replaced(_) => Error::Refused(format!("{reason}. Switch to the new one with `cartctl projections switch {name}`")),
+        NoWayBack::NoReplica(..) => Error::Refused(format!("{reason}. Start the release that has it")),
+        NoWayBack::Ahead(_) => Error::Refused(format!("{reason}. Start a new one with `cartctl projections rebuild {name}`")),
+    };
+    operations::way_back(builds, &operations::replicas(log.pool()).await?, name).map_err(refused)?;
+    let is_revived = operations::revive(log.pool(), name, Switch::WhenReady).await?;
+    if is_revived { Ok(()) } else { Err(refused(NoWayBack::NoBuild(name.to_owned()))) }
 }
 
 /// Returns the name of a read model's build beside the serving one.

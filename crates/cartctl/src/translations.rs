@@ -1,12 +1,10 @@
 //! `cartctl translations`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
 use event_store::SourcePartition;
-use operations::StoredOffset;
-use operations::{OperateError, Operator};
-use serde::Serialize;
+use operations::{StoredOffset, Translation};
 use serde_json::json;
 
 use crate::{
@@ -49,66 +47,21 @@ pub(crate) struct To {
     end: bool,
 }
 
-/// A stored offset, and the offsets of the broker.
-#[derive(Serialize)]
-pub(crate) struct Translation {
-    #[serde(flatten)]
-    pub(crate) stored: StoredOffset,
-    /// The partition's first offset, and the one after its last; null if the broker does not answer.
-    pub(crate) begins_at: Option<i64>,
-    pub(crate) ends_at: Option<i64>,
-    /// The number of messages that are not yet translated.
-    pub(crate) lag: Option<i64>,
-}
-
-impl Translation {
-    fn of(stored: StoredOffset, ends: &Ends) -> Self {
-        let ends = ends.get(&stored.topic).and_then(|ends| ends.get(&stored.partition)).copied();
-        let lag = ends.map(|(_, high)| (high - stored.next_offset).max(0));
-        Self { stored, begins_at: ends.map(|(low, _)| low), ends_at: ends.map(|(_, high)| high), lag }
-    }
-
-    /// Says why the partition is blocked, if its stored offset is outside of it.
-    pub(crate) fn blocked(&self) -> Option<&'static str> {
-        match (self.begins_at, self.ends_at) {
-            (Some(low), _) if self.stored.next_offset < low => Some("before the beginning: blocked"),
-            (_, Some(high)) if self.stored.next_offset > high => Some("after the end: blocked"),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn row(&self) -> Vec<String> {
-        let or_unknown = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
-        vec![
-            self.stored.group.clone(),
-            self.stored.topic.clone(),
-            self.stored.partition.to_string(),
-            self.stored.next_offset.to_string(),
-            or_unknown(self.begins_at),
-            or_unknown(self.ends_at),
-            or_unknown(self.lag),
-            format!("{} ago", span(self.stored.age_seconds)),
-            self.blocked().unwrap_or_default().to_owned(),
-        ]
-    }
-}
-
 pub(crate) const HEADS: [&str; 9] = ["group", "topic", "partition", "next", "begins at", "ends at", "lag", "moved", ""];
 
-type Ends = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
-
-/// Adds the offsets of the broker to stored offsets, as far as the broker answers.
-pub(crate) async fn with_broker_offsets(stored: Vec<StoredOffset>, kafka: &Operator) -> (Vec<Translation>, Option<OperateError>) {
-    let (mut ends, mut trouble) = (Ends::new(), None);
-    for topic in stored.iter().map(|stored| &stored.topic) {
-        if trouble.is_none() && !ends.contains_key(topic) {
-            match kafka.ends(topic).await {
-                Ok(found) => drop(ends.insert(topic.clone(), found)),
-                Err(error) => trouble = Some(error),
-            }
-        }
-    }
-    (stored.into_iter().map(|stored| Translation::of(stored, &ends)).collect(), trouble)
+pub(crate) fn row(translation: &Translation) -> Vec<String> {
+    let or_unknown = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
+    vec![
+        translation.stored.group.clone(),
+        translation.stored.topic.clone(),
+        translation.stored.partition.to_string(),
+        translation.stored.next_offset.to_string(),
+        or_unknown(translation.begins_at),
+        or_unknown(translation.ends_at),
+        or_unknown(translation.lag),
+        format!("{} ago", span(translation.stored.age_seconds)),
+        translation.blocked().unwrap_or_default().to_owned(),
+    ]
 }
 
 pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<(), Error> {
@@ -116,11 +69,11 @@ pub(crate) async fn run(task: Task, common: &Common, output: &Output) -> Result<
     let stored = operations::stored_offsets(log.pool()).await?;
     match task {
         Task::Show => {
-            let (translations, trouble) = with_broker_offsets(stored, &kafka).await;
+            let (translations, trouble) = operations::with_broker_offsets(stored, &kafka).await;
             if let Some(trouble) = trouble {
                 output.note(&format!("The broker does not answer: {}", Error::from(trouble).in_one_line()));
             }
-            output.list(&translations, "Nothing was translated yet", &HEADS, Translation::row)
+            output.list(&translations, "Nothing was translated yet", &HEADS, row)
         }
         Task::Seek { topic, partition, to, group, confirmed } => {
             let matching: Vec<_> = stored

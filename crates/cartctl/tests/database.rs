@@ -498,6 +498,42 @@ async fn log_shows_decoded_events() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: cargo dev test"]
+async fn log_flow_shows_each_event_below_its_cause() {
+    let (cart, other) = (Shopping::new(), Shopping::new());
+    let log = TestLog::create().await;
+    let by = |cause: Option<&str>| {
+        let (correlation_id, causation_id) = (Some("order-7".to_owned()), cause.map(str::to_owned));
+        Metadata { correlation_id, causation_id, ..Metadata::default() }
+    };
+    let events = [
+        (cart.price_changed(0), by(Some("price-changes/0/4"))),
+        (other.created(), Metadata::default()),
+        (cart.archived(0), by(Some("1"))),
+        (cart.archived(1), by(Some("1"))),
+        (cart.submitted(1), by(None)),
+        (DomainEvent::CartPublished { cart_id: cart.cart_id }, by(Some("5"))),
+    ];
+    let source = SourcePartition { consumer: "test", topic: "flow", partition: 0 };
+    log.store.append_from(source, None, 1, &events).await.unwrap();
+    let shown = |position: &str| {
+        let steps = over(&log.database, &["log", "flow", position, "--json"]).documents(0);
+        let step =
+            |step: &Value| (step["position"].as_i64().unwrap(), step["depth"].as_i64().unwrap(), step["cause"].as_str().map(str::to_owned));
+        steps.iter().map(step).collect::<Vec<_>>()
+    };
+    let cause = |cause: &str| Some(cause.to_owned());
+    let whole = [(1, 0, cause("price-changes/0/4")), (3, 1, cause("1")), (4, 1, cause("1")), (5, 0, None), (6, 1, cause("5"))];
+    assert_eq!(shown("3"), whole);
+    assert_eq!(shown("6"), whole);
+    assert_eq!(shown("2"), [(2, 0, None)], "without a correlation id");
+    let tree = over(&log.database, &["log", "flow", "6"]);
+    assert!(tree.stdout.lines().nth(1).unwrap().starts_with("           3  "), "{tree:?}");
+    assert!(tree.stderr.contains("order-7"), "{tree:?}");
+    over(&log.database, &["log", "flow", "7"]).failed(3, "Its head is 6");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
 async fn log_shows_an_undecodable_event_with_its_error() {
     let cart = Shopping::new();
     let log = TestLog::create().await;

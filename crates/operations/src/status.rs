@@ -158,6 +158,42 @@ pub fn running_rebuild<'a>(builds: &'a [Build], serving: &Build, replicas: &[Rep
     })
 }
 
+/// Why a projection cannot switch back to its retired build.
+#[derive(Debug, thiserror::Error)]
+pub enum NoWayBack {
+    /// There is no retired build.
+    #[error("{0} has no retired build")]
+    NoBuild(String),
+    /// A rebuild has emptied it.
+    #[error("A rebuild of {0} has replaced the retired build")]
+    Replaced(String),
+    /// No replica would let it catch up.
+    #[error("The retired build of {0} has version {1}, which no running process has")]
+    NoReplica(String, i32),
+    /// It has events that the log does not have.
+    #[error("The retired build of {0} is ahead of the log, which was restored without it")]
+    Ahead(String),
+}
+
+/// Checks that a projection can switch back to its retired build.
+///
+/// # Errors
+/// Why it cannot.
+pub fn way_back(builds: &[Build], replicas: &[Replica], name: &str) -> Result<(), NoWayBack> {
+    let other = builds.iter().find(|build| build.name == name && build.status != "serving");
+    let other = other.ok_or_else(|| NoWayBack::NoBuild(name.to_owned()))?;
+    if other.status != "retired" {
+        return Err(NoWayBack::Replaced(name.to_owned()));
+    }
+    if !replicas.iter().any(|replica| replica.name == name && replica.version == other.version) {
+        return Err(NoWayBack::NoReplica(name.to_owned(), other.version));
+    }
+    if other.ahead_of.is_some() {
+        return Err(NoWayBack::Ahead(name.to_owned()));
+    }
+    Ok(())
+}
+
 /// Reads the living replicas.
 ///
 /// # Errors

@@ -1,9 +1,6 @@
 //! To-dos: counted, listed, retried.
 
-use event_store::{
-    Pool, Position, StoreError,
-    connection::{PooledConnection, with_timeout},
-};
+use event_store::{Pool, Position, StoreError};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -75,7 +72,8 @@ pub struct TodoEntry {
 /// # Errors
 /// As [`crate::builds`].
 pub async fn todos(pool: &Pool, automation: Option<&str>, status: Option<&str>, count: i64) -> Result<Vec<TodoEntry>, StoreError> {
-    let listed = sqlx::query!(
+    let listed = sqlx::query_as!(
+        Row,
         r#"SELECT automation, key, position, status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
                   extract(epoch FROM clock_timestamp() - created_at)::float8 AS "age_seconds!"
            FROM todo WHERE ($1::text IS NULL OR automation = $1) AND ($2::text IS NULL OR status = $2)
@@ -84,16 +82,42 @@ pub async fn todos(pool: &Pool, automation: Option<&str>, status: Option<&str>, 
         status,
         count
     );
-    let rows = with_timeout(async {
-        let mut connection = PooledConnection::from(pool).await?;
-        let rows = listed.fetch_all(&mut *connection).await?;
-        connection.done();
-        Ok(rows)
-    })
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| TodoEntry {
+    let rows = ask(pool, async |connection| listed.fetch_all(connection).await).await?;
+    Ok(rows.into_iter().map(TodoEntry::from).collect())
+}
+
+/// Lists the to-dos with these keys, of every automation.
+///
+/// # Errors
+/// As [`crate::builds`].
+pub async fn todos_of(pool: &Pool, keys: &[String]) -> Result<Vec<TodoEntry>, StoreError> {
+    // The primary key serves it: an automation, and the key.
+    let listed = sqlx::query_as!(
+        Row,
+        r#"SELECT automation, key, position, t.status, attempts, last_error, payload AS "payload: Json<Box<RawValue>>",
+                  extract(epoch FROM clock_timestamp() - created_at)::float8 AS "age_seconds!"
+           FROM projection p JOIN todo t ON t.automation = p.name AND t.key = ANY ($1)
+           WHERE p.build = 'automation' ORDER BY automation, position, key"#,
+        keys
+    );
+    let rows = ask(pool, async |connection| listed.fetch_all(connection).await).await?;
+    Ok(rows.into_iter().map(TodoEntry::from).collect())
+}
+
+struct Row {
+    automation: String,
+    key: String,
+    position: i64,
+    status: String,
+    attempts: i32,
+    last_error: Option<String>,
+    payload: Json<Box<RawValue>>,
+    age_seconds: f64,
+}
+
+impl From<Row> for TodoEntry {
+    fn from(row: Row) -> Self {
+        Self {
             automation: row.automation,
             key: row.key,
             position: Position(row.position),
@@ -102,8 +126,8 @@ pub async fn todos(pool: &Pool, automation: Option<&str>, status: Option<&str>, 
             age_seconds: row.age_seconds,
             last_error: row.last_error,
             payload: row.payload.0,
-        })
-        .collect())
+        }
+    }
 }
 
 /// Reopens failed to-dos of an automation as if they were new: these keys, or all. Returns the keys that were failed.
