@@ -7,7 +7,8 @@ use crate::{
     layout::{BOX, Layout},
 };
 
-const STYLE: &str = "
+/// The styles of the board.
+pub const STYLE: &str = "
 text { font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; fill: #1f2328; text-anchor: middle; }
 .name { font-size: 19px; } .slice { font-size: 19px; font-weight: 600; } .lane { font-size: 17px; fill: #59636e; text-anchor: start; }
 .paper { fill: #ffffff; } .odd { fill: #f6f8fa; } rect { rx: 5px; } .paper, .odd { rx: 0; }
@@ -28,6 +29,17 @@ text { fill: #f0f6fc; } .lane { fill: #9198a1; } .paper { fill: #0d1117; } .odd 
 
 const LANES: [&[&str]; 4] = [&["Screens,", "automations"], &["Commands,", "read models"], &["Events"], &["Messages"]];
 
+/// What a page adds to the card of an element.
+#[derive(Debug, Clone, Default)]
+pub struct Card {
+    /// Where a click leads.
+    pub link: String,
+    /// What is written in the card's corner.
+    pub count: String,
+    /// Changes whenever the card is to light up.
+    pub pulse: String,
+}
+
 /// Draws the board: slices from left to right; screens and automations, commands and read models, events and messages from top to bottom.
 #[must_use]
 pub fn svg(model: &EventModel) -> String {
@@ -35,9 +47,26 @@ pub fn svg(model: &EventModel) -> String {
     let (width, height) = layout.size;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"title\">\n\
-         <title id=\"title\">The event model: {}</title>\n<style>{STYLE}</style>\n<defs>\n",
+         <title id=\"title\">The event model: {}</title>\n<style>{STYLE}</style>\n",
         escaped(&model.context)
     );
+    draw(&mut svg, &layout, &|_| None);
+    svg + "</svg>\n"
+}
+
+/// Draws the board for a page that has [`STYLE`]: each card is a link.
+#[must_use]
+pub fn board(model: &EventModel, card: impl Fn(&Element) -> Card) -> String {
+    let layout = Layout::of(model);
+    let (width, height) = layout.size;
+    let mut svg = format!("<svg class=\"board\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n");
+    draw(&mut svg, &layout, &|element| Some(card(element)));
+    svg + "</svg>\n"
+}
+
+fn draw(svg: &mut String, layout: &Layout<'_>, card: &dyn Fn(&Element) -> Option<Card>) {
+    let (width, height) = layout.size;
+    svg.push_str("<defs>\n");
     for kind in ["", "-readmodel", "-automation"] {
         let _ = writeln!(
             svg,
@@ -51,11 +80,11 @@ pub fn svg(model: &EventModel) -> String {
             let _ = writeln!(svg, "<rect class=\"odd\" x=\"{x}\" width=\"{width}\" height=\"{height}\"/>");
         }
         let lines = if *width > BOX.0 * 2 { vec![slice.title.clone()] } else { wrapped(&slice.title, 10) };
-        text(&mut svg, "slice", x + width / 2, 29, 21, &lines);
+        text(svg, "slice", x + width / 2, 29, 21, &lines);
     }
     for (names, y) in LANES.iter().zip(layout.lanes) {
         let lines: Vec<_> = names.iter().map(ToString::to_string).collect();
-        text(&mut svg, "lane", 10, y + BOX.1 / 2, 20, &lines);
+        text(svg, "lane", 10, y + BOX.1 / 2, 20, &lines);
     }
     for arrow in &layout.arrows {
         let kind = match arrow.to {
@@ -66,12 +95,11 @@ pub fn svg(model: &EventModel) -> String {
         let _ = writeln!(svg, "<path class=\"arrow to{kind}\" marker-end=\"url(#head{kind})\" d=\"{}\"/>", rounded(&arrow.corners));
     }
     for (element, centre, y) in &layout.boxes {
-        drawn(&mut svg, element, *centre, *y);
+        drawn(svg, element, *centre, *y, card(element));
     }
-    svg + "</svg>\n"
 }
 
-fn drawn(svg: &mut String, element: &Element, centre: i32, y: i32) {
+fn drawn(svg: &mut String, element: &Element, centre: i32, y: i32, card: Option<Card>) {
     let class = match (element.kind, element.context) {
         (Kind::Command, _) => "command",
         (Kind::Event, Context::Internal) => "event",
@@ -82,11 +110,14 @@ fn drawn(svg: &mut String, element: &Element, centre: i32, y: i32) {
     };
     let (width, height) = BOX;
     let x = centre - width / 2;
-    let _ = writeln!(
-        svg,
-        "<g id=\"{}\" class=\"{class}\">\n<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>",
-        escaped(&element.id)
-    );
+    let id = escaped(&element.id);
+    let _ = match &card {
+        None => writeln!(svg, "<g id=\"{id}\" class=\"{class}\">"),
+        Some(Card { link, pulse, .. }) => {
+            writeln!(svg, "<a id=\"{id}\" class=\"{class}\" href=\"{}\" data-pulse=\"{}\">", escaped(link), escaped(pulse))
+        }
+    };
+    let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>");
     match element.kind {
         // A window with its bar, and a gear.
         Kind::Screen => {
@@ -113,7 +144,13 @@ fn drawn(svg: &mut String, element: &Element, centre: i32, y: i32) {
         22,
         &wrapped(&element.title, 10),
     );
-    svg.push_str("</g>\n");
+    match card {
+        None => svg.push_str("</g>\n"),
+        Some(card) => {
+            text(svg, "count", x + width - 5, y + height - 14, 14, &[card.count]);
+            svg.push_str("</a>\n");
+        }
+    }
 }
 
 /// Lines of text around a height.

@@ -9,7 +9,7 @@ mod layout;
 
 use serde::Deserialize;
 
-pub use drawing::svg;
+pub use drawing::{Card, STYLE, board, svg};
 
 /// A model: slices in the order of their story.
 #[derive(Debug, Clone, Deserialize)]
