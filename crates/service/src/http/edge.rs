@@ -143,16 +143,16 @@ pub(crate) async fn observe(request: ServiceRequest, next: Next<BoxBody>) -> Res
     Ok(response)
 }
 
-/// Turns every other error into JSON: those of the router, of extractors and of other middleware.
+/// Turns every other error into JSON: those of the router, of extractors and of other middleware. A page stays a page.
 pub(crate) async fn answer_errors_in_json(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let response = next.call(request).await?.map_into_boxed_body();
     let status = response.status();
-    let is_json =
-        response.headers().get(header::CONTENT_TYPE).is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
-    if !(status.is_client_error() || status.is_server_error()) || is_json {
+    let media_type = response.headers().get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes).unwrap_or_default();
+    let is_ours = media_type.starts_with(b"application/json") || media_type.starts_with(b"text/html");
+    if !(status.is_client_error() || status.is_server_error()) || is_ours {
         return Ok(response);
     }
     let (http_request, response) = response.into_parts();
