@@ -147,7 +147,7 @@ pub fn attention(overview: &Overview) -> Vec<Attention> {
         add(finding.to_string(), None);
     }
     if let Some(error) = &overview.broker_error {
-        add(format!("the broker does not answer: {error}"), None);
+        add(format!("the broker does not answer: {error}. Check KAFKA_BOOTSTRAP_SERVERS"), None);
     }
     for build in &overview.projections {
         let Build { name, build: schema, .. } = build;
