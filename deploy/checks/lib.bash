@@ -5,7 +5,7 @@
 
 services=(cart-commands inventory-translator cart-projections publisher)
 # shellcheck disable=SC2034 # used by the sourcing scripts
-images=("${services[@]}" migrate cartctl)
+images=("${services[@]}" console migrate cartctl)
 commit=$(git describe --always --dirty 2> /dev/null || echo unknown)
 demo=''
 
@@ -98,6 +98,8 @@ ask_both_listeners() {
     expect 409 "$shop" "/submitcart/${id}a" --json '{"cart_id":"'${id}a'"}'
     expect 200 "$shop" "/${id}a/submittedcart"
     for service in "${services[@]}"; do expect 200 "$internal" "/$service/openapi.json"; done
+    expect 200 "$internal" /console
+    expect 404 "$public" /console
     for service in inventory-translator cart-projections publisher; do expect 200 "$internal" "/$service/lag"; done
     for path in "/changeinventory/${id}c" "/changeprice/${id}c" "/cartswithproducts/${id}c" "/inventories/${id}c" "/changedprices/${id}c" /cart-projections/lag \
         /cart-commands/openapi.json /metrics /healthcheck /lag /; do

@@ -11,8 +11,14 @@ use embedded::layout::Layout;
 use shop::services;
 
 /// The programs that `cargo dev up`, the tests and the chaos run.
-pub(crate) const PROGRAMS: [&str; 5] =
-    [services::COMMANDS.name, services::TRANSLATOR.name, services::PROJECTIONS.name, services::PUBLISHER.name, "cartctl"];
+pub(crate) const PROGRAMS: [&str; 6] = [
+    services::COMMANDS.name,
+    services::TRANSLATOR.name,
+    services::PROJECTIONS.name,
+    services::PUBLISHER.name,
+    services::CONSOLE.name,
+    "cartctl",
+];
 
 /// Makes a cargo command that runs in the workspace's root.
 #[must_use]

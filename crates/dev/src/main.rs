@@ -21,7 +21,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build and start everything: PostgreSQL, Kafka, topics, migrations, the four services, cartctl
+    /// Build and start everything: PostgreSQL, Kafka, topics, migrations, the four services, the console, cartctl
     Up {
         /// Return when everything is ready; `cargo dev down` stops it
         #[arg(long)]

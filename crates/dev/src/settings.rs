@@ -13,8 +13,8 @@ pub struct Settings {
     pub database_url: Option<String>,
     /// A Kafka to use instead of our own.
     pub kafka_bootstrap_servers: Option<String>,
-    service_ports: [u16; 4],
-    /// CARTLOG_PORT, which names one port for four services.
+    service_ports: [u16; 5],
+    /// CARTLOG_PORT, which names one port for all services.
     one_port: Option<String>,
     shutdown_deadline: Duration,
 }
@@ -29,8 +29,8 @@ impl Settings {
     }
 
     fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        let mut service_ports = [0; 4];
-        for (index, kind) in services::ALL.iter().enumerate() {
+        let mut service_ports = [0; 5];
+        for (index, kind) in services::WITH_CONSOLE.iter().enumerate() {
             let port = match variable(kind.port_setting) {
                 None => kind.default_port,
                 Some(text) => text.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
@@ -41,7 +41,7 @@ impl Settings {
             if let Some(other) = service_ports[..index].iter().position(|other| *other == port) {
                 return Err(Error::Refused(format!(
                     "{} and {} are both {port}, but each service needs its own port",
-                    services::ALL[other].port_setting,
+                    services::WITH_CONSOLE[other].port_setting,
                     kind.port_setting
                 )));
             }
@@ -59,7 +59,7 @@ impl Settings {
 
     /// Each service with its port.
     pub fn services(&self) -> impl Iterator<Item = (Kind, u16)> + use<> {
-        services::ALL.into_iter().zip(self.service_ports)
+        services::WITH_CONSOLE.into_iter().zip(self.service_ports)
     }
 
     /// The time in which the services must stop.
@@ -74,9 +74,9 @@ impl Settings {
     /// CARTLOG_PORT is set, or ports are in use. The error names each port's setting and the process that uses the port.
     pub fn check_ports(&self) -> Result<(), Error> {
         if let Some(port) = &self.one_port {
-            let settings = services::ALL.map(|kind| kind.port_setting).join(", ");
+            let settings = services::WITH_CONSOLE.map(|kind| kind.port_setting).join(", ");
             return Err(Error::Refused(format!(
-                "CARTLOG_PORT is {port:?}, but four services cannot share a port. Unset it, and set {settings} instead."
+                "CARTLOG_PORT is {port:?}, but the services cannot share a port. Unset it, and set {settings} instead."
             )));
         }
         let taken: Vec<String> = self
@@ -100,10 +100,10 @@ mod tests {
     }
 
     #[test]
-    fn default_ports_are_8081_to_8084() {
+    fn default_ports_are_8081_to_8085() {
         let settings = read(&[("CARTLOG_PROJECTIONS_PORT", "9000")]).unwrap();
         let ports: Vec<u16> = settings.services().map(|(_, port)| port).collect();
-        assert_eq!(ports, [8081, 8082, 9000, 8084]);
+        assert_eq!(ports, [8081, 8082, 9000, 8084, 8085]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The four services as child processes.
+//! The four services and the console as child processes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use embedded::process::Process;
 /// A kind of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
-    /// The name of its package and its binary.
+    /// The name of its binary, and of its folder.
     pub name: &'static str,
     /// The database role it connects as.
     pub role: &'static str,
@@ -58,8 +58,13 @@ pub const PUBLISHER: Kind = Kind {
     port_setting: "CARTLOG_PUBLISHER_PORT",
     default_port: 8084,
 };
+/// Pages for operators. No service needs it.
+pub const CONSOLE: Kind =
+    Kind { name: "console", role: "cartlog_operator", variable: "CONSOLE_URL", port_setting: "CARTLOG_CONSOLE_PORT", default_port: 8085 };
 /// The four services.
 pub const ALL: [Kind; 4] = [COMMANDS, TRANSLATOR, PROJECTIONS, PUBLISHER];
+/// The four services and the console.
+pub const WITH_CONSOLE: [Kind; 5] = [COMMANDS, TRANSLATOR, PROJECTIONS, PUBLISHER, CONSOLE];
 
 /// The settings of a service process.
 #[derive(Debug, Clone)]

@@ -61,7 +61,7 @@ impl Shop {
     /// Makes a shop on the test servers. No service runs yet.
     pub async fn new(test: &str) -> Self {
         let database = Database::create().await;
-        let urls = services::ALL.map(|kind| (kind.name, database.url_as(kind.role))).into();
+        let urls = services::WITH_CONSOLE.map(|kind| (kind.name, database.url_as(kind.role))).into();
         Self::on(test, database.pool().await, urls, test_support::kafka_bootstrap_servers()).await
     }
 

@@ -82,7 +82,7 @@ fn nothing_depends_on_a_service() {
             assert!(!dependency.is_service(), "{} depends on the service {}", package.name, dependency.name);
         }
     }
-    assert_eq!(workspace.values().filter(|package| package.is_service()).count(), 4);
+    assert_eq!(workspace.values().filter(|package| package.is_service()).count(), 5);
 }
 
 #[test]

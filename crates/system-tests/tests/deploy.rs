@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use shop::services::{ALL, Kind, PROJECTIONS, PUBLISHER, TRANSLATOR};
+use shop::services::{ALL, CONSOLE, Kind, PROJECTIONS, PUBLISHER, TRANSLATOR, WITH_CONSOLE};
 use shop::topics::{INVENTORIES, PRICE_CHANGES, PUBLISHED_CARTS};
 
 fn root() -> PathBuf {
@@ -94,7 +94,7 @@ fn assert_references(file: &str, document: &Value, value: &Value) {
 #[test]
 fn images_check_readiness_at_the_services_ports() {
     let dockerfile = text("deploy/Dockerfile");
-    for service in ALL {
+    for service in WITH_CONSOLE {
         let name = service.name;
         let target = dockerfile.split(&format!("\nFROM service AS {name}\n")).nth(1).unwrap_or_else(|| panic!("no target {name}"));
         let target = target.split("\nFROM ").next().unwrap();
@@ -106,7 +106,9 @@ fn images_check_readiness_at_the_services_ports() {
         ] {
             assert!(target.contains(&line), "{name} lacks {line}");
         }
-        assert!(dockerfile.contains(&format!("--package {name} ")), "{name} is not built");
+        // The console's package has another name than its program.
+        let package = if name == CONSOLE.name { "cartlog-console" } else { name };
+        assert!(dockerfile.contains(&format!("--package {package} ")), "{name} is not built");
     }
 }
 
@@ -119,7 +121,7 @@ fn images_have_the_version_of_the_workspace() {
 #[test]
 fn proxy_finds_each_service_at_its_port() {
     let proxy = text("deploy/proxy/haproxy.cfg");
-    for service in ALL {
+    for service in WITH_CONSOLE {
         let line = format!("server-template {0}- 10 \"{0}${{REPLICAS_SUFFIX}}:{1}\"", service.name, service.default_port);
         assert!(proxy.contains(&line), "{line}");
     }
@@ -173,7 +175,7 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
 
 #[test]
 fn kubernetes_runs_each_service_with_its_port_role_and_probes() {
-    for service in ALL {
+    for service in WITH_CONSOLE {
         let name = service.name;
         let objects = objects(&format!("deploy/kubernetes/base/{name}.yaml"));
         let deployment = of_kind(&objects, "Deployment");
@@ -214,7 +216,7 @@ fn deployments_differ_only_in_name_role_and_port() {
             .replace(&service.default_port.to_string(), "PORT")
             .replace("    cartlog/needs-kafka: \"true\"\n", "")
     };
-    for service in ALL {
+    for service in WITH_CONSOLE {
         assert_eq!(alike(service), alike(ALL[0]), "{}", service.name);
     }
 }
@@ -289,7 +291,7 @@ fn manifests_contain_no_password() {
     for (path, object) in all_objects() {
         assert_ne!(object["kind"], "Secret", "{path}");
     }
-    for service in ALL {
+    for service in WITH_CONSOLE {
         let file = text(&format!("deploy/kubernetes/base/{}.yaml", service.name));
         assert!(file.contains("value: /run/secrets/cartlog/password\n"), "{}", service.name);
     }
@@ -329,6 +331,9 @@ fn autoscaling_ends_at_the_number_of_segments_or_partitions() {
     }
 }
 
+/// The console's pages.
+const PAGES: &str = "^/console(/.*)?$";
+
 /// A route, by its listener, its service and the expression of its path.
 type Route = (String, String, String);
 
@@ -349,8 +354,10 @@ fn documented_routes() -> BTreeSet<Route> {
     routes
 }
 
+/// The routes of the documents, and the console's pages, which have one rule together.
 fn assert_routes(file: &str, found: &BTreeSet<Route>) {
-    let documented = documented_routes();
+    let mut documented = documented_routes();
+    documented.insert(("internal".to_owned(), CONSOLE.name.to_owned(), PAGES.to_owned()));
     let missing: Vec<_> = documented.difference(found).collect();
     let unknown: Vec<_> = found.difference(&documented).collect();
     assert!(missing.is_empty() && unknown.is_empty(), "{file} lacks {missing:#?}, and has beyond the documents {unknown:#?}");
@@ -390,12 +397,13 @@ fn gateway_routes_what_the_openapi_documents_have() {
             for path in rule["matches"].as_array().unwrap().iter().map(|one| &one["path"]) {
                 let value = path["value"].as_str().unwrap();
                 let expression = match path["type"].as_str().unwrap() {
+                    "PathPrefix" if value == "/console" => PAGES.to_owned(),
                     "PathPrefix" => format!("^{value}/[^/]+$"),
                     _ => value.to_owned(),
                 };
                 found.insert((listener.to_owned(), service.to_owned(), expression));
             }
-            let kind = ALL.into_iter().find(|kind| kind.name == service).unwrap();
+            let kind = WITH_CONSOLE.into_iter().find(|kind| kind.name == service).unwrap();
             assert_eq!(rule["backendRefs"], json!([{"name": service, "port": kind.default_port}]), "{file}");
         }
     }
@@ -403,11 +411,29 @@ fn gateway_routes_what_the_openapi_documents_have() {
 }
 
 #[test]
+fn console_is_reached_by_its_pages_only() {
+    let routes = tagged_routes(CONSOLE);
+    for (tag, path) in routes.iter().filter(|(_, path)| path.starts_with("/console")) {
+        assert_eq!(tag, "internal", "{path}");
+    }
+    let others: BTreeSet<_> = routes.iter().filter(|(_, path)| !path.starts_with("/console")).map(|(_, path)| path.as_str()).collect();
+    assert_eq!(others, set("/ /healthcheck /metrics /openapi.json /ready"));
+}
+
+#[test]
 fn back_office_is_not_public() {
     let public: Vec<_> = documented_routes().into_iter().filter(|(listener, ..)| listener == "public").map(|(.., path)| path).collect();
     assert!(!public.is_empty());
-    let back_office =
-        ["/changeinventory/", "/changeprice/", "/cartswithproducts/", "/inventories/", "/changedprices/", "/lag", "/openapi.json"];
+    let back_office = [
+        "/changeinventory/",
+        "/changeprice/",
+        "/cartswithproducts/",
+        "/inventories/",
+        "/changedprices/",
+        "/lag",
+        "/openapi.json",
+        "/console",
+    ];
     for path in public {
         assert!(!back_office.iter().any(|one| path.contains(one)), "shoppers reach {path}");
     }
@@ -427,7 +453,7 @@ fn compose_binds_the_back_office_to_loopback_and_keeps_the_proxy_from_the_server
     for server in ["postgres", "kafka"] {
         assert!(networks("proxy").is_disjoint(&networks(server)), "the proxy reaches {server}");
     }
-    for service in ALL {
+    for service in WITH_CONSOLE {
         assert!(!networks("proxy").is_disjoint(&networks(service.name)), "the proxy does not reach {}", service.name);
     }
 }

@@ -8,13 +8,14 @@ use embedded::error::Error;
 use super::sources::{cell, text};
 
 /// The owner of each settings file, and the file.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("Every service", "crates/service/src/settings.toml"),
-    ("inventory-translator and publisher: Kafka", "crates/service/src/kafka.toml"),
+    ("inventory-translator, publisher and console: Kafka", "crates/service/src/kafka.toml"),
     ("cart-commands", "services/cart-commands/src/settings.toml"),
     ("inventory-translator", "services/inventory-translator/src/settings.toml"),
     ("cart-projections", "services/cart-projections/src/settings.toml"),
     ("publisher", "services/publisher/src/settings.toml"),
+    ("console", "services/console/src/settings.toml"),
 ];
 
 /// Keys whose variable is the key in capitals, without `CARTLOG_`.
