@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use cart_events::CartId;
+use embedded::{distribution, kafka::Kafka, layout::Layout};
 use rdkafka::Message;
-use shop::services::{COMMANDS, PROJECTIONS, PUBLISHER};
+use shop::services::{COMMANDS, PROJECTIONS};
 use tokio::time::timeout;
 
 use crate::{
@@ -37,7 +38,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let sizes = &bench.sizes;
     bench.say("shop: the four services");
-    let mut system = System::start(bench, "shop").await?;
+    // It takes the broker away, so it has one of its own.
+    let layout = Layout::discover()?;
+    let distribution = distribution::kafka(&layout, &bench.screen).await?;
+    let mut broker = Kafka::start_on_free_ports(&distribution, &layout.scratch("bench-broker")?).await?;
+    let system = System::start_with(bench, "shop", bench.server.log().await?, broker.bootstrap_servers()).await?;
     for round in 0..sizes.rounds {
         for tasks in sizes.crowds() {
             bench.say(format!("shop: round {} of {}, {tasks} shoppers at once", round + 1, sizes.rounds));
@@ -53,14 +58,16 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         report.add(Key::new(SUBJECT, PUBLISHED, 1, Contender::Cartlog), published(&system, sizes).await?);
         for contender in rotated(&[Contender::Cartlog, Contender::Floor], round) {
             let sample = match contender {
-                Contender::Cartlog => caught_up(bench, &mut system).await?,
+                Contender::Cartlog => caught_up(bench, &system, &mut broker).await?,
                 _ => one_insert(&system, sizes).await?,
             };
             let scenario = if *contender == Contender::Cartlog { PUBLICATIONS } else { ONE_INSERT };
             report.add(Key::new(SUBJECT, scenario, 1, *contender), sample);
         }
     }
-    kill(system.services).await
+    kill(system.services).await?;
+    broker.kill().await?;
+    Ok(())
 }
 
 /// Measures whole shoppers. What they leave to publish is finished afterwards, and does not count.
@@ -124,24 +131,25 @@ async fn one_insert(system: &System, sizes: &Sizes) -> Result<Sample> {
     Ok(sample)
 }
 
-/// Measures how fast carts are published that were submitted while the publisher was away: from the first CartPublished to the last.
-async fn caught_up(bench: &Bench, system: &mut System) -> Result<Sample> {
+/// Measures how fast carts are published that were submitted while the broker was away: from its return to the last CartPublished.
+async fn caught_up(bench: &Bench, system: &System, broker: &mut Kafka) -> Result<Sample> {
     let carts = bench.sizes.messages / SHARE;
     bench.say(format!("shop: {} carts to publish", thousands(carts)));
-    system.service(PUBLISHER)?.kill().await?;
     let pool = system.database.pool.clone();
+    broker.process().freeze()?;
     LOG.add_submitted_carts(&pool, carts).await?;
     let head = LOG.head(&pool).await?;
-    let publisher = system.service(PUBLISHER)?;
-    publisher.restart().await?;
-    publisher.until_ready(DEADLINE).await?;
-    let done = format!("SELECT count(*) >= {carts} FROM event WHERE event_id > $1 AND event_type = 'CartPublished'");
-    system.until("the carts to be published", &done, head).await?;
-    let took = "SELECT extract(epoch FROM max(inserted_at) - min(inserted_at))::float8 FROM event WHERE event_id > $1
-                AND event_type = 'CartPublished'";
-    let took: f64 = sqlx::query_scalar(took).bind(head).fetch_one(&pool).await?;
+    let missed = "SELECT (SELECT min(position) >= $1 FROM checkpoint WHERE name = 'publish_cart')
+                  AND EXISTS (SELECT FROM todo WHERE status = 'open' AND last_error IS NOT NULL)";
+    system.until("the publisher to miss the broker", missed, head).await?;
+    let returned: f64 = sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&pool).await?;
+    broker.process().thaw()?;
     system.until_settled().await?;
-    Ok(Sample::of_whole(carts as f64, Duration::try_from_secs_f64(took)?))
+    let published = "SELECT count(*), coalesce(extract(epoch FROM max(inserted_at)), 0)::float8 FROM event
+                     WHERE event_id > $1 AND event_type = 'CartPublished'";
+    let (published, last): (i64, f64) = sqlx::query_as(published).bind(head).fetch_one(&pool).await?;
+    ensure!(u64::try_from(published)? == carts, "of {carts} carts, {published} were published");
+    Ok(Sample::of_whole(carts as f64, Duration::try_from_secs_f64(last - returned)?))
 }
 
 /// Measures from Submit Cart's answer until a consumer has the message, while carts are submitted at a fixed rate.
