@@ -14,7 +14,7 @@ use std::{
 
 use event_store::{LogConnection, Pool, Position, connection::with_timeout_of};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, futures::Notified, watch},
     time::Instant,
 };
 use uuid::Uuid;
@@ -43,21 +43,35 @@ pub(crate) struct Replica {
     view: watch::Sender<ClusterView>,
     /// The segments that this replica owns, by build.
     owned: watch::Sender<BTreeMap<&'static str, OwnedSegments>>,
+    /// Notified when a caller finds that it has to wait for a position.
+    waiting: Notify,
     meters: Mutex<BTreeMap<&'static str, ThroughputMeter>>,
 }
 
 impl Replica {
     pub(crate) fn new(name: &'static str, version: i32, types: Arc<[String]>, lease: Duration) -> Self {
         let (view, owned) = (watch::Sender::new(ClusterView::empty()), watch::Sender::default());
-        Self { id: Uuid::now_v7(), name, version, types, lease, view, owned, meters: Mutex::default() }
+        Self { id: Uuid::now_v7(), name, version, types, lease, view, owned, waiting: Notify::new(), meters: Mutex::default() }
     }
 
     pub(crate) fn view(&self) -> watch::Receiver<ClusterView> {
         self.view.subscribe()
     }
 
+    /// Subscribes to the segments that this replica owns, for a caller that waits for a position.
     pub(crate) fn owned(&self) -> watch::Receiver<BTreeMap<&'static str, OwnedSegments>> {
         self.owned.subscribe()
+    }
+
+    /// Says that a subscriber has to wait.
+    pub(crate) fn begin_wait(&self) {
+        self.waiting.notify_waiters();
+    }
+
+    /// Returns what completes when the next caller in this process begins to wait, and whether one waits now.
+    pub(crate) fn waiting(&self) -> (Notified<'_>, bool) {
+        // In this order: a caller that begins to wait in between is noticed.
+        (self.waiting.notified(), self.owned.receiver_count() > 0)
     }
 
     /// Publishes what this replica owns of a build, to waiting callers and to the heartbeat.
@@ -504,5 +518,23 @@ impl Session {
             });
         }
         Ok(views)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn query_that_begins_to_wait_is_noticed() {
+        let replica = Replica::new("ledger", 1, Arc::default(), Duration::from_secs(3));
+        let (begins, is_waited_for) = replica.waiting();
+        assert!(!is_waited_for);
+        let query = replica.owned();
+        replica.begin_wait();
+        begins.await;
+        assert!(replica.waiting().1);
+        drop(query);
+        assert!(!replica.waiting().1);
     }
 }

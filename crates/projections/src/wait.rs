@@ -51,7 +51,8 @@ async fn poll<E: LogEvent>(
 ) -> Result<(Wait, Position), StoreError> {
     let until = Instant::now() + timeout;
     // This process knows the positions of its own segments without the database.
-    let mut owned = replicas.find(name).map(|replica| replica.owned());
+    let mut replica = replicas.find(name);
+    let mut owned = replica.as_ref().map(|replica| replica.owned());
     let mut pause = Duration::from_millis(2);
     let mut asked = false;
     loop {
@@ -63,10 +64,13 @@ async fn poll<E: LogEvent>(
         if at.up_to >= position {
             return Ok((Wait::Reached, at.stored));
         }
-        if !std::mem::replace(&mut asked, true)
-            && let Some(key) = parked(store, name, key).await?
-        {
-            return Ok((Wait::Parked(key), at.stored));
+        if !std::mem::replace(&mut asked, true) {
+            if let Some(replica) = replica.take() {
+                replica.begin_wait();
+            }
+            if let Some(key) = parked(store, name, key).await? {
+                return Ok((Wait::Parked(key), at.stored));
+            }
         }
         if Instant::now() >= until {
             return Ok((Wait::TimedOut(at.up_to), at.stored));

@@ -18,7 +18,7 @@ use crate::{
     lease::{Leases, OwnedSegments, SegmentPosition, not_current},
     metrics::METRICS,
     parking::{self, Parking},
-    projection::Projection,
+    projection::{Kind, Projection},
     replica::{Build, ClusterView, HeartbeatGuard},
     running::{Running, report},
     segment::share,
@@ -29,9 +29,12 @@ use crate::{
 const BESIDE_COMMANDS: i64 = 500;
 /// Beside commands, a batch with this many events is followed by a sleep as long as its write took.
 const MANY: usize = 16;
-/// The shortest time between two batches that reach the head. Announcements of the head come no faster, but a process also learns of it from
-/// its own reads.
-const PACE: Duration = Duration::from_millis(5);
+/// The shortest time between two batches that reach the head. Events that are appended meanwhile share the next batch, because a batch costs
+/// more per transaction than per event.
+const PACE: Duration = Duration::from_millis(20);
+/// The same if somebody would feel the pause: a query that waits for the projection, or the first to-do of an automation. Announcements of the
+/// head come no faster, but a process also learns of it from its own reads.
+const PROMPT: Duration = Duration::from_millis(5);
 /// The longest such sleep.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 
@@ -61,6 +64,7 @@ pub(crate) async fn work<P: Projection>(
         retry_asked: false,
         written: false,
         stepped: Instant::now(),
+        had_events: false,
         poll_at: None,
     };
     loop {
@@ -121,8 +125,9 @@ struct Worker<'a, P: Projection> {
     retry_asked: bool,
     /// Whether something was written since the last error.
     written: bool,
-    /// When the last batch began.
+    /// When the last batch began, and whether it had events.
     stepped: Instant,
+    had_events: bool,
     /// When to request a heartbeat before the next regular one.
     poll_at: Option<Instant>,
 }
@@ -170,10 +175,8 @@ impl<P: Projection> Worker<'_, P> {
                 self.lost_ownership();
             }
             if let Some(range) = self.next(head) {
-                // Events that are appended within this time share a batch.
-                let due = self.stepped + PACE;
-                if *range.end() == head && due > Instant::now() {
-                    sleep_until(due).await;
+                // Events that are appended until then share a batch.
+                if *range.end() == head && !self.is_due().await {
                     continue;
                 }
                 self.stepped = Instant::now();
@@ -202,6 +205,21 @@ impl<P: Projection> Worker<'_, P> {
                 }
             }
         }
+    }
+
+    /// Returns whether the next batch that reaches the head may begin. If not, waits until it may, or until a query waits for it.
+    async fn is_due(&self) -> bool {
+        let (waiting, is_waited_for) = self.running.replica.waiting();
+        let is_prompt = is_waited_for || (P::KIND == Kind::Automation && !self.had_events);
+        let due = self.stepped + if is_prompt { PROMPT } else { PACE };
+        if due <= Instant::now() {
+            return true;
+        }
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = waiting, if !is_prompt => {}
+        }
+        false
     }
 
     fn parking(&self) -> Parking<'_, P> {
@@ -409,6 +427,7 @@ impl<P: Projection> Worker<'_, P> {
         // If no event is the projection's, the heartbeat stores the position. If events are another segment's, the checkpoint moves now:
         // a query about all keys waits for every segment.
         let written = !batch.is_empty();
+        self.had_events = written;
         let mut sleeps = Duration::ZERO;
         if written {
             batch.keep::<P>(&active);
