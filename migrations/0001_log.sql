@@ -24,6 +24,10 @@ CREATE INDEX event_item_id ON event (item_id, event_id) WHERE item_id IS NOT NUL
 -- The type comes before the position: a popular product has a million ItemAdded, and a query for its InventoryChanged must skip them.
 CREATE INDEX event_product_id ON event (product_id, event_type, event_id) WHERE product_id IS NOT NULL;
 
+-- A published cart's message has the id of the append that wrote CartSubmitted. A role that uses an id again would let consumers take two
+-- carts for one.
+CREATE UNIQUE INDEX event_submission ON event ((metadata->>'append_id')) WHERE event_type = 'CartSubmitted';
+
 -- No plan depends on the statistics of this table, so ANALYZE reads 3,000 rows instead of 30,000. A large sample slows appends meanwhile.
 ALTER TABLE event
     ALTER event_id    SET STATISTICS 10,
@@ -222,7 +226,8 @@ BEGIN ATOMIC
     ORDER BY query_item, event_id;
 END;
 
--- Refuses events that the caller may not append, or whose ids are not those of their payloads. Runs before the append lock is taken.
+-- Refuses events that the caller may not append, or whose ids are not those of their payloads, and more of them than an append of a service
+-- has. Runs before the append lock is taken.
 --
 -- A payload must be {"Type":{"cart_id":"…","item_id":"…","product_id":"…", …}}, with the ids of its row first. That is how the services write
 -- it. IS JSON finds a key that comes twice, also if it is escaped, and costs a quarter of parsing. A loop costs less than a statement, which
@@ -246,6 +251,10 @@ BEGIN
        OR array_dims(e_item_id) IS DISTINCT FROM shape OR array_dims(e_product_id) IS DISTINCT FROM shape THEN
         RAISE EXCEPTION 'the arrays of an append must have one dimension, begin at 1 and have the same length'
             USING ERRCODE = 'array_subscript_error';
+    END IF;
+    -- One call must not hold the lock for long. A process sends up to 256 appends, or 1,000 messages.
+    IF cardinality(e_type) > 10000 OR pg_column_size(e_payload) > 67108864 THEN
+        RAISE EXCEPTION 'a call appends at most 10,000 events of 64 MiB together' USING ERRCODE = 'program_limit_exceeded';
     END IF;
     -- NULL: the role may append every type.
     IF NOT e_type <@ public.event_types(session_user) THEN
@@ -276,6 +285,18 @@ BEGIN
     RETURN true;
 END $$;
 
+-- Refuses a condition without an id for a role that may not append every type: it reads the log from its position on, under the append lock.
+-- VOLATILE: it is called only for such a condition, and not by the planner.
+CREATE FUNCTION check_scan() RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF public.event_types(session_user) IS NOT NULL THEN
+        RAISE EXCEPTION 'a condition of % must have an id: otherwise all appends wait while it reads the log', session_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN true;
+END $$;
+
 -- Runs many appends in one call. Each append has its own condition (its query items) and its own outcome.
 -- q_append and e_append say to which append a query item and an event belong. The first row of the answer has query_item NULL and, in
 -- event_id, the head before the call. The other rows are the missed events. An append without a missed event is written, in the order of
@@ -293,6 +314,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
     head      bigint;
     written   integer;
+    conflict  integer;
     conflicts integer[] := '{}';
     bytes     bigint := 0;
     cut       integer;
@@ -308,6 +330,10 @@ BEGIN
            AND array_position(q_types, NULL) IS NULL AND array_position(q_after, NULL) IS NULL
            AND array_position(q_newest, NULL) IS NULL) IS NOT TRUE THEN
         RAISE EXCEPTION 'each event and each query item of an append must be whole' USING ERRCODE = 'array_subscript_error';
+    END IF;
+    -- They are looked up under the lock.
+    IF cardinality(q_types) > 10000 OR pg_column_size(q_types) > 4194304 THEN
+        RAISE EXCEPTION 'a call has at most 10,000 query items, whose types take at most 4 MiB together' USING ERRCODE = 'program_limit_exceeded';
     END IF;
     -- The lock of lock_log().
     LOCK TABLE public.event_log IN SHARE UPDATE EXCLUSIVE MODE;
@@ -353,7 +379,7 @@ BEGIN
                       AND (e.product_id, e.event_type, e.event_id) > (q.product_id, t.type, q.after)
                       AND (e.product_id, e.event_type, e.event_id) <= (q.product_id, t.type, 9223372036854775807)
                     ORDER BY e.product_id, e.event_type, e.event_id LIMIT 1))
-            ELSE (
+            ELSE public.check_scan() AND (
                 SELECT true FROM public.event e
                 WHERE e.event_id > q.after AND e.event_type = ANY (string_to_array(q.types, ','))
                 ORDER BY e.event_id LIMIT 1)
@@ -368,6 +394,9 @@ BEGIN
         RAISE EXCEPTION 'a condition is ahead of the log, whose head is %: the log was reset or restored', head
             USING ERRCODE = 'CL001';
     END IF;
+    -- The statement above stops at the first conflict.
+    PERFORM public.check_scan() FROM unnest(q_cart_id, q_item_id, q_product_id) AS q (cart_id, item_id, product_id)
+        WHERE num_nonnulls(q.cart_id, q.item_id, q.product_id) = 0 LIMIT 1;
     FOR query_item, event_id, event_type, payload, more IN
         SELECT m.query_item, m.event_id, m.event_type, m.payload, false
         FROM public.read_events(q_types, q_after, q_newest, q_cart_id, q_item_id, q_product_id) m
@@ -379,7 +408,10 @@ BEGIN
             more := true;
             cut := query_item;
         END IF;
-        conflicts := conflicts || q_append[query_item + 1];
+        IF q_append[query_item + 1] IS DISTINCT FROM conflict THEN
+            conflict := q_append[query_item + 1];
+            conflicts := conflicts || conflict;
+        END IF;
         RETURN NEXT;
     END LOOP;
     INSERT INTO public.event (event_id, event_type, payload, metadata, cart_id, item_id, product_id)

@@ -43,6 +43,12 @@ RETURN pg_has_role(role, CASE projection WHEN 'publish_cart' THEN 'cartlog_publi
     OR pg_has_role(role, 'cartlog_operator', 'MEMBER')
     OR pg_has_role(role, 'cartlog_log', 'MEMBER');
 
+-- The connections that one role may have: 60 % of the server's. A role that opens as many as it can leaves the others enough to work.
+CREATE FUNCTION connection_limit() RETURNS integer
+LANGUAGE sql STABLE
+RETURN (current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+        - current_setting('reserved_connections')::integer) * 6 / 10;
+
 -- Creates the roles that are missing. Roles belong to the cluster: the migration of another database may have created them, or be creating
 -- them now.
 CREATE FUNCTION create_roles() RETURNS void
@@ -53,7 +59,8 @@ BEGIN
     FOREACH role IN ARRAY public.login_roles() || 'cartlog_log'::text LOOP
         IF to_regrole(role) IS NULL THEN
             BEGIN
-                EXECUTE format('CREATE ROLE %I %s', role, CASE role WHEN 'cartlog_log' THEN 'NOLOGIN' ELSE 'LOGIN' END);
+                EXECUTE format('CREATE ROLE %I %s', role, CASE role WHEN 'cartlog_log' THEN 'NOLOGIN'
+                    ELSE 'LOGIN CONNECTION LIMIT ' || public.connection_limit() END);
             EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
             END;
         END IF;
@@ -293,7 +300,11 @@ SELECT 6, format('ALTER ROLE %I %s', r.rolname, a.name), format('ALTER ROLE %I N
 FROM pg_roles r
 CROSS JOIN LATERAL (VALUES ('SUPERUSER', r.rolsuper), ('CREATEROLE', r.rolcreaterole), ('CREATEDB', r.rolcreatedb), ('REPLICATION', r.rolreplication),
                            ('BYPASSRLS', r.rolbypassrls), ('LOGIN', r.rolcanlogin AND r.rolname = 'cartlog_log')) AS a (name, has)
-WHERE a.has AND r.rolname = ANY (login_roles() || 'cartlog_log'::text);
+WHERE a.has AND r.rolname = ANY (login_roles() || 'cartlog_log'::text)
+UNION ALL
+-- Any other limit is the administrator's.
+SELECT 6, format('ALTER ROLE %I CONNECTION LIMIT -1', rolname), format('ALTER ROLE %I CONNECTION LIMIT %s', rolname, connection_limit())
+FROM pg_roles WHERE rolconnlimit = -1 AND rolname = ANY (login_roles());
 
 -- The same as it was when the newest migration was applied.
 CREATE TABLE installation (
@@ -308,7 +319,11 @@ BEGIN ATOMIC
     DELETE FROM installation;
     INSERT INTO installation (present, step)
     SELECT DISTINCT present, step FROM installation_now
-    WHERE step < 4 AND present NOT LIKE '% ON FUNCTION pg_catalog.%' AND present NOT LIKE 'GRANT % ON FUNCTION % TO PUBLIC';
+    WHERE step < 4 AND present NOT LIKE '% ON FUNCTION pg_catalog.%' AND present NOT LIKE 'GRANT % ON FUNCTION % TO PUBLIC'
+    UNION
+    -- Only a superuser may set it, and so no role may raise its own. Without it, one query could fill the disk.
+    SELECT format('ALTER ROLE %I IN DATABASE {database} SET temp_file_limit = %L', role, '256MB'), 3
+    FROM unnest(login_roles()) AS role WHERE role <> 'cartlog_operator';
 END;
 
 -- Makes roles, grants, settings and owners what the newest migration left. Answers the statements that it ran.

@@ -67,7 +67,8 @@ fn other_query_items(product: &str, after: i64, more: &[(&'static str, &'static 
         ("ItemAdded,ItemRemoved", "NULL", item, product.as_str(), false),
         ("PriceChanged,ItemArchived", "NULL", "NULL", product.as_str(), false),
     ];
-    if after == EVENTS {
+    // No append has a condition without an id.
+    if after == EVENTS && !more.is_empty() {
         all.push(("PriceChanged", "NULL", "NULL", "NULL", false));
     }
     all.extend(more.iter().map(|(types, item, newest)| (*types, "NULL", *item, "NULL", *newest)));

@@ -267,7 +267,8 @@ async fn an_append_takes_no_arrays_of_another_shape() {
             // Query items are read by their order, except the number of their append.
             ("begins at 0", format!("array_fill({element}, ARRAY[1], ARRAY[0])"), is_event || n == 0),
             ("two dimensions", format!("ARRAY[ARRAY[{element}]]"), is_event || n < 4),
-            ("a NULL", format!("ARRAY[NULL::{of}]"), !is_null && (is_event || n < 4)),
+            // Without its only id, a query item would read the log.
+            ("a NULL", format!("ARRAY[NULL::{of}]"), !is_null && (is_event || n < 4 || n == conditions - 1)),
         ] {
             let mut arrays = whole.clone();
             arrays[n] = form;
@@ -280,6 +281,85 @@ async fn an_append_takes_no_arrays_of_another_shape() {
     }
     let written: i64 = sqlx::query_scalar("SELECT count(*) FROM event").fetch_one(&owner).await.unwrap();
     assert_eq!(written, 1);
+}
+
+/// PostgreSQL's "program limit exceeded".
+const TOO_MUCH: &str = "54000";
+
+/// All appends wait for a call, so what one call may ask has a bound.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn an_append_holds_the_lock_for_a_bounded_work_only() {
+    let (log, owner) = log().await;
+    let cart = Shopping::new();
+    log.append([cart.created()]).await;
+    let id = cart.cart_id.uuid();
+    let query = |items: i32, types: &str, ids: [&str; 3]| {
+        let [of, item, product] = ids.map(|id| format!("array_fill({id}::uuid, ARRAY[{items}])"));
+        format!(
+            "array_fill(0, ARRAY[{items}]), array_fill({types}::text, ARRAY[{items}]), array_fill(0::bigint, ARRAY[{items}]),
+             array_fill(false, ARRAY[{items}]), {of}, {item}, {product}"
+        )
+    };
+    let events = |number: i32, bytes: i32| {
+        let row = Row::of(&cart.cleared());
+        let payload = format!("convert_to(replace('{}', '}}}}', ',\"more\":\"' || repeat('x', {bytes}) || '\"}}}}'), 'UTF8')", row.payload);
+        format!(
+            "array_fill(0, ARRAY[{number}]), array_fill('{}'::text, ARRAY[{number}]), array_fill({payload}, ARRAY[{number}]),
+             array_fill('{METADATA}'::text, ARRAY[{number}]), array_fill('{id}'::uuid, ARRAY[{number}]),
+             array_fill(NULL::uuid, ARRAY[{number}]), array_fill(NULL::uuid, ARRAY[{number}])",
+            row.event_type
+        )
+    };
+    let none = "'{}', '{}', '{}', '{}', '{}', '{}', '{}'".to_owned();
+    let of_cart = format!("'{id}'");
+    let (of_cart, of_none) = ([of_cart.as_str(), "NULL", "NULL"], ["NULL", "NULL", "NULL"]);
+    let unheard = "'Unheard'";
+    let mut session = PgConnection::connect_with(&log.database.options_as("cartlog_commands")).await.unwrap();
+    for (what, conditions, appended, refused) in [
+        ("many events", none.clone(), events(10_000, 1), None),
+        ("too many events", none.clone(), events(10_001, 1), Some(TOO_MUCH)),
+        ("too large events", none.clone(), events(1_100, 62_000), Some(TOO_MUCH)),
+        ("many query items", query(10_000, unheard, of_cart), events(1, 1), None),
+        ("too many query items", query(10_001, unheard, of_cart), events(1, 1), Some(TOO_MUCH)),
+        ("too many types", query(10, "repeat('Unheard,', 60000)", of_cart), events(1, 1), Some(TOO_MUCH)),
+        // It would read the log from its beginning.
+        ("a condition without an id", query(1, unheard, of_none), events(1, 1), Some(REFUSED)),
+    ] {
+        let append = format!("SELECT FROM append_events({conditions}, {appended})");
+        assert_eq!(tried(&mut session, &append).await.as_deref(), refused, "{what}");
+    }
+    // Behind a conflict, too.
+    let conflict = format!(
+        "SELECT FROM append_events('{{0,0}}', '{{CartCreated,Unheard}}', '{{0,0}}', '{{f,f}}', '{{{id},NULL}}', '{{NULL,NULL}}', '{{NULL,NULL}}', {})",
+        events(1, 1)
+    );
+    assert_eq!(tried(&mut session, &conflict).await.as_deref(), Some(REFUSED));
+    // The owner of a log may have decisions on all events of a type.
+    let mut session = owner.acquire().await.unwrap();
+    for append in [format!("SELECT FROM append_events({}, {})", query(1, unheard, of_none), events(1, 1)), conflict] {
+        assert_eq!(tried(&mut session, &append).await, None);
+    }
+}
+
+/// `ce_id` of a published cart is the id of the append that submitted it.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_cart_is_not_submitted_with_the_append_id_of_another_one() {
+    let (log, _) = log().await;
+    let mut session = PgConnection::connect_with(&log.database.options_as("cartlog_commands")).await.unwrap();
+    let submitted = |cart: &Shopping, append_id: &str| Row {
+        metadata: METADATA.replace("01980000-0000-7000-8000-00000000000a", append_id),
+        ..Row::of(&cart.submitted(0))
+    };
+    let (one, other) = (Shopping::new(), Shopping::new());
+    let id = "01980000-0000-7000-8000-00000000000b";
+    assert_eq!(submitted(&one, id).appended(&mut session).await, None);
+    let again = submitted(&other, id).appended(&mut session).await;
+    assert_eq!(again.as_deref(), Some("23505"));
+    assert_eq!(submitted(&other, "01980000-0000-7000-8000-00000000000c").appended(&mut session).await, None);
+    // An append has other events, too.
+    assert_eq!(Row { metadata: submitted(&one, id).metadata, ..Row::of(&one.created()) }.appended(&mut session).await, None);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use cart_events::{DomainEvent, examples::Shopping};
 use event_store::{EventStore, StoreSettings};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
 use test_support::{TestLog, eventually};
 use uuid::Uuid;
 
@@ -210,6 +210,22 @@ async fn no_role_creates_changes_drops_or_escalates() {
         "GRANT pg_write_all_data TO current_user".into(),
         format!("ALTER DATABASE {database} SET synchronous_commit = off"),
         format!("SELECT pg_terminate_backend({others})"),
+        // Taking more than its share, or hiding it.
+        "SET temp_file_limit = -1".into(),
+        "ALTER ROLE current_user SET temp_file_limit = -1".into(),
+        format!("ALTER ROLE current_user IN DATABASE {database} RESET temp_file_limit"),
+        "ALTER ROLE current_user CONNECTION LIMIT -1".into(),
+        "SET track_activities = off".into(),
+        "SET log_min_messages = debug5".into(),
+        "CHECKPOINT".into(),
+        // Comments and statistics of what exists, and what runs by itself.
+        "COMMENT ON TABLE event IS 'mine'".into(),
+        format!("COMMENT ON DATABASE {database} IS 'mine'"),
+        "CREATE STATISTICS mine ON cart_id, item_id FROM event".into(),
+        "CREATE EVENT TRIGGER mine ON ddl_command_start EXECUTE FUNCTION suppress_redundant_updates_trigger()".into(),
+        "CREATE SUBSCRIPTION mine CONNECTION '' PUBLICATION mine WITH (connect = false)".into(),
+        "COPY event FROM STDIN".into(),
+        "REINDEX TABLE event".into(),
     ];
     for role in all() {
         let mut session = PgConnection::connect_with(&log.database.options_as(role)).await.unwrap();
@@ -272,6 +288,36 @@ async fn no_role_that_logs_in_owns_anything_or_is_more_than_plain() {
     .await
     .unwrap();
     assert_eq!(owners, [("cartlog_log".to_owned(), false, false, false)]);
+}
+
+/// Nothing that a role may do takes the others' connections or disk.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_role_has_its_share_of_connections_and_of_the_disk() {
+    let (log, owner) = log().await;
+    let shares: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT rolname::text, rolconnlimit BETWEEN 1 AND current_setting('max_connections')::integer * 6 / 10
+         FROM pg_roles WHERE rolname = ANY (login_roles()) ORDER BY 1",
+    )
+    .fetch_all(&owner)
+    .await
+    .unwrap();
+    let mut expected: Vec<_> = all().map(|role| (role.to_owned(), true)).collect();
+    expected.sort_unstable();
+    assert_eq!(shares, expected);
+    let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&owner).await.unwrap();
+    for role in SERVICES {
+        // It may reset its other settings for later sessions. They are found and repaired.
+        let reset = format!("ALTER ROLE {role} IN DATABASE {name} RESET ALL");
+        PgConnection::connect_with(&log.database.options_as(role)).await.unwrap().execute(&*reset).await.unwrap();
+        let mut session = PgConnection::connect_with(&log.database.options_as(role)).await.unwrap();
+        session.execute("SET work_mem = '64kB'; SET transaction_timeout = 0").await.unwrap();
+        let sort = "SELECT count(*) FROM (SELECT n, repeat('x', 1000) AS x FROM generate_series(1, 400000) n ORDER BY -n, x OFFSET 0) s";
+        let error = session.execute(sort).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("53400"), "{role}: {error}");
+    }
+    event_store::migrate(&owner).await.unwrap();
+    assert_eq!(findings(&owner).await, [] as [&str; 0]);
 }
 
 /// The runtime's tables with a column that names a projection.
@@ -427,7 +473,7 @@ async fn what_a_restore_loses_is_found_and_repaired() {
     assert_eq!(findings(&owner).await, [] as [&str; 0]);
     let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&owner).await.unwrap();
     let lost: [(String, String); 12] = [
-        (format!("ALTER ROLE cartlog_commands IN DATABASE {name} RESET ALL"), "is missing, and 8 more".to_owned()),
+        (format!("ALTER ROLE cartlog_commands IN DATABASE {name} RESET ALL"), "is missing, and 9 more".to_owned()),
         (format!("GRANT TEMPORARY ON DATABASE {name} TO PUBLIC"), format!("GRANT TEMPORARY ON DATABASE {name} TO PUBLIC is not allowed")),
         (
             format!("REVOKE CONNECT ON DATABASE {name} FROM cartlog_publisher"),
@@ -525,6 +571,8 @@ async fn settings_of_the_database_change_neither_appends_nor_migrations() {
 async fn settings_and_rights_of_a_role_everywhere_are_found_and_repaired() {
     let (_log, owner) = log().await;
     let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&owner).await.unwrap();
+    let limit: i32 = sqlx::query_scalar("SELECT connection_limit()").fetch_one(&owner).await.unwrap();
+    let limited = format!("ALTER ROLE cartlog_projections CONNECTION LIMIT {limit}");
     for (change, repair) in [
         // A role may do these itself.
         ("ALTER ROLE cartlog_commands SET search_path = mine, public", Some("ALTER ROLE cartlog_commands RESET search_path")),
@@ -539,6 +587,7 @@ async fn settings_and_rights_of_a_role_everywhere_are_found_and_repaired() {
         ("ALTER ROLE cartlog_translator SUPERUSER", Some("ALTER ROLE cartlog_translator NOSUPERUSER")),
         ("ALTER ROLE cartlog_operator BYPASSRLS", Some("ALTER ROLE cartlog_operator NOBYPASSRLS")),
         ("ALTER ROLE cartlog_log LOGIN", Some("ALTER ROLE cartlog_log NOLOGIN")),
+        ("ALTER ROLE cartlog_projections CONNECTION LIMIT -1", Some(&*limited)),
         // An operator may want these for a while, so they are named only.
         ("ALTER ROLE cartlog_commands SET default_transaction_read_only = on", None),
         ("ALTER ROLE cartlog_commands SET synchronous_commit = off", None),
@@ -575,7 +624,10 @@ async fn settings_and_rights_of_a_role_everywhere_are_found_and_repaired() {
     transaction.rollback().await.unwrap();
     // Other settings of a role are nobody's business.
     let mut transaction = owner.begin().await.unwrap();
-    sqlx::query("ALTER ROLE cartlog_commands SET work_mem = '8MB'").execute(&mut *transaction).await.unwrap();
+    sqlx::raw_sql("ALTER ROLE cartlog_commands SET work_mem = '8MB'; ALTER ROLE cartlog_commands CONNECTION LIMIT 7")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
     let found: Vec<String> = sqlx::query_scalar("SELECT finding FROM check_installation()").fetch_all(&mut *transaction).await.unwrap();
     assert_eq!(found, [] as [&str; 0]);
 }

@@ -105,11 +105,11 @@ impl SourceAppender {
     ) -> Result<Translated, StoreError> {
         let ids = self.ids.len();
         let (mut types, mut payloads, mut metadata, mut columns) = (vec![], vec![], vec![], vec![Vec::<Option<Uuid>>::new(); ids]);
-        let append_id = Uuid::now_v7();
         for (event, known) in events {
             types.push(event.name());
             payloads.push(encode(event)?);
-            metadata.push(known.stored(append_id));
+            // Each message is an append of its own.
+            metadata.push(known.stored(Uuid::now_v7()));
             for (column, id) in columns.iter_mut().zip(ids_of(event, &self.ids)?) {
                 column.push(id);
             }
