@@ -117,7 +117,8 @@ async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {
         "statement_timeout = '1ms'",
         "lock_timeout = '1ms'",
         "idle_in_transaction_session_timeout = 0",
-        "enable_indexscan = on",
+        "idle_session_timeout = '100ms'",
+        "enable_indexscan = off",
         "enable_seqscan = on",
         "plan_cache_mode = 'force_custom_plan'",
     ] {
@@ -138,6 +139,8 @@ async fn a_session_is_set_up_whatever_the_database_and_the_role_say() {
         ("lock_timeout", "0"),
         ("idle_in_transaction_session_timeout", "3s"),
         ("transaction_timeout", "5s"),
+        ("idle_session_timeout", "0"),
+        ("enable_indexscan", "on"),
         ("enable_seqscan", "off"),
         ("plan_cache_mode", "force_generic_plan"),
     ] {

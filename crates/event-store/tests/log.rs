@@ -13,7 +13,10 @@ use std::{
 use cart_events::{CartId, CartStream, DomainEvent, InventoryStream, ProductId, examples::Shopping};
 use disintegrate::StateQuery;
 use event_store::{DecideError, EventStore, Position, State, StoreError, StoreSettings, Wait};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{
+    Connection, PgConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use test_support::{Database, TestLog, eventually};
 
 use crate::common::{Add, Appends, Items};
@@ -370,6 +373,40 @@ async fn an_announced_position_that_is_not_in_the_log_is_ignored() {
     sqlx::query("SELECT pg_notify('event_head', '1000000')").execute(log.store.pool()).await.unwrap();
     // Announcements arrive in order: the false one came before this one.
     append_and_hear().await;
+}
+
+/// Every role may notify as often as it likes.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn a_flood_of_false_announcements_costs_few_questions() {
+    const FLOOD: i64 = 20_000;
+    let log = TestLog::<DomainEvent>::create().await;
+    let other = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    let _waits = other.head_watcher().subscribe();
+    let owner = log.database.pool().await;
+    // A listener is renewed every 2 s, and PostgreSQL counts the transactions of a session at its end.
+    let listeners = async || -> Vec<i32> {
+        let listening = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                         AND (query LIKE 'LISTEN %' OR query = 'SELECT coalesce(max(event_id), 0) FROM event')";
+        sqlx::query_scalar(listening).fetch_all(&owner).await.unwrap()
+    };
+    let transactions = async || -> i64 {
+        let committed = "SELECT pg_stat_get_db_xact_commit(oid) FROM pg_database WHERE datname = current_database()";
+        sqlx::query_scalar(committed).fetch_one(&owner).await.unwrap()
+    };
+    eventually("it listens", || async { (!listeners().await.is_empty()).then_some(()) }).await;
+    let before = transactions().await;
+    let mut session = PgConnection::connect_with(&log.database.options_as("cartlog_publisher")).await.unwrap();
+    let flood = "SELECT count(pg_notify('event_head', (9223372036854775807 - n)::text)) FROM generate_series(1, $1) n";
+    sqlx::query(flood).bind(FLOOD).execute(&mut session).await.unwrap();
+    let flooded = listeners().await;
+    eventually("the listeners are renewed", || async { listeners().await.iter().all(|pid| !flooded.contains(pid)).then_some(()) }).await;
+    let asked = transactions().await - before;
+    assert!(asked < 300, "{asked} transactions for {FLOOD} false announcements");
+    log.append(Shopping::new().with_items(1)).await;
+    let head = log.store.head().await.unwrap();
+    eventually("the head is heard of", || async { (other.head_watcher().newest() >= head).then_some(()) }).await;
+    assert_eq!(other.head_watcher().newest(), head);
 }
 
 #[tokio::test]

@@ -149,7 +149,10 @@ fn begin(timeouts: &SessionTimeouts) -> String {
         "tcp_keepalives_interval = 1",
         "tcp_keepalives_count = 3",
         "tcp_user_timeout = 3000",
+        // The pool, the appender and the listener keep idle connections.
+        "idle_session_timeout = 0",
         // A session keeps a plan that was made while the log was short. Every statement on the log has an index.
+        "enable_indexscan = on",
         "enable_seqscan = off",
         "enable_bitmapscan = off",
         // One plan for every call: planning a read anew costs more than the read.

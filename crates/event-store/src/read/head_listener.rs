@@ -27,6 +27,9 @@ const CHANNEL: &str = "event_head";
 /// How long a connection listens. Then a new one takes its place, which learns whether another server serves the log by now.
 const RENEWAL: Duration = Duration::from_secs(2);
 
+/// The pause after an announcement of a position that the log does not have. Every role may notify as often as it likes.
+const FALSE_ALARM: Duration = Duration::from_millis(20);
+
 /// Announces what this process has written, each time in a transaction of its own, with at least `interval` in between.
 pub(crate) async fn announce(pool: Pool, interval: Duration, closed: CancellationToken) {
     let mut written = pool.connector().head_watcher().subscribe_written();
@@ -70,6 +73,7 @@ pub(crate) async fn listen(connector: Connector, poll: Duration, closed: Cancell
 
 async fn listen_until_lost(connector: &Connector, poll: Duration) -> Result<(), StoreError> {
     let mut listener = Listener::begin(connector).await?;
+    let mut announced = Position::START;
     loop {
         if listener.begun.elapsed() >= RENEWAL {
             // The new one listens before the old one ends, so no announcement is missed. A server without room for both gets them in turn.
@@ -89,11 +93,17 @@ async fn listen_until_lost(connector: &Connector, poll: Duration) -> Result<(), 
             continue;
         }
         connector.head_watcher().seen(head, listener.session.epoch);
+        if head < std::mem::take(&mut announced) {
+            tokio::time::sleep(FALSE_ALARM).await;
+        }
         let next_poll = (Instant::now() + poll).min(listener.begun + RENEWAL);
         // An announcement only starts a poll. Anybody may notify, also a process that still writes to another log. If nobody in this process
         // waits for the head, the regular poll suffices.
-        while let Ok(announced) = tokio::time::timeout_at(next_poll, listener.next()).await {
-            if announced? > connector.head_watcher().newest() && connector.head_watcher().has_subscribers() {
+        while Instant::now() < next_poll
+            && let Ok(heard) = tokio::time::timeout_at(next_poll, listener.next()).await
+        {
+            announced = heard?;
+            if announced > connector.head_watcher().newest() && connector.head_watcher().has_subscribers() {
                 break;
             }
         }
@@ -127,14 +137,10 @@ impl Listener {
         with_timeout_of(timeout, async { head(self.connection.get()?.acquire().await?).await }).await
     }
 
-    /// Waits for the next announced position.
+    /// Waits for the next announced position. What is no position counts as one before all others.
     async fn next(&mut self) -> Result<Position, StoreError> {
-        loop {
-            let announced = self.connection.get()?.try_recv().await?.ok_or(sqlx::Error::WorkerCrashed)?;
-            if let Ok(position) = announced.payload().parse() {
-                return Ok(Position(position));
-            }
-        }
+        let announced = self.connection.get()?.try_recv().await?.ok_or(sqlx::Error::WorkerCrashed)?;
+        Ok(Position(announced.payload().parse().unwrap_or_default()))
     }
 }
 
