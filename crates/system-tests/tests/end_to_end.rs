@@ -714,10 +714,17 @@ async fn waiting_query_is_answered_at_shutdown() {
     let cart = Uuid::now_v7();
     let (status, answer) = shop.add(cart, Uuid::now_v7(), "1.00").await;
     assert_eq!(status, 200, "{answer}");
+    // Block Cart Items, so that the query waits.
+    let mut standstill = shop.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM checkpoint WHERE name = 'cart_items' FOR UPDATE").execute(&mut *standstill).await.unwrap();
+    let (status, answer) = shop.add(cart, Uuid::now_v7(), "1.00").await;
+    assert_eq!(status, 200, "{answer}");
+    let added = answer[1].as_i64().unwrap();
     // A lock stops the query before it waits, so the test knows that the query has begun.
     let mut lock = shop.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE parked_key IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
-    let asked = tokio::spawn(reqwest::get(format!("{}/{cart}/cartitemsfromdb?min_position=1000000&timeout=30", shop.url(PROJECTIONS))));
+    let path = format!("/{cart}/cartitemsfromdb?min_position={added}&timeout=30");
+    let asked = tokio::spawn(reqwest::get(format!("{}{path}", shop.url(PROJECTIONS))));
     eventually("the query has begun", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event = 'relation' AND query LIKE 'SELECT k.key FROM parked_key k JOIN%'";
@@ -725,14 +732,18 @@ async fn waiting_query_is_answered_at_shutdown() {
     })
     .await;
     lock.rollback().await.unwrap();
-    let (stopped, answer) = tokio::join!(shop.service(PROJECTIONS).stop(READY), asked);
+    let answered = async {
+        let answer = asked.await.unwrap().unwrap();
+        standstill.rollback().await.unwrap();
+        answer
+    };
+    let (stopped, answer) = tokio::join!(shop.service(PROJECTIONS).stop(READY), answered);
     assert!(stopped.unwrap().success());
-    let answer = answer.unwrap().unwrap();
     assert_eq!(answer.status(), 503);
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["code"], "behind", "{body}");
     let message = body["message"].as_str().unwrap();
-    assert!(message.ends_with(" but not 1000000 before this process stops; try again"), "{message}");
+    assert!(message.ends_with(&format!(" but not {added} before this process stops; try again")), "{message}");
     shop.stop().await;
 }
 

@@ -60,7 +60,7 @@ error_codes! {
     Busy = "busy", 503, "The command timed out. Nothing was written.";
     OutcomeUnknown = "outcome_unknown", 503,
         "The reply was lost, so the command may have been carried out. Read, or send the command again. From the proxy with 502 or 504.";
-    Behind = "behind", 503, "The log or the read model did not reach min_position in time.";
+    Behind = "behind", 503, "The log does not have min_position, or the read model did not reach it in time.";
     Parked = "parked", 503, "An event of this key could not be applied. An operator must retry or skip it.";
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Ready, ready},
+    future::{Ready, pending, ready},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, web::D
 use event_store::{EventStore, LogEvent, Position, States, Wait};
 use projections::{ProjectionError, Projections, Query};
 use sqlx::{FromRow, postgres::PgRow};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 use uuid::Uuid;
@@ -21,6 +21,8 @@ use super::{error::HttpError, error_code::ErrorCode, query::number, streamed::St
 const DEFAULT_TIMEOUT: i64 = 5;
 /// The longest time that a query may wait, in seconds.
 const MAX_TIMEOUT: i64 = 30;
+/// How long a query waits for a position before it asks whether the log has it. A process learns of a position within some milliseconds.
+const SOON: Duration = Duration::from_millis(50);
 /// How long a query still waits when its process is stopping. Another process answers the client's next try.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -91,7 +93,7 @@ impl MinPosition {
     /// Waits until a projection has reached the position for a key, or for every key without one. Then reads rows of it.
     ///
     /// # Errors
-    /// 503 if it does not reach the position in time, if a key is parked, or if the database is away.
+    /// 503 if it does not reach the position in time, if the log does not have it, if a key is parked, or if the database is away.
     pub async fn projected<E: LogEvent, R: for<'r> FromRow<'r, PgRow>>(
         self,
         projections: &Projections<E>,
@@ -100,7 +102,12 @@ impl MinPosition {
         query: Query,
     ) -> Result<Vec<R>, HttpError> {
         let read = async |timeout| projections.read_from(name, key, self.min_position, timeout, &query).await;
-        match self.wait(read).await {
+        let read = tokio::select! {
+            biased;
+            read = self.wait(read) => read,
+            end = end_before(projections.store(), self.min_position) => return Err(beyond(end, self.min_position)),
+        };
+        match read {
             Err(ProjectionError::Behind(position)) => Err(self.behind(name, position, self.min_position)),
             read => {
                 let (rows, complete_to) = read?;
@@ -110,11 +117,11 @@ impl MinPosition {
         }
     }
 
-    /// Waits until the log has reached the position, then folds states from it, as they are now or as they were `at` a position. `query`
-    /// names the wait in the metrics.
+    /// Folds states from the log, which has the position, as they are now or as they were `at` a position. `query` names the wait in the
+    /// metrics.
     ///
     /// # Errors
-    /// 503 if the log does not reach the position in time, or is away.
+    /// 503 if the log does not have the position, or is away.
     pub async fn live<E: LogEvent, S: States<E>>(
         self,
         log: &EventStore<E>,
@@ -124,17 +131,17 @@ impl MinPosition {
     ) -> Result<S::View, HttpError> {
         let wanted = self.min_position.max(at.at.unwrap_or_default());
         if wanted > Position::START
-            && let Wait::TimedOut(position) = self.wait(async |timeout| log.wait(query, wanted, timeout).await).await?
+            && let Wait::TimedOut(end) = log.wait(query, wanted, Duration::ZERO).await?
         {
-            return Err(self.behind("the log", position, wanted));
+            return Err(beyond(end, wanted));
         }
         let (view, complete_to) = match at.at {
             Some(at) => log.read_at(states, at).await?,
             None => log.read(states).await?,
         };
-        // The log may have been restored to an earlier position after the wait.
+        // The log may have been restored to an earlier position meanwhile.
         if complete_to < at.at.unwrap_or(wanted) {
-            return Err(self.behind("the log", complete_to, wanted));
+            return Err(beyond(complete_to, wanted));
         }
         self.answered(complete_to, false);
         Ok(view)
@@ -162,6 +169,26 @@ impl MinPosition {
         let message = format!("{what} reached position {position} but not {wanted} {bound}; try again");
         HttpError::new(ErrorCode::Behind, message).expected()
     }
+}
+
+/// Completes if the log ends before a position, with the end. A command answers a position that the log has, so it is of no use to wait for
+/// another one; and whoever made it up would hold a place for as long as a query may wait.
+async fn end_before<E: LogEvent>(log: &EventStore<E>, wanted: Position) -> Position {
+    let mut newest = log.head_watcher().subscribe();
+    if timeout(SOON, newest.wait_for(|newest| *newest >= wanted)).await.is_err()
+        && let Ok(_permit) = log.read_permit().await
+        && let Ok(end) = log.head().await
+        && end < wanted
+    {
+        return end;
+    }
+    // The query says what is wrong.
+    pending().await
+}
+
+fn beyond(end: Position, wanted: Position) -> HttpError {
+    let message = format!("the log ends at position {end}, before {wanted}; try again, with a position that a command answered");
+    HttpError::new(ErrorCode::Behind, message).expected()
 }
 
 impl FromRequest for MinPosition {
