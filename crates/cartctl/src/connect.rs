@@ -33,8 +33,8 @@ impl Common {
         let missing = "No database is given. Set --database-url or DATABASE_URL; `cargo dev env` prints the one of `cargo dev up`";
         let url = self.database_url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Usage(missing.to_owned()))?;
         // The URL may contain a password, so the message repeats neither the URL nor the parser's error.
-        let wrong = "The database URL is malformed. It must look like postgres://owner:password@host:5432/cartlog";
-        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        let wrong = "The database URL is malformed. It must look like postgres://owner:password@host:5432/cartlog. In a password, write %2F for a slash, %23 for a hash and %40 for an at sign";
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) || event_store::is_password_cut(url) {
             return Err(Error::Usage(wrong.to_owned()));
         }
         let mut options: PgConnectOptions = url.parse().map_err(|_| Error::Usage(wrong.to_owned()))?;

@@ -581,9 +581,11 @@ async fn log_tail_follows_new_events() {
 #[test]
 fn errors_say_what_to_do() {
     cartctl(&["status"]).failed(2, "Set --database-url or DATABASE_URL");
-    let wrong = cartctl(&["status", "--database-url", "mysql://a:secret@b"]);
-    wrong.failed(2, "postgres://owner:password@host:5432/cartlog");
-    assert!(!wrong.stderr.contains("secret"));
+    for url in ["mysql://a:secret@b", "postgres://a:1/secret@b:9/c", "postgres://a:1#secret@b:9/c"] {
+        let wrong = cartctl(&["status", "--database-url", url]);
+        wrong.failed(2, "postgres://owner:password@host:5432/cartlog");
+        assert!(!wrong.stderr.contains("secret"), "{url}");
+    }
     let away = cartctl(&["status", "--database-url", "postgres://owner:secret@127.0.0.1:9/cartlog"]);
     away.failed(1, "Cannot connect to the database");
     assert!(!away.stderr.contains("secret"));
@@ -735,6 +737,7 @@ fn help_lists_exit_codes_and_hides_the_database() {
     let help = command(&["--help"]).env("DATABASE_URL", "postgres://owner:secret@host/cartlog").output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(text.contains("Exit codes:") && text.contains("--json") && !text.contains("secret"), "{text}");
+    assert!(text.contains("`dead-letters dismiss`") && text.contains("`dismiss` ask"), "{text}");
     for shell in ["bash", "zsh", "fish"] {
         let script = cartctl(&["completions", shell]);
         assert!(script.code == Some(0) && script.stdout.contains("dead-letters"), "{shell}");

@@ -146,7 +146,7 @@ pub use event::{LogEvent, Metadata, Recorded, decode, domain_ids};
 pub use installation::Finding;
 pub use metrics::record_query_wait;
 pub use migrate::{MIGRATOR, MigrateError, migrate};
-pub use password::read_password;
+pub use password::{is_password_cut, read_password};
 pub use position::Position;
 pub use query::state_query::{Query, QueryError};
 pub use read::{head_watcher::HeadWatcher, reader::Wait, touched::Touched};

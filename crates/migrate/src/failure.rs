@@ -9,7 +9,9 @@ use sqlx::migrate::MigrateError as SqlxMigrateError;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     // The URL may contain a password, so the message repeats neither the URL nor the parser's error.
-    #[error("DATABASE_URL is missing or malformed. Set it to a URL such as postgres://owner:password@host:5432/cartlog")]
+    #[error(
+        "DATABASE_URL is missing or malformed. Set it to a URL such as postgres://owner:password@host:5432/cartlog. In a password, write %2F for a slash, %23 for a hash and %40 for an at sign"
+    )]
     Url,
     #[error("Cannot read {0}, which CARTLOG_DATABASE_PASSWORD_FILE names. It must be a file that contains only the password")]
     PasswordFile(String, #[source] io::Error),

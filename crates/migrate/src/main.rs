@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
 
 async fn migrate() -> Result<(), Failure> {
     let url = env::var("DATABASE_URL").unwrap_or_default();
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+    if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) || event_store::is_password_cut(&url) {
         return Err(Failure::Url);
     }
     let options: PgConnectOptions = url.parse().map_err(|_| Failure::Url)?;

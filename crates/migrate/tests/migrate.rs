@@ -190,7 +190,8 @@ fn migrate_exits_with_1_if_the_database_is_unreachable() {
 
 #[test]
 fn migrate_exits_with_2_without_a_database_url() {
-    for url in [None, Some(""), Some("cartlog"), Some("mysql://owner:secret@127.0.0.1/cartlog")] {
+    let of_a_password = [Some("postgres://owner:1/secret@127.0.0.1:9/cartlog"), Some("postgres://owner:1#secret@127.0.0.1:9/cartlog")];
+    for url in [None, Some(""), Some("cartlog"), Some("mysql://owner:secret@127.0.0.1/cartlog")].into_iter().chain(of_a_password) {
         let refused = migrate(url);
         assert_eq!(refused.status.code(), Some(2), "{url:?}");
         assert!(text(&refused.stderr).contains("DATABASE_URL"), "{url:?}");

@@ -119,7 +119,7 @@ fn shown(key: &str, value: &Value) -> String {
 
 /// Masks the password in a URL. A text that is no URL may be a secret and is masked as a whole.
 pub(super) fn masked_url(text: &str) -> String {
-    let Some(mut url) = Url::parse(text).ok().filter(Url::has_host) else {
+    let Some(mut url) = Url::parse(text).ok().filter(|url| url.has_host() && !event_store::is_password_cut(text)) else {
         return "***".to_owned();
     };
     if url.password().is_some() && url.set_password(Some("***")).is_err() {

@@ -174,6 +174,10 @@ fn secrets_are_never_shown() {
         assert!(error.starts_with("database_url is ") && error.contains("must be a URL such as postgres://"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
+    for url in ["postgres://me:1/hunter2@db/shop", "postgres://me:1#hunter2@db/shop"] {
+        let error = read(None, &[("DATABASE_URL", url)]).unwrap_err().to_string();
+        assert!(error.contains("%2F for a slash") && !error.contains("hunter2"), "{error}");
+    }
     let url: DatabaseUrl = "postgres://me:hunter2@db/shop?sslmode=disable".parse().unwrap();
     assert_eq!(format!("{url} {url:?}").matches("postgres://me:***@db/shop?sslmode=disable").count(), 2);
     let url: DatabaseUrl = "postgres://db/shop?user=me&password=hunter2".parse().unwrap();

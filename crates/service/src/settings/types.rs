@@ -128,6 +128,9 @@ impl DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = Allowed;
     fn from_str(text: &str) -> Result<Self, Allowed> {
+        if event_store::is_password_cut(text) {
+            return Err(Allowed("a URL whose password has %2F for a slash, %23 for a hash and %40 for an at sign"));
+        }
         let is_postgres = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.path().len() > 1);
         if !is_postgres {
             return Err(Allowed("a URL such as postgres://user:password@host:5432/database"));

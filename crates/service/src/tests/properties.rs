@@ -85,6 +85,10 @@ const NAMES: &[&str] = &[
     "Accept-Encoding",
     "Range",
     "Cookie",
+    "x-correlation-id",
+    "baggage",
+    "Accept",
+    "Last-Event-ID",
 ];
 const VALUES: &[&str] = &[
     "",
@@ -112,6 +116,10 @@ const VALUES: &[&str] = &[
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "00-00000000000000000000000000000000-0000000000000000-00",
     "\u{e9}, \"\\",
+    "text/event-stream;q=0, */*",
+    "9223372036854775807",
+    "correlation-id=a;b, correlation-id=%",
+    "=,;=,correlation-id",
 ];
 const BODIES: &[&str] = &[
     "",
@@ -265,6 +273,12 @@ const SETTINGS: &[&str] = &[
     "postgres://host/db?sslmode=require&passwd=SECRET",
     "http://host:4318?api_key=SECRET",
     "postgres://a:SECRET@/db",
+    "postgres://a:1/SECRET@host/db",
+    "postgres://a:1#SECRET@host/db",
+    "postgres://a:1?SECRET@host/db",
+    "postgres://a:1\\SECRET@host/db",
+    "http://a:1/SECRET@host:4318",
+    "http://a:1#SECRET@host",
     "a:SECRET@host",
     "//a:SECRET@host/db",
     "postgres://a:SEC RET@host/db",
