@@ -24,8 +24,11 @@ use error::Error;
 use output::Output;
 
 const AFTER_HELP: &str = "\
-With --json, standard output has one JSON document per line. Lists, `translations show`, `dead-letters replay` and `log` print one
-document per entry. `status --watch` prints one document per interval. Notes and errors are text on standard error.
+With --json, standard output has one JSON document per line. Lists, `translations show`, `dead-letters replay`, `dead-letters dismiss` and
+`log` print one document per entry. `status --watch` prints one document per interval. Notes and errors are text on standard error.
+
+`drop`, `skip`, `seek`, `replay` and `dismiss` ask before they act, and so does `rebuild` if it would overwrite a retired build. --yes
+answers in advance. Without a terminal and without --yes, nothing is done.
 
 Exit codes:
   0  done
