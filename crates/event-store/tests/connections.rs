@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use cart_events::{DomainEvent, examples::Shopping};
-use embedded::forwarder::Forwarder;
+use embedded::forwarder::{Forwarder, Network};
 use event_store::{EventStore, Pool, PooledConnection, Position, SessionTimeouts, StoreError, StoreSettings, connection::with_timeout_of};
 use futures::future::join_all;
 use sqlx::{Executor, Row, postgres::PgConnectOptions};
@@ -80,6 +80,49 @@ async fn a_listener_lost_in_silence_listens_again() {
         eventually("the position is heard of", || async { (log.head_watcher().newest() >= position).then_some(()) }).await;
         forwarder.lose_connections();
     }
+}
+
+/// Work that may take an hour does not wait an hour for a server that is gone.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn long_work_ends_soon_after_its_session_or_its_server() {
+    let database = Database::create().await;
+    let forwarder = Forwarder::before(database.options().get_port()).await.unwrap();
+    let timeouts = SessionTimeouts {
+        idle_in_transaction: Duration::from_secs(1),
+        transaction: None,
+        statement: Some(Duration::from_secs(1)),
+        lock: None,
+    };
+    let settings = StoreSettings { connect_timeout: Duration::from_secs(1), timeouts, ..StoreSettings::default() };
+    let log = Log::new(through(&forwarder, &database), settings);
+    let owner = database.pool().await;
+    let long = async |seconds: f64| {
+        let mut transaction = log.pool().begin().await.unwrap();
+        let work = log.pool().while_alive(&mut transaction, async |connection| {
+            let sleep = format!("SET LOCAL statement_timeout = 0; SELECT pg_sleep({seconds})");
+            Ok::<_, StoreError>(sqlx::raw_sql(&sleep).execute(connection).await.map(drop)?)
+        });
+        work.await
+    };
+    // Longer than a statement may usually take.
+    long(3.5).await.unwrap();
+    let is_at_work = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep')";
+    let at_work = || async { sqlx::query_scalar::<_, bool>(is_at_work).fetch_one(&owner).await.unwrap().then_some(()) };
+    let soon = async |seconds, disturb: &dyn Fn()| {
+        let disturbing = async {
+            eventually("the work has begun", at_work).await;
+            disturb();
+        };
+        let (ended, ()) = tokio::join!(with_timeout_of(Duration::from_secs(30), async { Ok(long(seconds).await) }), disturbing);
+        ended.unwrap().unwrap_err()
+    };
+    // The answer is lost, and the server ends the session.
+    let error = soon(1.5, &|| forwarder.lose_connections()).await;
+    assert!(matches!(error, StoreError::NotCurrent(_)), "{error:?}");
+    // Nobody answers.
+    let error = soon(600.0, &|| forwarder.set(Network::Silent)).await;
+    assert!(matches!(error, StoreError::NoAnswer(_)), "{error:?}");
 }
 
 /// With a limit of one connection beside the listener's, one worker of the appender connects and the other cannot.

@@ -8,9 +8,6 @@ use tokio::time::{Instant, sleep};
 
 use crate::{projection::Projection, segment::SEGMENTS, settings::RARE_TIMEOUT};
 
-/// How long emptying an automation may take, with the to-dos of years.
-const DELETE_TIMEOUT: Duration = Duration::from_secs(3_600);
-
 /// When a new build starts to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switch {
@@ -110,14 +107,18 @@ pub async fn rebuild_automation(pool: &Pool, name: &str) -> Result<(), StoreErro
     .await?;
     let Some(was_paused) = before else { return Err(StoreError::Schema(format!("{name} is no automation"))) };
     wait_for_attempts(pool, name).await?;
-    with_timeout_of(DELETE_TIMEOUT, begin_automation_again(pool, name, was_paused)).await?;
+    let mut transaction = pool.begin().await?;
+    // Deleting the to-dos of years takes longer than a statement or a transaction may usually take.
+    let begun = pool.while_alive(&mut transaction, async |transaction| {
+        Ok::<_, StoreError>(begin_automation_again(transaction, name, was_paused).await?)
+    });
+    begun.await?;
+    transaction.commit().await?;
     tracing::info!(projection = name, "started the rebuild of an automation");
     Ok(())
 }
 
-async fn begin_automation_again(pool: &Pool, name: &str, was_paused: bool) -> Result<(), sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    // Deleting the to-dos of years takes longer than a session may usually wait.
+async fn begin_automation_again(transaction: &mut PgConnection, name: &str, was_paused: bool) -> Result<(), sqlx::Error> {
     sqlx::query!("SELECT set_config('statement_timeout', '0', true)").fetch_one(&mut *transaction).await?;
     let tables = sqlx::query_scalar!(
         "UPDATE projection SET paused = $2, ahead_of = NULL, started_at = clock_timestamp() WHERE name = $1 AND build = 'automation'
@@ -127,10 +128,9 @@ async fn begin_automation_again(pool: &Pool, name: &str, was_paused: bool) -> Re
     )
     .fetch_one(&mut *transaction)
     .await?;
-    begin_again(&mut transaction, name, "automation").await?;
+    begin_again(transaction, name, "automation").await?;
     sqlx::query!("DELETE FROM todo WHERE automation = $1 AND status <> 'failed'", name).execute(&mut *transaction).await?;
-    empty(&mut transaction, "automation", &tables).await?;
-    transaction.commit().await
+    empty(transaction, "automation", &tables).await
 }
 
 /// Waits until the leases of a paused automation's to-dos are gone, or as old as they may become: then their workers are dead.

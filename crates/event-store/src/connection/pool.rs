@@ -20,7 +20,10 @@ use sqlx::{
     Connection, Describe, Either, Execute, Executor, PgConnection, Postgres,
     postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep},
+};
 
 use crate::{
     connection::log_connection::{Connector, LogConnection},
@@ -33,6 +36,9 @@ use crate::{
 
 /// A connection that was used within this time is taken as alive. A ping would double the cost of a read.
 const ALIVE: Duration = Duration::from_secs(1);
+
+/// The pause between two looks for a session with long work.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// How long a statement may go unanswered if the session has no timeout of its own.
 const NO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -131,6 +137,47 @@ impl Pool {
             Ok(PooledTransaction { connection, answer_timeout: self.answer_timeout })
         };
         within(self.answer_timeout, beginning).await
+    }
+
+    /// Runs work of a transaction that may take long, for as long as the server has the session. New connections ask for it every 2 seconds.
+    ///
+    /// A statement waits without a limit for a server that is gone, and a limit that is long enough for the work would be too long for that.
+    /// If only the answer is lost, the session ends, because the server ends a transaction whose client does not go on.
+    ///
+    /// # Errors
+    /// The work's own; [`StoreError::NotCurrent`] if the session is gone; why no connection can ask for it, if that lasts. Drop the
+    /// transaction then.
+    pub async fn while_alive<T, E: From<StoreError>>(
+        &self,
+        transaction: &mut PgConnection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let session = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let session = sqlx::query_as(session).fetch_one(&mut *transaction);
+        let session = within(self.answer_timeout, session).await.map_err(StoreError::from)?;
+        tokio::select! {
+            done = work(transaction) => done,
+            gone = self.until_gone(session) => Err(gone.into()),
+        }
+    }
+
+    /// Waits until the server does not have a session any more, or nobody can ask for it.
+    async fn until_gone(&self, (pid, started): (i32, String)) -> StoreError {
+        let has = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2)";
+        let mut answered = Instant::now();
+        loop {
+            sleep(LOOK).await;
+            let asking = async {
+                let mut connection = self.connect().await?;
+                sqlx::query_scalar(has).bind(pid).bind(&started).fetch_one(&mut *connection).await
+            };
+            match within(self.answer_timeout, asking).await {
+                Ok(true) => answered = Instant::now(),
+                Ok(false) => return StoreError::NotCurrent("it has ended the session".to_owned()),
+                Err(error) if answered.elapsed() >= self.answer_timeout => return error.into(),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Returns whether the pool is closed.
