@@ -42,9 +42,12 @@ pub(crate) async fn run<P: Projection>(
                 worker::work(&running, &heartbeat, "projection_a", &shutdown),
                 worker::work(&running, &heartbeat, "projection_b", &shutdown),
                 switch(&running, &heartbeat, &shutdown),
+                register_again(&running, &heartbeat, &shutdown),
             );
         }
-        Kind::Automation => worker::work(&running, &heartbeat, "automation", &shutdown).await,
+        Kind::Automation => {
+            tokio::join!(worker::work(&running, &heartbeat, "automation", &shutdown), register_again(&running, &heartbeat, &shutdown),);
+        }
     }
     // If the database is away, both fail, and the others wait until the lease expires. So their outcomes do not matter.
     let _ = timeout(RARE_TIMEOUT, heartbeat.end()).await;
@@ -75,6 +78,30 @@ async fn register<P: Projection>(running: &Running<P>, shutdown: &CancellationTo
         tokio::select! {
             () = shutdown.cancelled() => return false,
             () = backoff.wait() => {}
+        }
+    }
+}
+
+/// Registers the projection in each other log that a heartbeat finds, as a restart would. A log may be restored to a time before this release
+/// first ran.
+async fn register_again<P: Projection>(running: &Running<P>, heartbeat: &HeartbeatGuard, shutdown: &CancellationToken) {
+    let mut view = running.replica.view();
+    let mut known = None;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = view.changed() => if changed.is_err() { return },
+        }
+        let may_lack_it = {
+            let view = view.borrow_and_update();
+            let before = known.replace(view.log.clone());
+            view.builds.is_empty() || before.is_some_and(|before| before != view.log)
+        };
+        if may_lack_it {
+            if !register(running, shutdown).await {
+                return;
+            }
+            heartbeat.request();
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use cart_events::{CartStream, DomainEvent, examples::Shopping};
 use embedded::{database, distribution, forwarder::Forwarder, layout::Layout, postgres::Postgres, report::Report};
-use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings};
+use event_store::{EventStore, Metadata, Position, Recorded, StoreSettings, Translated};
 use projections::{
     Automation, Kind, Projection, ProjectionError, Projections, Query, Wait,
     todo::{self, NewTodo, Outcome},
@@ -71,6 +71,22 @@ async fn until_exact(pool: &PgPool) {
 
 async fn execute(pool: &PgPool, sql: &str) {
     sqlx::raw_sql(sql).execute(pool).await.unwrap();
+}
+
+/// Appends a cart with a store of its own, which does not know a lost log. The log has had this many appends.
+async fn append_after(log: &TestLog<DomainEvent>, appends: i64) {
+    let store = EventStore::<DomainEvent>::new(log.database.options(), StoreSettings::default());
+    append_with(&store, appends, Shopping::new().with_items(3)).await;
+    store.close().await;
+}
+
+/// Appends where [`TestLog::append`] does, to a log that has had this many appends.
+async fn append_with(store: &EventStore<DomainEvent>, appends: i64, events: impl IntoIterator<Item = DomainEvent>) {
+    let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
+    let events: Vec<_> = events.into_iter().map(|event| (event, Metadata::default())).collect();
+    // A partition that was never read has no offset.
+    let appended = store.append_from(source, (appends > 0).then_some(appends), appends + 1, &events).await.unwrap();
+    assert!(matches!(appended, Translated::Appended { .. }), "{appended:?}");
 }
 
 /// Takes the events after a position away, as on a server that has not come as far, and returns how to bring them back.
@@ -132,12 +148,7 @@ async fn batch_that_a_crash_loses_is_applied_again() {
         execute(&pool, &create).await;
     }
     let owner = EventStore::<DomainEvent>::new(url("postgres").parse().unwrap(), StoreSettings::default());
-    let append = async |from: i64| {
-        let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
-        let events: Vec<_> = Shopping::new().with_items(3).map(|event| (event, Metadata::default())).collect();
-        owner.append_from(source, (from > 0).then_some(from), from + 1, &events).await.unwrap()
-    };
-    append(0).await;
+    append_with(&owner, 0, Shopping::new().with_items(3)).await;
     // Heartbeats flush, too, so they are rare.
     let settings = projections::Settings { lease: Duration::from_secs(15), ..quick() };
     let process = Process::connected(url("cartlog_projections").parse().unwrap(), StoreSettings::default(), Positions, settings);
@@ -149,7 +160,7 @@ async fn batch_that_a_crash_loses_is_applied_again() {
     };
     eventually("the first batch is applied", applied).await;
     execute(&pool, "CHECKPOINT").await;
-    append(1).await;
+    append_with(&owner, 1, Shopping::new().with_items(3)).await;
     eventually("the second batch is applied", applied).await;
     let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await.unwrap();
     assert!(Command::new("kill").args(["-KILL", &backend.to_string()]).status().unwrap().success());
@@ -197,13 +208,8 @@ async fn positions_of_a_lost_log_are_not_written_to_the_restored_one() {
     log.store.close().await;
     let (options, backup) = (log.database.options(), log.database.back_up().await);
     let owner = EventStore::<DomainEvent>::new(options.clone(), StoreSettings::default());
-    let append = async |store: &EventStore<DomainEvent>, from: i64, events: Vec<DomainEvent>| {
-        let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
-        let events: Vec<_> = events.into_iter().map(|event| (event, Metadata::default())).collect();
-        store.append_from(source, Some(from), from + 1, &events).await.unwrap()
-    };
     // Events that the projection does not take: the checkpoints follow with the heartbeat.
-    append(&owner, 1, (0..100).map(|_| cart.inventory(0, 3)).collect()).await;
+    append_with(&owner, 1, (0..100).map(|_| cart.inventory(0, 3))).await;
     let lost = Position(kept.0 + 100);
     let process = Process::start(&log, Positions);
     assert_eq!(process.projections.wait("positions", None, lost, Duration::from_secs(20)).await.unwrap(), Wait::Reached);
@@ -221,7 +227,7 @@ async fn positions_of_a_lost_log_are_not_written_to_the_restored_one() {
     assert_eq!(furthest, kept.0);
     // The log grows past the lost positions, with other events.
     for n in 0..60 {
-        append(&restored, 1 + n, Shopping::new().with_items(1).collect()).await;
+        append_with(&restored, 1 + n, Shopping::new().with_items(1)).await;
     }
     until_exact(&pool).await;
     process.stop().await;
@@ -256,6 +262,53 @@ async fn build_ahead_of_the_log_stops_until_it_is_rebuilt() {
     projections::rebuild_named(log.store.pool(), "positions", projections::Switch::WhenReady).await.unwrap();
     until_exact(&pool).await;
     assert_eq!(ahead_of().await, None);
+    process.stop().await;
+}
+
+/// The backup is older than the projection.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn projection_that_a_restored_log_lacks_is_registered_again() {
+    let log = log().await;
+    log.store.close().await;
+    let backup = log.database.back_up().await;
+    let process = Process::start(&log, Positions);
+    until_working(&process).await;
+    backup.restore().await;
+
+    append_after(&log, 0).await;
+    let pool = log.database.pool().await;
+    let registered = "SELECT count(*) FROM projection WHERE name = 'positions'";
+    eventually("it is registered", || async {
+        (sqlx::query_scalar::<_, i64>(registered).fetch_one(&pool).await.unwrap() == 1).then_some(())
+    })
+    .await;
+    until_exact(&pool).await;
+    until_working(&process).await;
+    process.stop().await;
+}
+
+/// The backup has the build of an older release, which the running one has rebuilt since.
+#[tokio::test]
+#[ignore = "needs PostgreSQL: cargo dev test"]
+async fn rebuild_that_a_restored_log_lacks_is_started_again() {
+    let log = log().await;
+    let version = async || -> i32 {
+        let serving = "SELECT version FROM projection WHERE name = 'positions' AND status = 'serving'";
+        sqlx::query_scalar(serving).fetch_one(&log.database.pool().await).await.unwrap()
+    };
+    log.append(Shopping::new().with_items(3)).await;
+    log.project(Positions, quick()).await;
+    execute(&log.database.pool().await, "UPDATE projection SET version = 0").await;
+    log.store.close().await;
+    let backup = log.database.back_up().await;
+    let process = Process::start(&log, Positions);
+    eventually("this release serves", || async { (version().await == Positions::VERSION).then_some(()) }).await;
+    backup.restore().await;
+
+    append_after(&log, 1).await;
+    eventually("this release serves again", || async { (version().await == Positions::VERSION).then_some(()) }).await;
+    until_exact(&log.database.pool().await).await;
     process.stop().await;
 }
 
@@ -334,13 +387,7 @@ async fn attempt_of_a_lost_log_ends_with_it() {
     let owner = EventStore::<DomainEvent>::new(options.clone(), StoreSettings::default());
     log.store.close().await;
     let backup = log.database.back_up().await;
-    let append = async |store: &EventStore<DomainEvent>, offset| {
-        let source = event_store::SourcePartition { consumer: "test", topic: "history", partition: 0 };
-        let events: Vec<_> = Shopping::new().with_items(3).map(|event| (event, Metadata::default())).collect();
-        // A partition that was never read has no offset.
-        store.append_from(source, (offset > 0).then_some(offset), offset + 1, &events).await.unwrap()
-    };
-    append(&owner, 0).await;
+    append_with(&owner, 0, Shopping::new().with_items(3)).await;
     let (begun, may_add, added) = (watch::Sender::new(0), watch::Sender::new(false), Arc::default());
     let automation = Adding { begun: begun.clone(), may_add: may_add.clone(), added: Arc::clone(&added) };
     let stop = CancellationToken::new();
@@ -353,8 +400,8 @@ async fn attempt_of_a_lost_log_ends_with_it() {
     eventually("the process knows the restored log", || async { (process.head_watcher().epoch() != epoch).then_some(()) }).await;
     may_add.send_replace(true);
     let restored = EventStore::<DomainEvent>::new(options, StoreSettings::default());
-    for offset in 0..3 {
-        append(&restored, offset).await;
+    for appends in 0..3 {
+        append_with(&restored, appends, Shopping::new().with_items(3)).await;
     }
     eventually("the restored log's to-dos are done", || async { (added.lock().unwrap().len() >= 3).then_some(()) }).await;
     let mut added = added.lock().unwrap().clone();
