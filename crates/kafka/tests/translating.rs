@@ -405,3 +405,20 @@ async fn half_open_connection_costs_seconds() {
     assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
     translator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
+async fn lost_answer_to_a_join_costs_seconds() {
+    let (log, topic, group, broker) = (Log::create().await, Topic::create(1).await, group(), forgetful::Forgetful::start().await);
+    topic.count(0, 1).await;
+    let mut settings = TranslatorSettings::new(Brokers::new(&broker.address, "test"), &group);
+    settings.session_timeout = Duration::from_secs(6);
+    broker.lose_join();
+    let started = Instant::now();
+    let translator = Running::start_with(settings, store(&log.database), &[&topic]);
+    log.until_counts(&[1]).await;
+    assert!(broker.has_lost_join());
+    // 5 minutes with librdkafka's own interval between polls, which is also its limit for this answer.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    translator.stop().await;
+}
