@@ -27,8 +27,8 @@ use crate::{
     system::System,
 };
 
-/// Events of a new cart with an item.
-const PACE: Duration = Duration::from_millis(2);
+/// The time between two new carts with an item. Each writes two events, so 1,000 events are written a second.
+const BETWEEN_CARTS: Duration = Duration::from_millis(2);
 /// One in this many commands is followed by a query.
 const ASKED: u64 = 5;
 /// Carts that hold a product whose price changes.
@@ -62,7 +62,7 @@ impl Latency {
         let url = self.system.url(PROJECTIONS)?;
         let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
         let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
-        let mut ticks = interval(PACE);
+        let mut ticks = interval(BETWEEN_CARTS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut running = JoinSet::new();
         // Connections and prepared statements are made before the time counts.

@@ -182,7 +182,7 @@ impl Crowd {
             LOG.add_inventories(pool, 1, *product).await?;
         }
         crowd.place.before = u64::try_from(LOG.head(pool).await?)?;
-        crowd.place.filled_anew = false;
+        crowd.place.filled_again = false;
         Ok(crowd)
     }
 

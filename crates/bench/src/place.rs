@@ -22,7 +22,7 @@ use crate::{
 /// With more events before, Cartlog is measured alone. A rival's log would take twenty minutes and as many gigabytes.
 pub(crate) const RIVALS_UP_TO: u64 = 1_000_000;
 /// Up to this size, a new log is quicker than removing what a measurement adds.
-const FILLED_ANEW: u64 = 100_000;
+const FILLED_AGAIN: u64 = 100_000;
 
 /// Returns the settings of a service, or the same without the state cache.
 pub(crate) fn settings(contender: Contender) -> StoreSettings {
@@ -36,14 +36,14 @@ pub(crate) struct Place {
     pub(crate) rival: Option<(Database, Rival)>,
     pub(crate) before: u64,
     /// Whether each measurement gets a new log. Otherwise the added events are removed.
-    pub(crate) filled_anew: bool,
+    pub(crate) filled_again: bool,
 }
 
 impl Place {
     pub(crate) async fn fill(bench: &Bench, before: u64, with_rival: bool) -> Result<Self> {
         bench.say(format!("filling a log with {} events", thousands(before)));
         let rival = if with_rival { Some(bench.server.rival().await?) } else { None };
-        let place = Self { ours: bench.server.log().await?, rival, before, filled_anew: before <= FILLED_ANEW };
+        let place = Self { ours: bench.server.log().await?, rival, before, filled_again: before <= FILLED_AGAIN };
         place.refill(Contender::Cartlog).await?;
         if before <= RIVALS_UP_TO {
             place.refill(Contender::Floor).await?;
@@ -63,7 +63,7 @@ impl Place {
     pub(crate) async fn again(&self, contender: Contender) -> Result<()> {
         match self.table(contender) {
             _ if self.before > RIVALS_UP_TO => {}
-            Some((pool, table)) if !self.filled_anew => table.cut(pool, self.before).await?,
+            Some((pool, table)) if !self.filled_again => table.cut(pool, self.before).await?,
             _ => self.refill(contender).await?,
         }
         self.ours.checkpoint().await

@@ -70,7 +70,7 @@ pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Measures whole shoppers. What they leave to publish is finished afterwards, and does not count.
+/// Measures whole shoppers. The publisher publishes the rest afterwards, which does not count.
 async fn shoppers(system: &System, tasks: usize, sizes: &Sizes) -> Result<Sample> {
     system.database.checkpoint().await?;
     let commands = Clients::connect(&[system.url(COMMANDS)?], tasks).await?;

@@ -1,5 +1,5 @@
 //! Reads our log with disintegrate-postgres.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};
 use disintegrate::{EventStore, StreamItem, query, serde::json::Json};

@@ -1,5 +1,5 @@
 //! Runs the program like `cargo dev bench --quick`: every part yields figures, and the report can be read.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::{path::Path, process::Command};
 
@@ -55,7 +55,7 @@ fn measured(report: &Value) -> usize {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn log() {
+fn log_part_yields_all_figures() {
     let (report, svg) = quick("log");
     let figures = figures(&report);
     for scenario in ["a new cart each, 1,000 events before", "three items a cart", "one hot cart", "one product"] {
@@ -74,7 +74,7 @@ fn log() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn http() {
+fn http_part_yields_all_figures() {
     let (report, _) = quick("http");
     let of = |contender: &str| ("Add Item over HTTP".to_owned(), 4, contender.to_owned());
     assert_eq!(figures(&report), ["one_process", "two_processes", "floor"].map(of));
@@ -85,7 +85,7 @@ fn http() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn kafka() {
+fn kafka_part_yields_all_figures() {
     let (report, _) = quick("kafka");
     let of = |contender: &str| ("inventory messages in from Kafka".to_owned(), 1, contender.to_owned());
     assert_eq!(figures(&report), ["cartlog", "floor"].map(of));
@@ -94,7 +94,7 @@ fn kafka() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn shop() {
+fn shop_part_yields_all_figures() {
     let (report, svg) = quick("shop");
     let of = |(scenario, tasks, contender): (&str, u64, &str)| (scenario.to_owned(), tasks, contender.to_owned());
     let all = [
@@ -114,7 +114,7 @@ fn shop() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn reads() {
+fn reads_part_yields_all_figures() {
     let (report, svg) = quick("reads");
     let read = "reads of a cart of 3 items";
     let of = |(scenario, tasks, contender): (&str, u64, &str)| (scenario.to_owned(), tasks, contender.to_owned());
@@ -136,7 +136,7 @@ fn reads() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn projections() {
+fn projections_part_yields_all_figures() {
     let (report, _) = quick("projections");
     let of = |(scenario, tasks, contender): (&str, u64, &str)| (scenario.to_owned(), tasks, contender.to_owned());
     let all = [
@@ -159,7 +159,7 @@ fn projections() {
 
 #[test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
-fn catchup() {
+fn catchup_part_yields_all_figures() {
     let (report, _) = quick_with("catchup", &["--before", "1k,2k"]);
     let of = |events: &str| (format!("Cart Items, caught up with {events} events"), 1, "cartlog".to_owned());
     assert_eq!(figures(&report), ["1,000", "2,000"].map(of));

@@ -101,7 +101,7 @@ pub enum DomainEvent {
 }
 
 impl CartStream {
-    /// Answers the cart of the event.
+    /// Returns the cart of the event.
     #[must_use]
     pub fn cart_id(&self) -> CartId {
         match self {
@@ -116,7 +116,7 @@ impl CartStream {
 }
 
 impl ArchivingStream {
-    /// Answers the cart of the event. A change of price has none and concerns every cart.
+    /// Returns the cart of the event. A change of price has none and concerns every cart.
     #[must_use]
     pub fn cart_id(&self) -> Option<CartId> {
         match self {

@@ -37,7 +37,7 @@ macro_rules! id {
                 Self(Uuid::now_v7())
             }
 
-            /// Answers the id as a UUID, as in the columns of the log.
+            /// Returns the id as a UUID, as in the columns of the log.
             pub const fn uuid(self) -> Uuid {
                 self.0
             }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_a_uuid_of_version_7() {
+    fn id_is_a_uuid_of_version_7() {
         let id = CartId::new();
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));

@@ -22,7 +22,7 @@ pub struct Price(Decimal);
 pub struct Total(Decimal);
 
 impl Price {
-    /// Answers the exact value with two decimals.
+    /// Returns the exact value with two decimals.
     pub const fn decimal(self) -> Decimal {
         self.0
     }
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_price_is_exact_and_written_with_two_decimals() {
+    fn price_is_exact_and_written_with_two_decimals() {
         for (json, written) in [
             ("0", "0.00"),
             ("\"0\"", "0.00"),

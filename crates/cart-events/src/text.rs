@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_has_1_to_1000_characters() {
+    fn description_has_1_to_1000_characters() {
         assert_eq!(Description::try_from(String::new()), Err(TextError::Length { min: 1, max: 1_000 }));
         assert!(Description::try_from("ß".repeat(1_000)).is_ok());
         assert_eq!(Description::try_from("ß".repeat(1_001)), Err(TextError::Length { min: 1, max: 1_000 }));
@@ -151,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_0_to_2000_characters() {
+    fn image_has_0_to_2000_characters() {
         assert!(Image::try_from(String::new()).is_ok());
         assert!(Image::try_from("x".repeat(2_001)).is_err());
     }
 
     #[test]
-    fn an_inventory_is_a_whole_number_from_0() {
+    fn inventory_is_a_whole_number_from_0() {
         assert_eq!(serde_json::from_str::<Inventory>("0").unwrap(), Inventory::OUT_OF_STOCK);
         assert_eq!(i32::from(serde_json::from_str::<Inventory>("2147483647").unwrap()), i32::MAX);
         for wrong in ["-1", "2147483648", "1.5", "\"1\"", "null", "99999999999999999999"] {

@@ -121,7 +121,7 @@ fn parse(arguments: &[String]) -> Result<Arguments, clap::Error> {
     Arguments::from_arg_matches(&command.try_get_matches_from(std::iter::once(name).chain(arguments.iter().map(String::as_str)))?)
 }
 
-/// Runs the optimised benchmarks, and answers how they ended. Wrong arguments and `--help` end this process.
+/// Runs the optimised benchmarks, and returns how they ended. Wrong arguments and `--help` end this process.
 ///
 /// # Errors
 /// A program does not compile, or a server does not start.

@@ -85,7 +85,7 @@ pub(crate) async fn packages(layout: &Layout) -> Result<Vec<Package>, Error> {
     Ok(metadata.packages)
 }
 
-/// Builds these programs, with cargo's own progress on the screen, and answers the directory they are in.
+/// Builds these programs, with cargo's own progress on the screen, and returns the directory they are in.
 ///
 /// # Errors
 /// Cannot run cargo, or a program does not compile (cargo says why on the screen).

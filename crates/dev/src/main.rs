@@ -69,7 +69,7 @@ enum Task {
     /// Measure Cartlog beside its rivals, on their own PostgreSQL and Kafka, and write a report
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Bench {
-        /// `log`, `http`, `kafka`, `projections`, or nothing for all; `--quick`; `cargo dev bench --help` lists the others
+        /// `log`, `http`, `kafka`, `shop`, `reads`, `projections` or `catchup`; nothing for all but `catchup`. `cargo dev bench --help` lists the options
         #[arg(allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -86,7 +86,7 @@ fn read(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     Ok(texts)
 }
 
-/// Makes cargo compile the sources in a folder that hold a query, and answers whether there are any.
+/// Makes cargo compile the sources in a folder that hold a query, and returns whether there are any.
 fn touch(folder: &Path) -> Result<bool, Error> {
     let failed = || format!("look for queries in {}", folder.display());
     let mut found = false;

@@ -124,7 +124,7 @@ impl Stack {
         }
     }
 
-    /// Waits until a process ends unexpectedly, and answers the error. Cancel safe.
+    /// Waits until a process ends unexpectedly, and returns the error. Cancel safe.
     pub async fn failure(&mut self) -> Error {
         let processes: Vec<&mut Process> = self.processes();
         if processes.is_empty() {
@@ -182,7 +182,7 @@ impl Stack {
     }
 }
 
-/// Starts or finds PostgreSQL, and answers the owner's URL of the migrated database.
+/// Starts or finds PostgreSQL, and returns the owner's URL of the migrated database.
 async fn start_database(
     layout: &Layout,
     settings: &Settings,
@@ -217,7 +217,7 @@ fn given(variable: &str, error: &Error) -> Error {
     Error::Refused(format!("{error}. The environment sets {variable}: unset it, and `cargo dev` starts its own server."))
 }
 
-/// Starts or finds Kafka, creates the topics, and answers the bootstrap servers.
+/// Starts or finds Kafka, creates the topics, and returns the bootstrap servers.
 async fn start_kafka(
     layout: &Layout,
     settings: &Settings,

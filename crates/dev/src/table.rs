@@ -8,7 +8,7 @@ use crate::state::Up;
 use embedded::database;
 use shop::services::{COMMANDS, PROJECTIONS};
 
-/// Answers the table of addresses and logs, three commands to try with fresh ids, and how to call cartctl.
+/// Returns the table of addresses and logs, three commands to try with fresh ids, and how to call cartctl.
 #[must_use]
 pub fn of(up: &Up) -> String {
     let mut rows: Vec<[String; 3]> = Vec::new();

@@ -21,7 +21,7 @@ const CARRIER: &str = "publisher";
 /// Not a default member: see Cargo.toml.
 const BENCH: &str = "bench";
 
-/// Runs `cargo test` with `arguments` on servers of its own, and answers how it ended. If the arguments name no package, it tests them all.
+/// Runs `cargo test` with `arguments` on servers of its own, and returns how it ended. If the arguments name no package, it tests them all.
 ///
 /// # Errors
 /// A service does not compile, or a server does not start.
@@ -54,7 +54,7 @@ pub async fn run(layout: &Layout, arguments: &[String], report: &Report) -> Resu
     Ok(status)
 }
 
-/// Runs cargo with each list of arguments, and answers the first failure. A run of everything continues after a failure.
+/// Runs cargo with each list of arguments, and returns the first failure. A run of everything continues after a failure.
 async fn test(layout: &Layout, runs: &[Vec<String>], programs: &Path, stack: &TestStack) -> Result<ExitStatus, Error> {
     let mut all = ExitStatus::default();
     for arguments in runs {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_is_tested_beside_the_carrier_of_features() {
+    fn package_is_tested_beside_the_carrier_of_features() {
         assert_eq!(
             runs("-p event-store a_test -- --nocapture"),
             [

@@ -61,7 +61,7 @@ pub async fn connect(url: &str) -> Result<PgPool, Error> {
     PgPoolOptions::new().max_connections(4).acquire_timeout(DEADLINE).connect_with(options).await.context(failed)
 }
 
-/// Answers the URL for another user, without a password; none if the URL has no place for a user.
+/// Returns the URL for another user, without a password; none if the URL has no place for a user.
 #[must_use]
 pub fn for_role(url: &str, role: &str) -> Option<String> {
     let mut url = Url::parse(url).ok()?;
@@ -82,7 +82,7 @@ pub async fn lets_in(url: &str) -> bool {
     }
 }
 
-/// Answers the URL with its password hidden.
+/// Returns the URL with its password hidden.
 #[must_use]
 pub fn masked(url: &str) -> String {
     match Url::parse(url) {

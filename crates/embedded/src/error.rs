@@ -128,7 +128,7 @@ impl<T> Context<T> for nix::Result<T> {
     }
 }
 
-/// Answers the error and all its causes, separated by colons.
+/// Returns the error and all its causes, separated by colons.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

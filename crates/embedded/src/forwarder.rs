@@ -177,7 +177,7 @@ async fn forward(
     }
 }
 
-/// Waits until bytes may pass. Answers whether they ever may.
+/// Waits until bytes may pass. Returns whether they ever may.
 async fn passes(state: &mut watch::Receiver<State>, born: State) -> bool {
     loop {
         let now = *state.borrow_and_update();
@@ -226,7 +226,7 @@ mod tests {
         TcpStream::connect((Ipv4Addr::LOCALHOST, forwarder.port())).await.unwrap()
     }
 
-    /// Answers the name of the server; none if there is no answer in time.
+    /// Returns the name of the server; none if there is no answer in time.
     async fn ask(client: &mut TcpStream, patience: Duration) -> Option<std::io::Result<u8>> {
         let asked = async {
             client.write_u8(0).await?;

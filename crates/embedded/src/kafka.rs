@@ -84,7 +84,7 @@ impl Kafka {
         Self::start_with(distribution, directory, port, controller_port, None).await
     }
 
-    /// Starts a broker as [`start`](Self::start) does, on free ports, with a second listener over TLS for one user. Answers the second
+    /// Starts a broker as [`start`](Self::start) does, on free ports, with a second listener over TLS for one user. Returns the second
     /// listener's port, too.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Kafka {
     }
 
     /// Starts a broker as [`start`](Self::start) does, on free ports, with a second listener for clients that reach it through `address`,
-    /// another port of 127.0.0.1. Answers the port to which `address` must lead, too.
+    /// another port of 127.0.0.1. Returns the port to which `address` must lead, too.
     ///
     /// # Errors
     /// As [`start`](Self::start).

@@ -81,7 +81,7 @@ pub fn listener(port: u16) -> Option<String> {
     Some(format!("{} (process {})", field('c')?, field('p')?))
 }
 
-/// Answers the socket's inode if the line of /proc/net/tcp is of a socket that listens on `port`.
+/// Returns the socket's inode if the line of /proc/net/tcp is of a socket that listens on `port`.
 #[cfg(target_os = "linux")]
 fn listening_inode(line: &str, port: u16) -> Option<&str> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();

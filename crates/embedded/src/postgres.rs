@@ -153,7 +153,7 @@ impl Postgres {
     }
 }
 
-/// Answers the URL of a database on one of our servers.
+/// Returns the URL of a database on one of our servers.
 #[must_use]
 pub fn url(port: u16, user: &str, database: &str) -> String {
     format!("postgres://{user}@127.0.0.1:{port}/{database}")
@@ -168,7 +168,7 @@ pub async fn remove_data(layout: &Layout, directory: &Path) -> Result<(), Error>
     files::remove(&layout.reachable(&directory.join("postgres"), account.as_ref()).await?)
 }
 
-/// Answers the data directory of a server whose directory is `directory`.
+/// Returns the data directory of a server whose directory is `directory`.
 pub(crate) async fn data_directory(layout: &Layout, directory: &Path, distribution: &PostgresDistribution) -> Result<PathBuf, Error> {
     Ok(layout.reachable(&directory.join("postgres"), distribution.account.as_ref()).await?.join("data"))
 }
@@ -200,8 +200,8 @@ async fn initialise(distribution: &PostgresDistribution, data: &Path) -> Result<
     Err(Error::Command { command: "initdb".to_owned(), status: output.status, output: text })
 }
 
-/// Refuses a path that initdb cannot run programs from: it puts the path into a shell command between quotation marks, and would say that a
-/// program is missing.
+/// Refuses a path that initdb cannot run programs from. initdb puts the path into a shell command between quotation marks. Its error would
+/// say that a program is missing.
 fn runs_through_a_shell(path: &Path) -> Result<(), Error> {
     match path.to_string_lossy().chars().find(|character| ['"', '$', '`'].contains(character)) {
         None => Ok(()),

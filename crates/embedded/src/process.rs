@@ -115,7 +115,7 @@ impl Process {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Answers how it ended; none if it still runs.
+    /// Returns how it ended; none if it still runs.
     ///
     /// # Errors
     /// The operating system refuses.

@@ -1,5 +1,5 @@
 //! Connections: lost in silence, too few, and with settings of a session that others chose.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! Deciding on cached states: what the cache saves, and that it changes no answer.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::sync::{
     Arc,

@@ -1,6 +1,6 @@
 //! The log's server is replaced under a running process: by a standby that is promoted, or by a volume that is put back. Connections to the
 //! old server stay open, or its state is remembered, and neither is used again.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::{path::PathBuf, sync::Arc};
 

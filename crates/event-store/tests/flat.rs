@@ -1,6 +1,6 @@
 //! The cost of a command does not grow with the log and does not depend on statistics. It is counted in pages, because times mean little on
 //! a busy machine.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::{collections::BTreeMap, path::Path};
 

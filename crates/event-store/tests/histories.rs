@@ -1,6 +1,6 @@
 //! Exactness: several processes run random decisions over overlapping boundaries, while processes die, freeze and lose connections.
 //! `test_support::histories` records and checks the histories. `CHECK_SEED` chooses the commands.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot continue fails")]
 #![allow(clippy::print_stdout, reason = "a failed test shows its seed and its history's summary")]
 
 use std::{
@@ -29,7 +29,7 @@ const CACHE_BYTES: [usize; 3] = [0, 20_000, 16 << 20];
 
 /// Not a test of its own: the other tests' worker processes run it.
 #[test]
-fn worker_process() {
+fn worker_runs_commands_when_started_as_a_process() {
     test_support::histories::work_if_asked();
 }
 
@@ -41,7 +41,14 @@ fn workers(database: &Database, seed: u64, state_cache_bytes: usize, tasks: u32)
 }
 
 fn workers_on(database_url: String, seed: u64, state_cache_bytes: usize, tasks: u32) -> Workers {
-    let setup = Setup { database_url, seed, processes: 3, tasks, state_cache_bytes, worker: "histories::worker_process" };
+    let setup = Setup {
+        database_url,
+        seed,
+        processes: 3,
+        tasks,
+        state_cache_bytes,
+        worker: "histories::worker_runs_commands_when_started_as_a_process",
+    };
     Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 

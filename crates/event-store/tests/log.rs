@@ -1,5 +1,5 @@
 //! The log on PostgreSQL: order, conditions, lost answers, grants, resets, reads and announcements.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::{
     collections::HashSet,

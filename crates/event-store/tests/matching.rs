@@ -1,5 +1,5 @@
 //! A query matches the same events in memory and in SQL, for any events and ids.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot continue fails")]
 
 use cart_events::{ArchivingStream, CartId, CartStream, DomainEvent, ItemId, ProductId, examples::Shopping};
 use disintegrate::StateQuery;

@@ -1,5 +1,5 @@
 //! Answers that a caller gets if the log is read-only, reset, replaced, busy or silent, or refuses a row.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,5 +1,5 @@
 //! Appends that the database refuses, whatever a service's role sends.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};
 use disintegrate::{Event as _, IdentifierValue};

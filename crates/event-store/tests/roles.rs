@@ -1,5 +1,5 @@
 //! Rights of each role in the database. Each statement is tried.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use cart_events::{DomainEvent, examples::Shopping};
 use event_store::{EventStore, StoreSettings};

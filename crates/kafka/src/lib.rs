@@ -1,8 +1,8 @@
 //! Between Kafka and the log. Knows no cart.
 //!
-//! [`Translator`] turns the messages of topics into events, each once, however often Kafka delivers it: one call to the log appends a
+//! [`Translator`] turns each message of its topics into an event, once, however often Kafka delivers it. One call to the log appends a
 //! batch's events and moves the partition's stored offset. A message that cannot be read becomes a dead letter. [`Publisher`] sends
-//! messages and answers when the broker has them. [`lags`] says how far translators are behind.
+//! messages and returns when the broker has them. [`lags`] says how far translators are behind.
 
 pub mod client;
 mod ingest;

@@ -35,8 +35,8 @@ static PUBLICATIONS: LazyLock<Histogram<f64>> = LazyLock::new(|| {
         .f64_histogram("publication.duration")
         .with_unit("s")
         .with_description(
-            "Time from the event that a message is about to the end of an attempt to send it, by topic and outcome: acknowledged; \
-             unacknowledged and retried; refused and given up.",
+            "Time from the event to the end of an attempt to publish it, by topic and outcome: acknowledged, unacknowledged (retried) or \
+             refused (given up).",
         )
         .with_boundaries(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0])
         .build()
@@ -52,7 +52,7 @@ pub struct PublisherSettings {
 }
 
 impl PublisherSettings {
-    /// Answers settings with 5 s for a send.
+    /// Returns settings with 5 s for a send.
     pub fn new(brokers: Brokers) -> Self {
         Self { brokers, message_timeout: Duration::from_secs(5) }
     }
@@ -132,7 +132,7 @@ impl Publisher {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a message and answers when every in-sync replica has it. One call writes it once. A second call after an error may write it
+    /// Sends a message and returns when every in-sync replica has it. One call writes it once. A second call after an error may write it
     /// again, with the same id.
     ///
     /// # Errors

@@ -120,7 +120,7 @@ async fn create_again(topic: &Topic, messages: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn topic_created_again_with_more_messages_blocks_at_the_next_start() {
+async fn longer_recreated_topic_blocks_at_the_next_start() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..5 {
         topic.count(0, count).await;
@@ -150,7 +150,7 @@ async fn topic_created_again_with_more_messages_blocks_at_the_next_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and Kafka: cargo dev test"]
-async fn topic_created_again_with_more_messages_blocks_a_running_translator() {
+async fn longer_recreated_topic_blocks_a_running_translator() {
     let (log, topic, group) = (Log::create().await, Topic::create(1).await, group());
     for count in 0..3 {
         topic.count(0, count).await;

@@ -349,7 +349,7 @@ impl Default for Fields {
     }
 }
 
-/// Answers the exact sum of lines; none if a price is no decimal.
+/// Returns the exact sum of lines; none if a price is no decimal.
 #[must_use]
 pub fn sum(lines: &[Line]) -> Option<Decimal> {
     lines.iter().map(|line| line.price.parse::<Decimal>().ok()).sum()
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_submission_must_order_what_the_cart_holds() {
+    fn submission_must_order_what_the_cart_holds() {
         let [cart, item, product] = [(); 3].map(|()| Uuid::now_v7());
         for (ordered, faults) in [("9.99", 0), ("9.98", 1)] {
             let ordered = json!([{"product_id": product, "price": ordered}]);
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_is_archived_for_a_later_price_change_only() {
+    fn item_is_archived_for_a_later_price_change_only() {
         let [cart, item, product] = [(); 3].map(|()| Uuid::now_v7());
         let archived = |at: i64| ("ItemArchived", json!({"cart_id": cart, "item_id": item, "price_changed_at": at}));
         let changed = ("PriceChanged", json!({"product_id": product, "new_price": "1.00"}));
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fourth_item_is_a_fault() {
+    fn fourth_item_is_a_fault() {
         let cart = Uuid::now_v7();
         let adding = (0..4).map(|_| added(cart, Uuid::now_v7(), Uuid::now_v7()));
         let model = folded(0, &[("CartCreated", json!({"cart_id": cart}))].into_iter().chain(adding).collect::<Vec<_>>());

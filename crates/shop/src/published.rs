@@ -151,7 +151,7 @@ enum From {
     End,
 }
 
-/// Makes a consumer of all partitions, and answers the number of messages that are on the topic.
+/// Makes a consumer of all partitions, and returns the number of messages that are on the topic.
 async fn assigned(bootstrap_servers: &str, topic: &str, from: From) -> Result<(StreamConsumer, i64), Error> {
     let consumer: StreamConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap_servers)

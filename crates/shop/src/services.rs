@@ -184,7 +184,7 @@ impl Service {
     }
 }
 
-/// Answers the URL of a service on this machine.
+/// Returns the URL of a service on this machine.
 #[must_use]
 pub fn url(port: u16) -> String {
     format!("http://127.0.0.1:{port}")

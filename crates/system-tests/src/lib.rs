@@ -1,5 +1,5 @@
 //! The shop that the system tests share: the four real services on a database and topics that no other test uses.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -83,12 +83,12 @@ impl Shop {
         shop
     }
 
-    /// Answers the name that a topic has for this test.
+    /// Returns the name that a topic has for this test.
     pub fn topic(&self, topic: &str) -> String {
         format!("{topic}-{}", self.name)
     }
 
-    /// Answers settings for a service, with a free port and its log in the file of this name.
+    /// Returns settings for a service, with a free port and its log in the file of this name.
     pub fn settings(&self, kind: Kind, log: &str) -> Settings {
         let [port] = ports::free([None]).unwrap();
         let mut settings = Settings::new(kind, &self.programs, Path::new(&self.logs), port);
@@ -118,24 +118,24 @@ impl Shop {
         self.services.insert(kind.name, Service::start(kind, settings).unwrap());
     }
 
-    /// Answers a running service.
+    /// Returns a running service.
     pub fn service(&mut self, kind: Kind) -> &mut Service {
         self.services.get_mut(kind.name).unwrap()
     }
 
-    /// Answers the URL of a running service.
+    /// Returns the URL of a running service.
     pub fn url(&self, kind: Kind) -> String {
         self.services[kind.name].url()
     }
 
-    /// Sends a command and answers its status and body.
+    /// Sends a command and returns its status and body.
     pub async fn post(&self, kind: Kind, path: &str, body: &Value) -> (StatusCode, Value) {
         let request = self.http.post(format!("{}{path}", self.url(kind))).json(body);
         let answer = request.send().await.unwrap();
         (answer.status(), answer.json().await.unwrap())
     }
 
-    /// Queries cart-projections, and answers the status and body.
+    /// Queries cart-projections, and returns the status and body.
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         let answer = self.http.get(format!("{}{path}", self.url(PROJECTIONS))).send().await.unwrap();
         (answer.status(), answer.json().await.unwrap())
@@ -169,7 +169,7 @@ impl Shop {
         futures::future::join_all(sent).await;
     }
 
-    /// Waits until the topic of published carts has this many different `ce_id`s, and answers all its messages.
+    /// Waits until the topic of published carts has this many different `ce_id`s, and returns all its messages.
     pub async fn published(&self, different: usize) -> Vec<Published> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
@@ -273,7 +273,7 @@ impl Shop {
     }
 }
 
-/// Answers the body of an Add Item.
+/// Returns the body of an Add Item.
 pub fn item(cart: Uuid, item: Uuid, product: Uuid, price: &str) -> Value {
     json!({"cart_id": cart, "item_id": item, "product_id": product, "description": "A tea pot", "image": "pot.png", "price": price})
 }

@@ -1,5 +1,5 @@
 //! The dependencies between crates point one way, and ARCHITECTURE.md draws them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -106,6 +106,15 @@ fn crates_without_carts_depend_on_none_with_carts() {
     for (name, expected) in known {
         let others: Vec<_> = needs(name).into_iter().filter(|needed| *needed != "version").collect();
         assert_eq!(others, expected, "{name}");
+    }
+}
+
+#[test]
+fn only_these_crates_know_a_cart() {
+    let workspace = workspace();
+    let knows_carts = |name: &str| ["cart-events", "cartctl", "bench"].contains(&name) || workspace[name].is_service();
+    for (from, to) in arrows(&workspace) {
+        assert!(knows_carts(from) || !knows_carts(to), "{from} depends on {to}, which knows a cart");
     }
 }
 

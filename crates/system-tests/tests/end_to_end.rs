@@ -1,5 +1,5 @@
 //! The four real services on a real PostgreSQL and a real Kafka: what they do together, and that they lose nothing when they are killed.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -88,7 +88,7 @@ async fn cart_goes_from_first_item_to_message_in_one_trace() {
 #[tokio::test]
 #[ignore = "needs PostgreSQL, Kafka and the four binaries: cargo dev test"]
 async fn unreadable_messages_become_dead_letters() {
-    let mut shop = Shop::new("poison").await;
+    let mut shop = Shop::new("unreadable").await;
     shop.start(&[TRANSLATOR]).await;
     let product = Uuid::now_v7();
     let wrong = [
@@ -573,7 +573,7 @@ async fn min_position_reads_own_writes_on_every_replica() {
     .await;
 
     let product = Uuid::now_v7();
-    // Adds a cart with an item, and answers the item's position.
+    // Adds a cart with an item, and returns the item's position.
     let add = async || -> (Uuid, i64) {
         let (status, answer) = shop.add(Uuid::now_v7(), product, "9.99").await;
         assert_eq!(status, 200, "{answer}");
@@ -672,7 +672,7 @@ async fn unreadable_event_parks_its_cart_until_retried() {
         assert_eq!((status.as_u16(), answer["code"].as_str()), (503, Some("parked")), "{path}: {answer}");
         assert!(answer["message"].as_str().unwrap().contains(&parked.to_string()), "{answer}");
     }
-    assert_eq!(shop.get("/ready").await.0, 200, "the rest goes on");
+    assert_eq!(shop.get("/ready").await.0, 200, "the rest continues");
     // Other read models may apply these events too, with other keys.
     const BY_CART: [&str; 3] = ["archive_item", "cart_items", "carts_with_products"];
     let pool = event_store::Pool::open((*shop.pool.connect_options()).clone(), &event_store::StoreSettings::default());

@@ -1,7 +1,7 @@
 //! `event-model.json` and the code have the same events, commands, read models, automations and specifications, with the same fields.
 //!
 //! The code's side is read from the sources: the events, the slices, and the committed OpenAPI documents, which the routes are held against.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot continue fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

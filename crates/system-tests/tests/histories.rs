@@ -1,5 +1,5 @@
 //! The log stays exact while PostgreSQL is killed. As `event-store`'s histories, but with the test's own server.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::{path::Path, time::Duration};
 
@@ -18,11 +18,11 @@ use test_support::{
 
 /// The worker processes of the other test run this. Alone it does nothing.
 #[test]
-fn worker_process() {
+fn worker_runs_commands_when_started_as_a_process() {
     test_support::histories::work_if_asked();
 }
 
-/// Starts a server with a log, and answers the owner's URL.
+/// Starts a server with a log, and returns the owner's URL.
 async fn log(name: &str) -> (Postgres, String) {
     let layout = Layout::discover().unwrap();
     let distribution = distribution::postgres(&layout, &Report::quiet()).await.unwrap();
@@ -48,7 +48,7 @@ async fn history_is_exact_after_postgres_was_killed() {
         // Enough tasks that appends share calls.
         tasks: 48,
         state_cache_bytes: 16 << 20,
-        worker: "worker_process",
+        worker: "worker_runs_commands_when_started_as_a_process",
     };
     let mut workers = Workers::start(setup, Path::new(env!("CARGO_TARGET_TMPDIR")));
     let all = workers.running();

@@ -1,5 +1,5 @@
 //! Every link in every Markdown file leads somewhere.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! The modules of each crate use each other in one direction: there is no cycle between files.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot continue fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -183,7 +183,7 @@ fn is_word(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// Answers the names that an import tree imports, each with its path.
+/// Returns the names that an import tree imports, each with its path.
 fn used(tree: &[String]) -> Vec<(String, ModulePath)> {
     let mut prefix: ModulePath = vec![];
     let mut i = 0;
@@ -216,7 +216,7 @@ fn used(tree: &[String]) -> Vec<(String, ModulePath)> {
     if tree.is_empty() { vec![] } else { vec![(prefix.last().cloned().unwrap_or_default(), prefix)] }
 }
 
-/// Answers the path from the crate's root; none if it leads out of the crate.
+/// Returns the path from the crate's root; none if it leads out of the crate.
 fn absolute(module: &ModulePath, path: &[String], known: &BTreeSet<ModulePath>) -> Option<ModulePath> {
     let below = |module: &[String], rest: &[String]| Some(module.iter().chain(rest).cloned().collect());
     let ups = path.iter().take_while(|part| *part == "super").count();
@@ -239,7 +239,7 @@ fn defined_in(path: &[String], modules: &BTreeMap<ModulePath, Source>, depth: us
     import.map_or_else(|| module.to_vec(), |import| defined_in(&import.path, modules, depth + 1))
 }
 
-/// Answers the modules that each module uses.
+/// Returns the modules that each module uses.
 fn arrows(modules: &BTreeMap<ModulePath, Source>) -> BTreeMap<&ModulePath, BTreeSet<ModulePath>> {
     modules
         .iter()
@@ -253,7 +253,7 @@ fn arrows(modules: &BTreeMap<ModulePath, Source>) -> BTreeMap<&ModulePath, BTree
         .collect()
 }
 
-/// Answers the arrows that are part of a cycle.
+/// Returns the arrows that are part of a cycle.
 fn cycles(modules: &BTreeMap<ModulePath, Source>) -> BTreeSet<String> {
     let arrows = arrows(modules);
     let leads_to = |from: &ModulePath, to: &ModulePath| {

@@ -3,7 +3,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::print_stdout,
-    reason = "a test that cannot go on fails, and says how long things took"
+    reason = "a test that cannot continue fails, and says how long things took"
 )]
 
 use std::collections::BTreeSet;
@@ -159,7 +159,7 @@ async fn three_replicas_catch_up_where_one_falls_behind() {
     for url in &urls {
         eventually("three replicas catch up", || behind(url, 0..100)).await;
     }
-    assert!(shop.count("ItemAdded").await > added && !shopping.is_finished(), "while the load goes on");
+    assert!(shop.count("ItemAdded").await > added && !shopping.is_finished(), "while the load continues");
     let after = [applied(&urls[0]).await, applied(&urls[1]).await, applied(&urls[2]).await];
     let each: Vec<_> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     let all: f64 = each.iter().sum();

@@ -1,5 +1,5 @@
 //! The services over TLS, each with its own user, and their errors when a server refuses them.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

@@ -1,5 +1,5 @@
 //! Metrics, traces and logs of the four services.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -194,7 +194,7 @@ impl Collector {
         Self { endpoint, exported, server: handle }
     }
 
-    /// Answers every exported span.
+    /// Returns every exported span.
     async fn spans(self) -> Spans {
         self.server.stop(true).await;
         let exported = std::mem::take(&mut *self.exported.lock().unwrap());
@@ -348,7 +348,7 @@ async fn one_trace_leads_from_request_to_published_message() {
     let topic = shop.topic("published-carts");
     let send = spans.one(trace, "publisher", &format!("send {topic}"), &todo);
     assert_eq!((send.kind(), text(&send.attributes, "messaging.system").as_deref()), (SpanKind::Producer, Some("kafka")));
-    assert_eq!(message.headers["traceparent"], traceparent((trace, &hex(&send.span_id))), "whoever reads the message goes on from here");
+    assert_eq!(message.headers["traceparent"], traceparent((trace, &hex(&send.span_id))), "a consumer of the message continues this trace");
     spans.one(trace, "publisher", "append", &todo);
 
     let (trace, supplier) = SUPPLIED;

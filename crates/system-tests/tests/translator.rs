@@ -1,5 +1,5 @@
 //! Translators that are frozen, killed and overtaken: the log has every message exactly once.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on fails, and says what it measured")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot continue fails, and says what it measured")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! Helpers for tests: given/when/then for decisions, a database per test, `eventually`, and recorded histories with their checker.
-#![allow(clippy::panic, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::panic, clippy::expect_used, reason = "a test that cannot continue fails")]
 
 mod database;
 mod eventually;

@@ -40,7 +40,7 @@ impl<E: Debug + PartialEq, R: Debug + PartialEq> Then<E, R> {
 
     /// Asserts that the command was done before, at this position: it succeeds without an event.
     #[track_caller]
-    pub fn then_already(self, position: i64) {
+    pub fn then_already_done(self, position: i64) {
         assert_eq!(self.0, Ok(Decided::AlreadyDone(Position(position))));
     }
 

@@ -66,7 +66,7 @@ pub(crate) enum Refused {
     OutOfStock(ProductId),
     #[error("the cart has been submitted; a submitted cart never changes")]
     CartSubmitted,
-    #[error("the cart has taken all its changes; submit it, or go on with a new cart")]
+    #[error("the cart has taken all its changes; submit it, or use a new cart")]
     CartExhausted,
     #[error("the item {0} is already in the cart with other content")]
     ItemDiffers(ItemId),
@@ -356,17 +356,17 @@ mod specifications {
     fn answers_a_resend_with_the_first_position() {
         let cart = Shopping::new();
         let again = AddItem { device_fingerprint: "another".into(), ..add_item(&cart, 0) };
-        given(cart.with_items(1)).when(&again).then_already(2);
+        given(cart.with_items(1)).when(&again).then_already_done(2);
     }
 
     #[test]
     fn answers_a_resend_before_every_other_check() {
         let cart = Shopping::new();
         let again = add_item(&cart, 0);
-        given(cart.with_items(3)).when(&again).then_already(2);
-        given(cart.with_items(1).chain([cart.submitted(1)])).when(&again).then_already(2);
-        given(cart.with_items(1).chain([cart.inventory(0, 0)])).when(&again).then_already(2);
-        given(cart.with_items(1)).when(&AddItem { max_changes: MaxChanges(2), ..again }).then_already(2);
+        given(cart.with_items(3)).when(&again).then_already_done(2);
+        given(cart.with_items(1).chain([cart.submitted(1)])).when(&again).then_already_done(2);
+        given(cart.with_items(1).chain([cart.inventory(0, 0)])).when(&again).then_already_done(2);
+        given(cart.with_items(1)).when(&AddItem { max_changes: MaxChanges(2), ..again }).then_already_done(2);
     }
 
     #[test]

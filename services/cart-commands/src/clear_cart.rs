@@ -44,7 +44,7 @@ pub(crate) enum Refused {
     UnknownCart(CartId),
     #[error("the cart has been submitted; a submitted cart never changes")]
     CartSubmitted,
-    #[error("the cart has taken all its changes; submit it, or go on with a new cart")]
+    #[error("the cart has taken all its changes; submit it, or use a new cart")]
     CartExhausted,
 }
 

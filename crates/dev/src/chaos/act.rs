@@ -180,7 +180,7 @@ impl Chaos {
         Ok(())
     }
 
-    /// Waits until every message has been read, and continues blocked partitions. Answers what is unread at the end of its patience.
+    /// Waits until every message has been read, and continues blocked partitions. Returns what is unread at the end of its patience.
     async fn until_read(&mut self) -> Result<Option<String>, Error> {
         let until = Instant::now() + READ;
         loop {
@@ -202,7 +202,7 @@ impl Chaos {
         Ok(())
     }
 
-    /// Runs cartctl as the owner. Answers its error if it fails.
+    /// Runs cartctl as the owner. Returns its error if it fails.
     pub(super) async fn cartctl(&self, arguments: &[&str]) -> Result<Result<(), String>, Error> {
         let mut command = Command::new(&self.cartctl);
         command.args(["--database-url", &self.cluster.owner_url()]).args(arguments);

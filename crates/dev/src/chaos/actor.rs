@@ -46,7 +46,7 @@ impl Actor {
         self.port.clone()
     }
 
-    /// Starts it again, and answers the path of its log.
+    /// Starts it again, and returns the path of its log.
     pub(super) fn start(&mut self) -> Result<PathBuf, Error> {
         // A new port, because another process may have taken the old one.
         let [port] = ports::free([None])?;
@@ -72,7 +72,7 @@ impl Actor {
         }
     }
 
-    /// Stops it, and answers how it ended.
+    /// Stops it, and returns how it ended.
     pub(super) async fn stop(&mut self) -> Result<ExitStatus, Error> {
         match self.service.take() {
             Some(mut service) => service.stop(STOP_DEADLINE).await,
@@ -102,7 +102,7 @@ impl Actor {
         Ok(!self.is_frozen && self.is_running()?)
     }
 
-    /// Answers once its last words if it has ended unexpectedly.
+    /// Returns its last words if it has ended unexpectedly, once for each end.
     pub(super) fn ended_by_itself(&mut self) -> Result<Option<String>, Error> {
         let Some(service) = &mut self.service else { return Ok(None) };
         let Some(status) = service.process().exited()? else { return Ok(None) };

@@ -15,7 +15,7 @@ pub enum Campaign {
     Network,
     /// PostgreSQL's data: an earlier copy is put back, or an asynchronous standby takes over. Newest events are lost
     Restore,
-    /// Kafka: frozen three times, killed and restarted; the topic of inventories is created anew
+    /// Kafka: frozen three times, killed and restarted; the topic of inventories is created again
     Kafka,
     /// All of these in turns
     Everything,

@@ -155,7 +155,7 @@ fn follow<V: PartialEq>(sent: &[Sent<V>], there: &[V]) -> bool {
     reached.contains(&there.len())
 }
 
-/// Answers the numbers of values of the log that can be accounted for after one more message.
+/// Returns the numbers of values of the log that can be accounted for after one more message.
 fn after<V: PartialEq>(Sent { value, acknowledged, .. }: &Sent<V>, reached: &BTreeSet<usize>, there: &[V]) -> BTreeSet<usize> {
     let taken = reached.iter().filter(|count| there.get(**count) == Some(value)).map(|count| count + 1);
     let skipped = reached.iter().copied().filter(|_| !acknowledged);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn cart_may_have_been_published_before_a_restore_lost_its_submission() {
+    fn cart_may_be_published_before_a_restore_loses_it() {
         let published_twice = |kept| {
             let mut day = day();
             let message = day.evidence.received.carts["append-9"].clone();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_a_topic_that_was_created_again_may_be_there_in_part_before() {
+    fn messages_of_a_recreated_topic_may_be_there_in_part() {
         let sent = |value: u64, remade| Sent { value, acknowledged: true, remade };
         let messages = [sent(1, None), sent(2, Some(7)), sent(3, Some(7)), sent(4, Some(7)), sent(5, None)];
         for (there, right) in [

@@ -127,7 +127,7 @@ impl Cluster {
         self.is_held
     }
 
-    /// Makes the standby the primary and leads new connections to it. Answers what was lost if the standby was held back.
+    /// Makes the standby the primary and leads new connections to it. Returns what was lost if the standby was held back.
     pub(super) async fn promote(&mut self) -> Result<Loss, Error> {
         let Some((next, _)) = self.standby.take() else { return Err(Error::Refused("there is no standby".to_owned())) };
         standby::promote(&next).await?;
@@ -195,7 +195,7 @@ impl Cluster {
         self.start_primary().await
     }
 
-    /// Kills the primary, replaces its data by the copy, and starts it again. Answers what was lost.
+    /// Kills the primary, replaces its data by the copy, and starts it again. Returns what was lost.
     pub(super) async fn put_volume_back(&mut self) -> Result<Loss, Error> {
         // Nobody may append before the head is read.
         self.lead_to(0);

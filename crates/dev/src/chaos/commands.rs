@@ -1,5 +1,5 @@
-//! The comparison of the clients' commands with the log. Each event carries the trace of the request that caused it, so that every event
-//! belongs to one command, and every answer can be held against its events.
+//! The comparison of the clients' commands with the log. Each event carries the trace of the request that caused it. So every event belongs
+//! to one command, and each answer is compared with its command's events.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;

@@ -114,7 +114,7 @@ impl Chaos {
         Ok((unread > 0).then(|| format!("{unread} acknowledged messages are not in the log")))
     }
 
-    /// Does what the runbook says about a blocked partition after its topic was created anew.
+    /// Does what the runbook says about a blocked partition after its topic was created again.
     pub(super) async fn continue_blocked_partitions(&mut self) -> Result<(), Error> {
         let blocked = self.blocked_partitions().await;
         for (topic, partition) in &blocked {

@@ -63,7 +63,7 @@ pub(super) enum Step {
     HoldReplication,
     /// Make the standby the primary, and lead the services' address to it.
     Promote,
-    /// Let the old primary go on. Connections to it are still open.
+    /// Thaw the old primary. Connections to it are still open.
     ThawOldPrimary,
     KillOldPrimary,
     /// Start a standby of the present primary.
@@ -180,7 +180,7 @@ impl Drawing {
         Duration::from_millis(self.random.random_range(least..=most))
     }
 
-    /// Answers when a trouble can begin.
+    /// Returns when a trouble can begin.
     fn well_from(&self, trouble: Trouble) -> Duration {
         let victims = || self.well.iter().map(|(_, from)| *from);
         match trouble {
@@ -197,7 +197,7 @@ impl Drawing {
         }
     }
 
-    /// Adds a trouble at this time, or as soon as what it disturbs is well. Answers the time.
+    /// Adds a trouble at this time, or as soon as what it disturbs is well. Returns the time.
     fn add(&mut self, trouble: Trouble, at: Duration) -> Duration {
         match trouble {
             Trouble::Rebuilt => {
@@ -352,21 +352,21 @@ impl Drawing {
         }
     }
 
-    /// Adds steps that need PostgreSQL for themselves. Answers the time of the first.
+    /// Adds steps that need PostgreSQL for themselves. Returns the time of the first.
     fn postgres(&mut self, at: Duration, steps: &[(Duration, Step)]) -> Duration {
         let at = at.max(self.postgres_from);
         self.postgres_from = self.sequence(at, steps);
         at
     }
 
-    /// Adds steps that need Kafka for themselves. Answers the time of the first.
+    /// Adds steps that need Kafka for themselves. Returns the time of the first.
     fn kafka(&mut self, at: Duration, steps: &[(Duration, Step)]) -> Duration {
         let at = at.max(self.kafka_from);
         self.kafka_from = self.sequence(at, steps);
         at
     }
 
-    /// Adds steps, each with its time after the one before. Answers the time of the last.
+    /// Adds steps, each with its time after the one before. Returns the time of the last.
     fn sequence(&mut self, mut at: Duration, steps: &[(Duration, Step)]) -> Duration {
         for (after, step) in steps {
             at = (at + *after).min(self.length.max(at));

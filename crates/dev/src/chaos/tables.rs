@@ -48,7 +48,7 @@ pub(super) const TABLES: [Source; 7] = [
 ];
 
 impl Source {
-    /// Answers its name with the schema of the build in service.
+    /// Returns its name with the schema of the build in service.
     pub(super) async fn qualified(&self, pool: &PgPool) -> Result<String, Error> {
         let schema: String = match self.projection {
             None => "public".to_owned(),

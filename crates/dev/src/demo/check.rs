@@ -38,7 +38,7 @@ pub(crate) struct Outcome<'a> {
     pub(crate) catalogue: &'a Catalogue,
     /// The number of inventories that the suppliers sent.
     pub(crate) inventories_sent: usize,
-    pub(crate) told: &'a Entries,
+    pub(crate) answered: &'a Entries,
     pub(crate) received: &'a Received,
     pub(crate) lost: Lost,
     /// The requests that shoppers sent again because an answer asked for it, by its error code.
@@ -56,10 +56,10 @@ pub(crate) enum Lost {
 
 impl Checks {
     pub(crate) fn of(model: &Model, outcome: &Outcome<'_>) -> Self {
-        let Outcome { catalogue, inventories_sent, told, received, lost, requests_again } = outcome;
+        let Outcome { catalogue, inventories_sent, answered, received, lost, requests_again } = outcome;
         let mut checks = Self {
             events: model.events.clone(),
-            refusals: told.refusals.clone(),
+            refusals: answered.refusals.clone(),
             messages_again: received.repeated,
             requests_again: requests_again.clone(),
             ..Self::default()
@@ -70,15 +70,15 @@ impl Checks {
             received.carts.iter().filter(|(_, cart)| of_today.contains(&cart.cart_id)).map(|(id, cart)| (id.as_str(), cart)).collect();
 
         checks.equal("inventories sent, and in the log", inventories_sent, heard(model, catalogue));
-        let shoppers_carts = || model.carts.iter().filter(|(cart, _)| told.carts.contains(cart)).map(|(_, cart)| cart);
+        let shoppers_carts = || model.carts.iter().filter(|(cart, _)| answered.carts.contains(cart)).map(|(_, cart)| cart);
         let total = |count: fn(&Cart) -> u64| shoppers_carts().map(count).sum::<u64>();
-        checks.equal("items the shoppers added, and in the log", told.added, total(|cart| cart.added));
-        let removed = told.removed..=told.removed + told.perhaps_removed;
+        checks.equal("items the shoppers added, and in the log", answered.added, total(|cart| cart.added));
+        let removed = answered.removed..=answered.removed + answered.perhaps_removed;
         checks.within("items the shoppers removed, and in the log", &removed, total(|cart| cart.removed));
-        let cleared = told.cleared..=told.cleared + told.perhaps_cleared;
+        let cleared = answered.cleared..=answered.cleared + answered.perhaps_cleared;
         checks.within("carts the shoppers cleared, and in the log", &cleared, total(|cart| cart.cleared));
         let submitted = total(|cart| u64::from(cart.submitted_at.is_some()));
-        checks.equal("carts the shoppers submitted, and in the log", told.submitted, submitted);
+        checks.equal("carts the shoppers submitted, and in the log", answered.submitted, submitted);
 
         let most = model.carts.values().map(|cart| cart.most_items).max().unwrap_or_default();
         checks.note("the most items a cart ever held", "at most 3", most, most <= 3);
@@ -96,7 +96,7 @@ impl Checks {
         checks.equal("turnover in the log, and in the messages' totals", format!("{logged:.2}"), format!("{totals:.2}"));
         checks.equal("turnover in the log, and in the messages' lines", format!("{logged:.2}"), format!("{lines:.2}"));
 
-        let surprises = told.surprises.iter().chain(&received.unreadable);
+        let surprises = answered.surprises.iter().chain(&received.unreadable);
         checks.equal("faults and surprises", 0, surprises.clone().count());
         checks.surprises = surprises.chain(&model.faults).chain(&unfinished).cloned().collect();
         match lost {

@@ -184,7 +184,7 @@ impl Day {
                         catalogue: &self.catalogue,
                         // The morning's inventories, and one at noon.
                         inventories_sent: self.catalogue.all().len() + 1,
-                        told: &self.ledger.entries(),
+                        answered: &self.ledger.entries(),
                         received: &self.published.received(),
                         requests_again: self.shop.repeated(),
                         lost: if self.plan.outages { Lost::Expected(self.shop.lost()) } else { Lost::Unexpected(self.shop.lost()) },

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_explained_by_its_message() {
+    fn refusal_is_explained_by_its_message() {
         let source =
             "#[error(\"the cart is empty\")]\n    CartEmpty,\n    #[error(\"the product {0} is out of stock\")]\n    OutOfStock(Id),";
         assert_eq!(message(source, "OutOfStock").as_deref(), Some("the product is out of stock"));

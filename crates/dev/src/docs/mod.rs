@@ -27,8 +27,10 @@ use sources::unreadable;
 /// would change.
 ///
 /// # Errors
-/// cartctl does not compile, a source cannot be read, a marker names no table, an error code has no meaning, or a page names a test that is not
-/// there. With `check`, also if a file would change.
+/// - cartctl does not compile, or a source cannot be read.
+/// - A marker names no table, or an error code has no meaning.
+/// - A page names a test that does not exist.
+/// - With `check`: a file would change.
 pub async fn run(layout: &Layout, check: bool, report: &Report) -> Result<(), Error> {
     report.say("building cartctl, whose --help is read");
     let programs = cargo::build(layout, &["cartctl"], false).await?;

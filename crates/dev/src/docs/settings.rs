@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_has_the_comment_right_above_it() {
+    fn setting_has_the_comment_right_above_it() {
         let read = settings("# The file.\n\n# The port\n# to listen on. 1 to 65535.\nport = 8081\nother = \"a\"\n");
         let read: Vec<_> = read.iter().map(|one| (one.key.as_str(), one.default.as_str(), one.comment.trim())).collect();
         assert_eq!(read, [("port", "8081", "The port to listen on. 1 to 65535."), ("other", "\"a\"", "")]);

@@ -15,8 +15,8 @@ pub struct Brokers {
     pub client_id: String,
     /// The protocol and the credentials.
     pub security: Security,
-    /// How long a client may have no broker until it is replaced by a new one. librdkafka 2.12 has states in which it never connects again:
-    /// a metadata answer without brokers makes it forget all of them.
+    /// How long a client may have no broker until it is replaced by a new one. librdkafka 2.12 may never connect again: a metadata answer
+    /// without brokers makes it forget all of them.
     pub replace_after: Duration,
     pub(crate) authentication: AuthenticationFailure,
 }

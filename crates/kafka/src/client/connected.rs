@@ -21,7 +21,7 @@ impl LastConnected {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Answers how long the client has had no broker.
+    /// Returns how long the client has had no broker.
     pub(crate) fn lost_for(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }

@@ -22,7 +22,7 @@ impl ClientLog {
         Self { authentication: brokers.authentication.clone(), connected: LastConnected::default() }
     }
 
-    /// Answers when the client was last connected.
+    /// Returns when the client was last connected.
     pub(crate) fn connected(&self) -> &LastConnected {
         &self.connected
     }

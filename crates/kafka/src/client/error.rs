@@ -43,7 +43,7 @@ impl SendError {
         }
     }
 
-    /// Answers whether sending this message again is useless.
+    /// Returns whether sending this message again is useless.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Permanent { .. })
     }

@@ -56,12 +56,12 @@ impl Headers {
         found
     }
 
-    /// Answers the value of the last header of a name.
+    /// Returns the value of the last header of a name.
     pub fn last(&self, name: &str) -> Option<&[u8]> {
         self.read.iter().rfind(|(found, _)| found == name)?.1.as_deref()
     }
 
-    /// Answers the value of the last header of a name as text.
+    /// Returns the value of the last header of a name as text.
     pub fn text(&self, name: &str) -> Option<String> {
         Some(String::from_utf8_lossy(self.last(name)?).into_owned())
     }

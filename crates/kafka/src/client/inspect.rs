@@ -108,7 +108,7 @@ impl Inspector {
         }
     }
 
-    /// Answers the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
+    /// Returns the first offset of each partition of a topic and the offset after its last. A topic that does not exist has none.
     ///
     /// # Errors
     /// If the brokers do not answer.
@@ -122,7 +122,7 @@ fn create(config: &ClientConfig, brokers: &Brokers) -> Result<BaseConsumer<Clien
     BaseConsumer::from_config_and_context(config, ClientLog::new(brokers))
 }
 
-/// Answers the first offset of each partition of a topic and the offset after its last; blocks.
+/// Returns the first offset of each partition of a topic and the offset after its last; blocks.
 ///
 /// # Errors
 /// If the brokers do not answer.
@@ -133,7 +133,7 @@ pub fn ends(consumer: &BaseConsumer<ClientLog>, topic: &str) -> Result<BTreeMap<
     partitions.into_iter().map(|partition| Ok((partition, consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?))).collect()
 }
 
-/// Answers whether a topic exists; blocks.
+/// Returns whether a topic exists; blocks.
 pub(crate) fn topic_exists<C: ClientContext>(
     client: &rdkafka::client::Client<C>,
     topic: &str,

@@ -18,7 +18,7 @@ pub(crate) fn connection(client: &'static str, statistics: &Statistics) {
     CONNECTED.record(u64::from(is_connected(statistics)), &[KeyValue::new("client", client)]);
 }
 
-/// Answers whether any broker is connected.
+/// Returns whether any broker is connected.
 pub(crate) fn is_connected(statistics: &Statistics) -> bool {
     statistics.brokers.values().any(|broker| broker.state == "UP")
 }

@@ -53,7 +53,7 @@ impl Producer {
         Ok(Self { config, brokers: brokers.clone(), current })
     }
 
-    /// Sends a message and answers when every in-sync replica has it.
+    /// Sends a message and returns when every in-sync replica has it.
     ///
     /// # Errors
     /// If the message is not acknowledged within the message timeout, or refused.
@@ -82,7 +82,7 @@ impl Producer {
         }
     }
 
-    /// Answers the producer. One that has had no broker for too long is replaced.
+    /// Returns the producer. One that has had no broker for too long is replaced.
     pub(crate) fn current(&self) -> FutureProducer<ClientLog> {
         let current = self.lock();
         let lost_for = current.connected.lost_for();

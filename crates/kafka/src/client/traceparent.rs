@@ -5,13 +5,13 @@ use super::headers::Headers;
 /// The header's name.
 pub(crate) const HEADER: &str = "traceparent";
 
-/// Answers the trace context in headers, if there is a valid one.
+/// Returns the trace context in headers, if there is a valid one.
 pub(crate) fn of(headers: &Headers) -> Option<&str> {
     let (_, value) = headers.read.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(HEADER))?;
     valid(value.as_deref()?)
 }
 
-/// Answers a header's value as text if it is a valid trace context: `version-trace-parent-flags` in lower-case hexadecimal digits, with
+/// Returns a header's value as text if it is a valid trace context: `version-trace-parent-flags` in lower-case hexadecimal digits, with
 /// no id of zeros only.
 pub(crate) fn valid(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;

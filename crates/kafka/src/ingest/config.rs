@@ -20,7 +20,7 @@ pub struct TranslatorSettings {
 }
 
 impl TranslatorSettings {
-    /// Answers settings with a session timeout of 10 s and values of at most 64 KiB.
+    /// Returns settings with a session timeout of 10 s and values of at most 64 KiB.
     pub fn new(brokers: Brokers, group: impl Into<String>) -> Self {
         Self { brokers, group: group.into(), session_timeout: Duration::from_secs(10), max_value_bytes: 64 * 1024 }
     }

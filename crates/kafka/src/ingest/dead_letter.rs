@@ -34,13 +34,13 @@ pub const DISMISSED: &str = "dead-letter-dismissed";
 /// The header beside it: why it was dismissed.
 pub const DISMISSAL: &str = "dead-letter-dismissal";
 
-/// Answers whether a header's name is ours. A message that has one loses it when it becomes a dead letter, because producers do not write
+/// Returns whether a header's name is ours. A message that has one loses it when it becomes a dead letter, because producers do not write
 /// about dead letters.
 pub fn is_reserved(name: &str) -> bool {
     name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case("dead-letter-"))
 }
 
-/// Answers the name of the topic for a topic's dead letters.
+/// Returns the name of the topic for a topic's dead letters.
 pub fn topic_of(source: &str) -> String {
     format!("{source}{SUFFIX}")
 }
@@ -53,7 +53,7 @@ impl DeadLetters {
         Producer::new(config, brokers).map(Self)
     }
 
-    /// Writes a message with its reason and its origin to the topic for dead letters, and answers when the broker has it. If the message is
+    /// Writes a message with its reason and its origin to the topic for dead letters, and returns when the broker has it. If the message is
     /// too large to be kept, or its topic refuses it for good, a stub is written instead. After a crash it may be written again; topic,
     /// partition and offset identify it.
     pub(crate) async fn write(&self, message: &Received, reason: &str) -> Result<(), SendError> {
@@ -102,7 +102,7 @@ impl DeadLetters {
     }
 }
 
-/// Answers the headers with the reason and the origin.
+/// Returns the headers with the reason and the origin.
 fn place(source: &Source, offset: i64, reason: &str) -> Vec<(&'static str, String)> {
     vec![(REASON, cut(reason)), (TOPIC, source.topic.to_string()), (PARTITION, source.partition.to_string()), (OFFSET, offset.to_string())]
 }

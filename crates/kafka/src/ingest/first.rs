@@ -33,7 +33,7 @@ pub(crate) fn first_messages(
     Ok(found)
 }
 
-/// Answers what lies before the next message of a partition, from an offset on to the partition's end, and where it ends; blocks. `None`: a
+/// Returns what lies before the next message of a partition, from an offset on to the partition's end, and where it ends; blocks. `None`: a
 /// message, or the broker does not answer in time.
 pub(crate) fn gap(consumer: &BaseConsumer<ClientLog>, topic: &str, partition: i32, from: i64) -> KafkaResult<Option<(i64, Gap)>> {
     // The end comes first: what is written while the gap is read lies behind it.

@@ -83,7 +83,7 @@ enum Attempted {
 }
 
 impl<E> Worker<E> {
-    /// Answers the topics that are read and those of their dead letters.
+    /// Returns the topics that are read and those of their dead letters.
     pub(crate) fn topics(&self) -> Vec<String> {
         let mut topics: Vec<_> = self.translations.keys().flat_map(|topic| [topic.clone(), dead_letter::topic_of(topic)]).collect();
         topics.sort_unstable();
@@ -172,7 +172,7 @@ impl<E: LogEvent> Worker<E> {
         Ok(None)
     }
 
-    /// Answers the outcome of a batch whose stored offset is not the expected one.
+    /// Returns the outcome of a batch whose stored offset is not the expected one.
     async fn moved(&self, source: &Source, from: Option<i64>) -> Result<Option<Outcome>, Failure> {
         let stored = self.store.stored_offsets(&self.group, &source.topic).await.map_err(Failure::Store)?;
         let stored = stored.get(&source.partition).map(|stored| stored.offset);
@@ -208,8 +208,8 @@ impl<E: LogEvent> Worker<E> {
     }
 
     async fn attempt(&self, source: &Source, from: Option<i64>, to: &NextOffset, items: &mut [Item<E>]) -> Result<Translated, Failure> {
-        // Dead letters first: after the offset has moved, no translator would write them. But not those of a batch that is no longer this
-        // translator's: an operator may have set another offset, also while the dead letters could not be written.
+        // Dead letters first: after the offset has moved, no translator would write them. The batch is checked before: an operator may have
+        // set another offset, and its dead letters are then not written.
         if items.iter().any(|item| item.translated.is_err() && !item.is_written)
             && let Some(Outcome::Moved { stored }) = self.moved(source, from).await?
         {
@@ -284,7 +284,7 @@ impl<E: LogEvent> Worker<E> {
     }
 }
 
-/// Answers the trace of the message's sender, or of this batch; its correlation id, or a new one; and the message as the cause.
+/// Returns the trace of the message's sender, or of this batch; its correlation id, or a new one; and the message as the cause.
 fn metadata(message: &Received) -> Metadata {
     Metadata {
         traceparent: traceparent::of(&message.headers).map(str::to_owned).or_else(event_store::trace::current_traceparent),

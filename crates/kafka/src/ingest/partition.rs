@@ -18,7 +18,7 @@ const HELD_BYTES: usize = 16 << 20;
 const MIN_SHARE: usize = 128 << 10;
 const MAX_SHARE: usize = 4 << 20;
 
-/// Answers the share of each partition of a process.
+/// Returns the share of each partition of a process.
 pub(crate) fn share(partitions: usize) -> usize {
     (HELD_BYTES / 2 / partitions.max(1)).clamp(MIN_SHARE, MAX_SHARE)
 }
@@ -39,8 +39,8 @@ pub(crate) struct Partition {
     pub(crate) is_writing: bool,
     /// The consumer does not fetch.
     pub(crate) is_paused: bool,
-    /// A message that was read, as old as the last comparison. A topic that is created again under a running consumer may have another
-    /// message there, although those read since are its own. `None`: there is nothing to compare.
+    /// The newest message that was compared with the topic's own. If the topic is created again under a running consumer, it has another
+    /// message at this offset. `None`: there is nothing to compare.
     anchor: Option<SourceMessage>,
     /// Whether the anchor was compared, so that the topic is known to be the one that was read before.
     is_compared: bool,
@@ -76,38 +76,38 @@ impl Partition {
         self.stored
     }
 
-    /// Answers the last message before the stored offset that was read.
+    /// Returns the last message before the stored offset that was read.
     pub(crate) fn last(&self) -> Option<&SourceMessage> {
         self.last.as_ref()
     }
 
-    /// Answers the message to compare with the one that the topic has at its offset.
+    /// Returns the message to compare with the one that the topic has at its offset.
     pub(crate) fn anchor(&self) -> Option<&SourceMessage> {
         self.anchor.as_ref()
     }
 
-    /// The anchor was compared and is the same, and `next` was read before that. Answers whether the partition may be read from now on.
+    /// The anchor was compared and is the same, and `next` was read before that. Returns whether the partition may be read from now on.
     pub(crate) fn compared(&mut self, next: Option<SourceMessage>) -> bool {
         self.anchor = next;
         !std::mem::replace(&mut self.is_compared, true)
     }
 
-    /// Answers whether the anchor was compared since the partition was assigned.
+    /// Returns whether the anchor was compared since the partition was assigned.
     pub(crate) fn is_compared(&self) -> bool {
         self.is_compared
     }
 
-    /// Answers the next offset to read.
+    /// Returns the next offset to read.
     pub(crate) fn next_to_read(&self) -> Option<i64> {
         self.expected
     }
 
-    /// Answers the next offset to read, for librdkafka. A partition that was never translated is read from its beginning.
+    /// Returns the next offset to read, for librdkafka. A partition that was never translated is read from its beginning.
     pub(crate) fn offset(&self) -> Offset {
         self.expected.map_or(Offset::Beginning, Offset::Offset)
     }
 
-    /// Answers whether the consumer may read it.
+    /// Returns whether the consumer may read it.
     pub(crate) fn may_be_read(&self) -> bool {
         self.blocked.is_none() && self.is_compared
     }
@@ -165,7 +165,7 @@ impl Partition {
         self.queued_bytes = 0;
     }
 
-    /// Answers whether every message that was read is translated.
+    /// Returns whether every message that was read is translated.
     pub(crate) fn is_idle(&self) -> bool {
         !self.is_writing && self.queue.is_empty()
     }

@@ -47,22 +47,22 @@ impl Received {
         }
     }
 
-    /// Answers whether its key, value and headers are here.
+    /// Returns whether its key, value and headers are here.
     pub(crate) fn is_kept(&self) -> bool {
         self.hash.is_none()
     }
 
-    /// Answers the SHA-256 of the value in hexadecimal digits.
+    /// Returns the SHA-256 of the value in hexadecimal digits.
     pub(crate) fn sha256(&self) -> String {
         self.hash.clone().unwrap_or_else(|| sha256(self.value.as_deref().unwrap_or_default()))
     }
 
-    /// Answers how the message is recognised again.
+    /// Returns how the message is recognised again.
     pub(crate) fn recognised(&self) -> SourceMessage {
         SourceMessage { offset: self.offset, timestamp: self.timestamp, sha256: self.sha256() }
     }
 
-    /// Answers its size in memory, in bytes.
+    /// Returns its size in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         MESSAGE_OVERHEAD + self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len) + self.headers.bytes
     }
@@ -88,7 +88,7 @@ mod tests {
     use crate::client::headers::to_send;
 
     #[test]
-    fn of_a_message_that_is_too_large_size_and_hash_are_kept() {
+    fn too_large_message_keeps_size_and_hash() {
         let value = vec![0; MAX_KEPT_BYTES + 1];
         let large =
             Received::of(&OwnedMessage::new(Some(value), Some(b"key".to_vec()), "counts".into(), Timestamp::CreateTime(7), 3, 41, None));

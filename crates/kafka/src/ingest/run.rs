@@ -127,7 +127,7 @@ struct Running<E> {
     worker: Arc<Worker<E>>,
     inspector: Inspector,
     replace_after: Duration,
-    /// The number of the group's decisions so far. It tells results that are too late.
+    /// Counts assignments. A result that carries an older number is dropped.
     assignment: u64,
     /// Stops the tasks of this assignment.
     revoked: CancellationToken,
@@ -232,7 +232,7 @@ impl<E: LogEvent> Running<E> {
         }
     }
 
-    /// Answers whether the consumer is no longer used.
+    /// Returns whether the consumer is no longer used.
     fn changed(&mut self, change: Change) -> Option<Ended> {
         let sources = match change {
             Change::Assigned(sources) => Some(sources),
@@ -398,7 +398,7 @@ impl<E: LogEvent> Running<E> {
         match outcome {
             Outcome::Translated { to, last } => {
                 partition.written(to, last);
-                // After messages that it cannot read, the consumer goes on when it is assigned again.
+                // After messages that it cannot read, the consumer resumes when it is assigned again.
                 self.reassign |= std::mem::take(&mut partition.is_stuck);
                 self.worker.status.translated_to(source, Some(to));
                 self.commit(source, to);

@@ -79,7 +79,7 @@ impl Status {
         self.last_connected.now();
     }
 
-    /// Answers how long the consumer has had no broker.
+    /// Returns how long the consumer has had no broker.
     pub(crate) fn lost_for(&self) -> Duration {
         self.last_connected.lost_for()
     }
@@ -120,7 +120,7 @@ impl Status {
         }
     }
 
-    /// Records that a batch was not written. Answers whether the reason is new.
+    /// Records that a batch was not written. Returns whether the reason is new.
     pub(crate) fn failed(&self, source: &Source, why: &str) -> bool {
         let mut state = self.state();
         let Some(progress) = state.partitions.get_mut(source) else { return false };
@@ -154,17 +154,17 @@ impl Status {
         if waiting.is_empty() || waiting.len() < state.partitions.len() { Ok(()) } else { Err(waiting.join("; ")) }
     }
 
-    /// Answers what each partition waits for that is not being translated.
+    /// Returns what each partition waits for that is not being translated.
     pub(crate) fn waiting(&self) -> Vec<String> {
         self.state().waiting()
     }
 
-    /// Answers the first offset of each partition and the offset after its last, as the brokers last said.
+    /// Returns the first offset of each partition and the offset after its last, as the brokers last said.
     pub(crate) fn known_ends(&self) -> HashMap<Source, (i64, i64)> {
         self.state().ends.clone()
     }
 
-    /// Answers the lag of each partition, by topic and number.
+    /// Returns the lag of each partition, by topic and number.
     pub(crate) fn lags(&self) -> Vec<(String, i32, i64)> {
         let state = self.state();
         let lag = |(source, progress): (&Source, &Progress)| {
@@ -174,7 +174,7 @@ impl Status {
         state.partitions.iter().filter_map(lag).collect()
     }
 
-    /// Answers 1 for each partition that waits for an operator and 0 for the others, by topic and number.
+    /// Returns 1 for each partition that waits for an operator and 0 for the others, by topic and number.
     pub(crate) fn blocked(&self) -> Vec<(String, i32, i64)> {
         let state = self.state();
         state

@@ -30,7 +30,7 @@ pub(crate) struct Question {
     pub(crate) next: Option<i64>,
     /// The stored offset that the next batch expects.
     pub(crate) stored: Option<i64>,
-    /// A message that was read, to be compared with the one that the topic has there.
+    /// A message that was read. The survey compares it with the topic's message at that offset.
     pub(crate) anchor: Option<SourceMessage>,
     /// The last message that was read.
     pub(crate) last: Option<SourceMessage>,
@@ -53,7 +53,7 @@ pub(crate) struct Surveyed {
     pub(crate) gap: Option<(i64, Gap)>,
 }
 
-/// A message that was read, beside the one that the topic has at its offset.
+/// The comparison of a message that was read with the topic's message at its offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compared {
     /// It is the same one, or retention or compaction deleted it.
@@ -65,7 +65,7 @@ pub(crate) enum Compared {
     },
 }
 
-/// Surveys partitions. What the log or the brokers do not answer is left open.
+/// Surveys partitions. A question without an answer stays `None`.
 pub(crate) async fn survey<E: LogEvent>(worker: &Worker<E>, inspector: &Inspector, questions: Vec<Question>) -> Vec<Surveyed> {
     let mut stored = match stored_offsets(worker).await {
         Ok(stored) => stored,

@@ -39,7 +39,7 @@ impl<E: LogEvent> Translator<E> {
         Ok(Self { settings, worker, inspector })
     }
 
-    /// Answers a handle to the translator's status.
+    /// Returns a handle to the translator's status.
     pub fn status(&self) -> TranslatorStatus {
         TranslatorStatus(self.worker.status.clone())
     }
@@ -66,7 +66,7 @@ impl TranslatorStatus {
         self.0.ready()
     }
 
-    /// Answers what each partition waits for that is not being translated, for an operator.
+    /// Returns what each partition waits for that is not being translated, for an operator.
     pub fn waiting(&self) -> Vec<String> {
         self.0.waiting()
     }

@@ -115,7 +115,7 @@ impl Topic {
         format!("{}.dead-letters", self.name)
     }
 
-    /// Sends a message and answers its offset.
+    /// Sends a message and returns its offset.
     pub async fn send(&self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>, headers: Option<OwnedHeaders>) -> i64 {
         let record = FutureRecord { topic: &self.name, partition: Some(partition), payload: value, key, timestamp: None, headers };
         self.producer.send(record, Duration::from_secs(20)).await.expect("the broker takes it").offset

@@ -124,13 +124,13 @@ impl Prometheus {
         Ok(array(&data["result"]).iter().any(number))
     }
 
-    /// Answers the labels of a metric; none if there is no such metric.
+    /// Returns the labels of a metric; none if there is no such metric.
     async fn labels(&self, metric: &str) -> BTreeSet<String> {
         let series = self.get("series", &[("match[]", metric)]).await.unwrap();
         array(&series).iter().flat_map(|series| series.as_object().unwrap().keys().cloned()).collect()
     }
 
-    /// Answers the metrics and labels of a query that do not exist.
+    /// Returns the metrics and labels of a query that do not exist.
     async fn unknown_names(&self, expression: &str) -> BTreeSet<String> {
         let mut named = vec![];
         selectors(&self.get("parse_query", &[("query", expression)]).await.unwrap(), &mut named);

@@ -181,7 +181,7 @@ pub fn check(seed: u64, log: &[(i64, Happened)], records: &[Record]) -> Result<S
                 summary.written += 1;
                 acknowledged += 1;
             }
-            Outcome::Already { .. } | Outcome::Nothing { .. } => summary.empty += 1,
+            Outcome::AlreadyDone { .. } | Outcome::Nothing { .. } => summary.empty += 1,
             Outcome::Refused { .. } => summary.refused += 1,
             Outcome::Undone { .. } => summary.undone += 1,
             Outcome::Unknown { .. } => summary.unknown += 1,
@@ -226,7 +226,7 @@ fn wrong_answer(timelines: &mut Timelines<'_>, seed: u64, record: &Record, writt
         Outcome::Fault { .. } => return Some(Violation::Answer { record: record.clone() }),
         _ if !written.is_empty() => return Some(Violation::Written { record: record.clone() }),
         Outcome::Undone { .. } => return None,
-        Outcome::Already { saw, .. } | Outcome::Refused { saw } => {
+        Outcome::AlreadyDone { saw, .. } | Outcome::Refused { saw } => {
             if !timelines.justify(&spec, saw, *before, *after) {
                 return unjustified();
             }
@@ -238,7 +238,7 @@ fn wrong_answer(timelines: &mut Timelines<'_>, seed: u64, record: &Record, writt
         }
     }
     let decided = match outcome {
-        Outcome::Already { at, saw } => spec.decide(saw) == Decides::Already(*at),
+        Outcome::AlreadyDone { at, saw } => spec.decide(saw) == Decides::AlreadyDone(*at),
         Outcome::Nothing { saw, .. } => [Decides::Nothing, Decides::Events(vec![])].contains(&spec.decide(saw)),
         Outcome::Refused { saw } => spec.decide(saw) == Decides::Refused,
         _ => true,
@@ -295,7 +295,7 @@ mod tests {
                         Outcome::Written { at: all.head() }
                     }
                     Decides::Events(_) | Decides::Nothing => Outcome::Nothing { at: before, saw },
-                    Decides::Already(at) => Outcome::Already { at, saw },
+                    Decides::AlreadyDone(at) => Outcome::AlreadyDone { at, saw },
                     Decides::Refused => Outcome::Refused { saw },
                 };
                 all.records.push(Record { command, before, after: all.head(), outcome, happens: 0 });
@@ -371,7 +371,7 @@ mod tests {
             |decided: &Decides| *decided == Decides::Refused,
             |decided: &Decides| *decided == Decides::Nothing,
             |decided: &Decides| *decided == Decides::Events(vec![]),
-            |decided: &Decides| matches!(decided, Decides::Already(_)),
+            |decided: &Decides| matches!(decided, Decides::AlreadyDone(_)),
         ] {
             Simulated::run(flawed, |_| 3).fails(|violation| matches!(violation, Violation::Unjustified { .. }));
         }

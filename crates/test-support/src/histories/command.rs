@@ -68,7 +68,7 @@ pub enum Decides {
     /// These events happen.
     Events(Vec<Happened>),
     /// The command was done before, at this position.
-    Already(i64),
+    AlreadyDone(i64),
     /// There is nothing to do.
     Nothing,
     /// The command is refused.
@@ -188,7 +188,7 @@ impl Spec {
             match chance.below(20) {
                 0..4 => return Decides::Refused,
                 4..6 => return Decides::Nothing,
-                6 => return Decides::Already(saw.first().map_or(0, |saw| saw.folded.last)),
+                6 => return Decides::AlreadyDone(saw.first().map_or(0, |saw| saw.folded.last)),
                 7 => return Decides::Events(vec![]),
                 _ => {}
             }
@@ -273,7 +273,7 @@ impl Spec {
         let last = asked.last.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = match (answer, last.decided) {
             (Ok(at), Some(Decides::Events(events))) if !events.is_empty() => Outcome::Written { at: at.0 },
-            (Ok(at), Some(Decides::Already(_))) => Outcome::Already { at: at.0, saw: last.saw },
+            (Ok(at), Some(Decides::AlreadyDone(_))) => Outcome::AlreadyDone { at: at.0, saw: last.saw },
             (Ok(at), _) => Outcome::Nothing { at: at.0, saw: last.saw },
             (Err(DecideError::Refused(saw)), _) => Outcome::Refused { saw },
             (Err(DecideError::Store(error)), _) => match &error {
@@ -347,7 +347,7 @@ where
         last.decided = Some(decided.clone());
         match decided {
             Decides::Events(events) => Ok(Decided::Events(events)),
-            Decides::Already(at) => Ok(Decided::AlreadyDone(Position(at))),
+            Decides::AlreadyDone(at) => Ok(Decided::AlreadyDone(Position(at))),
             Decides::Nothing => Ok(Decided::Nothing),
             Decides::Refused => Err(saw),
         }

@@ -28,7 +28,7 @@ pub enum Outcome {
         at: i64,
     },
     /// The command was done before.
-    Already {
+    AlreadyDone {
         /// The answered position.
         at: i64,
         /// The states that the command saw.
