@@ -127,6 +127,9 @@ async fn board_lights_up_when_a_cart_is_filled() {
     browser.until("#newest", |text| text.contains("A tea pot")).await;
     browser.picture("slice-dark").await;
     browser.prefer("light").await;
+    browser.window.goto(format!("{}/console/projections", shop.url(CONSOLE))).await.unwrap();
+    browser.until("#projections", |text| text.contains("publish_cart")).await;
+    browser.picture("projections").await;
     browser.resize(PHONE).await;
     for page in ["", "/log", "/carts", "/projections", "/attention", "/slices/submit-cart", &format!("/carts/{cart}"), "/log/1"] {
         browser.window.goto(format!("{}/console{page}", shop.url(CONSOLE))).await.unwrap();
