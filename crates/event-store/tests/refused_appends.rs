@@ -82,7 +82,7 @@ async fn each_role_appends_its_own_types_only() {
         "InventoryChanged" | "PriceChanged" => "cartlog_translator",
         "ItemArchived" => "cartlog_projections",
         "CartPublished" | "CartPublicationFailed" => "cartlog_publisher",
-        other => panic!("nobody appends {other}: add it here and to event_types (0004_roles.sql)"),
+        other => panic!("nobody appends {other}: add it here, and to event_types in a new migration"),
     };
     for role in SERVICES {
         let mut session = PgConnection::connect_with(&log.database.options_as(role)).await.unwrap();
