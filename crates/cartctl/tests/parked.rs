@@ -79,7 +79,7 @@ async fn parked_keys_are_listed_shown_and_retried() {
     let queue: Vec<_> = shown["queue"].as_array().unwrap().iter().map(|event| (&event["position"], &event["type"])).collect();
     assert_eq!(queue, [(&json!(1), &json!("ItemAdded")), (&json!(4), &json!("PriceChanged")), (&json!(5), &json!("ItemRemoved"))]);
     let text = over(&log.database, &["parked", "show", "inventories", &one, "--limit", "2"]);
-    assert!(text.stdout.contains("PriceChanged  new_price=") && !text.stdout.contains("ItemRemoved"), "{text:?}");
+    assert!(text.stdout.contains("PriceChanged  product_id=") && !text.stdout.contains("ItemRemoved"), "{text:?}");
     assert!(text.stderr.contains("Only the first 2 of 3"), "{text:?}");
     over(&log.database, &["parked", "show", "inventories", &well.cart_id.to_string()]).failed(3, "is not parked in inventories");
 
