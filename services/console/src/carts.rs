@@ -207,7 +207,7 @@ impl Cart {
                 DomainEvent::CartSubmitted { .. } => cart.status = "submitted",
                 DomainEvent::CartPublished { .. } => cart.status = "published",
                 DomainEvent::CartPublicationFailed { .. } => cart.status = "publication failed",
-                DomainEvent::CartCreated { .. } | DomainEvent::InventoryChanged { .. } | DomainEvent::PriceChanged { .. } => {}
+                _ => {}
             }
             cart
         })
