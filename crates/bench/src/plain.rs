@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use cart_events::CartId;
 
 use crate::{
     database::{Database, SHOP, numbered_cart},
@@ -31,7 +30,8 @@ impl Plain {
             format!("INSERT INTO floor.event (event_type, payload, metadata, cart_id, item_id, product_id) VALUES {rows}")
                 .replace('\n', " ")
         };
-        let metadata = format!(r#"'{{"append_id": "{}"}}'"#, CartId::new());
+        // The log has one CartSubmitted of an append.
+        let metadata = "jsonb_build_object('append_id', uuidv7())";
         let cart_only = |event: &str, payload: &str| format!("('{event}', '{payload}', {metadata}, {cart}, NULL, NULL)");
         let created = cart_only("CartCreated", r#"{"CartCreated":{"cart_id":"01900000-0000-7000-9000-000000000000"}}"#);
         let added = format!(
